@@ -1,0 +1,319 @@
+"""The edge graph of a transformer: who writes to the residual stream, who reads it, which edges exist.
+
+A *writer* adds a vector to the residual stream (`embed`, or `tok_embed` and `pos_embed`; `a3.h7`; `m3`). A *reader*
+takes the stream in (`a5.h1.q`, `a5.h1.k`, `a5.h1.v`, `m5`, `logits`). An edge joins a writer to every reader that comes
+strictly after it, so the writers that a reader sees are always the first `num_visible[reader]` ones.
+
+Writers are ordered by layer, heads before the MLP; readers by layer, all q, all k, all v, then the MLP; `logits` last.
+With grouped-query attention and `kv_readers="group"`, `a5.h1.k` is the k reader of *key/value* head 1.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from edgeprune.errors import EdgepruneError
+
+KVReaders = Literal["group", "head"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchSpec:
+    """What the edge graph depends on: nothing about weights, dtype or device.
+
+    Attributes:
+        num_layers: Transformer layers.
+        num_heads: Query heads per layer; each is one writer.
+        num_kv_heads: Key/value heads per layer; equal to `num_heads` without grouped-query attention.
+        split_embedding: Token and position embedding are two writers instead of one.
+        kv_readers: `"group"`, one k and one v reader per key/value head (what the model computes), or `"head"`, one per
+            query head (how MIB and EAP-IG count).
+        parallel_blocks: Attention and MLP of a layer read the same stream (GPT-NeoX), so no head feeds its own MLP.
+        has_mlp: False for attention-only models.
+    """
+
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    split_embedding: bool = False
+    kv_readers: KVReaders = "group"
+    parallel_blocks: bool = False
+    has_mlp: bool = True
+
+    def __post_init__(self) -> None:
+        if min(self.num_layers, self.num_heads, self.num_kv_heads) < 1:
+            raise EdgepruneError(f"a graph needs at least one layer and one head, got {self}")
+        if self.num_heads % self.num_kv_heads:
+            raise EdgepruneError(
+                f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}: "
+                "key/value heads must be shared evenly"
+            )
+        if self.kv_readers not in ("group", "head"):
+            raise EdgepruneError(f"kv_readers must be 'group' or 'head', got {self.kv_readers!r}")
+
+    @property
+    def num_embeddings(self) -> int:
+        """Embedding writers: 2 when token and position are apart, else 1."""
+        return 2 if self.split_embedding else 1
+
+    @property
+    def num_kv_readers(self) -> int:
+        """K (and equally v) readers per layer."""
+        return self.num_kv_heads if self.kv_readers == "group" else self.num_heads
+
+    @property
+    def num_attention_readers(self) -> int:
+        """Q, k and v readers of one layer."""
+        return self.num_heads + 2 * self.num_kv_readers
+
+    @property
+    def writers_per_layer(self) -> int:
+        """Heads, plus the MLP if there is one."""
+        return self.num_heads + self.has_mlp
+
+    @property
+    def readers_per_layer(self) -> int:
+        """Q, k, v, plus the MLP if there is one."""
+        return self.num_attention_readers + self.has_mlp
+
+
+@dataclass(frozen=True)
+class EdgeGraph:
+    """Names, order and existence of the edges of one architecture.
+
+    >>> graph = EdgeGraph(ArchSpec(num_layers=12, num_heads=12, num_kv_heads=12))
+    >>> len(graph.writers), len(graph.readers), graph.num_edges
+    (157, 445, 32491)
+    >>> graph.index("a3.h7->a5.h1.q")
+    (186, 47)
+    """
+
+    arch: ArchSpec
+
+    # ---------------------------------------------------------------- names
+    @cached_property
+    def writers(self) -> tuple[str, ...]:
+        """Writer names in column order."""
+        names = ["tok_embed", "pos_embed"] if self.arch.split_embedding else ["embed"]
+        for layer in range(self.arch.num_layers):
+            names += [f"a{layer}.h{head}" for head in range(self.arch.num_heads)]
+            names += [f"m{layer}"] * self.arch.has_mlp
+        return tuple(names)
+
+    @cached_property
+    def readers(self) -> tuple[str, ...]:
+        """Reader names in row order."""
+        names: list[str] = []
+        for layer in range(self.arch.num_layers):
+            names += [f"a{layer}.h{head}.q" for head in range(self.arch.num_heads)]
+            names += [f"a{layer}.h{head}.{kind}" for kind in "kv" for head in range(self.arch.num_kv_readers)]
+            names += [f"m{layer}"] * self.arch.has_mlp
+        return (*names, "logits")
+
+    @cached_property
+    def _writer_index(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.writers)}
+
+    @cached_property
+    def _reader_index(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.readers)}
+
+    # ---------------------------------------------------------------- existence
+    def first_writer(self, layer: int) -> int:
+        """Column of the first head of `layer`; also how many writers its attention can see."""
+        return self.arch.num_embeddings + layer * self.arch.writers_per_layer
+
+    def first_reader(self, layer: int) -> int:
+        """Row of the first q reader of `layer`."""
+        return layer * self.arch.readers_per_layer
+
+    @cached_property
+    def num_visible(self) -> tuple[int, ...]:
+        """For each reader, how many writers come strictly before it (always a prefix of the writers)."""
+        counts: list[int] = []
+        for layer in range(self.arch.num_layers):
+            before = self.first_writer(layer)
+            counts += [before] * self.arch.num_attention_readers
+            counts += [before if self.arch.parallel_blocks else before + self.arch.num_heads] * self.arch.has_mlp
+        return (*counts, len(self.writers))
+
+    @cached_property
+    def exists(self) -> Tensor:
+        """Bool `[reader, writer]`: True where an edge exists."""
+        return torch.arange(len(self.writers)) < torch.tensor(self.num_visible)[:, None]
+
+    @cached_property
+    def num_edges(self) -> int:
+        """How many edges exist."""
+        return sum(self.num_visible)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(readers, writers)`, the shape of every gate matrix."""
+        return len(self.readers), len(self.writers)
+
+    def all_open(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
+        """Gates `[reader, writer]` that keep every edge: 1 where one exists, 0 elsewhere."""
+        return self.exists.to(device=device, dtype=dtype)
+
+    def all_closed(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
+        """Gates `[reader, writer]` that close every edge."""
+        return torch.zeros(self.shape, dtype=dtype, device=device)
+
+    def to_matrix(self, values: Tensor) -> Tensor:
+        """Spread one value per existing edge (`[num_edges]`, row by row) into `[reader, writer]`, 0 elsewhere."""
+        if values.shape != (self.num_edges,):
+            raise EdgepruneError(f"expected one value for each of {self.num_edges} edges, got shape {tuple(values.shape)}")
+        return values.new_zeros(self.shape).masked_scatter(self.exists.to(values.device), values)
+
+    def to_vector(self, matrix: Tensor) -> Tensor:
+        """Gather `[reader, writer]` into one value per existing edge, `[num_edges]`: the inverse of `to_matrix`."""
+        if tuple(matrix.shape) != self.shape:
+            raise EdgepruneError(
+                f"expected a [reader, writer] matrix of shape {self.shape}, got {tuple(matrix.shape)}"
+            )
+        return matrix[self.exists.to(matrix.device)]
+
+    # ---------------------------------------------------------------- edges by name
+    def index(self, edge: str) -> tuple[int, int]:
+        """`"a3.h7->a5.h1.q"` to `(reader, writer)`; refuses names and edges that this graph does not have."""
+        writer, arrow, reader = (part.strip() for part in edge.partition("->"))
+        if not arrow:
+            raise EdgepruneError(f"edge {edge!r} is not of the form 'writer->reader', such as 'm0->logits'")
+        column = self._look_up(writer, self._writer_index, "writer")
+        row = self._look_up(reader, self._reader_index, "reader")
+        if column >= self.num_visible[row]:
+            raise EdgepruneError(f"edge {edge!r} does not exist: {writer} is not computed before {reader} reads")
+        return row, column
+
+    def edge_name(self, reader: int, writer: int) -> str:
+        """`(reader, writer)` to `"a3.h7->a5.h1.q"`: the inverse of `index`."""
+        return f"{self.writers[writer]}->{self.readers[reader]}"
+
+    def keep_matrix(self, edges: Iterable[str]) -> Tensor:
+        """Bool `[reader, writer]` that is True at the named edges."""
+        keep = torch.zeros(self.shape, dtype=torch.bool)
+        for edge in edges:
+            keep[self.index(edge)] = True
+        return keep
+
+    @staticmethod
+    def _look_up(name: str, table: dict[str, int], kind: str) -> int:
+        if name in table:
+            return table[name]
+        near = difflib.get_close_matches(name, table, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"they run from {next(iter(table))!r} to {next(reversed(table))!r}"
+        raise EdgepruneError(f"no {kind} named {name!r} in this graph; {hint}")
+
+    # ---------------------------------------------------------------- paths
+    def _reader_groups(self, layer: int) -> list[tuple[slice, Sequence[int]]]:
+        """Per kind (q, k, v): its rows in `layer`, and which of those rows each query head depends on."""
+        arch, start = self.arch, self.first_reader(layer)
+        own = range(arch.num_heads)
+        shared = [head * arch.num_kv_readers // arch.num_heads for head in own]
+        k_start, v_start = start + arch.num_heads, start + arch.num_heads + arch.num_kv_readers
+        return [
+            (slice(start, k_start), own),
+            (slice(k_start, v_start), shared),
+            (slice(v_start, v_start + arch.num_kv_readers), shared),
+        ]
+
+    def dangling(self, keep: Tensor) -> Tensor:
+        """Bool `[reader, writer]`: kept edges that lie on no path of kept edges from an embedding to the logits.
+
+        A head is crossed from any of its q, k, v readers to its output, an MLP from its input to its output.
+        """
+        keep = keep.cpu().bool() & self.exists
+        fed = self._fed_by_embedding(keep)
+        heard = self._heard_by_logits(keep)
+        return keep & ~(fed[None, :] & heard[:, None])
+
+    def _fed_by_embedding(self, keep: Tensor) -> Tensor:
+        """Bool `[writer]`: a path of kept edges leads from an embedding to it."""
+        arch = self.arch
+        fed = torch.zeros(len(self.writers), dtype=torch.bool)
+        fed[: arch.num_embeddings] = True
+        for layer in range(arch.num_layers):
+            head = self.first_writer(layer)
+            for rows, depends in self._reader_groups(layer):
+                fed[head : head + arch.num_heads] |= (keep[rows] & fed).any(1)[list(depends)]
+            if arch.has_mlp:
+                mlp_row = self.first_reader(layer) + arch.num_attention_readers
+                fed[head + arch.num_heads] = (keep[mlp_row] & fed).any()
+        return fed
+
+    def _heard_by_logits(self, keep: Tensor) -> Tensor:
+        """Bool `[reader]`: a path of kept edges leads from it to the logits."""
+        arch = self.arch
+        heard = torch.zeros(len(self.readers), dtype=torch.bool)
+        heard[-1] = True
+        for layer in reversed(range(arch.num_layers)):
+            head = self.first_writer(layer)
+            if arch.has_mlp:
+                mlp_row = self.first_reader(layer) + arch.num_attention_readers
+                heard[mlp_row] = (keep[:, head + arch.num_heads] & heard).any()
+            heads = (keep[:, head : head + arch.num_heads] & heard[:, None]).any(0)
+            for rows, depends in self._reader_groups(layer):
+                heard[rows.start + torch.tensor(depends)[heads]] = True
+        return heard
+
+    # ---------------------------------------------------------------- description
+    def describe(self) -> str:
+        """Explain the edge count, and how other tools count the same model."""
+        arch = self.arch
+        lines = [
+            f"{arch.num_layers} layers, {arch.num_heads} heads"
+            + (f" ({arch.num_kv_heads} key/value heads)" if arch.num_kv_heads != arch.num_heads else "")
+            + (", attention only" if not arch.has_mlp else "")
+            + (", parallel attention and MLP" if arch.parallel_blocks else ""),
+            f"{len(self.writers):,} writers: {arch.num_embeddings} embedding, {arch.num_layers * arch.num_heads:,} heads, "
+            f"{arch.num_layers * arch.has_mlp} MLPs",
+            f"{len(self.readers):,} readers: {arch.num_layers * arch.num_heads:,} q, "
+            f"{arch.num_layers * arch.num_kv_readers:,} k, {arch.num_layers * arch.num_kv_readers:,} v, "
+            f"{arch.num_layers * arch.has_mlp} MLPs, 1 logits",
+            f"{self.num_edges:,} edges",
+            "The same model in other conventions:",
+        ]
+        lines += [f"  {count:>12,}  {what}" for what, count in self.counts().items()]
+        return "\n".join(lines)
+
+    def counts(self) -> dict[str, int]:
+        """Edges of this architecture under each counting convention in use."""
+        arch = self.arch
+        direct = 3 * arch.num_layers * arch.num_heads
+        return {
+            "one embedding writer (EAP-IG, MIB, auto-circuit, DiscoGP)": _count(arch, 1, "head"),
+            "one embedding writer, k and v readers per key/value head": _count(arch, 1, "group"),
+            "token and position embedding apart (Edge Pruning with embedding nodes)": _count(arch, 2, "head"),
+            "embeddings are no writers (Edge Pruning without embedding nodes)": _count(arch, 0, "head"),
+            "one embedding writer + 3 direct edges per head (ACDC)": _count(arch, 1, "head") + direct,
+            "token and position embedding apart + 3 direct edges per head (ACDC)": _count(arch, 2, "head") + direct,
+            "one embedding writer, q, k and v of a head read as one": _count(arch, 1, "none"),
+        }
+
+    # ---------------------------------------------------------------- (de)serialisation
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that rebuild the graph."""
+        return asdict(self.arch)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Rebuild a graph from `to_dict`."""
+        try:
+            return cls(ArchSpec(**values))
+        except TypeError as error:
+            raise EdgepruneError(f"not the description of a graph: {error}") from None
+
+
+def _count(arch: ArchSpec, num_embeddings: int, readers: Literal["head", "group", "none"]) -> int:
+    """Closed form of the edge count, written independently of `EdgeGraph.exists`."""
+    per_layer, heads = arch.writers_per_layer, arch.num_heads
+    attention = {"head": 3 * heads, "group": heads + 2 * arch.num_kv_heads, "none": heads}[readers]
+    seen = sum(num_embeddings + layer * per_layer for layer in range(arch.num_layers))
+    own_mlp = arch.num_layers * heads if arch.has_mlp and not arch.parallel_blocks else 0
+    return (attention + arch.has_mlp) * seen + own_mlp + num_embeddings + arch.num_layers * per_layer
