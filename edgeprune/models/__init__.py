@@ -1,0 +1,1 @@
+"""Masked models: own residual wiring over borrowed Hugging Face leaves."""

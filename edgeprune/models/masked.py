@@ -1,0 +1,211 @@
+"""The masked model: `logits = model(tokens, gates, ablated)`, a pure function over a frozen Hugging Face model.
+
+This file owns the residual wiring and nothing else: the leaves (norms, projections, attention kernels, MLPs, head) are
+references that a family adapter hands out, reads and writes live in `stack.py`, and gates come from outside.
+"""
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from edgeprune.errors import EdgepruneError
+from edgeprune.graph import EdgeGraph, KVReaders
+from edgeprune.models.family import find_family
+from edgeprune.models.stack import DeltaStack, ReadLayer, ReadStream, WriteHeads, WriteOne
+from edgeprune.models.states import WriterStates
+
+
+class MaskedModel(nn.Module):
+    """A frozen transformer whose edges can be closed.
+
+    Args:
+        hf: A loaded Hugging Face causal language model. It is frozen and put in evaluation mode, and stays so.
+        split_embedding: Token and position embedding are two writers.
+        kv_readers: `"group"` or `"head"`; see `ArchSpec`.
+    """
+
+    def __init__(self, hf: Any, *, split_embedding: bool = False, kv_readers: KVReaders = "group") -> None:
+        super().__init__()
+        self.hf: Any = hf.requires_grad_(False)
+        self.family = find_family(hf.config.model_type)(hf, kv_readers)
+        self.graph = EdgeGraph(self.family.arch(split_embedding))
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode: dropout in the frozen model would make gates learn noise."""
+        return super().train(False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the frozen weights."""
+        return self.hf.get_input_embeddings().weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the frozen weights."""
+        return self.hf.get_input_embeddings().weight.device
+
+    # ---------------------------------------------------------------- runs without gates
+    @torch.no_grad()
+    def record(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> WriterStates:
+        """Run the full model on `input_ids` `[batch, seq]` and keep what every writer wrote. No gradients."""
+        return self._plain(input_ids, attention_mask, keep=True)[1]
+
+    def full(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        """Logits of the model with every edge open, `[batch, seq or positions, vocab]`."""
+        stream = self._plain(input_ids, attention_mask, keep=False)[0]
+        return self.family.finish(stream if positions is None else _gather(stream, positions))
+
+    def _plain(
+        self, input_ids: Tensor, attention_mask: Tensor | None, keep: bool
+    ) -> tuple[Tensor, WriterStates]:
+        family = self.family
+        embeddings, stream, context = self._start(input_ids, attention_mask)
+        heads: list[Tensor] = []
+        mlps: list[Tensor] = []
+        for layer in range(self.graph.arch.num_layers):
+            qkv = family.qkv(layer, family.attention_norm(layer)(stream))
+            values = family.attend(layer, *self._repeat_kv(qkv), context)
+            stream = stream + family.attention_output(layer, values)
+            if self.graph.arch.has_mlp:
+                mlp = family.mlp(layer, stream)
+                stream = stream + mlp
+                mlps += [mlp] * keep
+            heads += [values] * keep
+        states = WriterStates(
+            embeddings=torch.stack(embeddings),
+            heads=torch.stack(heads) if heads else stream.new_empty(0),
+            mlps=torch.stack(mlps) if mlps else None,
+        )
+        return stream, states
+
+    def _start(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[list[Tensor], Tensor, Any]:
+        """Embedding writers, the stream they start, and the layers' shared context."""
+        position_ids = _position_ids(input_ids, attention_mask)
+        parts = self.family.embed(input_ids, position_ids)
+        stream = parts[0]
+        for part in parts[1:]:
+            stream = stream + part
+        context = self.family.context(stream, attention_mask, position_ids)
+        return (parts if self.graph.arch.split_embedding else [stream]), stream, context
+
+    def _repeat_kv(self, qkv: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """With one k/v reader per query head, give the kernel one k/v head per query head."""
+        arch = self.graph.arch
+        if arch.kv_readers == "group" or arch.num_kv_heads == arch.num_heads:
+            return qkv
+        q, k, v = qkv
+        shape = (arch.num_kv_heads, -1)
+        times = arch.num_heads // arch.num_kv_heads
+        k, v = (part.unflatten(-1, shape).repeat_interleave(times, dim=-2).flatten(-2) for part in (k, v))
+        return q, k, v
+
+    # ---------------------------------------------------------------- the run with gates
+    def forward(
+        self,
+        input_ids: Tensor,
+        gates: Tensor,
+        ablated: WriterStates,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of the model in which each edge carries `gate * own + (1 - gate) * ablated`.
+
+        Args:
+            input_ids: Long `[batch, seq]`.
+            gates: Float `[reader, writer]`, 1 = open, 0 = closed; entries of edges that do not exist are ignored.
+                Gradients reach the gates only.
+            ablated: What closed edges carry: `record(...)` of the corrupted prompts, or one of `edgeprune.ablations`.
+            attention_mask: 1 for a token, 0 for padding, `[batch, seq]`; padding may be on either side.
+            positions: Long `[batch, n]`: return the logits at these positions only.
+
+        Returns:
+            `[batch, seq, vocab]`, or `[batch, n, vocab]` with `positions`.
+        """
+        self._check(input_ids, gates, ablated)
+        batch, seq = input_ids.shape
+        arch, family, graph = self.graph.arch, self.family, self.graph
+        embeddings, stream, context = self._start(input_ids, attention_mask)
+        closed = (1 - gates).to(stream).split([arch.readers_per_layer] * arch.num_layers + [1])
+        stream = stream.flatten(0, 1)
+        stack = DeltaStack(len(graph.writers), stream)
+        token = stream.new_zeros((), requires_grad=gates.requires_grad)
+        for row, (own, other) in enumerate(zip(embeddings, ablated.embeddings, strict=True)):
+            stack.delta[row] = (other - own).flatten(0, 1)
+        for layer in range(arch.num_layers):
+            *corrections, mlp_mix, token = self._read_layer(token, stream, closed[layer], stack, layer)
+            normed = family.attention_norm(layer)(stream).view(batch, seq, -1)
+            qkv = self._repeat_kv(family.qkv(layer, normed))
+            qkv = (own + fix.view_as(own) for own, fix in zip(qkv, corrections, strict=True))
+            values = family.attend(layer, *qkv, context)
+            first = graph.first_writer(layer)
+            other = ablated.heads[layer].expand_as(values)
+            token = WriteHeads.apply(
+                token, values.flatten(0, 1), other.flatten(0, 1), family.output_weight(layer), stack, first
+            )
+            stream = stream + family.attention_output(layer, values).flatten(0, 1)
+            if ablated.mlps is not None:
+                own_heads = closed[layer][-1:, first : first + arch.num_heads]
+                inputs, token = ReadStream.apply(token, stream + mlp_mix, own_heads, stack, first, None)
+                mlp = family.mlp(layer, inputs.view(batch, seq, -1))
+                other = ablated.mlps[layer].expand_as(mlp).flatten(0, 1)
+                mlp = mlp.flatten(0, 1)
+                token = WriteOne.apply(token, mlp, other, stack, first + arch.num_heads)
+                stream = stream + mlp
+        return self._finish(token, stream, closed[-1], stack, positions, (batch, seq))
+
+    def _read_layer(
+        self, token: Tensor, stream: Tensor, closed: Tensor, stack: DeltaStack, layer: int
+    ) -> tuple[Tensor, ...]:
+        arch, visible = self.graph.arch, self.graph.first_writer(layer)
+        attention = closed[: arch.num_attention_readers, :visible]
+        mlp = closed[-1:, :visible] if arch.has_mlp else torch.zeros_like(attention[:1])
+        sizes = (arch.num_heads, arch.num_kv_readers, arch.num_kv_readers)
+        norm, weights = self.family.attention_norm(layer), self.family.qkv_weights(layer)
+        return ReadLayer.apply(token, stream, torch.cat([mlp, attention]), stack, norm, weights, sizes)
+
+    def _finish(
+        self,
+        token: Tensor,
+        stream: Tensor,
+        closed: Tensor,
+        stack: DeltaStack,
+        positions: Tensor | None,
+        shape: tuple[int, int],
+    ) -> Tensor:
+        if positions is None:
+            inputs, _ = ReadStream.apply(token, stream, closed, stack, 0, None)
+            return self.family.finish(inputs.view(*shape, -1))
+        rows = torch.arange(shape[0], device=positions.device)[:, None] * shape[1] + positions
+        tokens = rows.flatten()
+        inputs, _ = ReadStream.apply(token, stream[tokens], closed, stack, 0, tokens)
+        return self.family.finish(inputs.view(*positions.shape, -1))
+
+    def _check(self, input_ids: Tensor, gates: Tensor, ablated: WriterStates) -> None:
+        if tuple(gates.shape) != self.graph.shape:
+            raise EdgepruneError(
+                f"gates have shape {tuple(gates.shape)}, this model's graph needs [reader, writer] = {self.graph.shape}"
+            )
+        fits = ablated.heads.shape[1:3]
+        if any(have not in (1, want) for have, want in zip(fits, input_ids.shape, strict=True)):
+            raise EdgepruneError(
+                f"ablated states are for [batch, seq] = {tuple(fits)}, the prompts have {tuple(input_ids.shape)}: "
+                "record the corrupted prompts of the same batch, padded alike"
+            )
+
+
+def _position_ids(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Positions from the first real token on: 0, 1, 2, ... whatever the padding on the left."""
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+    if attention_mask is None:
+        return positions
+    left = attention_mask.to(torch.long).argmax(1, keepdim=True)
+    return (positions - left).clamp(min=0)
+
+
+def _gather(stream: Tensor, positions: Tensor) -> Tensor:
+    """`[batch, seq, d]` at `positions` `[batch, n]`."""
+    return stream.gather(1, positions[..., None].expand(-1, -1, stream.shape[-1]))

@@ -1,0 +1,280 @@
+"""What every family must satisfy, on tiny random models, without network."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from edgeprune import ablations
+from edgeprune.models.family import registry
+from edgeprune.models.masked import MaskedModel, _position_ids
+from tests.models.reference import in_float64, output_bias, slow_logits, writer_outputs
+
+VOCAB = 29
+CASES = [
+    pytest.param(family, index, id=f"{family.__name__}-{config.model_type}{index}")
+    for family in sorted(set(registry().values()), key=lambda item: item.__name__)
+    for index, config in enumerate(family.tiny())
+]
+KV = ("group", "head")
+
+
+def build(family: Any, index: int, dtype: torch.dtype = torch.float64, implementation: str = "sdpa", **options: Any) -> MaskedModel:
+    """A tiny random model; biases and norm weights too are random, so that none is 0 or 1 by luck."""
+    torch.manual_seed(index)
+    config = copy.deepcopy(family.tiny()[index])
+    hf = AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
+    for parameter in hf.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    hf = in_float64(hf) if dtype == torch.float64 else hf.to(dtype)
+    return MaskedModel(hf.eval(), **options)
+
+
+def prompts(batch: int = 3, seq: int = 7) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return tuple(torch.randint(0, VOCAB, (batch, seq), generator=generator) for _ in range(2))
+
+
+def random_gates(model: MaskedModel, fractional: bool) -> Tensor:
+    noise = torch.rand(model.graph.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return noise if fractional else (noise > 0.5).double()
+
+
+@pytest.mark.parametrize("kv_readers", KV)
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("family", "index"), CASES)
+def test_open_gates_leave_logits_untouched(family: Any, index: int, dtype: torch.dtype, implementation: str, kv_readers: str) -> None:
+    model = build(family, index, dtype, implementation, kv_readers=kv_readers)
+    clean, corrupted = prompts()
+    expected = model.hf(clean).logits
+    ablated = model.record(corrupted)
+    assert torch.equal(model(clean, model.graph.all_open(), ablated), expected)
+    assert torch.equal(model.full(clean), expected)
+    with torch.no_grad():  # a gradient-free run takes the same path
+        assert torch.equal(model(clean, model.graph.all_open(), ablated), expected)
+
+
+@pytest.mark.parametrize(("family", "index"), CASES)
+def test_closed_gates_give_the_corrupted_run(family: Any, index: int) -> None:
+    model = build(family, index)
+    clean, corrupted = prompts()
+    logits = model(clean, model.graph.all_closed(), model.record(corrupted))
+    torch.testing.assert_close(logits, model.hf(corrupted).logits, atol=1e-10, rtol=0)
+    assert (model.hf(clean).logits - logits).abs().max() > 0.1  # the two prompts do differ
+
+
+@pytest.mark.parametrize("kv_readers", KV)
+@pytest.mark.parametrize("fractional", [False, True])
+@pytest.mark.parametrize(("family", "index"), CASES)
+def test_equals_the_sum_over_edges(family: Any, index: int, fractional: bool, kv_readers: str) -> None:
+    model = build(family, index, kv_readers=kv_readers)
+    clean, corrupted = prompts()
+    gates, ablated = random_gates(model, fractional), model.record(corrupted)
+    expected = slow_logits(model, clean, gates, ablated)
+    torch.testing.assert_close(model(clean, gates, ablated), expected, atol=1e-10, rtol=0)
+    zero = ablations.zero(model)
+    torch.testing.assert_close(model(clean, gates, zero), slow_logits(model, clean, gates, _broadcast(zero, ablated)), atol=1e-10, rtol=0)
+
+
+def _broadcast(states: Any, like: Any) -> Any:
+    mlps = None if states.mlps is None else states.mlps.expand_as(like.mlps)
+    return type(states)(embeddings=states.embeddings.expand_as(like.embeddings), heads=states.heads.expand_as(like.heads), mlps=mlps)
+
+
+@pytest.mark.parametrize("kv_readers", KV)
+@pytest.mark.parametrize(("family", "index"), CASES)
+def test_gate_gradients_match_the_slow_model(family: Any, index: int, kv_readers: str) -> None:
+    model = build(family, index, kv_readers=kv_readers)
+    clean, corrupted = prompts(2, 5)
+    ablated = model.record(corrupted)
+    weights = torch.randn(2, 5, model.hf(clean).logits.shape[-1], dtype=torch.float64)
+    gates = random_gates(model, fractional=True).requires_grad_()
+    (expected,) = torch.autograd.grad((slow_logits(model, clean, gates, ablated) * weights).sum(), gates)
+    (found,) = torch.autograd.grad((model(clean, gates, ablated) * weights).sum(), gates)
+    torch.testing.assert_close(found, expected, atol=1e-8, rtol=1e-8)
+    assert found[~model.graph.exists].abs().max() == 0
+
+
+@pytest.mark.parametrize(("family", "index"), CASES)
+def test_gate_gradients_match_central_differences(family: Any, index: int) -> None:
+    model = build(family, index)
+    clean, corrupted = prompts(2, 5)
+    ablated = model.record(corrupted)
+    gates = random_gates(model, fractional=True).requires_grad_()
+    direction = torch.randn(model.graph.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+    def loss(values: Tensor) -> Tensor:
+        return model(clean, values, ablated).log_softmax(-1)[..., 0].sum()
+
+    (gradient,) = torch.autograd.grad(loss(gates), gates)
+    step = 1e-5
+    with torch.no_grad():
+        difference = (loss(gates + step * direction) - loss(gates - step * direction)) / (2 * step)
+    torch.testing.assert_close((gradient * direction).sum(), difference, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("family", "index"), CASES)
+def test_scoring_some_positions_equals_slicing_all(family: Any, index: int) -> None:
+    model = build(family, index)
+    clean, corrupted = prompts()
+    ablated, gates = model.record(corrupted), random_gates(model, fractional=True).requires_grad_()
+    positions = torch.tensor([[6, 2], [1, 1], [0, 5]])
+    rows = torch.arange(3)[:, None]
+    some, every = model(clean, gates, ablated, positions=positions), model(clean, gates, ablated)[rows, positions]
+    torch.testing.assert_close(some, every, atol=1e-12, rtol=0)
+    torch.testing.assert_close(model.full(clean, positions=positions), model.full(clean)[rows, positions], atol=1e-12, rtol=0)
+    (first,) = torch.autograd.grad(some.square().sum(), gates)
+    (second,) = torch.autograd.grad(every.square().sum(), gates)
+    torch.testing.assert_close(first, second, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("family", "index"), CASES)
+def test_writers_sum_to_the_stream(family: Any, index: int) -> None:
+    model = build(family, index)
+    clean, _ = prompts()
+    total = sum(writer_outputs(model, model.record(clean)))
+    total = total + sum(output_bias(model, layer) for layer in range(model.graph.arch.num_layers))
+    torch.testing.assert_close(model.family.finish(total), model.hf(clean).logits, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("family", "index"), CASES)
+def test_padding_never_leaks(family: Any, index: int, side: str) -> None:
+    model = build(family, index)
+    clean, corrupted = prompts(2, 6)
+    gates = random_gates(model, fractional=True)
+    expected = model(clean, gates, model.record(corrupted))
+    pad = torch.full((2, 3), 7)
+    ones, zeros = torch.ones_like(clean), torch.zeros_like(pad)
+
+    def padded(real: Tensor, filler: Tensor) -> Tensor:
+        return torch.cat([filler, real] if side == "left" else [real, filler], 1)
+
+    mask, ids = padded(ones, zeros), padded(clean, pad)
+    real = slice(3, None) if side == "left" else slice(6)
+    found = model(ids, gates, model.record(padded(corrupted, pad + 1), mask), mask)
+    assert found.isfinite().all()
+    torch.testing.assert_close(found[:, real], expected, atol=1e-10, rtol=0)
+    opened = model(ids, model.graph.all_open(), model.record(padded(corrupted, pad), mask), mask)
+    outside = model.hf(ids, attention_mask=mask, position_ids=_position_ids(ids, mask)).logits
+    assert torch.equal(opened[:, real], outside[:, real])
+
+
+@pytest.mark.parametrize(("family", "index"), CASES)
+def test_a_closed_edge_changes_only_what_lies_downstream(family: Any, index: int) -> None:
+    model = build(family, index)
+    graph, arch = model.graph, model.graph.arch
+    clean, corrupted = prompts()
+    ablated = model.record(corrupted)
+    gates = graph.all_open(torch.float64)
+    layer = arch.num_layers - 1
+    reader = graph.first_reader(layer) + 1  # q of head 1 in the last layer
+    gates[reader, 0] = 0
+    seen: list[Tensor] = []
+    outputs: list[Tensor] = []
+    attend = model.family.attend
+
+    def spy(index: int, q: Tensor, k: Tensor, v: Tensor, context: Any) -> Tensor:
+        values = attend(index, q, k, v, context)
+        seen.append(torch.cat([q, k, v], -1))
+        outputs.append(values)
+        return values
+
+    model.family.attend = spy
+    model(clean, graph.all_open(), ablated)
+    model(clean, gates, ablated)
+    before, after = seen[:arch.num_layers], seen[arch.num_layers:]
+    for index_ in range(layer):
+        assert torch.equal(before[index_], after[index_])
+    width = before[layer].shape[-1] - 2 * arch.num_kv_heads * outputs[0].shape[-1]
+    changed = (before[layer] != after[layer]).flatten(0, 1).any(0)
+    head = width // arch.num_heads
+    assert changed[head : 2 * head].any()
+    assert not changed[:head].any()
+    assert not changed[2 * head :].any()
+    heads_changed = (outputs[layer] != outputs[-1]).flatten(0, 1).any(-1).any(0)
+    assert heads_changed.nonzero().flatten().tolist() == [1]
+
+
+@pytest.mark.parametrize(("family", "index"), CASES)
+def test_entries_of_missing_edges_are_ignored(family: Any, index: int) -> None:
+    model = build(family, index)
+    clean, corrupted = prompts()
+    ablated, gates = model.record(corrupted), random_gates(model, fractional=True)
+    other = torch.where(model.graph.exists, gates, torch.full_like(gates, 17.0))
+    assert torch.equal(model(clean, gates, ablated), model(clean, other, ablated))
+
+
+@pytest.mark.parametrize(("family", "index"), CASES)
+def test_split_embeddings_are_two_writers(family: Any, index: int) -> None:
+    if family.__name__ == "Llama":
+        with pytest.raises(ValueError, match="rotary"):
+            build(family, index, split_embedding=True)
+        return
+    model = build(family, index, split_embedding=True)
+    clean, corrupted = prompts()
+    gates, ablated = random_gates(model, fractional=True), ablations.zero(model)
+    like = model.record(corrupted)
+    torch.testing.assert_close(model(clean, gates, ablated), slow_logits(model, clean, gates, _broadcast(ablated, like)), atol=1e-10, rtol=0)
+    assert torch.equal(model(clean, model.graph.all_open(), like), model.hf(clean).logits)
+
+
+def test_backward_twice_through_one_graph_and_after_a_failed_one() -> None:
+    family = registry()["gpt2"]
+    model = build(family, 0)
+    clean, corrupted = prompts()
+    gates = random_gates(model, fractional=True).requires_grad_()
+    loss = model(clean, gates, model.record(corrupted)).square().sum()
+    (first,) = torch.autograd.grad(loss, gates, retain_graph=True)
+    (second,) = torch.autograd.grad(loss, gates)
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_many_chunks_equal_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(registry()[name], 1)
+    clean, corrupted = prompts(5, 7)
+    ablated, gates = model.record(corrupted), random_gates(model, fractional=True).requires_grad_()
+
+    def run() -> tuple[Tensor, Tensor]:
+        logits = model(clean, gates, ablated)
+        return logits, torch.autograd.grad(logits.square().sum(), gates)[0]
+
+    whole = run()
+    monkeypatch.setattr("edgeprune.models.stack.CHUNK_BYTES", 3 * 30 * 32 * 8)
+    for one, many in zip(whole, run(), strict=True):
+        torch.testing.assert_close(many, one, atol=1e-9, rtol=1e-9)
+
+
+def test_autocast_keeps_open_gates_exact_and_gradients_close() -> None:
+    model = build(registry()["llama"], 1, torch.float32)
+    clean, corrupted = prompts()
+    gates = random_gates(model, fractional=True).float().requires_grad_()
+    (expected,) = torch.autograd.grad(model(clean, gates, model.record(corrupted)).square().mean(), gates)
+    with torch.autocast("cpu", torch.bfloat16):
+        ablated = model.record(corrupted)
+        assert torch.equal(model(clean, model.graph.all_open(), ablated), model.hf(clean).logits)
+        logits = model(clean, gates, ablated)
+    (found,) = torch.autograd.grad(logits.float().square().mean(), gates)
+    assert found.dtype == torch.float32
+    # bfloat16 has 8 bits of mantissa: a few percent of the gradient's length
+    assert (found - expected).norm() / expected.norm() < 0.05
+
+
+def test_stays_in_evaluation_mode() -> None:
+    model = build(registry()["gpt2"], 0)
+    model.train()
+    assert not any(module.training for module in model.modules())
+
+
+def test_errors_name_the_shapes() -> None:
+    model = build(registry()["gpt2"], 0)
+    clean, corrupted = prompts()
+    with pytest.raises(ValueError, match=r"gates have shape \(2, 2\)"):
+        model(clean, torch.ones(2, 2), model.record(corrupted))
+    with pytest.raises(ValueError, match="padded alike"):
+        model(clean, model.graph.all_open(), model.record(corrupted[:, :4]))
