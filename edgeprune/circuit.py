@@ -1,0 +1,223 @@
+"""A circuit: the edges that are kept, optionally a score per edge, and a header that says where it came from.
+
+One `.safetensors` file: `keep` bool `[reader, writer]`, optional `scores` float `[reader, writer]`, and the header as
+JSON in the file's metadata. No pickle; written whole or not at all.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from edgeprune.errors import EdgepruneError
+from edgeprune.gates.base import top_k
+from edgeprune.graph import EdgeGraph
+
+FORMAT = "edgeprune-circuit/1"
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """Kept edges of one graph.
+
+    Attributes:
+        graph: The graph that the matrices belong to.
+        keep: Bool `[reader, writer]`, True where an edge is kept.
+        scores: Float `[reader, writer]`, the higher the more the edge matters to the method; None if it has none.
+        header: Plain values: model, task, method, metrics, versions.
+    """
+
+    graph: EdgeGraph
+    keep: Tensor
+    scores: Tensor | None = None
+    header: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        for name, matrix in (("keep", self.keep), ("scores", self.scores)):
+            if matrix is not None and tuple(matrix.shape) != self.graph.shape:
+                raise EdgepruneError(
+                    f"{name} has shape {tuple(matrix.shape)}, this graph is [reader, writer] = {self.graph.shape}"
+                )
+        object.__setattr__(self, "keep", self.keep.bool().cpu() & self.graph.exists)
+
+    # ---------------------------------------------------------------- making
+    @classmethod
+    def from_edges(cls, graph: EdgeGraph, edges: Iterable[str], **header: Any) -> Self:
+        """Keep the named edges."""
+        return cls(graph, graph.keep_matrix(edges), None, header)
+
+    @classmethod
+    def from_scores(
+        cls,
+        graph: EdgeGraph,
+        scores: Tensor,
+        *,
+        sparsity: float | None = None,
+        num_edges: int | None = None,
+        **header: Any,
+    ) -> Self:
+        """Keep exactly the best `num_edges` existing edges, or `sparsity`'s share of them, over the whole graph.
+
+        Args:
+            graph: The graph.
+            scores: Float `[reader, writer]`.
+            sparsity: Closed edges / existing edges, in [0, 1].
+            num_edges: Edges to keep; give this or `sparsity`.
+            header: Plain values to write in the file.
+        """
+        count = edges_at(graph, sparsity) if num_edges is None and sparsity is not None else num_edges
+        if count is None or not 0 <= count <= graph.num_edges:
+            raise EdgepruneError(
+                f"give a sparsity in [0, 1] or num_edges up to {graph.num_edges}, got {sparsity=}, {num_edges=}"
+            )
+        keep = torch.zeros(graph.shape, dtype=torch.bool)
+        keep[graph.exists] = top_k(graph.to_vector(scores), count)
+        return cls(graph, keep, torch.where(graph.exists, scores.detach().float().cpu(), 0.0), header)
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: str | Path, sparsity: float | None = None, num_edges: int | None = None
+    ) -> Self:
+        """Read the masks of a Lightning checkpoint, without loading the model.
+
+        Args:
+            path: A `.ckpt` file that `edgeprune fit` wrote.
+            sparsity: Closed edges / existing edges of the circuit.
+            num_edges: Or the number of edges to keep. With neither, the gates that are more open than closed.
+        """
+        saved = read_checkpoint(path)
+        graph = EdgeGraph.from_dict(saved["graph"])
+        scores = graph.to_matrix(saved["scores"])
+        if sparsity is None and num_edges is None:
+            num_edges = int(saved["num_open"])
+        return cls.from_scores(graph, scores, sparsity=sparsity, num_edges=num_edges, **saved["header"])
+
+    @classmethod
+    def random(cls, graph: EdgeGraph, num_edges: int, seed: int = 0) -> Self:
+        """A random circuit of that size: the control for every figure."""
+        noise = torch.rand(graph.shape, generator=torch.Generator().manual_seed(seed))
+        return cls.from_scores(graph, noise, num_edges=num_edges, method="random", seed=seed)
+
+    # ---------------------------------------------------------------- looking
+    def edges(self) -> list[str]:
+        """Names of the kept edges, by reader, then writer."""
+        return [self.graph.edge_name(reader, writer) for reader, writer in self.keep.nonzero().tolist()]
+
+    @property
+    def num_edges(self) -> int:
+        """Kept edges."""
+        return int(self.keep.sum())
+
+    @property
+    def sparsity(self) -> float:
+        """Closed edges / existing edges."""
+        return 1 - self.num_edges / self.graph.num_edges
+
+    @property
+    def num_dangling(self) -> int:
+        """Kept edges that lie on no path of kept edges from an embedding to the logits."""
+        return int(self.graph.dangling(self.keep).sum())
+
+    def gates(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
+        """The circuit as a 0/1 gate matrix `[reader, writer]` for a masked model."""
+        return self.keep.to(device=device, dtype=dtype)
+
+    def check_fits(self, graph: EdgeGraph, what: str = "the model") -> None:
+        """Refuse another graph than this circuit's own, naming the first difference."""
+        if graph == self.graph:
+            return
+        ours, theirs = self.graph.to_dict(), graph.to_dict()
+        name = next(key for key in ours if ours[key] != theirs[key])
+        raise EdgepruneError(
+            f"the circuit was made for a graph with {name}={ours[name]!r}, {what} has {theirs[name]!r}; "
+            "use the model and conventions in the circuit's header"
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"Circuit({self.num_edges:,} of {self.graph.num_edges:,} edges, sparsity {self.sparsity:.4f}, "
+            f"{self.num_dangling} dangling)"
+        )
+
+    # ---------------------------------------------------------------- files
+    def save(self, path: str | Path) -> Path:
+        """Write the circuit to one file, whole or not at all."""
+        path = Path(path)
+        tensors = {"keep": self.keep}
+        if self.scores is not None:
+            tensors["scores"] = self.scores.float().contiguous()
+        header = {
+            **self.header,
+            "format": FORMAT,
+            "graph": self.graph.to_dict(),
+            "num_edges": self.num_edges,
+            "sparsity": self.sparsity,
+            "num_dangling": self.num_dangling,
+            "sha256": _digest(tensors),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
+            temporary = Path(file.name)
+        try:
+            save_file(tensors, temporary, metadata={"edgeprune": json.dumps(header, default=str)})
+            temporary.chmod(0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a circuit file; refuse one that is missing, cut short, altered or of another kind."""
+        if not Path(path).is_file():
+            raise EdgepruneError(f"no circuit file at {path}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = json.loads((file.metadata() or {})["edgeprune"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            if header["format"] != FORMAT or header["sha256"] != _digest(tensors):
+                raise ValueError("its contents are not what its header says")
+            graph = EdgeGraph.from_dict(header["graph"])
+            return cls(graph, tensors["keep"], tensors.get("scores"), header)
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
+            raise EdgepruneError(
+                f"{path} is not a whole circuit file of format {FORMAT}: {reason}; write it again"
+            ) from None
+
+
+def edges_at(graph: EdgeGraph, sparsity: float) -> int:
+    """How many edges a circuit of this sparsity keeps."""
+    if not 0 <= sparsity <= 1:
+        raise EdgepruneError(f"sparsity must be in [0, 1], got {sparsity}; 0.95 keeps 5 % of the edges")
+    return round((1 - sparsity) * graph.num_edges)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The `edgeprune` part of a Lightning checkpoint: graph, scores, num_open, header."""
+    if not Path(path).is_file():
+        raise EdgepruneError(f"no checkpoint at {path}")
+    try:
+        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)["edgeprune"]
+    except KeyError:
+        raise EdgepruneError(f"{path} is a checkpoint, but not one of edgeprune: it holds no masks") from None
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise EdgepruneError(f"{path} is not a whole checkpoint: {str(error).splitlines()[0]}") from None
+    return saved
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

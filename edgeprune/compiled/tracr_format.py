@@ -1,0 +1,168 @@
+"""Read compiled transformers with a known circuit from folders of the format `tracr-circuit-data/1`.
+
+A folder holds `model.json` (shape, vocabulary), `model.safetensors` (weights per head, inputs before outputs)
+and `circuit.json` (the edges that matter, under several ablations).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from edgeprune.compiled.transformer import CompiledConfig, CompiledTransformer
+from edgeprune.errors import EdgepruneError
+
+FORMAT = "tracr-circuit-data/1"
+_NAMES = {"tok": "tok_embed", "pos": "pos_embed", "out": "logits"}
+
+
+def is_tracr_folder(path: str | Path) -> bool:
+    """Whether `path` looks like such a folder (a Hugging Face folder has `config.json` instead)."""
+    return (Path(path) / "model.json").is_file() and not (Path(path) / "config.json").exists()
+
+
+def read_folder(path: str | Path) -> CompiledTransformer:
+    """Build the model in a folder.
+
+    Raises:
+        EdgepruneError: A file is missing or damaged, the architecture is another, or a tensor does not fit.
+    """
+    path = Path(path)
+    info = _read_json(path / "model.json")
+    try:
+        if info["activation"] != "relu" or info["layer_norm"]:
+            raise EdgepruneError(
+                f"{path}: only models with activation 'relu' and without layer norm can be read"
+            )
+        config = _config(info, path)
+    except (KeyError, TypeError) as error:
+        raise EdgepruneError(f"{path / 'model.json'} is incomplete: {error}; get the folder again") from None
+    model = CompiledTransformer(config)
+    model.load_state_dict(_convert(_read_tensors(path / "model.safetensors", _shapes(config)), config))
+    return model.eval()
+
+
+def read_circuit(path: str | Path, ablation: str) -> tuple[str, ...]:
+    """Names of the edges that matter in a folder's model; its graph has token and position embedding apart.
+
+    Args:
+        path: The folder.
+        ablation: `"zero"`, `"interchange"`, or another that the folder knows.
+
+    Raises:
+        EdgepruneError: A file is missing or damaged, or this ablation is not in it.
+    """
+    file = Path(path) / "circuit.json"
+    circuit = _read_json(file)
+    known = [ablation for ablation in circuit.get("pairs", {}) if f"causal_{ablation}" in circuit]
+    if ablation not in known:
+        raise EdgepruneError(f"{file} has no circuit for ablation {ablation!r}; it has: {', '.join(known)}")
+    edges: list[tuple[str, str]] = circuit[f"causal_{ablation}"]
+    return tuple(f"{_NAMES.get(writer, writer)}->{_NAMES.get(reader, reader)}" for writer, reader in edges)
+
+
+# -------------------------------------------------------------------- files
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except OSError as error:
+        raise EdgepruneError(
+            f"cannot read {file}: {error.strerror}; is this a folder of format {FORMAT}?"
+        ) from None
+    except ValueError as error:
+        raise EdgepruneError(f"{file} is damaged: {error}; get the folder again") from None
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise EdgepruneError(f"{file} has format {found!r}, only {FORMAT!r} can be read")
+    return content
+
+
+def _read_tensors(file: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    try:
+        tensors = load_file(file)
+    except OSError as error:
+        raise EdgepruneError(f"cannot read {file}: {error}; get the folder again") from None
+    except SafetensorError as error:
+        raise EdgepruneError(f"{file} is damaged: {error}; get the folder again") from None
+    if tensors.keys() != shapes.keys():
+        odd = sorted(tensors.keys() ^ shapes.keys())
+        raise EdgepruneError(
+            f"{file}: tensors missing or unexpected: {', '.join(odd)}; they must match model.json"
+        )
+    for name, shape in shapes.items():
+        if tensors[name].shape != shape:
+            raise EdgepruneError(
+                f"{file}: {name} has shape {list(tensors[name].shape)}, model.json asks for {list(shape)}"
+            )
+    return tensors
+
+
+# -------------------------------------------------------------------- shape and weights
+def _config(info: dict[str, Any], path: Path) -> CompiledConfig:
+    output = info["output"]
+    config = CompiledConfig(
+        vocab_size=len(info["vocab"]),
+        n_ctx=info["n_ctx"],
+        num_hidden_layers=info["n_layers"],
+        num_attention_heads=info["n_heads"],
+        head_dim=info["d_head"],
+        hidden_size=info["d_model"],
+        intermediate_size=info["d_mlp"],
+        d_out=output["d_out"],
+        causal=info["causal"],
+        attn_scale=float(info["attn_scale"]),
+        vocab=[str(token) for token in info["vocab"]],
+        output_labels=[str(label) for label in output["values"] or output["labels"]],
+        bos_token_id=info["bos"] and info["bos"]["id"],
+        pad_token_id=info["pad"] and info["pad"]["id"],
+    )
+    config.name_or_path = str(path)
+    return config
+
+
+def _shapes(config: CompiledConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the file with its shape."""
+    d, dh, heads, units = (
+        config.hidden_size,
+        config.head_dim,
+        config.num_attention_heads,
+        config.intermediate_size,
+    )
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed.W_E": (config.vocab_size, d),
+        "pos_embed.W_pos": (config.n_ctx, d),
+        "unembed.W_U": (d, config.d_out),
+    }
+    for layer in range(config.num_hidden_layers):
+        attn, mlp = f"blocks.{layer}.attn", f"blocks.{layer}.mlp"
+        for kind in "QKV":
+            shapes |= {f"{attn}.W_{kind}": (heads, d, dh), f"{attn}.b_{kind}": (heads, dh)}
+        shapes |= {f"{attn}.W_O": (heads, dh, d), f"{attn}.b_O": (d,)}
+        if units:
+            shapes |= {f"{mlp}.W_in": (d, units), f"{mlp}.b_in": (units,)}
+            shapes |= {f"{mlp}.W_out": (units, d), f"{mlp}.b_out": (d,)}
+    return shapes
+
+
+def _convert(tensors: dict[str, Tensor], config: CompiledConfig) -> dict[str, Tensor]:
+    """From the file's layout (inputs first, heads apart) to nn.Linear's (outputs first, heads fused)."""
+    state = {
+        "tok_embed.weight": tensors["embed.W_E"],
+        "pos_embed.weight": tensors["pos_embed.W_pos"],
+        "unembed.weight": tensors["unembed.W_U"].T,
+    }
+    for layer in range(config.num_hidden_layers):
+        source, target = f"blocks.{layer}", f"layers.{layer}"
+        for kind in "QKV":
+            projection = f"{target}.attn.{kind.lower()}_proj"
+            state[f"{projection}.weight"] = tensors[f"{source}.attn.W_{kind}"].transpose(1, 2).flatten(0, 1)
+            state[f"{projection}.bias"] = tensors[f"{source}.attn.b_{kind}"].flatten()
+        state[f"{target}.attn.o_proj.weight"] = tensors[f"{source}.attn.W_O"].flatten(0, 1).T
+        state[f"{target}.attn.o_proj.bias"] = tensors[f"{source}.attn.b_O"]
+        for end in ("in", "out") if config.intermediate_size else ():
+            state[f"{target}.mlp.fc_{end}.weight"] = tensors[f"{source}.mlp.W_{end}"].T
+            state[f"{target}.mlp.fc_{end}.bias"] = tensors[f"{source}.mlp.b_{end}"]
+    return state

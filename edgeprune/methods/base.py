@@ -1,0 +1,75 @@
+"""A recipe: a method that learns gates by gradient descent. It samples, it penalises, it ranks; it never runs a model."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+from edgeprune.circuit import Circuit
+from edgeprune.graph import EdgeGraph
+
+
+class AbstractRecipe(nn.Module, ABC):
+    """What the Lightning module needs of a method that trains.
+
+    `build` makes the parameters once the graph is known; everything else may be called only after it.
+    """
+
+    graph: EdgeGraph
+
+    @abstractmethod
+    def build(self, graph: EdgeGraph) -> None:
+        """Make the trainable parameters for `graph`."""
+
+    @abstractmethod
+    def sample(self, seed: int, step: int) -> Tensor:
+        """Gates `[reader, writer]` for one step; the same for equal arguments. Differentiable."""
+
+    @abstractmethod
+    def penalty(self, gates: Tensor, progress: float) -> Tensor:
+        """Loss term (scalar) that pushes gates shut, at `progress` in [0, 1] of the run.
+
+        Args:
+            gates: What `sample` returned for this step.
+            progress: Steps done / all steps.
+        """
+
+    @abstractmethod
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Optimizer groups, each with `params`, `lr`, `weight_decay` and `maximize`."""
+
+    @abstractmethod
+    def learning_rate_factor(self, progress: float) -> float:
+        """Factor on the learning rate of every group at `progress` in [0, 1] of the run."""
+
+    @abstractmethod
+    def scores(self) -> Tensor:
+        """Float `[reader, writer]`: the higher, the later an edge is cut."""
+
+    @abstractmethod
+    def num_open(self) -> int:
+        """Edges that are more open than closed: the size of the circuit that the gates stand for now."""
+
+    @abstractmethod
+    def target(self, progress: float) -> float | None:
+        """Sparsity aimed at now, if the recipe aims."""
+
+    @abstractmethod
+    def state(self, progress: float) -> dict[str, float]:
+        """Further numbers to log."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Plain values for a circuit's header."""
+
+    @property
+    def sparsity(self) -> float:
+        """Edge sparsity of the circuit that the gates stand for now."""
+        return 1 - self.num_open() / self.graph.num_edges
+
+    def circuit(self, *, sparsity: float | None = None, **header: Any) -> Circuit:
+        """The best edges: as many as `sparsity` leaves, or those that are more open than closed."""
+        num_edges = self.num_open() if sparsity is None else None
+        return Circuit.from_scores(
+            self.graph, self.scores(), sparsity=sparsity, num_edges=num_edges, **self.describe(), **header
+        )

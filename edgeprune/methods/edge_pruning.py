@@ -1,0 +1,178 @@
+"""Edge Pruning (Bhaskar et al. 2024, arXiv 2406.16778): hard concrete gates on edges, trained by gradient descent."""
+
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor
+
+from edgeprune.errors import EdgepruneError
+from edgeprune.gates import HardConcrete, uniform_noise
+from edgeprune.gates.hard_concrete import STRETCH, TEMPERATURE
+from edgeprune.graph import EdgeGraph
+from edgeprune.methods.base import AbstractRecipe
+from edgeprune.objectives.sparsity import AbstractSparsityTerm
+
+PenaltyOn = Literal["expected", "sample"]
+
+
+@final
+class EdgePruning(AbstractRecipe):
+    """One hard concrete gate per existing edge, and optionally one per writer.
+
+    With node gates the edge (w, r) carries `z_wr * z_w`: gating a writer's output before it enters the stream, as the
+    published code does, is the same product.
+
+    Published values are those of `run_scripts/` of the authors' code for GPT-2 IOI.
+
+    Args:
+        sparsity_term: What pushes edges shut: `GeometricPenalty` or `Lagrangian` (published).
+        penalty_on: What the sparsity term sees. `"expected"`: expected L0, as in arXiv 1712.01312 eq. 12. `"sample"`: the
+            mean of the gates sampled for the forward pass (published).
+        learning_rate: Of the log-alphas (published: 0.8, with AdamW; deviation: 0.3 with Adam).
+        learning_rate_warmup: Share of the run in which the rate rises linearly from 0 (published: 200 of 3000 steps).
+        learning_rate_decay: Let the rate fall linearly to 0 afterwards (published: yes).
+        weight_decay: Decoupled, on the log-alphas. Published runs have AdamW's default of 0.01 without saying so, which
+            pulls every log-alpha to 0, an expected gate of one half; deviation: 0.
+        init_mean: Initial log-alpha (published: 10, where a gate is open with certainty and has almost no gradient).
+        init_std: Its standard deviation (published: 0.01).
+        temperature: Of the hard concrete distribution (published: 2/3).
+        stretch: Of the hard concrete distribution (published: -0.1, 1.1).
+        node_gates: Add one gate per writer (published: always, and trained by the KL even without a node loss).
+        node_sparsity_term: Pushes node gates shut (published: off in the GPT-2 scripts, `--disable_node_loss`).
+        node_learning_rate: Of the node gates (published: 0.8); None for `learning_rate`.
+    """
+
+    def __init__(
+        self,
+        sparsity_term: AbstractSparsityTerm,
+        *,
+        penalty_on: PenaltyOn = "expected",
+        learning_rate: float = 0.3,
+        learning_rate_warmup: float = 0.0,
+        learning_rate_decay: bool = False,
+        weight_decay: float = 0.0,
+        init_mean: float = 2.0,
+        init_std: float = 0.0,
+        temperature: float = TEMPERATURE,
+        stretch: tuple[float, float] = STRETCH,
+        node_gates: bool = False,
+        node_sparsity_term: AbstractSparsityTerm | None = None,
+        node_learning_rate: float | None = None,
+    ) -> None:
+        super().__init__()
+        if learning_rate <= 0 or not 0 <= learning_rate_warmup < 1 or weight_decay < 0:
+            raise EdgepruneError(
+                f"need learning_rate > 0, learning_rate_warmup in [0, 1) and weight_decay >= 0, got {learning_rate}, "
+                f"{learning_rate_warmup} and {weight_decay}"
+            )
+        if penalty_on not in ("expected", "sample"):
+            raise EdgepruneError(f"penalty_on must be 'expected' or 'sample', got {penalty_on!r}")
+        if node_sparsity_term is not None and not node_gates:
+            raise EdgepruneError("node_sparsity_term has nothing to act on: set node_gates to true")
+        self.sparsity_term = sparsity_term
+        self.node_sparsity_term = node_sparsity_term
+        self.penalty_on: PenaltyOn = penalty_on
+        self.learning_rate = learning_rate
+        self.learning_rate_warmup = learning_rate_warmup
+        self.learning_rate_decay = learning_rate_decay
+        self.weight_decay = weight_decay
+        self.node_gates = node_gates
+        self.node_learning_rate = learning_rate if node_learning_rate is None else node_learning_rate
+        self._gate_options: dict[str, Any] = {
+            "init_mean": init_mean,
+            "init_std": init_std,
+            "temperature": temperature,
+            "stretch": stretch,
+        }
+        self.nodes: HardConcrete | None = None
+
+    def build(self, graph: EdgeGraph) -> None:
+        """Make one gate per existing edge, and one per writer if asked for."""
+        self.graph = graph
+        self.edges = HardConcrete(graph.num_edges, **self._gate_options)
+        if self.node_gates:
+            self.nodes = HardConcrete(len(graph.writers), **self._gate_options)
+
+    def sample(self, seed: int, step: int) -> Tensor:
+        """Gates `[reader, writer]` of one step: edge gates, times their writer's gate if there is one."""
+        gates = self.graph.to_matrix(self.edges.sample(uniform_noise(seed, step, self.edges.num_gates)))
+        if self.nodes is None:
+            return gates
+        return gates * self.nodes.sample(uniform_noise(seed, step, self.nodes.num_gates, stream=1))
+
+    def penalty(self, gates: Tensor, progress: float) -> Tensor:
+        """The edge term, plus the node term if there is one.
+
+        Deviation: with node gates the edge term counts an edge as open when it and its writer are (published: the edge's
+        own gate alone, so that edges of a dead writer still count).
+        """
+        if self.penalty_on == "sample":
+            fraction = gates.sum() / self.graph.num_edges
+        else:
+            fraction = self._prob_open().mean()
+        loss = self.sparsity_term(fraction, progress)
+        if self.node_sparsity_term is not None and self.nodes is not None:
+            loss = loss + self.node_sparsity_term(self.nodes.prob_open().mean(), progress)
+        return loss
+
+    def _prob_open(self) -> Tensor:
+        """P(gate > 0) of every existing edge, `[num_edges]`."""
+        edges = self.edges.prob_open()
+        return edges if self.nodes is None else edges * self.nodes.prob_open()[self._writer_of_edge()]
+
+    def _writer_of_edge(self) -> Tensor:
+        return self.graph.exists.nonzero()[:, 1].to(self.edges.log_alpha.device)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Gates descend, multipliers ascend without decay."""
+        groups = [self._gate_group(self.edges, self.learning_rate)]
+        if self.nodes is not None:
+            groups.append(self._gate_group(self.nodes, self.node_learning_rate))
+        for term in (self.sparsity_term, self.node_sparsity_term):
+            multipliers = [] if term is None else list(term.parameters())
+            if term is not None and multipliers:
+                groups.append({"params": multipliers, "lr": term.learning_rate, "weight_decay": 0.0, "maximize": True})
+        return groups
+
+    def _gate_group(self, gates: HardConcrete, rate: float) -> dict[str, Any]:
+        return {"params": list(gates.parameters()), "lr": rate, "weight_decay": self.weight_decay, "maximize": False}
+
+    def learning_rate_factor(self, progress: float) -> float:
+        """Linear warm-up from 0, then constant or linear decay to 0, for every group (as published)."""
+        warm = self.learning_rate_warmup
+        if progress < warm:
+            return progress / warm
+        return (1 - progress) / (1 - warm) if self.learning_rate_decay else 1.0
+
+    def scores(self) -> Tensor:
+        """Log-alpha of each edge, `[reader, writer]`; with node gates the smaller of the edge's and its writer's."""
+        scores = self.edges.scores()
+        if self.nodes is not None:
+            scores = torch.minimum(scores, self.nodes.scores()[self._writer_of_edge()])
+        return self.graph.to_matrix(scores)
+
+    def num_open(self) -> int:
+        """Edges with a log-alpha above 0: those whose gate without noise is above one half."""
+        return int((self.graph.to_vector(self.scores()) > 0).sum())
+
+    def target(self, progress: float) -> float | None:
+        """Sparsity that the edge term aims at, if it aims."""
+        return self.sparsity_term.target(progress)
+
+    def state(self, progress: float) -> dict[str, float]:
+        """Multipliers or weights, and the share of edges expected to be open."""
+        with torch.no_grad():
+            expected = self._prob_open().mean().item()
+        return {**self.sparsity_term.state(progress), "expected_open": expected}
+
+    def describe(self) -> dict[str, Any]:
+        """Method and its main settings."""
+        return {
+            "method": "edge_pruning",
+            "sparsity_term": type(self.sparsity_term).__name__,
+            "penalty_on": self.penalty_on,
+            "learning_rate": self.learning_rate,
+            "weight_decay": self.weight_decay,
+            "node_gates": self.node_gates,
+            "init_mean": self._gate_options["init_mean"],
+        }

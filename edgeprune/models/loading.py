@@ -1,0 +1,152 @@
+"""Names to models and tokenizers: a hub id, a local folder, `smollm2`, `compiled:NAME`, a ground-truth folder."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from edgeprune.errors import EdgepruneError
+from edgeprune.graph import KVReaders
+from edgeprune.models.masked import MaskedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+COMPILED = "compiled:"
+SMOLLM2 = "smollm2"
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+
+
+def load_model(
+    name: Any,
+    *,
+    split_embedding: bool | None = None,
+    kv_readers: KVReaders = "group",
+    dtype: str = "float32",
+    device: str = "cpu",
+    gguf_file: str | None = None,
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+) -> MaskedModel:
+    """Load a model whose edges can be closed.
+
+    Args:
+        name: A hub id (`"gpt2"`), a local folder, `"smollm2"` (after `edgeprune get smollm2`), `"compiled:reverse"`, a
+            folder of format `tracr-circuit-data/1`, or a `PreTrainedModel` that is loaded already.
+        split_embedding: Token and position embedding are two writers. None: True for compiled models, else False.
+        kv_readers: With grouped-query attention, one k and one v reader per key/value head (`"group"`) or per query
+            head (`"head"`).
+        dtype: `"float32"`, `"bfloat16"`, `"float16"`, `"float64"`, or `"auto"`, the checkpoint's own. Ignored for a model
+            that is loaded already.
+        device: Where to put it.
+        gguf_file: File inside `name` to dequantise (needs the extra `gguf`).
+        revision: Branch, tag or commit on the hub.
+        attn_implementation: `"sdpa"`, `"eager"`, `"flash_attention_2"`; None for the library's choice.
+
+    Raises:
+        UnsupportedFamilyError: No adapter for the architecture, or a flag that the adapter does not know.
+        EdgepruneError: The name leads nowhere.
+    """
+    if dtype not in DTYPES:
+        raise EdgepruneError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if not isinstance(name, (str, os.PathLike)):
+        return MaskedModel(name, split_embedding=bool(split_embedding), kv_readers=kv_readers).to(device)
+    name, compiled = str(name), _compiled(str(name))
+    if compiled is not None:
+        hf: Any = compiled if dtype == "auto" else compiled.to(getattr(torch, dtype))
+        split_embedding = True if split_embedding is None else split_embedding
+    else:
+        options: dict[str, Any] = {
+            "dtype": dtype if dtype == "auto" else getattr(torch, dtype),
+            "gguf_file": gguf_file,
+            "revision": revision,
+            "attn_implementation": attn_implementation,
+        }
+        hf = _from_transformers(name, {key: value for key, value in options.items() if value is not None})
+    return MaskedModel(hf, split_embedding=bool(split_embedding), kv_readers=kv_readers).to(device)
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokenizerBase | None":
+    """The tokenizer that belongs to a model name, or None for compiled models, whose tasks give tokens."""
+    if name.startswith(COMPILED) or _is_ground_truth(name):
+        return None
+    from transformers import AutoTokenizer
+
+    options = {} if revision is None else {"revision": revision}
+    try:
+        return AutoTokenizer.from_pretrained(_resolve(name), **options)
+    except (OSError, ValueError) as error:
+        raise EdgepruneError(f"no tokenizer at {name!r}: {_first_line(error)}; {_where_to_look(name)}") from None
+
+
+def fingerprint(model: MaskedModel) -> str:
+    """Hash of a few numbers of every weight: tells two models of one shape apart, whatever dtype they were loaded in."""
+    digest = hashlib.sha256(json.dumps(model.graph.to_dict(), sort_keys=True).encode())
+    for name, weight in sorted(model.hf.named_parameters()):
+        flat = weight.detach().flatten()
+        picked = flat[:: max(1, flat.numel() // 16)][:16]
+        digest.update(name.encode() + picked.to("cpu", torch.bfloat16).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _compiled(name: str) -> Any | None:
+    """A compiled or ground-truth model, or None if `name` is neither."""
+    if name.startswith(COMPILED):
+        from edgeprune.compiled import load_compiled
+
+        return load_compiled(name.removeprefix(COMPILED))
+    if _is_ground_truth(name):
+        from edgeprune.compiled.tracr_format import read_folder
+
+        return read_folder(Path(name))
+    return None
+
+
+def _is_ground_truth(name: str) -> bool:
+    if not Path(name).is_dir():
+        return False
+    from edgeprune.compiled.tracr_format import is_tracr_folder
+
+    return is_tracr_folder(Path(name))
+
+
+def _resolve(name: str) -> str:
+    """`smollm2` to its folder in the cache; everything else stays."""
+    if name != SMOLLM2:
+        return name
+    from edgeprune.downloads import is_complete, smollm2_folder
+
+    folder = smollm2_folder()
+    if not is_complete(folder):
+        raise EdgepruneError(f"smollm2 is not at {folder}; run `edgeprune get smollm2` once (about 100 MB)")
+    return str(folder)
+
+
+def _from_transformers(name: str, options: dict[str, Any]) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from edgeprune.models.family import find_family
+
+    path = _resolve(name)
+    try:
+        if "gguf_file" not in options:
+            revision = {key: options[key] for key in ("revision",) if key in options}
+            find_family(AutoConfig.from_pretrained(path, **revision).model_type)
+        return AutoModelForCausalLM.from_pretrained(path, **options)
+    except EdgepruneError:
+        raise
+    except (OSError, ValueError, ImportError) as error:
+        raise EdgepruneError(f"cannot load model {name!r}: {_first_line(error)}; {_where_to_look(name)}") from None
+
+
+def _where_to_look(name: str) -> str:
+    if Path(name).exists():
+        return "is it a folder that save_pretrained wrote?"
+    return "check the spelling, that a model hub can be reached, or give a local folder"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")

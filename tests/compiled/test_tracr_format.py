@@ -1,0 +1,175 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from edgeprune.compiled import CompiledConfig, CompiledTransformer
+from edgeprune.compiled.tracr_format import FORMAT, is_tracr_folder, read_circuit, read_folder
+from edgeprune.errors import EdgepruneError
+from tests.compiled.slow import graph_of
+
+GROUND_TRUTH = Path(__file__).resolve().parents[3] / "shared" / "ground_truth"
+FOLDERS = sorted(file.parent for file in GROUND_TRUTH.glob("*/model.json"))
+
+
+def tensors_of(model: CompiledTransformer) -> dict[str, torch.Tensor]:
+    """The file's tensors, spelled out head by head (independently of the reader)."""
+    config, tensors = model.config, {}
+    tensors["embed.W_E"], tensors["pos_embed.W_pos"] = model.tok_embed.weight, model.pos_embed.weight
+    tensors["unembed.W_U"] = model.unembed.weight.T
+    for number, layer in enumerate(model.layers):
+        block, dh = f"blocks.{number}", config.head_dim
+        heads = [slice(head * dh, (head + 1) * dh) for head in range(config.num_attention_heads)]
+        for kind in "qkv":
+            linear = getattr(layer.attn, f"{kind}_proj")
+            tensors[f"{block}.attn.W_{kind.upper()}"] = torch.stack([linear.weight[rows].T for rows in heads])
+            tensors[f"{block}.attn.b_{kind.upper()}"] = torch.stack([linear.bias[rows] for rows in heads])
+        tensors[f"{block}.attn.W_O"] = torch.stack([layer.attn.o_proj.weight[:, rows].T for rows in heads])
+        tensors[f"{block}.attn.b_O"] = layer.attn.o_proj.bias
+        for end in ("in", "out"):
+            linear = getattr(layer.mlp, f"fc_{end}")
+            tensors |= {f"{block}.mlp.W_{end}": linear.weight.T, f"{block}.mlp.b_{end}": linear.bias}
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a random model of two heads, in which no two sizes are equal."""
+    torch.manual_seed(0)
+    config = CompiledConfig(
+        vocab_size=5, n_ctx=6, hidden_size=7, intermediate_size=8, head_dim=3, d_out=4, attn_scale=0.3
+    )
+    model = CompiledTransformer(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    save_file(tensors_of(model), tmp_path / "model.safetensors")
+    info = {
+        "format": FORMAT, "activation": "relu", "layer_norm": False, "vocab": [1, 2, 3, "BOS", "PAD"],
+        "n_layers": 2, "n_heads": 2, "d_head": 3, "d_model": 7, "d_mlp": 8, "n_ctx": 6,
+        "causal": False, "attn_scale": 0.3,
+        "output": {"d_out": 4, "values": None, "labels": ["w", "x", "y", "z"]},
+        "bos": {"id": 3}, "pad": {"id": 4},
+    }  # fmt: skip
+    (tmp_path / "model.json").write_text(json.dumps(info))
+    circuit = {
+        "format": FORMAT,
+        "pairs": {"zero": 1, "interchange": 0},
+        "causal_zero": [["tok", "m0"], ["m0", "out"]],
+    }
+    (tmp_path / "circuit.json").write_text(json.dumps(circuit))
+    save_file(dict(model.state_dict()), tmp_path / "expected.safetensors")
+    return tmp_path
+
+
+def test_weights_come_back(folder: Path) -> None:
+    model = read_folder(folder)
+    expected = load_file(folder / "expected.safetensors")
+    assert model.state_dict().keys() == expected.keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    assert model.config.vocab == ["1", "2", "3", "BOS", "PAD"]
+    assert model.config.output_labels == ["w", "x", "y", "z"]
+    assert (model.config.bos_token_id, model.config.pad_token_id) == (3, 4)
+    assert model.config.name_or_path == str(folder)
+
+
+def test_circuits_get_our_names(folder: Path) -> None:
+    assert read_circuit(folder, "zero") == ("tok_embed->m0", "m0->logits")
+    with pytest.raises(EdgepruneError, match="no circuit for ablation 'interchange'; it has: zero"):
+        read_circuit(folder, "interchange")
+
+
+def test_folders_are_recognised(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    assert is_tracr_folder(folder)
+    hugging_face = tmp_path_factory.mktemp("hf")
+    (hugging_face / "config.json").write_text("{}")
+    assert not is_tracr_folder(hugging_face)
+    assert not is_tracr_folder(folder / "absent")
+
+
+def edit_json(folder: Path, **changes: object) -> None:
+    file = folder / "model.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def drop_tensor(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["blocks.1.mlp.b_in"]
+    save_file(tensors, folder / "model.safetensors")
+
+
+def truncate(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+DAMAGES = {
+    "no json": (lambda folder: (folder / "model.json").unlink(), "cannot read .*model.json: No such file"),
+    "broken json": (lambda folder: (folder / "model.json").write_text("{"), "model.json is damaged"),
+    "a list": (lambda folder: (folder / "model.json").write_text("[]"), "has format None, only"),
+    "other format": (
+        lambda folder: edit_json(folder, format="tracr-circuit-data/2"),
+        "circuit-data/2', only",
+    ),
+    "other activation": (
+        lambda folder: edit_json(folder, activation="gelu"),
+        "only models with activation 'relu'",
+    ),
+    "no vocab": (lambda folder: edit_json(folder, vocab=None), "model.json is incomplete"),
+    "other shape": (
+        lambda folder: edit_json(folder, n_ctx=9),
+        r"W_pos has shape \[6, 7\], .* asks for \[9, 7\]",
+    ),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "cannot read .*model.safetensors"),
+    "lost tensor": (drop_tensor, "missing or unexpected: blocks.1.mlp.b_in"),
+    "cut off": (truncate, "model.safetensors is damaged"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_folders_are_refused_in_one_line(folder: Path, damage: str) -> None:
+    harm, message = DAMAGES[damage]
+    harm(folder)
+    with pytest.raises(EdgepruneError, match=message) as caught:
+        read_folder(folder)
+    assert "\n" not in str(caught.value)
+
+
+needs_ground_truth = pytest.mark.skipif(not FOLDERS, reason=f"no ground-truth folders in {GROUND_TRUTH.name}")
+
+
+@needs_ground_truth
+@pytest.mark.parametrize("folder", FOLDERS or [None], ids=lambda folder: folder and folder.name)
+def test_known_models_compute_their_stored_outputs(folder: Path) -> None:
+    model = read_folder(folder).requires_grad_(False)
+    # and_gate multiplies a difference near 1 by 1e5, which turns one rounding of float32 (6e-8) into 6e-3
+    tolerance = 1e-2 if folder.name == "and_gate" else 1e-5
+    examples = json.loads((folder / "examples.json").read_text())["examples"]
+    assert examples
+    for example in examples:
+        logits = model(torch.tensor([example["ids"]])).logits[0]
+        torch.testing.assert_close(logits, torch.tensor(example["raw"]), rtol=0, atol=tolerance)
+
+
+@needs_ground_truth
+@pytest.mark.parametrize("folder", FOLDERS or [None], ids=lambda folder: folder and folder.name)
+def test_known_circuits_are_edges_of_our_graph(folder: Path) -> None:
+    circuit = json.loads((folder / "circuit.json").read_text())
+    graph = graph_of(read_folder(folder))
+    assert graph.num_edges == circuit["n_edges_total"]
+    edges = read_circuit(folder, "zero")
+    assert graph.keep_matrix(edges).sum() == len(edges) == len(circuit["causal_zero"]) > 0
+
+
+@needs_ground_truth
+@pytest.mark.parametrize("ablation", ["zero", "interchange"])
+def test_our_reverse_has_the_circuit_of_the_known_one(ablation: str) -> None:
+    from edgeprune.compiled import true_circuit
+
+    folder = GROUND_TRUTH / "reverse"
+    if folder not in FOLDERS:
+        pytest.skip("no ground-truth folder of reverse")
+    assert set(read_circuit(folder, ablation)) == set(true_circuit("reverse", ablation))

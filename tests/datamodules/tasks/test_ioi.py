@@ -1,0 +1,168 @@
+import re
+from collections import Counter
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from datamodules import IOI, PromptPair
+from datamodules.encode import encode_pairs
+from datamodules.tasks.ioi import Words, usable_words
+from datamodules.tasks.ioi_words import NAMES, OBJECTS, PLACES, TEMPLATES
+from edgeprune.errors import EdgepruneError
+from tests.datamodules.conftest import TEMPLATE_WORDS, word_tokenizer
+
+SMALL = {"num_train": 60, "num_validation": 30, "num_test": 30}
+
+
+def names_in(text: str) -> list[str]:
+    return [word for word in re.findall(r"\w+", text) if word in NAMES]
+
+
+def test_lists_are_long_and_without_repetition() -> None:
+    assert len(TEMPLATES) >= 12
+    for listed, least in ((NAMES, 60), (PLACES, 15), (OBJECTS, 15), (TEMPLATES, 12)):
+        assert len(set(listed)) == len(listed) >= least
+
+
+def test_every_template_names_two_people_and_asks_for_one() -> None:
+    for template in TEMPLATES:
+        for slot in ("first", "second", "place", "object", "subject"):
+            assert template.count(" {" + slot + "}") == 1
+        assert template.index("{first}") < template.index("{second}") < template.index("{subject}")
+        assert template.endswith(" to")
+
+
+def test_pairs_have_the_form_of_their_order(tokenizer: PreTrainedTokenizerBase) -> None:
+    for pair in IOI(**SMALL).splits(tokenizer)["train"]:
+        io, subject = pair.labels["io"], pair.labels["subject"]
+        opening = [io, subject] if pair.labels["order"] == "ABBA" else [subject, io]
+        assert names_in(pair.clean) == [*opening, subject]
+        assert (pair.answer, pair.distractor) == (f" {io}", f" {subject}")
+
+
+def test_abc_brings_three_new_names_and_nothing_else(tokenizer: PreTrainedTokenizerBase) -> None:
+    for pair in IOI(**SMALL, corruption="abc").splits(tokenizer)["train"]:
+        old, new = names_in(pair.clean), names_in(pair.corrupted)
+        assert len(set(new)) == 3
+        assert not set(new) & set(old)
+        blank = re.compile(r"\b(" + "|".join(NAMES) + r")\b")
+        assert blank.sub("_", pair.clean) == blank.sub("_", pair.corrupted)
+
+
+def test_flip_changes_the_last_name_to_io(tokenizer: PreTrainedTokenizerBase) -> None:
+    for pair in IOI(**SMALL, corruption="s2_io_flip").splits(tokenizer)["train"]:
+        opening, (_, answer, _) = names_in(pair.clean)[:2], ("", pair.labels["io"], "")
+        assert names_in(pair.corrupted) == [*opening, answer]
+        head, subject, tail = pair.clean.rpartition(pair.labels["subject"])
+        assert subject
+        assert pair.corrupted == head + answer + tail
+
+
+def test_tokens_align_and_templates_have_one_length(tokenizer: PreTrainedTokenizerBase) -> None:
+    pairs = IOI(num_train=300).splits(tokenizer)["train"]
+    lengths: dict[str, set[int]] = {}
+    for pair, tokens in zip(pairs, encode_pairs(pairs, tokenizer), strict=True):
+        lengths.setdefault(pair.labels["template"], set()).add(len(tokens.clean))
+        differing = [i for i, (a, b) in enumerate(zip(tokens.clean, tokens.corrupted, strict=True)) if a != b]
+        assert len(differing) == 3
+        assert len(tokens.targets) == 1
+        assert tokens.positions == (len(tokens.clean) - 1,)
+    assert len(lengths) == len(TEMPLATES)
+    assert all(len(found) == 1 for found in lengths.values())
+
+
+def test_all_listed_words_can_be_used(tokenizer: PreTrainedTokenizerBase) -> None:
+    assert usable_words(tokenizer) == Words(NAMES, PLACES, OBJECTS)
+
+
+def test_no_prompt_occurs_twice(words: PreTrainedTokenizerBase) -> None:
+    splits = IOI(num_train=2000, num_validation=500, num_test=500).splits(words)
+    prompts = [pair.clean for pairs in splits.values() for pair in pairs]
+    assert {name: len(pairs) for name, pairs in splits.items()} == {
+        "train": 2000,
+        "validation": 500,
+        "test": 500,
+    }
+    assert len(set(prompts)) == 3000
+
+
+def test_every_split_is_balanced(words: PreTrainedTokenizerBase) -> None:
+    for pairs in IOI(num_train=310, num_validation=65, num_test=40).splits(words).values():
+        cells = Counter((pair.labels["template"], pair.labels["order"]) for pair in pairs)
+        assert len(cells) == 2 * len(TEMPLATES)
+        assert max(cells.values()) - min(cells.values()) <= 1
+
+
+def test_templates_and_orders_can_be_chosen(words: PreTrainedTokenizerBase) -> None:
+    pairs = IOI(**SMALL, templates=2, orders=("BABA",)).splits(words)["train"]
+    assert {pair.labels["template"] for pair in pairs} == {"0", "1"}
+    assert {pair.labels["order"] for pair in pairs} == {"BABA"}
+
+
+def test_seed_decides(words: PreTrainedTokenizerBase) -> None:
+    assert IOI(**SMALL, seed=3).splits(words) == IOI(**SMALL, seed=3).splits(words)
+    assert IOI(**SMALL, seed=3).splits(words) != IOI(**SMALL, seed=4).splits(words)
+
+
+def few_words(num_names: int = 8) -> PreTrainedTokenizerBase:
+    return word_tokenizer(["When", *TEMPLATE_WORDS, *NAMES[:num_names], PLACES[0], OBJECTS[0], OBJECTS[1]])
+
+
+def test_only_known_single_tokens_are_used() -> None:
+    assert usable_words(few_words()) == Words(NAMES[:8], PLACES[:1], OBJECTS[:2])
+
+
+def test_fillings_are_numbered_without_repetition() -> None:
+    words = Words(NAMES[:5], PLACES[:3], OBJECTS[:2])
+    fillings = {words.filling(i) for i in range(words.num_fillings)}
+    assert len(fillings) == words.num_fillings == 5 * 4 * 3 * 2
+    assert all(io != subject for io, subject, _, _ in fillings)
+
+
+def test_all_prompts_can_be_asked_for_but_not_one_more() -> None:
+    most = 8 * 7 * 2  # fillings of one template in one order
+    sizes = {"num_validation": 0, "num_test": 0, "templates": 1}
+    pairs: list[PromptPair] = IOI(num_train=2 * most, **sizes).splits(few_words())["train"]
+    assert len({pair.clean for pair in pairs}) == 2 * most
+    with pytest.raises(EdgepruneError, match=f"{2 * most + 1} different .* give {2 * most}: ask for fewer"):
+        IOI(num_train=2 * most + 1, **sizes).splits(few_words())
+
+
+def test_too_few_names_are_refused() -> None:
+    with pytest.raises(EdgepruneError, match="only 7 names, 1 places and 2 objects"):
+        IOI().splits(few_words(7))
+
+
+def test_tokenizer_is_needed() -> None:
+    with pytest.raises(EdgepruneError, match="give the data module a tokenizer"):
+        IOI().splits(None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"corruption": "xyz"}, "corruption must be one of .* got 'xyz'"),
+        ({"orders": ()}, "orders must be"),
+        ({"orders": ("ABBA", "ABBA")}, "orders must be"),
+        ({"orders": ("AABB",)}, "orders must be .* got"),
+        ({"templates": 0}, "templates must be 1..15"),
+        ({"templates": 16}, "templates must be 1..15, or null for all, got 16"),
+        ({"num_test": -1}, "must not be negative"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(EdgepruneError, match=message):
+        IOI(**settings)
+
+
+def test_description_holds_every_setting() -> None:
+    assert IOI(num_test=7, templates=3).description() == {
+        "task": "IOI",
+        "num_train": 200,
+        "num_validation": 100,
+        "num_test": 7,
+        "corruption": "abc",
+        "orders": ("ABBA", "BABA"),
+        "templates": 3,
+        "seed": 0,
+    }
