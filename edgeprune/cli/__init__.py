@@ -1,0 +1,51 @@
+"""The command line: `edgeprune COMMAND ...`. Light commands are dispatched before anything heavy is imported."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from edgeprune.errors import EdgepruneError
+
+COMMANDS = {
+    "fit": ("edgeprune.cli.training", "learn a circuit: --config X.yaml"),
+    "validate": ("edgeprune.cli.training", "judge a checkpoint's circuit on the validation pairs: --config X.yaml --ckpt_path C"),
+    "test": ("edgeprune.cli.training", "the same on the test pairs"),
+    "evaluate": ("edgeprune.cli.evaluate", "score circuit files on pairs: CIRCUIT... --config DATA.yaml"),
+    "data": ("edgeprune.cli.data", "show some pairs of a data config: CONFIG"),
+    "get": ("edgeprune.cli.get", "fetch a model that needs no model hub: smollm2"),
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; a user's mistake is one line and status 2."""
+    arguments = list(sys.argv[1:] if args is None else args)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())  # noqa: T201
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from edgeprune import __version__
+
+        print(f"edgeprune {__version__}")  # noqa: T201
+        return 0
+    if arguments[0] not in COMMANDS:
+        return _fail(f"no command {arguments[0]!r}; the commands are {', '.join(COMMANDS)}")
+    module = importlib.import_module(COMMANDS[arguments[0]][0])
+    try:
+        module.run(arguments)
+    except EdgepruneError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def usage() -> str:
+    """What `edgeprune --help` prints."""
+    lines = ["usage: edgeprune COMMAND ...", "", "Find circuits in transformers by differentiable edge pruning.", ""]
+    lines += [f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join([*lines, "", "`edgeprune COMMAND --help` tells more."])
+
+
+def _fail(message: str) -> int:
+    print(f"edgeprune: error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    return 2

@@ -1,0 +1,106 @@
+"""`edgeprune fit | validate | test`: LightningCLI, with one-line errors and a config that always wins over a checkpoint."""
+
+import logging
+import sys
+import warnings
+from typing import Any, NoReturn
+
+import lightning.pytorch as pl
+from jsonargparse import lazy_instance
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+
+import edgeprune.methods
+import edgeprune.objectives
+from datamodules import PairDataModule
+from edgeprune.errors import EdgepruneError
+from lit_modules import PruningModule, UploadCircuits
+
+__all__ = ["EdgepruneCLI", "run"]
+_ = (edgeprune.methods, edgeprune.objectives)  # imported so that configs can name their classes without a path
+
+
+class OneLineParser(LightningArgumentParser):
+    """Reports a bad argument or config on one line instead of sixty lines of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise what the command line prints: the innermost reason, which names the key."""
+        lines = [line.strip(" -") for line in str(message).splitlines() if line.strip()]
+        raise EdgepruneError(" ".join(lines) or str(ex))
+
+
+class SaveConfig(SaveConfigCallback):
+    """Also hands the resolved config to W&B."""
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Log the config as hyper-parameters of the run."""
+        config = self.parser.dump(self.config, skip_none=False, format="json")
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                import json
+
+                logger.log_hyperparams(json.loads(config))
+
+
+class EdgepruneCLI(LightningCLI):
+    """Links seeds and tokenizer, adds the checkpoint section, and leaves a checkpoint no say in the config."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """One seed for gate noise and data order; masks are checkpointed every 50 steps."""
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {"checkpoint.save_last": True, "checkpoint.save_top_k": 1, "checkpoint.every_n_train_steps": 50}
+        )
+        parser.add_lightning_class_args(UploadCircuits, "upload_circuits")
+
+    def before_instantiate_classes(self) -> None:
+        """Where no tokenizer is named, use the model's own."""
+        config = self.config.get(str(self.subcommand), self.config)
+        if config.data.tokenizer is None:
+            config.data.tokenizer = config.model.name
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: Lightning would replace the config's values by those of the checkpoint, without a word."""
+
+
+def _seed(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "max_epochs": -1,
+    "use_distributed_sampler": False,  # the data module shards by rank itself
+    "check_val_every_n_epoch": None,
+    "val_check_interval": 100,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 10,
+    "enable_model_summary": False,
+    "logger": lazy_instance(CSVLogger, save_dir="runs", name="edgeprune"),
+}
+
+
+def run(arguments: list[str]) -> None:
+    """Build everything from the arguments and run the subcommand."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # torch deprecation inside Lightning itself
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # prompts are short: 0 is fastest
+    warnings.filterwarnings("ignore", message=".*anonymous setting has no effect.*")  # Lightning passes it to W&B
+    try:
+        EdgepruneCLI(
+            PruningModule,
+            PairDataModule,
+            args=arguments,
+            parser_class=OneLineParser,
+            trainer_defaults=TRAINER_DEFAULTS,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+        )
+    except SystemExit as stop:  # --help and --print_config
+        if stop.code not in (0, None):
+            sys.exit(stop.code)

@@ -1,0 +1,1 @@
+"""Measures of a circuit: faithfulness to the full model, overlap with another circuit."""

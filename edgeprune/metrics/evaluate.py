@@ -1,0 +1,41 @@
+"""Run circuits on pairs: every circuit sees the same full and ablated runs, which are made once per batch."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from edgeprune.batch import PairBatch
+from edgeprune.metrics.faithfulness import faithfulness
+from edgeprune.models.masked import MaskedModel
+from edgeprune.models.runs import ReferenceRuns
+
+
+def circuit_log_probs(model: MaskedModel, runs: ReferenceRuns, batch: PairBatch, gates: Tensor, split: str) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the full model and of the gated one, `[batch, positions, vocab]`, in float32."""
+    full, ablated = runs(batch, split)
+    logits = model(batch.clean, gates, ablated, batch.attention_mask, batch.positions)
+    return full, logits.float().log_softmax(-1)
+
+
+@torch.no_grad()
+def evaluate_gates(
+    model: MaskedModel, runs: ReferenceRuns, batches: Iterable[PairBatch], gates: Sequence[Tensor], split: str
+) -> list[dict[str, float]]:
+    """Faithfulness of each gate matrix `[reader, writer]` over all batches.
+
+    Returns:
+        Per matrix: `kl`, `logit_difference`, `accuracy`, `exact_match`, and `num_examples`.
+    """
+    metrics = [faithfulness() for _ in gates]
+    num_examples = 0
+    for batch in batches:
+        batch = batch.to(model.device)
+        num_examples += len(batch)
+        for matrix, metric in zip(gates, metrics, strict=True):
+            full, circuit = circuit_log_probs(model, runs, batch, matrix.to(model.device), split)
+            metric.to(model.device).update(full, circuit, batch)
+    return [
+        {name: float(value) for name, value in metric.compute().items()} | {"num_examples": num_examples}
+        for metric in metrics
+    ]

@@ -1,0 +1,222 @@
+"""The LightningModule that trains a recipe's gates on a frozen model. It connects and logs; formulas live elsewhere."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+import edgeprune
+from edgeprune.batch import PairBatch
+from edgeprune.circuit import Circuit
+from edgeprune.errors import EdgepruneError
+from edgeprune.graph import KVReaders
+from edgeprune.methods import AbstractRecipe
+from edgeprune.metrics.evaluate import circuit_log_probs
+from edgeprune.metrics.faithfulness import faithfulness
+from edgeprune.models.loading import fingerprint, load_model
+from edgeprune.models.runs import Ablation, ReferenceRuns
+from edgeprune.objectives import kl_divergence, masked_mean
+
+
+class PruningModule(pl.LightningModule):
+    """Learn which edges of a frozen transformer carry a behaviour.
+
+    Each step: the full and the ablated run (kept per example where they fit), one sample of the gates, one masked forward,
+    KL(full || circuit) at the scored positions plus the recipe's penalty.
+
+    Args:
+        name: Model: hub id, local folder, `smollm2`, `compiled:reverse`, or a ground-truth folder.
+        recipe: How gates are learned.
+        ablation: What closed edges carry: `"interchange"` (the corrupted prompt's values) or `"zero"`.
+        split_embedding: Token and position embedding are two writers; null: only for compiled models.
+        kv_readers: `"group"` or `"head"`, for grouped-query attention.
+        dtype: Of the frozen weights; gates stay float32.
+        gguf_file: File inside `name` to dequantise.
+        revision: Branch, tag or commit on the hub.
+        attn_implementation: `sdpa`, `eager`, `flash_attention_2`; null for the library's choice.
+        cache_gb: Memory for frozen runs that are kept, in 1e9 bytes.
+        seed: Of the gate noise; the noise of a step depends on it and the step alone.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        recipe: AbstractRecipe,
+        *,
+        ablation: Ablation = "interchange",
+        split_embedding: bool | None = None,
+        kv_readers: KVReaders = "group",
+        dtype: str = "float32",
+        gguf_file: str | None = None,
+        revision: str | None = None,
+        attn_implementation: str | None = None,
+        cache_gb: float = 2.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.recipe = recipe
+        self.ablation: Ablation = ablation
+        self.cache_gb = cache_gb
+        self.seed = seed
+        self._load_options: dict[str, Any] = {
+            "split_embedding": split_embedding,
+            "kv_readers": kv_readers,
+            "dtype": dtype,
+            "gguf_file": gguf_file,
+            "revision": revision,
+            "attn_implementation": attn_implementation,
+        }
+        self.strict_loading = False  # checkpoints hold no backbone; `on_load_checkpoint` checks the keys instead
+        self.masked: Any = None
+        self.runs: Any = None
+        self.measures = faithfulness()
+        self._gates: Tensor | None = None
+
+    # ---------------------------------------------------------------- set-up
+    def configure_model(self) -> None:
+        """Load the model and make the gates, once."""
+        if self.masked is None:
+            self.masked = load_model(self.name, **self._load_options)
+            self.runs = ReferenceRuns(self.masked, self.ablation, self.cache_gb)
+            self.recipe.build(self.masked.graph)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over the recipe's groups (gates descend, multipliers ascend); the recipe's learning-rate schedule."""
+        optimizer = torch.optim.AdamW(self.recipe.parameter_groups())
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.recipe.learning_rate_factor(min(1.0, step / self.total_steps))
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Clip the gates' gradients only: multipliers must feel the whole constraint."""
+        if gradient_clip_val:
+            gates = [p for group in optimizer.param_groups if not group["maximize"] for p in group["params"]]
+            clip = torch.nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else torch.nn.utils.clip_grad_norm_
+            clip(gates, gradient_clip_val)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return max(1, int(self.trainer.estimated_stepping_batches))
+
+    @property
+    def progress(self) -> float:
+        """Steps done / steps of the run, in [0, 1]: 0 in the first step, 1 in the last."""
+        return min(1.0, self.global_step / max(1, self.total_steps - 1))
+
+    # ---------------------------------------------------------------- steps
+    def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+        """KL at the scored positions plus the penalty, for one sample of the gates."""
+        full, ablated = self.runs(batch, "train")
+        gates = self.recipe.sample(self.seed, self.global_step)
+        logits = self.masked(batch.clean, gates, ablated, batch.attention_mask, batch.positions)
+        kl = masked_mean(kl_divergence(full, logits.float().log_softmax(-1)), batch.position_mask)
+        penalty = self.recipe.penalty(gates, self.progress)
+        if not torch.isfinite(kl + penalty):
+            raise EdgepruneError(
+                f"loss is not finite at step {self.global_step} (KL {kl.item()}, penalty {penalty.item()}, examples "
+                f"{batch.index.tolist()}): lower the learning rate, or use dtype float32"
+            )
+        self._log_training(kl, penalty, len(batch))
+        return kl + penalty
+
+    def _log_training(self, kl: Tensor, penalty: Tensor, batch_size: int) -> None:
+        bar = {"kl": kl.detach(), "sparsity": self.recipe.sparsity}
+        target = self.recipe.target(self.progress)
+        if target is not None:
+            bar["target"] = target
+        self.log_dict(bar, prog_bar=True, batch_size=batch_size)
+        rest = {"penalty": penalty.detach(), **self.recipe.state(self.progress)}
+        self.log_dict({f"train/{name}": value for name, value in rest.items()}, batch_size=batch_size)
+
+    def on_validation_epoch_start(self) -> None:
+        """Fix the circuit that the gates stand for now."""
+        self._gates = self.recipe.circuit().gates(device=self.device)
+        self.measures.reset()
+
+    def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
+        """Judge the current circuit on a batch."""
+        self._judge(batch, "validation")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the current circuit's faithfulness."""
+        values = {f"val/{name}": value for name, value in self.measures.compute().items()}
+        match = values.pop("val/exact_match")
+        self.log_dict({name: value.float() for name, value in values.items()})
+        self.log("val/exact_match", match.float(), prog_bar=True)
+
+    def on_test_epoch_start(self) -> None:
+        """Fix the circuit to test."""
+        self.on_validation_epoch_start()
+
+    def test_step(self, batch: PairBatch, batch_idx: int) -> None:
+        """Judge the circuit on a test batch."""
+        self._judge(batch, "test")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the circuit's faithfulness and sparsity."""
+        values = {f"test/{name}": value.float() for name, value in self.measures.compute().items()}
+        self.log_dict({**values, "test/sparsity": self.recipe.sparsity})
+
+    def _judge(self, batch: PairBatch, split: str) -> None:
+        assert self._gates is not None
+        self.measures.update(*circuit_log_probs(self.masked, self.runs, batch, self._gates, split), batch)
+
+    # ---------------------------------------------------------------- circuits and checkpoints
+    def header(self) -> dict[str, Any]:
+        """Where a circuit of this run comes from."""
+        return {
+            "model": self.name,
+            "model_fingerprint": fingerprint(self.masked),
+            "model_options": {key: value for key, value in self._load_options.items() if value is not None},
+            "ablation": self.ablation,
+            "direction": "clean run, closed edges carry ablated values (noising)",
+            "seed": self.seed,
+            "step": self.global_step,
+            "edgeprune": edgeprune.__version__,
+            "torch": torch.__version__,
+        }
+
+    def circuit(self, sparsity: float | None = None) -> Circuit:
+        """The circuit that the gates stand for now, or their best edges at `sparsity`."""
+        return self.recipe.circuit(sparsity=sparsity, **self.header())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep gates and multipliers only, and what `Circuit.from_checkpoint` needs."""
+        names = {f"recipe.{name}" for name, _ in self.recipe.named_parameters()}
+        checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in names}
+        graph = self.recipe.graph
+        checkpoint["edgeprune"] = {
+            "graph": graph.to_dict(),
+            "scores": graph.to_vector(self.recipe.scores()).cpu(),
+            "num_open": self.recipe.num_open(),
+            "header": {**self.recipe.describe(), **self.header()},
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model or recipe: half of it would be loaded silently otherwise."""
+        saved = checkpoint.get("edgeprune")
+        if saved is None:
+            raise EdgepruneError("this checkpoint is not one of edgeprune: it holds no masks")
+        self.configure_model()
+        if saved["graph"] != self.recipe.graph.to_dict():
+            raise EdgepruneError(
+                f"the checkpoint's masks are for a graph of {saved['graph']}, this model has {self.recipe.graph.to_dict()}"
+            )
+        theirs, ours = saved["header"]["model_fingerprint"], fingerprint(self.masked)
+        if theirs != ours:
+            raise EdgepruneError(
+                f"the checkpoint belongs to model {saved['header']['model']!r} (fingerprint {theirs}), not to "
+                f"{self.name!r} ({ours}): same shape, other weights"
+            )
+        want = {f"recipe.{name}" for name, _ in self.recipe.named_parameters()}
+        have = set(checkpoint["state_dict"])
+        if want != have:
+            raise EdgepruneError(
+                f"the checkpoint does not fit this recipe: missing {sorted(want - have)}, unknown {sorted(have - want)}"
+            )

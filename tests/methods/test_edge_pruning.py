@@ -1,0 +1,239 @@
+"""Edge Pruning as a recipe: what it trains, samples, penalises and keeps; no model is run."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from edgeprune.circuit import edges_at
+from edgeprune.errors import EdgepruneError
+from edgeprune.gates import uniform_noise
+from edgeprune.gates.hard_concrete import prob_open, sample
+from edgeprune.graph import ArchSpec, EdgeGraph
+from edgeprune.methods import EdgePruning
+from edgeprune.objectives import GeometricPenalty, Lagrangian
+
+GRAPH = EdgeGraph(ArchSpec(num_layers=2, num_heads=4, num_kv_heads=2))
+
+
+def build(term: Any = None, **options: Any) -> EdgePruning:
+    recipe = EdgePruning(term or GeometricPenalty(1.0, 100.0), **options)
+    recipe.build(GRAPH)
+    return recipe
+
+
+def spread(recipe: EdgePruning, seed: int = 0) -> EdgePruning:
+    """Move every location away from the others."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for gates in (recipe.edges, recipe.nodes):
+            if gates is not None:
+                gates.log_alpha.copy_(2 * torch.randn(gates.num_gates, generator=generator))
+    return recipe
+
+
+# ------------------------------------------------------------------ parameters
+def test_only_existing_edges_have_parameters() -> None:
+    assert sum(parameter.numel() for parameter in build().parameters()) == GRAPH.num_edges
+    nodes = build(Lagrangian(0.9), node_gates=True, node_sparsity_term=Lagrangian(0.7))
+    expected = GRAPH.num_edges + len(GRAPH.writers) + 2 + 2
+    assert sum(parameter.numel() for parameter in nodes.parameters()) == expected
+
+
+def test_groups_descend_on_gates_and_ascend_on_multipliers() -> None:
+    edge_term, node_term = Lagrangian(0.9, learning_rate=0.5), Lagrangian(0.7, learning_rate=0.25)
+    recipe = build(
+        edge_term, node_gates=True, node_sparsity_term=node_term, learning_rate=0.1, node_learning_rate=0.2
+    )
+    assert recipe.nodes is not None
+    expected = [
+        (recipe.edges.log_alpha, 0.1, False),
+        (recipe.nodes.log_alpha, 0.2, False),
+        (edge_term.multipliers, 0.5, True),
+        (node_term.multipliers, 0.25, True),
+    ]
+    groups = recipe.parameter_groups()
+    assert len(groups) == len(expected)
+    for group, (parameter, rate, maximize) in zip(groups, expected, strict=True):
+        assert len(group["params"]) == 1
+        assert group["params"][0] is parameter
+        assert (group["lr"], group["weight_decay"], group["maximize"]) == (rate, 0.0, maximize)
+    grouped = {id(parameter) for group in groups for parameter in group["params"]}
+    assert grouped == {id(parameter) for parameter in recipe.parameters()}
+    assert torch.optim.AdamW(groups).param_groups[2]["maximize"]
+
+
+def test_a_term_without_multipliers_has_no_group() -> None:
+    groups = build(weight_decay=0.01).parameter_groups()
+    assert [(group["weight_decay"], group["maximize"]) for group in groups] == [(0.01, False)]
+
+
+def test_weight_decay_never_reaches_multipliers() -> None:
+    groups = build(Lagrangian(0.9), weight_decay=0.01).parameter_groups()
+    assert [group["weight_decay"] for group in groups] == [0.01, 0.0]
+
+
+def test_one_step_of_the_optimizer_moves_both_ways() -> None:
+    term = Lagrangian(0.9, warmup=1.0)
+    recipe = build(term)
+    with torch.no_grad():
+        term.multipliers.copy_(torch.tensor([-1.0, 1.0]))
+    before = recipe.edges.log_alpha.detach().clone()
+    optimizer = torch.optim.Adam(recipe.parameter_groups())
+    recipe.penalty(recipe.sample(0, 0), 1.0).backward()
+    optimizer.step()
+    assert (recipe.edges.log_alpha < before).all()  # too open: gates close
+    linear, square = term.multipliers.tolist()
+    assert linear < -1  # the gap is negative: l1 falls
+    assert square > 1  # and l2 rises
+
+
+# ------------------------------------------------------------------ samples
+@pytest.mark.parametrize("node_gates", [False, True])
+def test_samples_are_functions_of_seed_and_step(node_gates: bool) -> None:
+    recipe = build(node_gates=node_gates)
+    first = recipe.sample(3, 7)
+    torch.manual_seed(1234)
+    assert torch.equal(first, recipe.sample(3, 7))
+    assert not torch.equal(first, recipe.sample(3, 8))
+    assert not torch.equal(first, recipe.sample(4, 7))
+    assert first.shape == GRAPH.shape
+    assert first[~GRAPH.exists].abs().max() == 0
+    assert first.min() >= 0
+    assert first.max() <= 1
+
+
+def test_a_sample_is_the_product_of_edge_and_writer_gates() -> None:
+    recipe = spread(build(node_gates=True))
+    assert recipe.nodes is not None
+    edges = sample(recipe.edges.log_alpha, uniform_noise(3, 7, GRAPH.num_edges))
+    nodes = sample(recipe.nodes.log_alpha, uniform_noise(3, 7, len(GRAPH.writers), stream=1))
+    expected = torch.zeros(GRAPH.shape)
+    for (reader, writer), gate in zip(GRAPH.exists.nonzero().tolist(), edges.tolist(), strict=True):
+        expected[reader, writer] = gate * nodes[writer].item()
+    torch.testing.assert_close(recipe.sample(3, 7), expected)
+
+
+def test_gradients_reach_every_gate_that_is_not_clamped() -> None:
+    recipe = build(init_mean=0.0, node_gates=True)
+    recipe.sample(0, 0).sum().backward()
+    assert recipe.nodes is not None
+    assert (recipe.nodes.log_alpha.grad != 0).any()
+    assert (recipe.edges.log_alpha.grad != 0).float().mean() > 0.2
+
+
+# ------------------------------------------------------------------ penalty
+def test_expected_penalty_is_the_expected_number_of_open_edges() -> None:
+    recipe = spread(build())
+    fraction = recipe.penalty(torch.zeros(GRAPH.shape), 0.0)  # the weight is 1 at the start
+    torch.testing.assert_close(fraction, prob_open(recipe.edges.log_alpha).mean())
+    drawn = [(recipe.sample(0, step) > 0).sum().item() / GRAPH.num_edges for step in range(100)]
+    assert sum(drawn) / 100 == pytest.approx(fraction.item(), abs=0.01)
+
+
+def test_sampled_penalty_is_the_mean_of_the_gates() -> None:
+    recipe = spread(build(penalty_on="sample"))
+    gates = recipe.sample(0, 0)
+    torch.testing.assert_close(recipe.penalty(gates, 0.0), GRAPH.to_vector(gates).mean())
+    torch.testing.assert_close(recipe.penalty(gates, 1.0), 100 * GRAPH.to_vector(gates).mean())
+
+
+def test_an_edge_of_a_closed_writer_costs_nothing() -> None:
+    recipe = spread(build(node_gates=True))
+    assert recipe.nodes is not None
+    with torch.no_grad():
+        recipe.nodes.log_alpha.fill_(-100.0)
+    assert recipe.penalty(recipe.sample(0, 0), 0.0).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_node_term_adds_to_the_edge_term() -> None:
+    nodes = Lagrangian(0.7, warmup=1.0)
+    with torch.no_grad():
+        nodes.multipliers.copy_(torch.tensor([3.0, 0.0]))
+    alone, both = spread(build(node_gates=True)), spread(build(node_gates=True, node_sparsity_term=nodes))
+    assert both.nodes is not None
+    gates = both.sample(0, 0)
+    gap = 1 - both.nodes.prob_open().mean() - 0.7
+    torch.testing.assert_close(both.penalty(gates, 1.0), alone.penalty(gates, 1.0) + 3 * gap)
+
+
+# ------------------------------------------------------------------ ranks and circuits
+def locations(recipe: EdgePruning) -> Tensor:
+    return recipe.edges.log_alpha.detach()
+
+
+def test_scores_are_the_locations() -> None:
+    recipe = spread(build())
+    assert torch.equal(GRAPH.to_vector(recipe.scores()), locations(recipe))
+    assert recipe.num_open() == int((locations(recipe) > 0).sum())
+    assert recipe.sparsity == 1 - recipe.num_open() / GRAPH.num_edges
+
+
+def test_scores_with_node_gates_are_the_smaller_location() -> None:
+    recipe = spread(build(node_gates=True))
+    assert recipe.nodes is not None
+    writers = GRAPH.exists.nonzero()[:, 1]
+    expected = torch.minimum(locations(recipe), recipe.nodes.log_alpha.detach()[writers])
+    assert torch.equal(GRAPH.to_vector(recipe.scores()), expected)
+    assert recipe.num_open() == int((expected > 0).sum())
+    assert not recipe.scores().requires_grad
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.123, 0.5, 0.9, 0.99, 1.0])
+@pytest.mark.parametrize("node_gates", [False, True])
+def test_circuits_have_exactly_the_size_asked_for(sparsity: float, node_gates: bool) -> None:
+    recipe = spread(build(node_gates=node_gates))
+    assert recipe.circuit(sparsity=sparsity).num_edges == edges_at(GRAPH, sparsity)
+    untrained = build(node_gates=node_gates)  # every score is the same
+    assert untrained.circuit(sparsity=sparsity).num_edges == edges_at(GRAPH, sparsity)
+
+
+def test_a_circuit_without_a_size_keeps_the_open_gates() -> None:
+    recipe = spread(build())
+    found = recipe.circuit(model="tiny")
+    assert torch.equal(GRAPH.to_vector(found.keep), locations(recipe) > 0)
+    assert found.num_edges == recipe.num_open()
+    assert found.header["model"] == "tiny"
+    assert found.header["method"] == "edge_pruning"
+    assert found.header["sparsity_term"] == "GeometricPenalty"
+
+
+def test_what_is_logged() -> None:
+    recipe = spread(build(Lagrangian(0.9, warmup=1.0)))
+    state = recipe.state(0.5)
+    assert state["expected_open"] == pytest.approx(prob_open(locations(recipe)).mean().item())
+    assert (state["lambda_1"], state["lambda_2"]) == (0, 0)
+    assert recipe.target(0.5) == pytest.approx(0.45)
+    assert build().target(0.5) is None
+
+
+# ------------------------------------------------------------------ learning rate and errors
+def test_learning_rate_is_constant_by_default() -> None:
+    assert {build().learning_rate_factor(progress) for progress in (0, 0.5, 1)} == {1.0}
+
+
+def test_learning_rate_warms_up_and_decays() -> None:
+    recipe = build(learning_rate_warmup=0.2, learning_rate_decay=True)
+    factors = [recipe.learning_rate_factor(progress) for progress in (0, 0.1, 0.2, 0.6, 1)]
+    assert factors == pytest.approx([0, 0.5, 1, 0.5, 0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": 0.0}, "need learning_rate > 0"),
+        ({"learning_rate": -1.0}, "need learning_rate > 0"),
+        ({"learning_rate_warmup": 1.0}, r"learning_rate_warmup in \[0, 1\)"),
+        ({"learning_rate_warmup": -0.1}, r"learning_rate_warmup in \[0, 1\)"),
+        ({"weight_decay": -0.1}, "weight_decay >= 0"),
+        ({"penalty_on": "both"}, "penalty_on must be 'expected' or 'sample', got 'both'"),
+        ({"node_sparsity_term": Lagrangian(0.7)}, "node_sparsity_term has nothing to act on"),
+        ({"temperature": 0.0}, "hard concrete needs temperature > 0"),
+        ({"stretch": (0.0, 1.0)}, r"a stretch past \[0, 1\]"),
+    ],
+)
+def test_impossible_settings_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(EdgepruneError, match=message) as caught:
+        build(**options)
+    assert "\n" not in str(caught.value)

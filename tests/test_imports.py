@@ -1,0 +1,199 @@
+"""Imports run one way, and heavy libraries stay where they belong. Read from the source."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("edgeprune", "lit_modules", "datamodules")
+
+# A module may import its own layer and lower ones; the longest prefix counts. `lit_modules` and `datamodules`
+# share a layer and must not import each other.
+LAYERS = {
+    "edgeprune.graph": 0,
+    "edgeprune.batch": 0,
+    "edgeprune.errors": 0,
+    "edgeprune.circuit": 1,
+    "edgeprune.gates": 1,
+    "edgeprune.objectives": 1,
+    "edgeprune.models": 2,
+    "edgeprune.compiled": 2,
+    "edgeprune.ablations": 2,
+    "edgeprune.downloads": 2,
+    "edgeprune.reference": 2,
+    "edgeprune.methods": 3,
+    "edgeprune.metrics": 3,
+    "lit_modules": 4,
+    "datamodules": 4,
+    "edgeprune.cli": 5,
+    "edgeprune.__main__": 5,
+}
+SIBLINGS = ("lit_modules", "datamodules")
+# The package itself names the homes of the public names; it loads them on first use only.
+FACADE = "edgeprune"
+
+LIGHTNING = ("lit_modules", "datamodules", "edgeprune.cli", "edgeprune.__main__")
+TRANSFORMERS = ("edgeprune.models", "edgeprune.compiled", "edgeprune.downloads")
+MODELLING = ("edgeprune.models.families", "edgeprune.compiled")
+
+
+class Import(NamedTuple):
+    """One import statement: who, whom, and whether only type checkers see it."""
+
+    module: str
+    imported: str
+    typing_only: bool
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.module}:{self.line} imports {self.imported}"
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def within(name: str, packages: tuple[str, ...]) -> bool:
+    """True if `name` is one of `packages`, or inside one; `edgeprune.cli` also covers `edgeprune.cli_*`."""
+    return any(name == package or name.startswith((f"{package}.", f"{package}_")) for package in packages)
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def _targets(node: ast.AST, module: str) -> list[str]:
+    """Modules that a statement imports, by their full names; `from package import module` is that module."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        assert node.level == 0, f"{module}:{node.lineno} imports relatively"
+        assert node.module is not None
+        full = [f"{node.module}.{alias.name}" for alias in node.names]
+        return [name if is_module(name) else node.module for name in full]
+    return []
+
+
+def _is_typing_guard(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def _walk(node: ast.AST, module: str, typing_only: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        for imported in _targets(child, module):
+            yield Import(module, imported, typing_only, child.lineno)  # pyright: ignore[reportAttributeAccessIssue]
+        yield from _walk(child, module, typing_only or _is_typing_guard(child))
+
+
+def _read_imports() -> list[Import]:
+    files = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+    return [found for path in files for found in _walk(ast.parse(path.read_text()), module_name(path), False)]
+
+
+IMPORTS = _read_imports()
+
+
+def layer(name: str) -> int | None:
+    """The layer of a module, by the longest prefix; None outside the project."""
+    known = [prefix for prefix in LAYERS if within(name, (prefix,))]
+    return LAYERS[max(known, key=len)] if known else None
+
+
+def broken(imports: list[Import]) -> list[str]:
+    """Imports that go up, or from one sibling to the other."""
+    wrong: list[str] = []
+    for item in imports:
+        here, there = layer(item.module), layer(item.imported)
+        if here is None or there is None:
+            continue
+        ours, theirs = item.module.split(".")[0], item.imported.split(".")[0]
+        if there > here or (ours != theirs and ours in SIBLINGS and theirs in SIBLINGS):
+            wrong.append(str(item))
+    return wrong
+
+
+def test_every_module_has_a_layer() -> None:
+    files = (path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+    names = {module_name(path) for path in files}
+    assert {name for name in names if layer(name) is None} <= {FACADE}
+
+
+def test_imports_run_one_way() -> None:
+    assert broken(IMPORTS) == []
+
+
+def test_the_package_is_not_imported_from_inside() -> None:
+    """`from edgeprune import Circuit` within the library would go through the package and hide a layer."""
+    users = [item for item in IMPORTS if item.imported == FACADE and item.module != FACADE]
+    assert [str(item) for item in users if (layer(item.module) or 0) < LAYERS["lit_modules"]] == []
+
+
+@pytest.mark.parametrize(
+    ("library", "allowed"),
+    [
+        ("lightning", LIGHTNING),
+        ("pytorch_lightning", ()),
+        ("transformers", TRANSFORMERS),
+    ],
+)
+def test_heavy_libraries_stay_in_their_places(library: str, allowed: tuple[str, ...]) -> None:
+    for item in IMPORTS:
+        if not within(item.imported, (library,)) or within(item.module, allowed):
+            continue
+        guarded = library == "transformers" and item.typing_only and within(item.module, ("datamodules",))
+        assert guarded, str(item)
+
+
+def test_only_families_know_modelling_code() -> None:
+    names = ("transformers.models", "transformers.modeling", "transformers.masking")
+    users = {item.module for item in IMPORTS if within(item.imported, names)}
+    assert users, "the families do import modelling code"
+    assert {name for name in users if not within(name, MODELLING)} == set()
+
+
+def test_the_rule_notices_violations() -> None:
+    up = Import("edgeprune.graph", "edgeprune.circuit", False, 1)
+    across = Import("lit_modules.fit", "datamodules.pairs", False, 1)
+    down = Import("edgeprune.methods.base", "edgeprune.circuit", False, 1)
+    typing = Import("edgeprune.gates.base", "edgeprune.models.masked", True, 1)
+    assert broken([up, across, down, typing]) == [str(up), str(across), str(typing)]
+
+
+def test_the_reader_finds_imports_at_every_depth() -> None:
+    source = """
+import a.b
+if TYPE_CHECKING:
+    from c import d
+def f():
+    try:
+        from edgeprune import graph
+    except ImportError:
+        pass
+"""
+    found = [(item.imported, item.typing_only) for item in _walk(ast.parse(source), "m", False)]
+    assert found == [("a.b", False), ("c", True), ("edgeprune.graph", False)]
+
+
+def test_importing_the_package_is_light() -> None:
+    code = (
+        "import sys, edgeprune; "
+        "print([name for name in ('torch', 'transformers', 'lightning', 'wandb') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_graph_and_circuits_load_without_heavy_libraries() -> None:
+    code = (
+        "import sys, edgeprune; edgeprune.Circuit, edgeprune.EdgeGraph, edgeprune.EdgepruneError; "
+        "print([name for name in ('transformers', 'lightning', 'wandb') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
