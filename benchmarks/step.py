@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def _peak(name: str) -> float:
-    arguments = [argument for argument in sys.argv[1:]]
+    arguments = sys.argv[1:]
     done = subprocess.run(
         [sys.executable, __file__, *arguments, "--only", name], capture_output=True, text=True, check=True
     )

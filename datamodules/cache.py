@@ -73,9 +73,7 @@ def load_or_build(folder: Path, key: str, build: Callable[[], Splits]) -> Splits
         for split, path in paths.items():
             save_pairs(path, built[split])
     except OSError as error:
-        warnings.warn(
-            f"tokens are not cached, {folder} cannot be written ({error}); set cache_dir", stacklevel=2
-        )
+        warnings.warn(f"tokens are not cached, {folder} cannot be written ({error}); set cache_dir", stacklevel=2)
     return built
 
 

@@ -77,14 +77,10 @@ def has_unknown(ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> boo
 def _check_text(pair: PromptPair) -> None:
     for kind, text in (("clean", pair.clean), ("corrupted", pair.corrupted)):
         if not text.strip():
-            raise EdgepruneError(
-                f"{_where(pair)}: the {kind} prompt is empty; put some text before the answer"
-            )
+            raise EdgepruneError(f"{_where(pair)}: the {kind} prompt is empty; put some text before the answer")
 
 
-def _tokenise(
-    pairs: Sequence[PromptPair], tokenizer: "PreTrainedTokenizerBase", extra: dict[str, Any]
-) -> list[_Ids]:
+def _tokenise(pairs: Sequence[PromptPair], tokenizer: "PreTrainedTokenizerBase", extra: dict[str, Any]) -> list[_Ids]:
     if not pairs:
         return []
     columns = (

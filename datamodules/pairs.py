@@ -163,9 +163,7 @@ class PairDataModule(pl.LightningDataModule):
         """All test pairs in order."""
         return self._loader("test", self.eval_batch_size)
 
-    def transfer_batch_to_device(
-        self, batch: PairBatch, device: torch.device, dataloader_idx: int
-    ) -> PairBatch:
+    def transfer_batch_to_device(self, batch: PairBatch, device: torch.device, dataloader_idx: int) -> PairBatch:
         """Move a batch to `device`."""
         del dataloader_idx
         return batch.to(device)

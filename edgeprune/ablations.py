@@ -57,6 +57,4 @@ def _masked_sum(field: Tensor, mask: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 def _add(left: WriterStates, right: WriterStates) -> WriterStates:
     mlps = None if left.mlps is None or right.mlps is None else left.mlps + right.mlps
-    return WriterStates(
-        embeddings=left.embeddings + right.embeddings, heads=left.heads + right.heads, mlps=mlps
-    )
+    return WriterStates(embeddings=left.embeddings + right.embeddings, heads=left.heads + right.heads, mlps=mlps)

@@ -6,7 +6,6 @@ JSON in the file's metadata. No pickle; written whole or not at all.
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from edgeprune.graph import EdgeGraph
 FORMAT = "edgeprune-circuit/1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Circuit:
     """Kept edges of one graph.
 
@@ -51,9 +50,9 @@ class Circuit:
 
     # ---------------------------------------------------------------- making
     @classmethod
-    def from_edges(cls, graph: EdgeGraph, edges: Iterable[str], **header: Any) -> Self:
+    def from_edges(cls, graph: EdgeGraph, edges: Iterable[str], header: dict[str, Any] | None = None) -> Self:
         """Keep the named edges."""
-        return cls(graph, graph.keep_matrix(edges), None, header)
+        return cls(graph, graph.keep_matrix(edges), None, header or {})
 
     @classmethod
     def from_scores(
@@ -63,7 +62,7 @@ class Circuit:
         *,
         sparsity: float | None = None,
         num_edges: int | None = None,
-        **header: Any,
+        header: dict[str, Any] | None = None,
     ) -> Self:
         """Keep exactly the best `num_edges` existing edges, or `sparsity`'s share of them, over the whole graph.
 
@@ -74,19 +73,19 @@ class Circuit:
             num_edges: Edges to keep; give this or `sparsity`.
             header: Plain values to write in the file.
         """
-        count = edges_at(graph, sparsity) if num_edges is None and sparsity is not None else num_edges
+        if (sparsity is None) == (num_edges is None):
+            raise EdgepruneError(f"give either a sparsity or num_edges, got {sparsity=}, {num_edges=}")
+        count = num_edges if sparsity is None else edges_at(graph, sparsity)
         if count is None or not 0 <= count <= graph.num_edges:
-            raise EdgepruneError(
-                f"give a sparsity in [0, 1] or num_edges up to {graph.num_edges}, got {sparsity=}, {num_edges=}"
-            )
+            raise EdgepruneError(f"num_edges must be 0 to {graph.num_edges}, the edges of this graph, got {num_edges}")
+        if not graph.to_vector(scores).isfinite().all():
+            raise EdgepruneError("scores of existing edges must be finite: NaN or infinity cannot be ranked")
         keep = torch.zeros(graph.shape, dtype=torch.bool)
         keep[graph.exists] = top_k(graph.to_vector(scores), count)
-        return cls(graph, keep, torch.where(graph.exists, scores.detach().float().cpu(), 0.0), header)
+        return cls(graph, keep, torch.where(graph.exists, scores.detach().float().cpu(), 0.0), header or {})
 
     @classmethod
-    def from_checkpoint(
-        cls, path: str | Path, sparsity: float | None = None, num_edges: int | None = None
-    ) -> Self:
+    def from_checkpoint(cls, path: str | Path, sparsity: float | None = None, num_edges: int | None = None) -> Self:
         """Read the masks of a Lightning checkpoint, without loading the model.
 
         Args:
@@ -99,13 +98,13 @@ class Circuit:
         scores = graph.to_matrix(saved["scores"])
         if sparsity is None and num_edges is None:
             num_edges = int(saved["num_open"])
-        return cls.from_scores(graph, scores, sparsity=sparsity, num_edges=num_edges, **saved["header"])
+        return cls.from_scores(graph, scores, sparsity=sparsity, num_edges=num_edges, header=saved["header"])
 
     @classmethod
     def random(cls, graph: EdgeGraph, num_edges: int, seed: int = 0) -> Self:
         """A random circuit of that size: the control for every figure."""
         noise = torch.rand(graph.shape, generator=torch.Generator().manual_seed(seed))
-        return cls.from_scores(graph, noise, num_edges=num_edges, method="random", seed=seed)
+        return cls.from_scores(graph, noise, num_edges=num_edges, header={"method": "random", "seed": seed})
 
     # ---------------------------------------------------------------- looking
     def edges(self) -> list[str]:
@@ -152,6 +151,8 @@ class Circuit:
     def save(self, path: str | Path) -> Path:
         """Write the circuit to one file, whole or not at all."""
         path = Path(path)
+        if path.is_dir():
+            raise EdgepruneError(f"{path} is a folder; give the circuit a file name")
         tensors = {"keep": self.keep}
         if self.scores is not None:
             tensors["scores"] = self.scores.float().contiguous()
@@ -162,15 +163,15 @@ class Circuit:
             "num_edges": self.num_edges,
             "sparsity": self.sparsity,
             "num_dangling": self.num_dangling,
-            "sha256": _digest(tensors),
         }
+        header["sha256"] = _digest(tensors, header)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
             temporary = Path(file.name)
         try:
             save_file(tensors, temporary, metadata={"edgeprune": json.dumps(header, default=str)})
             temporary.chmod(0o644)
-            os.replace(temporary, path)
+            temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -184,12 +185,12 @@ class Circuit:
         try:
             with safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {})["edgeprune"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-            if header["format"] != FORMAT or header["sha256"] != _digest(tensors):
-                raise ValueError("its contents are not what its header says")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            if header["format"] != FORMAT or header["sha256"] != _digest(tensors, header):
+                raise ValueError("its contents are not what they were when it was written")
             graph = EdgeGraph.from_dict(header["graph"])
             return cls(graph, tensors["keep"], tensors.get("scores"), header)
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
             reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
             raise EdgepruneError(
                 f"{path} is not a whole circuit file of format {FORMAT}: {reason}; write it again"
@@ -208,16 +209,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise EdgepruneError(f"no checkpoint at {path}")
     try:
-        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)["edgeprune"]
-    except KeyError:
-        raise EdgepruneError(f"{path} is a checkpoint, but not one of edgeprune: it holds no masks") from None
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise EdgepruneError(f"{path} is not a whole checkpoint: {str(error).splitlines()[0]}") from None
+        checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file, some without a text
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise EdgepruneError(f"{path} is not a whole checkpoint: {reason}") from None
+    saved: Any = checkpoint.get("edgeprune") if isinstance(checkpoint, dict) else None
+    if not isinstance(saved, dict) or not {"graph", "scores", "num_open", "header"} <= saved.keys():
+        raise EdgepruneError(f"{path} is a checkpoint, but not one of edgeprune: it holds no masks")
     return saved
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
+    """Hash of the tensors and of the header as JSON gives it back, its own hash left out."""
+    plain = {key: value for key, value in header.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
     for name in sorted(tensors):
         digest.update(name.encode() + tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

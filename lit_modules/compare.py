@@ -26,8 +26,8 @@ class CompareToReference(pl.Callback):
     """Log precision, recall, Jaccard and the difference in faithfulness of every snapshot against a reference.
 
     Args:
-        reference: A circuit file, a saved ACDC edge list (`.pth`, `.pkl`, `.json`), or `"truth"`: the known circuit of a
-            compiled model or of a ground-truth folder, under this run's ablation.
+        reference: A circuit file, a saved ACDC edge list (`.pth`, `.pkl`, `.json`), or `"truth"`: the known circuit of
+            a compiled model or of a ground-truth folder, under this run's ablation.
         show_edges: At the end, list recovered, missing and extra edges of the final gates' circuit.
     """
 

@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-import edgeprune
+from edgeprune import __version__
 from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
@@ -22,8 +22,8 @@ from edgeprune.objectives import kl_divergence, masked_mean
 class PruningModule(pl.LightningModule):
     """Learn which edges of a frozen transformer carry a behaviour.
 
-    Each step: the full and the ablated run (kept per example where they fit), one sample of the gates, one masked forward,
-    KL(full || circuit) at the scored positions plus the recipe's penalty.
+    Each step: the full and the ablated run (kept per example where they fit), one sample of the gates, one masked
+    forward, KL(full || circuit) at the scored positions plus the recipe's penalty.
 
     Args:
         name: Model: hub id, local folder, `smollm2`, `compiled:reverse`, or a ground-truth folder.
@@ -96,7 +96,11 @@ class PruningModule(pl.LightningModule):
         """Clip the gates' gradients only: multipliers must feel the whole constraint."""
         if gradient_clip_val:
             gates = [p for group in optimizer.param_groups if not group["maximize"] for p in group["params"]]
-            clip = torch.nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else torch.nn.utils.clip_grad_norm_
+            clip = (
+                torch.nn.utils.clip_grad_value_
+                if gradient_clip_algorithm == "value"
+                else torch.nn.utils.clip_grad_norm_
+            )
             clip(gates, gradient_clip_val)
 
     @property
@@ -178,13 +182,13 @@ class PruningModule(pl.LightningModule):
             "direction": "clean run, closed edges carry ablated values (noising)",
             "seed": self.seed,
             "step": self.global_step,
-            "edgeprune": edgeprune.__version__,
+            "edgeprune": __version__,
             "torch": torch.__version__,
         }
 
     def circuit(self, sparsity: float | None = None) -> Circuit:
         """The circuit that the gates stand for now, or their best edges at `sparsity`."""
-        return self.recipe.circuit(sparsity=sparsity, **self.header())
+        return self.recipe.circuit(sparsity, self.header())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep gates and multipliers only, and what `Circuit.from_checkpoint` needs."""
@@ -206,7 +210,8 @@ class PruningModule(pl.LightningModule):
         self.configure_model()
         if saved["graph"] != self.recipe.graph.to_dict():
             raise EdgepruneError(
-                f"the checkpoint's masks are for a graph of {saved['graph']}, this model has {self.recipe.graph.to_dict()}"
+                f"the checkpoint's masks are for a graph of {saved['graph']}, "
+                f"this model has {self.recipe.graph.to_dict()}"
             )
         theirs, ours = saved["header"]["model_fingerprint"], fingerprint(self.masked)
         if theirs != ours:

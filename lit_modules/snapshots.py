@@ -58,9 +58,9 @@ def run_folder(trainer: pl.Trainer) -> Path:
 class SnapshotCircuits(pl.Callback):
     """Write a circuit whenever the run passes a requested sparsity, and judge it on the validation pairs.
 
-    A sparsity is passed when the gates themselves are that sparse, and the annealed target, if the recipe has one, has got
-    there too. Deviation from "when the target passes": gates may lag behind their target, and cutting them short of it
-    costs faithfulness. The circuit has exactly the edges asked for: the best ones over the whole graph. Sparsities that
+    A sparsity is passed when the gates themselves are that sparse, and the annealed target, if the recipe has one, has
+    got there too. Deviation from "when the target passes": gates may lag behind their target, and cutting them short of
+    it costs faithfulness. The circuit has exactly the edges asked for: the best ones over the whole graph. Sparsities that
     the run never reaches are cut from the final gates and marked so; the circuit of the final gates themselves, those
     above one half, is written as `final.safetensors`.
 
@@ -112,7 +112,13 @@ class SnapshotCircuits(pl.Callback):
             module.masked, module.runs, batches, [circuit.gates(), control.gates()], "validation"
         )
         about = {"task": trainer.datamodule.describe(), "split": "validation"}  # pyright: ignore[reportAttributeAccessIssue]
-        header = {**circuit.header, **about, "reached": reached, "metrics": measures, "random_control": random}
+        header = {
+            **circuit.header,
+            **about,
+            "reached": reached,
+            "metrics": measures,
+            "random_control": random,
+        }
         circuit = Circuit(circuit.graph, circuit.keep, circuit.scores, header)
         name = "final" if sparsity is None else f"sparsity-{sparsity:.4f}"
         path = run_folder(trainer) / "circuits" / f"{name}.safetensors"
@@ -121,7 +127,10 @@ class SnapshotCircuits(pl.Callback):
         snapshot = Snapshot(sparsity, reached, circuit, path, measures, random)
         self.snapshots.append(snapshot)
         self._done += [] if sparsity is None else [sparsity]
-        _log(trainer, {f"snapshot/{name}": measures[name] for name in MEASURES} | {"snapshot/sparsity": circuit.sparsity})
+        _log(
+            trainer,
+            {f"snapshot/{name}": measures[name] for name in MEASURES} | {"snapshot/sparsity": circuit.sparsity},
+        )
         for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
             if isinstance(callback, SnapshotListener):
                 callback.on_snapshot(trainer, module, snapshot)

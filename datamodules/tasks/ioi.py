@@ -75,23 +75,13 @@ class IOI(AbstractTask):
 
     def __post_init__(self) -> None:
         if min(self._sizes()) < 0:
-            raise EdgepruneError(
-                f"num_train, num_validation, num_test = {self._sizes()} must not be negative"
-            )
+            raise EdgepruneError(f"num_train, num_validation, num_test = {self._sizes()} must not be negative")
         if self.corruption not in get_args(Corruption):
             raise EdgepruneError(f"corruption must be one of {get_args(Corruption)}, got {self.corruption!r}")
-        if (
-            not self.orders
-            or not set(self.orders) <= set(get_args(Order))
-            or len(set(self.orders)) < len(self.orders)
-        ):
-            raise EdgepruneError(
-                f"orders must be one or both of {get_args(Order)}, each once, got {self.orders!r}"
-            )
+        if not self.orders or not set(self.orders) <= set(get_args(Order)) or len(set(self.orders)) < len(self.orders):
+            raise EdgepruneError(f"orders must be one or both of {get_args(Order)}, each once, got {self.orders!r}")
         if self.templates is not None and not 1 <= self.templates <= len(TEMPLATES):
-            raise EdgepruneError(
-                f"templates must be 1..{len(TEMPLATES)}, or null for all, got {self.templates}"
-            )
+            raise EdgepruneError(f"templates must be 1..{len(TEMPLATES)}, or null for all, got {self.templates}")
 
     def splits(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, list[PromptPair]]:
         """Pairs of each split; every prompt of a template has the same number of tokens."""

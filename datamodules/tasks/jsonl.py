@@ -110,9 +110,7 @@ def _parse_object(line: str, source: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise EdgepruneError(f"{source}: not JSON ({error}); write one whole object per line") from None
     if not isinstance(values, dict):
-        raise EdgepruneError(
-            f'{source}: expected an object with "clean" and "corrupted", got {type(values).__name__}'
-        )
+        raise EdgepruneError(f'{source}: expected an object with "clean" and "corrupted", got {type(values).__name__}')
     return cast("dict[str, Any]", values)
 
 
@@ -128,7 +126,5 @@ def _cut(values: dict[str, Any], key: str, source: str) -> tuple[str, str]:
     if found is None or set(marks.values()) != {1}:
         raise EdgepruneError(f'{source}: "{key}" must have exactly one <predict>...</predict>, got {text!r}')
     if found["rest"].strip():
-        raise EdgepruneError(
-            f'{source}: "{key}" goes on after </predict> ({found["rest"]!r}); end it with the answer'
-        )
+        raise EdgepruneError(f'{source}: "{key}" goes on after </predict> ({found["rest"]!r}); end it with the answer')
     return found["prompt"], found["answer"]

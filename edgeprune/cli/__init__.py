@@ -8,7 +8,10 @@ from edgeprune.errors import EdgepruneError
 
 COMMANDS = {
     "fit": ("edgeprune.cli.training", "learn a circuit: --config X.yaml"),
-    "validate": ("edgeprune.cli.training", "judge a checkpoint's circuit on the validation pairs: --config X.yaml --ckpt_path C"),
+    "validate": (
+        "edgeprune.cli.training",
+        "judge a checkpoint's circuit on the validation pairs: --config X.yaml --ckpt_path C",
+    ),
     "test": ("edgeprune.cli.training", "the same on the test pairs"),
     "evaluate": ("edgeprune.cli.evaluate", "score circuit files on pairs: CIRCUIT... --config DATA.yaml"),
     "data": ("edgeprune.cli.data", "show some pairs of a data config: CONFIG"),
@@ -41,7 +44,12 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def usage() -> str:
     """What `edgeprune --help` prints."""
-    lines = ["usage: edgeprune COMMAND ...", "", "Find circuits in transformers by differentiable edge pruning.", ""]
+    lines = [
+        "usage: edgeprune COMMAND ...",
+        "",
+        "Find circuits in transformers by differentiable edge pruning.",
+        "",
+    ]
     lines += [f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join([*lines, "", "`edgeprune COMMAND --help` tells more."])
 

@@ -1,8 +1,7 @@
-"""`edgeprune evaluate CIRCUIT... --config DATA`: faithfulness of circuit files, beside random circuits of their sizes."""
+"""`edgeprune evaluate CIRCUIT... --config DATA`: faithfulness of circuit files, beside random ones of their sizes."""
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ def run(arguments: list[str]) -> None:
     if options.json:
         partial = options.json.with_name(options.json.name + ".partial")
         partial.write_text(json.dumps(rows, indent=1) + "\n")
-        os.replace(partial, options.json)
+        partial.replace(options.json)
 
 
 def evaluate_files(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -93,5 +92,11 @@ def _print(rows: list[dict[str, Any]]) -> None:
         table.add_column(heading, justify="right")
     for row in rows:
         cells = [f"{row[key]:.3f} [dim]({row['random'][key]:.3f})[/dim]" for key in names]
-        table.add_row(Path(row["circuit"]).name, f"{row['sparsity']:.4f}", f"{row['edges']:,}", f"{row['dangling']:,}", *cells)
+        table.add_row(
+            Path(row["circuit"]).name,
+            f"{row['sparsity']:.4f}",
+            f"{row['edges']:,}",
+            f"{row['dangling']:,}",
+            *cells,
+        )
     Console().print(table)

@@ -1,4 +1,4 @@
-"""`edgeprune fit | validate | test`: LightningCLI, with one-line errors and a config that always wins over a checkpoint."""
+"""`edgeprune fit | validate | test`: LightningCLI with one-line errors; the config wins over a checkpoint."""
 
 import logging
 import sys
@@ -18,7 +18,10 @@ from edgeprune.errors import EdgepruneError
 from lit_modules import PruningModule, UploadCircuits
 
 __all__ = ["EdgepruneCLI", "run"]
-_ = (edgeprune.methods, edgeprune.objectives)  # imported so that configs can name their classes without a path
+_ = (
+    edgeprune.methods,
+    edgeprune.objectives,
+)  # imported so that configs can name their classes without a path
 
 
 class OneLineParser(LightningArgumentParser):
@@ -88,6 +91,7 @@ def run(arguments: list[str]) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # torch deprecation inside Lightning itself
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # prompts are short: 0 is fastest
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # the frozen model stays so
     warnings.filterwarnings("ignore", message=".*anonymous setting has no effect.*")  # Lightning passes it to W&B
     try:
         EdgepruneCLI(

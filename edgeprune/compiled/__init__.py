@@ -59,15 +59,11 @@ def true_circuit(name: str, ablation: Literal["zero", "interchange"]) -> tuple[s
     program = _program(name)
     circuits = {"zero": program.zero, "interchange": program.interchange}
     if ablation not in circuits:
-        raise EdgepruneError(
-            f"no true circuit is known under ablation {ablation!r}; use one of {', '.join(circuits)}"
-        )
+        raise EdgepruneError(f"no true circuit is known under ablation {ablation!r}; use one of {', '.join(circuits)}")
     return circuits[ablation]
 
 
 def _program(name: str) -> Program:
     if name not in _PROGRAMS:
-        raise EdgepruneError(
-            f"no compiled program named {name!r}; the known ones are: {', '.join(_PROGRAMS)}"
-        )
+        raise EdgepruneError(f"no compiled program named {name!r}; the known ones are: {', '.join(_PROGRAMS)}")
     return _PROGRAMS[name]

@@ -95,9 +95,7 @@ def _config() -> CompiledConfig:
         num_attention_heads=1,
         head_dim=MAX_LENGTH,
         hidden_size=len(C),
-        intermediate_size=MAX_LENGTH
-        * (MAX_LENGTH + 1)
-        // 2,  # m1 is the widest: one unit per (length, index)
+        intermediate_size=MAX_LENGTH * (MAX_LENGTH + 1) // 2,  # m1 is the widest: one unit per (length, index)
         d_out=len(SYMBOLS),
         bos_token_id=VOCAB.index("BOS"),
         pad_token_id=VOCAB.index("PAD"),

@@ -34,9 +34,7 @@ def read_folder(path: str | Path) -> CompiledTransformer:
     info = _read_json(path / "model.json")
     try:
         if info["activation"] != "relu" or info["layer_norm"]:
-            raise EdgepruneError(
-                f"{path}: only models with activation 'relu' and without layer norm can be read"
-            )
+            raise EdgepruneError(f"{path}: only models with activation 'relu' and without layer norm can be read")
         config = _config(info, path)
     except (KeyError, TypeError) as error:
         raise EdgepruneError(f"{path / 'model.json'} is incomplete: {error}; get the folder again") from None
@@ -69,9 +67,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
     except OSError as error:
-        raise EdgepruneError(
-            f"cannot read {file}: {error.strerror}; is this a folder of format {FORMAT}?"
-        ) from None
+        raise EdgepruneError(f"cannot read {file}: {error.strerror}; is this a folder of format {FORMAT}?") from None
     except ValueError as error:
         raise EdgepruneError(f"{file} is damaged: {error}; get the folder again") from None
     found = content.get("format") if isinstance(content, dict) else None
@@ -89,9 +85,7 @@ def _read_tensors(file: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, T
         raise EdgepruneError(f"{file} is damaged: {error}; get the folder again") from None
     if tensors.keys() != shapes.keys():
         odd = sorted(tensors.keys() ^ shapes.keys())
-        raise EdgepruneError(
-            f"{file}: tensors missing or unexpected: {', '.join(odd)}; they must match model.json"
-        )
+        raise EdgepruneError(f"{file}: tensors missing or unexpected: {', '.join(odd)}; they must match model.json")
     for name, shape in shapes.items():
         if tensors[name].shape != shape:
             raise EdgepruneError(

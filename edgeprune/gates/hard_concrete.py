@@ -30,9 +30,7 @@ def sample(
     return (soft * (high - low) + low).clamp(0, 1)
 
 
-def prob_open(
-    log_alpha: Tensor, temperature: float = TEMPERATURE, stretch: tuple[float, float] = STRETCH
-) -> Tensor:
+def prob_open(log_alpha: Tensor, temperature: float = TEMPERATURE, stretch: tuple[float, float] = STRETCH) -> Tensor:
     """P(gate > 0) (eq. 12).
 
     >>> round(prob_open(torch.tensor(0.0)).item(), 4)
@@ -58,10 +56,10 @@ class HardConcrete(AbstractGates):
 
     Args:
         num_gates: How many gates.
-        init_mean: Mean of the initial `log_alpha`. Published runs use 10 (gates start at 0.99999, which gives them almost
-            no gradient); see `EdgePruning` for the default used here.
-        init_std: Standard deviation of the initial `log_alpha`. Deviation from the published 0.01: 0, because noise in the
-            gates already breaks the symmetry and the start is then the same for every seed.
+        init_mean: Mean of the initial `log_alpha`. Published runs use 10 (gates start at 0.99999, with almost no
+            gradient); see `EdgePruning` for the default used here.
+        init_std: Standard deviation of the initial `log_alpha`. Deviation from the published 0.01: 0, because noise in
+            the gates breaks the symmetry already and the start is then the same for every seed.
         temperature: beta of the paper; 2/3 there.
         stretch: gamma and zeta of the paper; (-0.1, 1.1) there. The overhang lets a gate be exactly 0 or 1.
         seed: Seeds the initial noise when `init_std` > 0.

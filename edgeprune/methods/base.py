@@ -1,4 +1,4 @@
-"""A recipe: a method that learns gates by gradient descent. It samples, it penalises, it ranks; it never runs a model."""
+"""A recipe: a method that learns gates by gradient descent. It samples, penalises, ranks; it runs no model."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -67,9 +67,8 @@ class AbstractRecipe(nn.Module, ABC):
         """Edge sparsity of the circuit that the gates stand for now."""
         return 1 - self.num_open() / self.graph.num_edges
 
-    def circuit(self, *, sparsity: float | None = None, **header: Any) -> Circuit:
+    def circuit(self, sparsity: float | None = None, header: dict[str, Any] | None = None) -> Circuit:
         """The best edges: as many as `sparsity` leaves, or those that are more open than closed."""
         num_edges = self.num_open() if sparsity is None else None
-        return Circuit.from_scores(
-            self.graph, self.scores(), sparsity=sparsity, num_edges=num_edges, **self.describe(), **header
-        )
+        about = self.describe() | (header or {})
+        return Circuit.from_scores(self.graph, self.scores(), sparsity=sparsity, num_edges=num_edges, header=about)

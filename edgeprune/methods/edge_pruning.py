@@ -26,8 +26,8 @@ class EdgePruning(AbstractRecipe):
 
     Args:
         sparsity_term: What pushes edges shut: `GeometricPenalty` or `Lagrangian` (published).
-        penalty_on: What the sparsity term sees. `"expected"`: expected L0, as in arXiv 1712.01312 eq. 12. `"sample"`: the
-            mean of the gates sampled for the forward pass (published).
+        penalty_on: What the sparsity term sees. `"expected"`: expected L0, as in arXiv 1712.01312 eq. 12. `"sample"`:
+            the mean of the gates sampled for the forward pass (published).
         learning_rate: Of the log-alphas (published: 0.8, with AdamW; deviation: 0.3 with Adam).
         learning_rate_warmup: Share of the run in which the rate rises linearly from 0 (published: 200 of 3000 steps).
         learning_rate_decay: Let the rate fall linearly to 0 afterwards (published: yes).
@@ -64,6 +64,10 @@ class EdgePruning(AbstractRecipe):
             raise EdgepruneError(
                 f"need learning_rate > 0, learning_rate_warmup in [0, 1) and weight_decay >= 0, got {learning_rate}, "
                 f"{learning_rate_warmup} and {weight_decay}"
+            )
+        if init_std < 0 or (node_learning_rate is not None and node_learning_rate <= 0):
+            raise EdgepruneError(
+                f"need init_std >= 0 and node_learning_rate > 0, got {init_std} and {node_learning_rate}"
             )
         if penalty_on not in ("expected", "sample"):
             raise EdgepruneError(f"penalty_on must be 'expected' or 'sample', got {penalty_on!r}")
@@ -103,13 +107,11 @@ class EdgePruning(AbstractRecipe):
     def penalty(self, gates: Tensor, progress: float) -> Tensor:
         """The edge term, plus the node term if there is one.
 
-        Deviation: with node gates the edge term counts an edge as open when it and its writer are (published: the edge's
-        own gate alone, so that edges of a dead writer still count).
+        Deviation: with node gates the edge term counts an edge as open when it and its writer are (published: the
+        edge's own gate alone, so that edges of a dead writer still count).
         """
-        if self.penalty_on == "sample":
-            fraction = gates.sum() / self.graph.num_edges
-        else:
-            fraction = self._prob_open().mean()
+        sampled = self.penalty_on == "sample"
+        fraction = gates.sum() / self.graph.num_edges if sampled else self._prob_open().mean()
         loss = self.sparsity_term(fraction, progress)
         if self.node_sparsity_term is not None and self.nodes is not None:
             loss = loss + self.node_sparsity_term(self.nodes.prob_open().mean(), progress)
@@ -135,7 +137,12 @@ class EdgePruning(AbstractRecipe):
         return groups
 
     def _gate_group(self, gates: HardConcrete, rate: float) -> dict[str, Any]:
-        return {"params": list(gates.parameters()), "lr": rate, "weight_decay": self.weight_decay, "maximize": False}
+        return {
+            "params": list(gates.parameters()),
+            "lr": rate,
+            "weight_decay": self.weight_decay,
+            "maximize": False,
+        }
 
     def learning_rate_factor(self, progress: float) -> float:
         """Linear warm-up from 0, then constant or linear decay to 0, for every group (as published)."""
@@ -152,7 +159,7 @@ class EdgePruning(AbstractRecipe):
         return self.graph.to_matrix(scores)
 
     def num_open(self) -> int:
-        """Edges with a log-alpha above 0: those whose gate without noise is above one half."""
+        """Edges whose own gate without noise, and their writer's if there are node gates, is above one half."""
         return int((self.graph.to_vector(self.scores()) > 0).sum())
 
     def target(self, progress: float) -> float | None:
@@ -173,6 +180,8 @@ class EdgePruning(AbstractRecipe):
             "penalty_on": self.penalty_on,
             "learning_rate": self.learning_rate,
             "weight_decay": self.weight_decay,
+            "learning_rate_warmup": self.learning_rate_warmup,
+            "learning_rate_decay": self.learning_rate_decay,
             "node_gates": self.node_gates,
-            "init_mean": self._gate_options["init_mean"],
+            **self._gate_options,
         }

@@ -11,7 +11,9 @@ from edgeprune.models.masked import MaskedModel
 from edgeprune.models.runs import ReferenceRuns
 
 
-def circuit_log_probs(model: MaskedModel, runs: ReferenceRuns, batch: PairBatch, gates: Tensor, split: str) -> tuple[Tensor, Tensor]:
+def circuit_log_probs(
+    model: MaskedModel, runs: ReferenceRuns, batch: PairBatch, gates: Tensor, split: str
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the full model and of the gated one, `[batch, positions, vocab]`, in float32."""
     full, ablated = runs(batch, split)
     logits = model(batch.clean, gates, ablated, batch.attention_mask, batch.positions)

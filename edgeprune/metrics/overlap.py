@@ -21,9 +21,7 @@ def edge_overlap(found: Tensor, reference: Tensor, exists: Tensor) -> dict[str, 
     """
     if not found.shape == reference.shape == exists.shape:
         shapes = ", ".join(str(tuple(matrix.shape)) for matrix in (found, reference, exists))
-        raise EdgepruneError(
-            f"found, reference and exists must be matrices of one graph, got shapes {shapes}"
-        )
+        raise EdgepruneError(f"found, reference and exists must be matrices of one graph, got shapes {shapes}")
     found, reference = found.bool() & exists.bool(), reference.bool() & exists.bool()
     both, in_found, in_reference = (int(edges.sum()) for edges in (found & reference, found, reference))
     empty = float(in_found == in_reference == 0)

@@ -111,7 +111,9 @@ def find_family(model_type: str) -> type[AbstractFamily]:
 def require(condition: bool, what: str) -> None:
     """Refuse a model flag that an adapter does not implement."""
     if not condition:
-        raise UnsupportedFamilyError(f"{what} is not supported by the adapter, so the model is refused rather than approximated")
+        raise UnsupportedFamilyError(
+            f"{what} is not supported by the adapter, so the model is refused rather than approximated"
+        )
 
 
 def by_head(weight: Tensor, num_heads: int) -> Tensor:
@@ -122,4 +124,6 @@ def by_head(weight: Tensor, num_heads: int) -> Tensor:
 def require_plain(module: nn.Module, kind: type[nn.Module], name: str) -> None:
     """Refuse wrapped or quantised projections, whose weights could not be split by head."""
     if type(module) is not kind:
-        raise EdgepruneError(f"{name} is a {type(module).__name__}, expected a plain {kind.__name__}; merge adapters first")
+        raise EdgepruneError(
+            f"{name} is a {type(module).__name__}, expected a plain {kind.__name__}; merge adapters first"
+        )

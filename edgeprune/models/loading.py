@@ -39,8 +39,8 @@ def load_model(
         split_embedding: Token and position embedding are two writers. None: True for compiled models, else False.
         kv_readers: With grouped-query attention, one k and one v reader per key/value head (`"group"`) or per query
             head (`"head"`).
-        dtype: `"float32"`, `"bfloat16"`, `"float16"`, `"float64"`, or `"auto"`, the checkpoint's own. Ignored for a model
-            that is loaded already.
+        dtype: `"float32"`, `"bfloat16"`, `"float16"`, `"float64"`, or `"auto"`, the checkpoint's own. Ignored for a
+            model that is loaded already.
         device: Where to put it.
         gguf_file: File inside `name` to dequantise (needs the extra `gguf`).
         revision: Branch, tag or commit on the hub.
@@ -83,7 +83,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokeniz
 
 
 def fingerprint(model: MaskedModel) -> str:
-    """Hash of a few numbers of every weight: tells two models of one shape apart, whatever dtype they were loaded in."""
+    """Hash of a few numbers of every weight: tells models of one shape apart, whatever dtype they are loaded in."""
     digest = hashlib.sha256(json.dumps(model.graph.to_dict(), sort_keys=True).encode())
     for name, weight in sorted(model.hf.named_parameters()):
         flat = weight.detach().flatten()

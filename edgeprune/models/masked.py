@@ -52,16 +52,12 @@ class MaskedModel(nn.Module):
         """Run the full model on `input_ids` `[batch, seq]` and keep what every writer wrote. No gradients."""
         return self._plain(input_ids, attention_mask, keep=True)[1]
 
-    def full(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None
-    ) -> Tensor:
+    def full(self, input_ids: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """Logits of the model with every edge open, `[batch, seq or positions, vocab]`."""
         stream = self._plain(input_ids, attention_mask, keep=False)[0]
         return self.family.finish(stream if positions is None else _gather(stream, positions))
 
-    def _plain(
-        self, input_ids: Tensor, attention_mask: Tensor | None, keep: bool
-    ) -> tuple[Tensor, WriterStates]:
+    def _plain(self, input_ids: Tensor, attention_mask: Tensor | None, keep: bool) -> tuple[Tensor, WriterStates]:
         family = self.family
         embeddings, stream, context = self._start(input_ids, attention_mask)
         heads: list[Tensor] = []

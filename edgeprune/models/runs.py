@@ -65,7 +65,9 @@ class ReferenceRuns:
         return self._zero
 
     def _keep(self, batch: PairBatch, split: str, full: Tensor, states: WriterStates | None) -> None:
-        for row, (index, length) in enumerate(zip(batch.index.tolist(), batch.attention_mask.sum(1).tolist(), strict=True)):
+        for row, (index, length) in enumerate(
+            zip(batch.index.tolist(), batch.attention_mask.sum(1).tolist(), strict=True)
+        ):
             num_positions = int(batch.position_mask[row].sum())
             one = None if states is None else _row(states, row, length)
             item = _Kept(full[row, :num_positions].cpu().clone(), one)
@@ -78,7 +80,9 @@ class ReferenceRuns:
     def _assemble(self, items: list[_Kept], batch: PairBatch) -> tuple[Tensor, WriterStates]:
         device = self.model.device
         last = batch.positions.shape[1] - 1
-        full = torch.stack([item.log_probs[torch.arange(last + 1).clamp(max=len(item.log_probs) - 1)] for item in items])
+        full = torch.stack(
+            [item.log_probs[torch.arange(last + 1).clamp(max=len(item.log_probs) - 1)] for item in items]
+        )
         states = [item.states for item in items if item.states is not None]
         if not states:
             return full.to(device), self._states(batch)

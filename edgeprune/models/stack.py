@@ -1,7 +1,7 @@
 """The write-once stack of deltas, and the reads and writes that touch it, each with its own backward.
 
-Every writer leaves `delta = ablated - own` in its row, once. A read is one matrix product `(1 - gates) @ delta[:n]` added
-to the run's own stream, in chunks of tokens small enough for the cache:
+Every writer leaves `delta = ablated - own` in its row, once. A read is one matrix product `(1 - gates) @ delta[:n]`
+added to the run's own stream, in chunks of tokens small enough for the cache:
 
     x_reader = stream + (1 - gates) @ delta                                      (1) reading as a correction
     q_head   = q_fused_head + W_head (norm(x_head) - norm(stream))               (2) projecting as a correction
@@ -22,7 +22,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 Norm = Callable[[Tensor], Tensor]
-CHUNK_BYTES = 8 * 2**20  # readers' inputs worked on at a time; 2 to 16 MiB were measured, 8 was fastest (docs/performance.md)
+CHUNK_BYTES = (
+    8 * 2**20
+)  # readers' inputs worked on at a time; 2 to 16 MiB were measured, 8 was fastest (docs/performance.md)
 
 
 class DeltaStack:
@@ -114,7 +116,13 @@ class ReadStream(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, token: Tensor, base: Tensor, closed: Tensor, stack: DeltaStack, first: int, tokens: Tensor | None
+        ctx: Any,
+        token: Tensor,
+        base: Tensor,
+        closed: Tensor,
+        stack: DeltaStack,
+        first: int,
+        tokens: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(closed, tokens)
         ctx.stack, ctx.first = stack, first
@@ -180,9 +188,7 @@ class WriteOne(torch.autograd.Function):
         return grad_token, ctx.stack.take_grad()[ctx.row].neg().to(ctx.dtype), None, None, None
 
 
-def _reader_inputs(
-    stream: Tensor, closed: Tensor, delta: Tensor, rows: slice, mlp: Tensor | None
-) -> Tensor:
+def _reader_inputs(stream: Tensor, closed: Tensor, delta: Tensor, rows: slice, mlp: Tensor | None) -> Tensor:
     """`[1 + R, chunk, D]`: the plain stream, then each attention reader's input. Row 0's mix goes to `mlp`."""
     mixed = (closed @ _rows(delta, closed.shape[1], rows)).view(len(closed), *stream.shape)
     if mlp is not None:
@@ -192,7 +198,7 @@ def _reader_inputs(
 
 
 def _project(inputs: Tensor, weight: Tensor) -> Tensor:
-    """`[readers, chunk, D]` by `[K, D, C]` to `[chunk, readers * C]`; several readers may share one of the K weights."""
+    """`[readers, chunk, D]` by `[K, D, C]` to `[chunk, readers * C]`; readers may share one of the K weights."""
     readers, chunk, _ = inputs.shape
     out = torch.bmm(inputs.view(weight.shape[0], -1, inputs.shape[-1]), weight)
     return out.view(readers, chunk, -1).transpose(0, 1).reshape(chunk, -1)

@@ -46,7 +46,7 @@ class GeometricPenalty(AbstractSparsityTerm):
 
     def __init__(self, start: float = 4.0, end: float = 4000.0) -> None:
         super().__init__()
-        if not 0 < start <= end:
+        if not 0 < start <= end < math.inf:
             raise EdgepruneError(f"the penalty weight must rise from above 0, got start={start}, end={end}")
         self.start, self.end = start, end
 
@@ -94,6 +94,10 @@ class Lagrangian(AbstractSparsityTerm):
         linear_term: bool = True,
     ) -> None:
         super().__init__()
+        if schedule not in ("linear", "log"):
+            raise EdgepruneError(f"schedule must be 'linear' or 'log', got {schedule!r}")
+        if not 0 <= learning_rate < math.inf:
+            raise EdgepruneError(f"the multipliers' learning_rate must not be negative, got {learning_rate}")
         if not 0 < warmup <= 1:
             raise EdgepruneError(f"warmup is a share of the run in (0, 1], got {warmup}")
         if not (0 <= start < 1 and target > start):

@@ -46,8 +46,7 @@ def all_runs(model: CompiledTransformer, batches: list[Tensor], ablation: str) -
 def change(model: CompiledTransformer, runs: list[Runs], closed: set[str]) -> float:
     """Largest change of any output behind BOS."""
     return max(
-        (forward(model, ids, closed, ablated)[0] - full)[:, 1:].abs().max().item()
-        for ids, full, ablated in runs
+        (forward(model, ids, closed, ablated)[0] - full)[:, 1:].abs().max().item() for ids, full, ablated in runs
     )
 
 

@@ -30,9 +30,7 @@ IDS = torch.tensor([[1, 2, 3, 4, 0], [7, 7, 5, 2, 1]])
 def test_computes_the_formula(implementation: str, causal: bool, units: int) -> None:
     model = random_model(implementation, causal=causal, intermediate_size=units, attn_scale=0.7)
     expected, _ = forward(model, IDS)
-    torch.testing.assert_close(
-        model(IDS).logits, expected, rtol=0, atol=1e-12
-    )  # float64, a few hundred terms
+    torch.testing.assert_close(model(IDS).logits, expected, rtol=0, atol=1e-12)  # float64, a few hundred terms
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])

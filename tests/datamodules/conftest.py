@@ -23,26 +23,20 @@ def word_tokenizer(words: list[str], *, bos: bool = False) -> PreTrainedTokenize
     backend.pre_tokenizer = Whitespace()
     if bos:
         backend.post_processor = TemplateProcessing(single="[BOS] $A", special_tokens=[("[BOS]", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="[UNK]", bos_token="[BOS]", pad_token="[PAD]"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", bos_token="[BOS]", pad_token="[PAD]")
 
 
 @pytest.fixture(scope="session")
 def words() -> PreTrainedTokenizerBase:
     """Knows every word of the IOI task and a few more."""
     digits = [str(i) for i in range(20)]
-    return word_tokenizer(
-        ["When", *TEMPLATE_WORDS, *NAMES, *PLACES, *OBJECTS, *digits, "=", "+", "foo", "bar"]
-    )
+    return word_tokenizer(["When", *TEMPLATE_WORDS, *NAMES, *PLACES, *OBJECTS, *digits, "=", "+", "foo", "bar"])
 
 
 @pytest.fixture(scope="session", params=["words", "gpt2", "pythia"])
 def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
     """Each tokenizer that is at hand."""
-    return (
-        request.getfixturevalue("words") if request.param == "words" else shared_tokenizer(str(request.param))
-    )
+    return request.getfixturevalue("words") if request.param == "words" else shared_tokenizer(str(request.param))
 
 
 @pytest.fixture(scope="session")

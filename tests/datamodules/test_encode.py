@@ -19,9 +19,7 @@ def test_one_token_answer_by_hand(words: PreTrainedTokenizerBase) -> None:
 
 
 def test_answer_of_several_tokens_is_teacher_forced(words: PreTrainedTokenizerBase) -> None:
-    mary, john, kate, met, foo, bar = (
-        ids(words, word)[0] for word in ("Mary", "John", "Kate", "met", "foo", "bar")
-    )
+    mary, john, kate, met, foo, bar = (ids(words, word)[0] for word in ("Mary", "John", "Kate", "met", "foo", "bar"))
     [pair] = encode_pairs([PromptPair("Mary met", "Kate met", " John foo met", " bar met")], words)
     assert pair.clean == (mary, met, john, foo)
     assert pair.corrupted == (kate, met, john, foo)
@@ -107,8 +105,6 @@ def test_tokenizer_is_called_once_for_all_pairs(
     pairs = IOI(num_train=500).splits(words)["train"]
     sizes: list[int] = []
     call = type(words).__call__
-    monkeypatch.setattr(
-        type(words), "__call__", lambda self, text: sizes.append(len(text)) or call(self, text)
-    )
+    monkeypatch.setattr(type(words), "__call__", lambda self, text: sizes.append(len(text)) or call(self, text))
     assert len(encode_pairs(pairs, words)) == 500
     assert sizes == [4 * 500]

@@ -34,9 +34,7 @@ class Ready(AbstractTask):
         return {"train": self.train, "test": self.test}
 
 
-def make(
-    task: AbstractTask, tokenizer: PreTrainedTokenizerBase | None = None, **settings: Any
-) -> PairDataModule:
+def make(task: AbstractTask, tokenizer: PreTrainedTokenizerBase | None = None, **settings: Any) -> PairDataModule:
     module = PairDataModule(task, **{"cache": False, **settings})
     module.tokenizer_object = tokenizer
     return module
@@ -110,9 +108,7 @@ def test_wrong_arguments_are_refused() -> None:
         make(Ready()).pairs("val")
 
 
-def test_tokenizer_is_loaded_by_name_once(
-    words: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tokenizer_is_loaded_by_name_once(words: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     loading = ModuleType("edgeprune.models.loading")
     loading.load_tokenizer = lambda name: asked.append(name) or words

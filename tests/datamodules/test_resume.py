@@ -45,9 +45,7 @@ class Recorder(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(
-    folder: Path, *, fail_at: int = -1, workers: int = 0, resume: str | None = None, **options: Any
-) -> Recorder:
+def fit(folder: Path, *, fail_at: int = -1, workers: int = 0, resume: str | None = None, **options: Any) -> Recorder:
     checkpoints = options.pop("checkpoints", {"every_n_train_steps": 1})
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -60,9 +58,7 @@ def fit(
         **options,
     )
     model = Recorder(fail_at)
-    data = PairDataModule(
-        Ready((SHORT,) * (3 * BATCHES + 1), (SHORT,)), batch_size=3, num_workers=workers, cache=False
-    )
+    data = PairDataModule(Ready((SHORT,) * (3 * BATCHES + 1), (SHORT,)), batch_size=3, num_workers=workers, cache=False)
     data.val_dataloader = data.test_dataloader  # `Ready` has no validation pairs
     data.setup = lambda stage=None: None
     trainer.fit(model, data, ckpt_path=resume and str(folder / resume))
@@ -95,9 +91,7 @@ def test_workers_that_run_ahead_change_nothing(unbroken: tuple[Path, list[list[i
     assert fit(folder, resume="step=6.ckpt", workers=2, checkpoints={}).seen == seen[6:]
 
 
-@pytest.mark.parametrize(
-    "checkpoints", [{"save_on_train_epoch_end": True}, {"save_on_train_epoch_end": False}]
-)
+@pytest.mark.parametrize("checkpoints", [{"save_on_train_epoch_end": True}, {"save_on_train_epoch_end": False}])
 def test_resumed_from_the_end_of_an_epoch(
     unbroken: tuple[Path, list[list[int]]], tmp_path: Path, checkpoints: dict[str, Any]
 ) -> None:
@@ -116,9 +110,7 @@ def test_resumed_after_a_failing_step(unbroken: tuple[Path, list[list[int]]], tm
 
 
 @pytest.mark.parametrize("checkpoints", [{"every_n_train_steps": 1}, {"save_on_train_epoch_end": True}])
-def test_prolonged_run(
-    unbroken: tuple[Path, list[list[int]]], tmp_path: Path, checkpoints: dict[str, Any]
-) -> None:
+def test_prolonged_run(unbroken: tuple[Path, list[list[int]]], tmp_path: Path, checkpoints: dict[str, Any]) -> None:
     _, seen = unbroken
     assert fit(tmp_path, max_steps=6, checkpoints=checkpoints).seen == seen[:6]
     assert fit(tmp_path, max_steps=11, resume="step=6.ckpt", checkpoints={}).seen == seen[6:11]

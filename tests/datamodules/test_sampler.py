@@ -22,8 +22,7 @@ def test_in_order_without_a_seed() -> None:
 
 def test_epochs_are_different_permutations_that_repeat_exactly() -> None:
     first, again, second, other = (
-        list(PairBatchSampler(40, 4, seed=seed, position=at(epoch)))
-        for seed, epoch in ((0, 0), (0, 0), (0, 1), (1, 0))
+        list(PairBatchSampler(40, 4, seed=seed, position=at(epoch))) for seed, epoch in ((0, 0), (0, 0), (0, 1), (1, 0))
     )
     assert first == again
     for batches in (first, second, other):

@@ -23,9 +23,7 @@ def samples(log_alpha: float, temperature: float, stretch: tuple[float, float]) 
 # ------------------------------------------------------------------ distribution
 @pytest.mark.parametrize(("temperature", "stretch"), SETTINGS)
 @pytest.mark.parametrize("log_alpha", [-4.0, -1.0, 0.0, 1.5, 4.0])
-def test_probability_of_an_open_gate(
-    log_alpha: float, temperature: float, stretch: tuple[float, float]
-) -> None:
+def test_probability_of_an_open_gate(log_alpha: float, temperature: float, stretch: tuple[float, float]) -> None:
     gates = samples(log_alpha, temperature, stretch)
     expected = prob_open(torch.tensor(log_alpha), temperature, stretch).item()
     error = math.sqrt(expected * (1 - expected) / len(gates))
@@ -107,9 +105,7 @@ def test_module_is_the_pure_functions() -> None:
 
 def test_initial_locations() -> None:
     assert HardConcrete(4, init_mean=2.0).log_alpha.tolist() == [2, 2, 2, 2]
-    first, again, other = (
-        HardConcrete(1000, init_mean=10.0, init_std=0.01, seed=seed).log_alpha for seed in (0, 0, 1)
-    )
+    first, again, other = (HardConcrete(1000, init_mean=10.0, init_std=0.01, seed=seed).log_alpha for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert first.mean().item() == pytest.approx(10, abs=0.002)

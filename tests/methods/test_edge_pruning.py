@@ -43,9 +43,7 @@ def test_only_existing_edges_have_parameters() -> None:
 
 def test_groups_descend_on_gates_and_ascend_on_multipliers() -> None:
     edge_term, node_term = Lagrangian(0.9, learning_rate=0.5), Lagrangian(0.7, learning_rate=0.25)
-    recipe = build(
-        edge_term, node_gates=True, node_sparsity_term=node_term, learning_rate=0.1, node_learning_rate=0.2
-    )
+    recipe = build(edge_term, node_gates=True, node_sparsity_term=node_term, learning_rate=0.1, node_learning_rate=0.2)
     assert recipe.nodes is not None
     expected = [
         (recipe.edges.log_alpha, 0.1, False),
@@ -191,7 +189,7 @@ def test_circuits_have_exactly_the_size_asked_for(sparsity: float, node_gates: b
 
 def test_a_circuit_without_a_size_keeps_the_open_gates() -> None:
     recipe = spread(build())
-    found = recipe.circuit(model="tiny")
+    found = recipe.circuit(header={"model": "tiny"})
     assert torch.equal(GRAPH.to_vector(found.keep), locations(recipe) > 0)
     assert found.num_edges == recipe.num_open()
     assert found.header["model"] == "tiny"

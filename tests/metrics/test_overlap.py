@@ -51,9 +51,7 @@ def test_exchanging_the_circuits_exchanges_precision_and_recall() -> None:
     assert (there["jaccard"], there["f1"]) == (back["jaccard"], back["f1"])
 
 
-@pytest.mark.parametrize(
-    ("found", "reference", "share"), [(0, 0, 1.0), (0, 1, 0.0), (1, 0, 0.0), (1, 1, 1.0)]
-)
+@pytest.mark.parametrize(("found", "reference", "share"), [(0, 0, 1.0), (0, 1, 0.0), (1, 0, 0.0), (1, 1, 1.0)])
 def test_empty_and_full(found: int, reference: int, share: float) -> None:
     overlap = edge_overlap(torch.full((2, 3), found), torch.full((2, 3), reference), EXISTS)
     assert {overlap[name] for name in ("precision", "recall", "jaccard", "f1")} == {share}

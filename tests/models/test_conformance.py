@@ -22,7 +22,9 @@ CASES = [
 KV = ("group", "head")
 
 
-def build(family: Any, index: int, dtype: torch.dtype = torch.float64, implementation: str = "sdpa", **options: Any) -> MaskedModel:
+def build(
+    family: Any, index: int, dtype: torch.dtype = torch.float64, implementation: str = "sdpa", **options: Any
+) -> MaskedModel:
     """A tiny random model; biases and norm weights too are random, so that none is 0 or 1 by luck."""
     torch.manual_seed(index)
     config = copy.deepcopy(family.tiny()[index])
@@ -47,7 +49,9 @@ def random_gates(model: MaskedModel, fractional: bool) -> Tensor:
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("family", "index"), CASES)
-def test_open_gates_leave_logits_untouched(family: Any, index: int, dtype: torch.dtype, implementation: str, kv_readers: str) -> None:
+def test_open_gates_leave_logits_untouched(
+    family: Any, index: int, dtype: torch.dtype, implementation: str, kv_readers: str
+) -> None:
     model = build(family, index, dtype, implementation, kv_readers=kv_readers)
     clean, corrupted = prompts()
     expected = model.hf(clean).logits
@@ -77,12 +81,21 @@ def test_equals_the_sum_over_edges(family: Any, index: int, fractional: bool, kv
     expected = slow_logits(model, clean, gates, ablated)
     torch.testing.assert_close(model(clean, gates, ablated), expected, atol=1e-10, rtol=0)
     zero = ablations.zero(model)
-    torch.testing.assert_close(model(clean, gates, zero), slow_logits(model, clean, gates, _broadcast(zero, ablated)), atol=1e-10, rtol=0)
+    torch.testing.assert_close(
+        model(clean, gates, zero),
+        slow_logits(model, clean, gates, _broadcast(zero, ablated)),
+        atol=1e-10,
+        rtol=0,
+    )
 
 
 def _broadcast(states: Any, like: Any) -> Any:
     mlps = None if states.mlps is None else states.mlps.expand_as(like.mlps)
-    return type(states)(embeddings=states.embeddings.expand_as(like.embeddings), heads=states.heads.expand_as(like.heads), mlps=mlps)
+    return type(states)(
+        embeddings=states.embeddings.expand_as(like.embeddings),
+        heads=states.heads.expand_as(like.heads),
+        mlps=mlps,
+    )
 
 
 @pytest.mark.parametrize("kv_readers", KV)
@@ -124,9 +137,14 @@ def test_scoring_some_positions_equals_slicing_all(family: Any, index: int) -> N
     ablated, gates = model.record(corrupted), random_gates(model, fractional=True).requires_grad_()
     positions = torch.tensor([[6, 2], [1, 1], [0, 5]])
     rows = torch.arange(3)[:, None]
-    some, every = model(clean, gates, ablated, positions=positions), model(clean, gates, ablated)[rows, positions]
+    some, every = (
+        model(clean, gates, ablated, positions=positions),
+        model(clean, gates, ablated)[rows, positions],
+    )
     torch.testing.assert_close(some, every, atol=1e-12, rtol=0)
-    torch.testing.assert_close(model.full(clean, positions=positions), model.full(clean)[rows, positions], atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        model.full(clean, positions=positions), model.full(clean)[rows, positions], atol=1e-12, rtol=0
+    )
     (first,) = torch.autograd.grad(some.square().sum(), gates)
     (second,) = torch.autograd.grad(every.square().sum(), gates)
     torch.testing.assert_close(first, second, atol=1e-9, rtol=1e-9)
@@ -187,7 +205,7 @@ def test_a_closed_edge_changes_only_what_lies_downstream(family: Any, index: int
     model.family.attend = spy
     model(clean, graph.all_open(), ablated)
     model(clean, gates, ablated)
-    before, after = seen[:arch.num_layers], seen[arch.num_layers:]
+    before, after = seen[: arch.num_layers], seen[arch.num_layers :]
     for index_ in range(layer):
         assert torch.equal(before[index_], after[index_])
     width = before[layer].shape[-1] - 2 * arch.num_kv_heads * outputs[0].shape[-1]
@@ -219,7 +237,12 @@ def test_split_embeddings_are_two_writers(family: Any, index: int) -> None:
     clean, corrupted = prompts()
     gates, ablated = random_gates(model, fractional=True), ablations.zero(model)
     like = model.record(corrupted)
-    torch.testing.assert_close(model(clean, gates, ablated), slow_logits(model, clean, gates, _broadcast(ablated, like)), atol=1e-10, rtol=0)
+    torch.testing.assert_close(
+        model(clean, gates, ablated),
+        slow_logits(model, clean, gates, _broadcast(ablated, like)),
+        atol=1e-10,
+        rtol=0,
+    )
     assert torch.equal(model(clean, model.graph.all_open(), like), model.hf(clean).logits)
 
 

@@ -70,9 +70,7 @@ class Compiled(AbstractFamily):
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, context: Any) -> Tensor:
         attn = self.layers[layer].attn
         q, k, v = (part.unflatten(-1, (-1, attn.head_dim)).transpose(1, 2) for part in (q, k, v))
-        kernel = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.hf.config._attn_implementation, eager_attention_forward
-        )
+        kernel = ALL_ATTENTION_FUNCTIONS.get_interface(self.hf.config._attn_implementation, eager_attention_forward)
         return kernel(attn, q, k, v, context, dropout=0.0, scaling=attn.scaling)[0]
 
     def attention_output(self, layer: int, values: Tensor) -> Tensor:

@@ -32,7 +32,15 @@ class GPT2(AbstractFamily):
 
     @classmethod
     def tiny(cls) -> list[Any]:
-        shape = {"n_layer": 3, "n_head": 4, "n_embd": 32, "n_positions": 32, "vocab_size": 61, "bos_token_id": 1, "eos_token_id": 2}
+        shape = {
+            "n_layer": 3,
+            "n_head": 4,
+            "n_embd": 32,
+            "n_positions": 32,
+            "vocab_size": 61,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        }
         return [GPT2Config(**shape), GPT2Config(**shape, scale_attn_by_inverse_layer_idx=True, n_inner=48)]
 
     def arch(self, split_embedding: bool) -> ArchSpec:

@@ -1,4 +1,4 @@
-"""Llama and the models built like it: Llama, CodeLlama, SmolLM2, Mistral, Qwen2. Rotary positions, RMSNorm, gated MLP."""
+"""Llama and the models built like it: Llama, CodeLlama, SmolLM2, Mistral, Qwen2. Rotary, RMSNorm, gated MLP."""
 
 import copy
 from collections.abc import Callable
@@ -74,7 +74,7 @@ class Llama(AbstractFamily):
     def arch(self, split_embedding: bool) -> ArchSpec:
         if split_embedding:
             raise UnsupportedFamilyError(
-                f"split_embedding=True needs a position embedding, and {self.hf.config.model_type} has rotary positions; "
+                f"split_embedding=True needs a position embedding, {self.hf.config.model_type} has rotary positions; "
                 "set split_embedding to false"
             )
         return ArchSpec(
