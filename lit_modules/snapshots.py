@@ -58,11 +58,11 @@ def run_folder(trainer: pl.Trainer) -> Path:
 class SnapshotCircuits(pl.Callback):
     """Write a circuit whenever the run passes a requested sparsity, and judge it on the validation pairs.
 
-    A sparsity is passed when the gates themselves are that sparse, and the annealed target, if the recipe has one, has
-    got there too. Deviation from "when the target passes": gates may lag behind their target, and cutting them short of
-    it costs faithfulness. The circuit has exactly the edges asked for: the best ones over the whole graph. Sparsities that
-    the run never reaches are cut from the final gates and marked so; the circuit of the final gates themselves, those
-    above one half, is written as `final.safetensors`.
+    A sparsity is passed when the gates themselves are that sparse, and the annealed target, if the recipe has one,
+    has got there too. Deviation from "when the target passes": gates may lag behind their target, and cutting them
+    short of it costs faithfulness. The circuit has exactly the edges asked for: the best ones over the whole graph.
+    Sparsities that the run never reaches are cut from the final gates and marked so; the circuit of the final gates
+    themselves, those above one half, is written as `final.safetensors`.
 
     Files, in the run's folder: `circuits/*.safetensors`, `frontier.csv`, `frontier.png`.
 

@@ -38,7 +38,8 @@ def read_data_config(path: str, tokenizer: str | None = None) -> "PairDataModule
         parsed = parser.parse_object({"data": {**data, "tokenizer": data.get("tokenizer") or name}})
     except Exception as error:  # jsonargparse has no public common base for what it raises here
         raise EdgepruneError(f"{path}: {error}") from None
-    return parser.instantiate_classes(parsed).data
+    built: Any = parser.instantiate_classes(parsed)
+    return built.data
 
 
 def run(arguments: list[str]) -> None:

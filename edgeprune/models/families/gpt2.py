@@ -32,7 +32,7 @@ class GPT2(AbstractFamily):
 
     @classmethod
     def tiny(cls) -> list[Any]:
-        shape = {
+        shape: dict[str, Any] = {
             "n_layer": 3,
             "n_head": 4,
             "n_embd": 32,

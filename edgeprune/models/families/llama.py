@@ -46,13 +46,13 @@ class Llama(AbstractFamily):
         """The module handed to the attention kernel: with one k/v reader per query head, it must not repeat heads."""
         if self.kv_readers == "group":
             return attn
-        ungrouped = copy.copy(attn)
+        ungrouped: Any = copy.copy(attn)
         ungrouped.num_key_value_groups = 1
         return ungrouped
 
     @classmethod
     def tiny(cls) -> list[Any]:
-        shape = {
+        shape: dict[str, Any] = {
             "num_hidden_layers": 3,
             "num_attention_heads": 4,
             "hidden_size": 32,
@@ -88,7 +88,7 @@ class Llama(AbstractFamily):
         return [self.body.embed_tokens(input_ids)]
 
     def context(self, stream: Tensor, attention_mask: Tensor | None, position_ids: Tensor) -> Any:
-        arguments = {
+        arguments: dict[str, Any] = {
             "config": self.hf.config,
             "inputs_embeds": stream,
             "attention_mask": attention_mask,
