@@ -65,6 +65,13 @@ class EdgepruneCLI(LightningCLI):
         if config.data.tokenizer is None:
             config.data.tokenizer = config.model.name
 
+    def instantiate_classes(self) -> None:
+        """Build everything, model and pairs included, so that a mistake shows before any file is written."""
+        super().instantiate_classes()
+        if self.subcommand is not None:
+            self.model.configure_model()
+            self.datamodule.setup({"fit": "fit", "validate": "validate", "test": "test"}[self.subcommand])
+
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would replace the config's values by those of the checkpoint, without a word."""
 
@@ -89,6 +96,7 @@ def run(arguments: list[str]) -> None:
     """Build everything from the arguments and run the subcommand."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # on purpose: see main(args)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # torch deprecation inside Lightning itself
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # prompts are short: 0 is fastest
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # the frozen model stays so
@@ -105,6 +113,18 @@ def run(arguments: list[str]) -> None:
             auto_configure_optimizers=False,
             seed_everything_default=0,
         )
+    except (TypeError, ValueError) as error:  # jsonargparse wraps what a constructor raised
+        raise _innermost(error) from None
     except SystemExit as stop:  # --help and --print_config
         if stop.code not in (0, None):
             sys.exit(stop.code)
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """The user's mistake at the bottom of a chain of causes, or the error itself."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, EdgepruneError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return error
