@@ -183,7 +183,7 @@ class PruningModule(pl.LightningModule):
             "seed": self.seed,
             "step": self.global_step,
             "edgeprune": __version__,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),  # a plain string: checkpoints load with weights_only
         }
 
     def circuit(self, sparsity: float | None = None) -> Circuit:

@@ -87,13 +87,13 @@ def _print(rows: list[dict[str, Any]]) -> None:
     title = f"{first['model']}, {first['num_examples']:.0f} {first['split']} pairs, {first['ablation']} ablation"
     table = Table(title=f"{title} (random circuit of the same size in brackets)")
     names = ("kl", "logit_difference", "accuracy", "exact_match")
-    table.add_column("circuit", overflow="fold")
+    table.add_column("circuit", overflow="fold", min_width=10)
     for heading in ("sparsity", "edges", "dangling", "KL", "logit diff.", "accuracy", "exact match"):
         table.add_column(heading, justify="right")
     for row in rows:
         cells = [f"{row[key]:.3f} [dim]({row['random'][key]:.3f})[/dim]" for key in names]
         table.add_row(
-            Path(row["circuit"]).name,
+            Path(row["circuit"]).stem,
             f"{row['sparsity']:.4f}",
             f"{row['edges']:,}",
             f"{row['dangling']:,}",

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 import edgeprune.methods
 import edgeprune.objectives
 from datamodules import PairDataModule
+from edgeprune.circuit import read_checkpoint
 from edgeprune.errors import EdgepruneError
 from lit_modules import PruningModule, UploadCircuits
 
@@ -69,6 +70,9 @@ class EdgepruneCLI(LightningCLI):
         """Build everything, model and pairs included, so that a mistake shows before any file is written."""
         super().instantiate_classes()
         if self.subcommand is not None:
+            checkpoint = self.config[self.subcommand].get("ckpt_path")
+            if checkpoint not in (None, "last", "best", "hpc", "registry"):
+                read_checkpoint(checkpoint)
             self.model.configure_model()
             self.datamodule.setup({"fit": "fit", "validate": "validate", "test": "test"}[self.subcommand])
 

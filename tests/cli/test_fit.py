@@ -20,7 +20,11 @@ STEPS = 12
 TERM = "--model.recipe.init_args.sparsity_term.init_args"
 
 # Lightning's own command-line class calls jsonargparse in a way that jsonargparse is about to drop; nothing to mend here.
-pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
+# Going on in another folder than the checkpoint's is what these tests are about.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning"),
+]
 
 # What the command line prints to someone at a terminal is not what is tested here: under pytest the arguments of
 # pytest itself are in sys.argv, which Lightning warns about, and warnings are errors.
@@ -67,6 +71,10 @@ def error_line(capsys: pytest.CaptureFixture[str]) -> str:
     return lines[0]
 
 
+def table(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
 def files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
@@ -76,10 +84,10 @@ def test_a_run_leaves_its_circuits_frontier_log_config_and_checkpoint(run: Path,
     circuits = sorted(path.name for path in (run / "circuits").iterdir())
     assert circuits == ["final.safetensors", "sparsity-0.5000.safetensors", "sparsity-0.8000.safetensors"]
     assert (run / "frontier.png").read_bytes().startswith(b"\x89PNG")
-    rows = list(csv.DictReader((run / "frontier.csv").open()))
+    rows = table(run / "frontier.csv")
     assert len(rows) == len(circuits)
     assert {row["edges"] for row in rows} >= {"47", "19"}  # half and a fifth of 94
-    logged = [row for row in csv.DictReader((run / "metrics.csv").open()) if row["train/penalty"]]
+    logged = [row for row in table(run / "metrics.csv") if row["train/penalty"]]
     assert [int(row["step"]) for row in logged] == list(range(STEPS))
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["name"] == "compiled:reverse"
     assert checkpoint.is_file()
@@ -114,7 +122,7 @@ def test_the_config_wins_over_the_checkpoint(tmp_path: Path, checkpoint: Path) -
     more = (f"{TERM}.end", "7", "--trainer.max_steps", str(STEPS + 4), "--ckpt_path", str(checkpoint))
     assert main(arguments(tmp_path, *more)) == 0
     folder = tmp_path / "quickstart" / "version_0"
-    rows = [row for row in csv.DictReader((folder / "metrics.csv").open()) if row["train/penalty_weight"]]
+    rows = [row for row in table(folder / "metrics.csv") if row["train/penalty_weight"]]
     assert [int(row["step"]) for row in rows] == list(range(STEPS, STEPS + 4))
     assert float(rows[-1]["train/penalty_weight"]) == pytest.approx(7.0)  # the last step has the config's `end`
 
@@ -153,9 +161,7 @@ def test_evaluate_repeats_the_snapshot_s_own_figures(
 
 
 # ---------------------------------------------------------------- mistakes
-def test_print_config_shows_the_config_and_leaves_with_zero(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_print_config_shows_the_config_and_leaves_with_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments(tmp_path, "--print_config")) == 0
     assert yaml.safe_load(capsys.readouterr().out)["trainer"]["max_steps"] == STEPS
     assert not files(tmp_path)

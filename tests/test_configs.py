@@ -1,0 +1,81 @@
+"""Every YAML under configs/ is read and its classes are built, without loading a model."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from datamodules import PairDataModule
+from edgeprune.cli import main
+from edgeprune.cli.data import read_data_config
+from edgeprune.cli.training import TRAINER_DEFAULTS, EdgepruneCLI, OneLineParser
+from lit_modules import PruningModule
+
+# Lightning's own command-line class calls jsonargparse in a way that jsonargparse is about to drop; nothing to mend here.
+pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+EXPERIMENTS = sorted(CONFIGS.glob("*.yaml"))
+OWN_FILES = {"jsonl.yaml"}  # need a file of the user's
+
+
+@pytest.fixture(autouse=True)
+def no_pytest_arguments(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Lightning warns where it finds arguments of another program in sys.argv."""
+    monkeypatch.setattr(sys, "argv", ["edgeprune"])
+    yield
+
+
+def names(path: Path) -> str:
+    return path.name
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=names)
+def test_an_experiment_builds(path: Path, tmp_path: Path) -> None:
+    cli = EdgepruneCLI(
+        PruningModule,
+        PairDataModule,
+        args=["--config", str(path), "--trainer.logger.init_args.save_dir", str(tmp_path)],
+        parser_class=OneLineParser,
+        trainer_defaults=TRAINER_DEFAULTS,
+        save_config_callback=None,
+        auto_configure_optimizers=False,
+        run=False,
+    )
+    config = yaml.safe_load(path.read_text())
+    assert cli.model.name == config["model"]["name"]
+    assert cli.model.masked is None
+    assert cli.trainer.max_steps == config["trainer"]["max_steps"]
+    assert type(cli.datamodule.task).__name__ == config["data"]["task"]["class_path"]
+    built = {type(callback).__name__ for callback in cli.trainer.callbacks}
+    assert built >= {callback["class_path"] for callback in config["trainer"].get("callbacks", [])}
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "logger").glob("*.yaml")), ids=names)
+def test_a_logger_config_goes_on_top_of_the_quickstart(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--config", str(CONFIGS / "quickstart.yaml"), "--config", str(path), "--print_config"]) == 0
+    merged = yaml.safe_load(capsys.readouterr().out)["trainer"]
+    own = yaml.safe_load(path.read_text())["trainer"]
+    classes = [logger["class_path"].rsplit(".", 1)[-1] for logger in merged["logger"]]
+    assert classes == [logger["class_path"].rsplit(".", 1)[-1] for logger in own["logger"]]
+    assert merged["callbacks"]  # the quickstart's own are still there
+
+
+DATA = [path for path in sorted((CONFIGS / "data").glob("*.yaml")) if path.name not in OWN_FILES]
+
+
+@pytest.mark.parametrize("path", DATA, ids=names)
+def test_a_data_config_builds(path: Path) -> None:
+    data = read_data_config(str(path), tokenizer="some-model")
+    config = yaml.safe_load(path.read_text())["data"]
+    assert type(data.task).__name__ == config["task"]["class_path"]
+    assert data.batch_size == config["batch_size"]
+    assert data.tokenizer == config.get("tokenizer", "some-model")
+
+
+def test_every_config_is_covered() -> None:
+    covered = {*EXPERIMENTS, *DATA, *(CONFIGS / "logger").glob("*.yaml")}
+    left = {path.relative_to(CONFIGS).as_posix() for path in set(CONFIGS.rglob("*.yaml")) - covered}
+    assert left <= {f"data/{name}" for name in OWN_FILES}
