@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from edgeprune.errors import EdgepruneError
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.states import WriterStates
 
@@ -36,6 +37,8 @@ def mean(
             instead of one over all tokens, `[..., 1, 1, ...]`.
         batch_size: Prompts per forward pass; it does not change the result.
     """
+    if not len(input_ids):
+        raise EdgepruneError("a mean needs at least one prompt, got none")
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     axes = (1,) if positional else (1, 2)
     total: WriterStates | None = None
@@ -43,8 +46,7 @@ def mean(
         states = model.record(ids, None if attention_mask is None else rows)
         part = states.map(lambda field, rows=rows: _masked_sum(field, rows, axes))
         total = part if total is None else _add(total, part)
-    if total is None:
-        raise ValueError("a mean needs at least one prompt")
+    assert total is not None
     count = mask.sum(0).clamp(min=1) if positional else mask.sum()
     return total.map(lambda field: field / count.to(field).view(1, 1, -1, *[1] * (field.dim() - 3)))
 

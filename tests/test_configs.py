@@ -1,7 +1,6 @@
 """Every YAML under configs/ is read and its classes are built, without loading a model."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from edgeprune.cli.data import read_data_config
 from edgeprune.cli.training import TRAINER_DEFAULTS, EdgepruneCLI, OneLineParser
 from lit_modules import PruningModule
 
-# Lightning's own command-line class calls jsonargparse in a way that jsonargparse is about to drop; nothing to mend here.
+# Lightning's own command-line class calls jsonargparse in a way that jsonargparse is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -22,10 +21,9 @@ OWN_FILES = {"jsonl.yaml"}  # need a file of the user's
 
 
 @pytest.fixture(autouse=True)
-def no_pytest_arguments(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_pytest_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning warns where it finds arguments of another program in sys.argv."""
     monkeypatch.setattr(sys, "argv", ["edgeprune"])
-    yield
 
 
 def names(path: Path) -> str:
@@ -49,7 +47,8 @@ def test_an_experiment_builds(path: Path, tmp_path: Path) -> None:
     assert cli.model.masked is None
     assert cli.trainer.max_steps == config["trainer"]["max_steps"]
     assert type(cli.datamodule.task).__name__ == config["data"]["task"]["class_path"]
-    built = {type(callback).__name__ for callback in cli.trainer.callbacks}
+    callbacks = cli.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    built = {type(callback).__name__ for callback in callbacks}
     assert built >= {callback["class_path"] for callback in config["trainer"].get("callbacks", [])}
 
 

@@ -102,6 +102,8 @@ def run(arguments: list[str]) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # on purpose: see main(args)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # torch deprecation inside Lightning itself
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # steps count, not epochs
+    warnings.filterwarnings("ignore", message=".*dirpath has changed.*")  # a resumed run has a folder of its own
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # prompts are short: 0 is fastest
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # the frozen model stays so
     warnings.filterwarnings("ignore", message=".*anonymous setting has no effect.*")  # Lightning passes it to W&B

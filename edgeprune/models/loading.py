@@ -88,7 +88,7 @@ def fingerprint(model: MaskedModel) -> str:
     for name, weight in sorted(model.hf.named_parameters()):
         flat = weight.detach().flatten()
         picked = flat[:: max(1, flat.numel() // 16)][:16]
-        digest.update(name.encode() + picked.to("cpu", torch.bfloat16).view(torch.uint8).numpy().tobytes())
+        digest.update(name.encode() + picked.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""`fit`, `validate` and `evaluate` from one end to the other, in this process, on the compiled model of the quickstart."""
+"""`fit`, `test` and `evaluate` from one end to the other, in this process, on the model of the quickstart."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 STEPS = 12
 TERM = "--model.recipe.init_args.sparsity_term.init_args"
 
-# Lightning's own command-line class calls jsonargparse in a way that jsonargparse is about to drop; nothing to mend here.
+# Lightning's own command-line class calls jsonargparse in a way that jsonargparse is about to drop.
 # Going on in another folder than the checkpoint's is what these tests are about.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from jsonargparse import ArgumentParser
-from lightning.pytorch import LightningDataModule
 from transformers import PreTrainedTokenizerBase
 
 from datamodules import IOI, AbstractTask, JSONLTask, PairDataModule, PromptPair, TokenPair
@@ -179,15 +177,3 @@ def test_cache_is_hit_and_can_be_switched_off(words: PreTrainedTokenizerBase, tm
 def test_batch_is_moved() -> None:
     batch = make(Ready()).transfer_batch_to_device(collate([(0, SHORT)]), torch.device("meta"), 0)
     assert {getattr(batch, field.name).device.type for field in fields(batch)} == {"meta"}
-
-
-@pytest.mark.parametrize("name", ["ioi", "jsonl"])
-def test_configs_can_be_built(name: str, tmp_path: Path) -> None:
-    (tmp_path / "p.jsonl").write_text("{}")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--config", action="config")
-    parser.add_subclass_arguments(LightningDataModule, "data")
-    path = ["--data.init_args.task.init_args.path", str(tmp_path / "p.jsonl")] if name == "jsonl" else []
-    module = parser.instantiate(parser.parse_args(["--config", str(CONFIGS / f"{name}.yaml"), *path])).data
-    assert isinstance(module, PairDataModule)
-    assert type(module.task) is {"ioi": IOI, "jsonl": JSONLTask}[name]

@@ -4,13 +4,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import wandb
 
 from edgeprune.cli import main
 from lit_modules.tracking import WandbTracker, has_wandb_key
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
-# Lightning's own command-line class calls jsonargparse in a way that jsonargparse is about to drop; nothing to mend here.
+# Lightning's own command-line class calls jsonargparse in a way that jsonargparse is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 
 
@@ -65,6 +66,7 @@ def test_an_offline_fit_leaves_a_run_folder(tmp_path: Path, monkeypatch: pytest.
             *("--trainer.default_root_dir", str(tmp_path), "--trainer.enable_progress_bar", "false"),
         ]
     )
+    wandb.teardown()  # as at the end of a process: what is buffered is written
     assert status == 0
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     (record,) = folder.glob("run-*.wandb")
