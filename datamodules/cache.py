@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from datamodules.tasks.base import SPLITS, AbstractTask, TokenPair
+from edgeprune.paths import cache_root
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,8 +31,7 @@ Splits = Mapping[str, Sequence[TokenPair]]
 
 def cache_folder(cache_dir: str | None) -> Path:
     """Folder of the token files: under `cache_dir`, `$EDGEPRUNE_CACHE` or `~/.cache/edgeprune`."""
-    root = cache_dir or os.environ.get("EDGEPRUNE_CACHE") or "~/.cache/edgeprune"
-    return Path(root).expanduser() / "tokens"
+    return cache_root(cache_dir) / "tokens"
 
 
 def cache_key(

@@ -157,11 +157,15 @@ class PairDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Example]:
         """All validation pairs in order."""
-        return self._loader("validation", self.eval_batch_size)
+        return self.ordered_dataloader("validation")
 
     def test_dataloader(self) -> DataLoader[Example]:
         """All test pairs in order."""
-        return self._loader("test", self.eval_batch_size)
+        return self.ordered_dataloader("test")
+
+    def ordered_dataloader(self, split: str) -> DataLoader[Example]:
+        """All pairs of any split in order, in batches of `eval_batch_size`."""
+        return self._loader(split, self.eval_batch_size)
 
     def transfer_batch_to_device(self, batch: PairBatch, device: torch.device, dataloader_idx: int) -> PairBatch:
         """Move a batch to `device`."""

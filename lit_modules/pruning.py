@@ -12,7 +12,7 @@ from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import KVReaders
 from edgeprune.methods import AbstractRecipe
-from edgeprune.metrics.evaluate import circuit_log_probs
+from edgeprune.metrics.evaluate import gated_log_probs
 from edgeprune.metrics.faithfulness import faithfulness
 from edgeprune.models.loading import fingerprint, load_model
 from edgeprune.models.runs import Ablation, ReferenceRuns
@@ -118,8 +118,8 @@ class PruningModule(pl.LightningModule):
         """KL at the scored positions plus the penalty, for one sample of the gates."""
         full, ablated = self.runs(batch, "train")
         gates = self.recipe.sample(self.seed, self.global_step)
-        logits = self.masked(batch.clean, gates, ablated, batch.attention_mask, batch.positions)
-        kl = masked_mean(kl_divergence(full, logits.float().log_softmax(-1)), batch.position_mask)
+        circuit = gated_log_probs(self.masked, batch, gates, ablated)
+        kl = masked_mean(kl_divergence(full, circuit), batch.position_mask)
         penalty = self.recipe.penalty(gates, self.progress)
         if not torch.isfinite(kl + penalty):
             raise EdgepruneError(
@@ -169,7 +169,8 @@ class PruningModule(pl.LightningModule):
 
     def _judge(self, batch: PairBatch, split: str) -> None:
         assert self._gates is not None
-        self.measures.update(*circuit_log_probs(self.masked, self.runs, batch, self._gates, split), batch)
+        full, ablated = self.runs(batch, split)
+        self.measures.update(full, gated_log_probs(self.masked, batch, self._gates, ablated), batch)
 
     # ---------------------------------------------------------------- circuits and checkpoints
     def header(self) -> dict[str, Any]:

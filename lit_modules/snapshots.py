@@ -14,9 +14,8 @@ from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.metrics.evaluate import evaluate_gates
+from edgeprune.metrics.table import MEASURES, TableRow, faithfulness_table
 from lit_modules.pruning import PruningModule
-
-MEASURES = ("kl", "logit_difference", "accuracy", "exact_match")
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,19 @@ class SnapshotListener(Protocol):
 def run_folder(trainer: pl.Trainer) -> Path:
     """Where this run's files go: the first logger's folder, else the Trainer's root."""
     return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def judge(trainer: pl.Trainer, module: PruningModule, circuits: list[Circuit]) -> list[dict[str, float]]:
+    """Faithfulness of each circuit on the run's validation pairs."""
+    loader = trainer.datamodule.val_dataloader()  # pyright: ignore[reportAttributeAccessIssue]
+    gates = [circuit.gates() for circuit in circuits]
+    return evaluate_gates(module.masked, module.runs, cast("list[PairBatch]", loader), gates, "validation")
+
+
+def log_values(trainer: pl.Trainer, values: dict[str, float]) -> None:
+    """Hand numbers to every logger at the present step."""
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step=trainer.global_step)
 
 
 @final
@@ -106,11 +118,7 @@ class SnapshotCircuits(pl.Callback):
     def _take(self, trainer: pl.Trainer, module: PruningModule, sparsity: float | None, reached: bool) -> None:
         circuit = module.circuit(sparsity)
         control = Circuit.random(circuit.graph, circuit.num_edges, self.control_seed)
-        loader = trainer.datamodule.val_dataloader()  # pyright: ignore[reportAttributeAccessIssue]
-        batches = cast("list[PairBatch]", loader)
-        measures, random = evaluate_gates(
-            module.masked, module.runs, batches, [circuit.gates(), control.gates()], "validation"
-        )
+        measures, random = judge(trainer, module, [circuit, control])
         about = {"task": trainer.datamodule.describe(), "split": "validation"}  # pyright: ignore[reportAttributeAccessIssue]
         header = {
             **circuit.header,
@@ -127,7 +135,7 @@ class SnapshotCircuits(pl.Callback):
         snapshot = Snapshot(sparsity, reached, circuit, path, measures, random)
         self.snapshots.append(snapshot)
         self._done += [] if sparsity is None else [sparsity]
-        _log(
+        log_values(
             trainer,
             {f"snapshot/{name}": measures[name] for name in MEASURES} | {"snapshot/sparsity": circuit.sparsity},
         )
@@ -178,13 +186,19 @@ def _row(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="Circuits on the validation pairs (random circuit of the same size in brackets)")
-    for name in ("sparsity", "edges", "dangling", "KL", "logit diff.", "accuracy", "exact match"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        mark = "" if row["reached"] else " *"
-        cells = [f"{row[name]:.3f} [dim]({row[f'random_{name}']:.3f})[/dim]" for name in MEASURES]
-        table.add_row(f"{row['sparsity']:.4f}{mark}", f"{row['edges']:,}", f"{row['dangling']:,}", *cells)
+    lines = [
+        TableRow(
+            None,
+            row["sparsity"],
+            "" if row["reached"] else " *",
+            row["edges"],
+            row["dangling"],
+            {name: row[name] for name in MEASURES},
+            {name: row[f"random_{name}"] for name in MEASURES},
+        )
+        for row in rows
+    ]
+    table = faithfulness_table("Circuits on the validation pairs", lines)
     if not all(row["reached"] for row in rows):
         table.caption = "* never reached: cut from the final gates"
     return table
@@ -207,8 +221,3 @@ def plot_frontier(rows: list[dict[str, Any]], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=130)
-
-
-def _log(trainer: pl.Trainer, values: dict[str, float]) -> None:
-    for logger in trainer.loggers:
-        logger.log_metrics(values, step=trainer.global_step)

@@ -18,6 +18,7 @@ LAYERS = {
     "edgeprune.graph": 0,
     "edgeprune.batch": 0,
     "edgeprune.errors": 0,
+    "edgeprune.paths": 0,
     "edgeprune.circuit": 1,
     "edgeprune.gates": 1,
     "edgeprune.objectives": 1,

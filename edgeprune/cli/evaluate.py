@@ -49,14 +49,15 @@ def evaluate_files(options: argparse.Namespace) -> list[dict[str, Any]]:
     loading = {**header.get("model_options", {}), "device": options.device}
     loading |= {"split_embedding": graph.arch.split_embedding, "kv_readers": graph.arch.kv_readers}
     model = load_model(name, **loading)
+    weights = fingerprint(model)
     for path, circuit in zip(options.circuits, circuits, strict=True):
         circuit.check_fits(model.graph, f"{name!r}, asked to run {path},")
-        if circuit.header.get("model_fingerprint", fingerprint(model)) != fingerprint(model):
+        if circuit.header.get("model_fingerprint", weights) != weights:
             sys.stderr.write(f"edgeprune: warning: {path} was found on other weights than those of {name!r}\n")
     ablation = options.ablation or header.get("ablation", "interchange")
     runs = ReferenceRuns(model, ablation)
     data.setup()
-    loader: Any = data._loader(options.split, data.eval_batch_size)  # pyright: ignore[reportPrivateUsage]
+    loader: Any = data.ordered_dataloader(options.split)
     random = [Circuit.random(circuit.graph, circuit.num_edges, options.control_seed) for circuit in circuits]
     gates = [circuit.gates() for circuit in (*circuits, *random)]
     batches = track(loader, description="evaluating", transient=True)
@@ -81,22 +82,21 @@ def evaluate_files(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _print(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
-    from rich.table import Table
+
+    from edgeprune.metrics.table import MEASURES, TableRow, faithfulness_table
 
     first = rows[0]
     title = f"{first['model']}, {first['num_examples']:.0f} {first['split']} pairs, {first['ablation']} ablation"
-    table = Table(title=f"{title} (random circuit of the same size in brackets)")
-    names = ("kl", "logit_difference", "accuracy", "exact_match")
-    table.add_column("circuit", overflow="fold", min_width=10)
-    for heading in ("sparsity", "edges", "dangling", "KL", "logit diff.", "accuracy", "exact match"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        cells = [f"{row[key]:.3f} [dim]({row['random'][key]:.3f})[/dim]" for key in names]
-        table.add_row(
+    lines = [
+        TableRow(
             Path(row["circuit"]).stem,
-            f"{row['sparsity']:.4f}",
-            f"{row['edges']:,}",
-            f"{row['dangling']:,}",
-            *cells,
+            row["sparsity"],
+            "",
+            row["edges"],
+            row["dangling"],
+            {name: row[name] for name in MEASURES},
+            row["random"],
         )
-    Console().print(table)
+        for row in rows
+    ]
+    Console().print(faithfulness_table(title, lines))

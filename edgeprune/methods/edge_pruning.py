@@ -153,14 +153,16 @@ class EdgePruning(AbstractRecipe):
 
     def scores(self) -> Tensor:
         """Log-alpha of each edge, `[reader, writer]`; with node gates the smaller of the edge's and its writer's."""
+        return self.graph.to_matrix(self._edge_scores())
+
+    def _edge_scores(self) -> Tensor:
+        """The same, `[num_edges]`."""
         scores = self.edges.scores()
-        if self.nodes is not None:
-            scores = torch.minimum(scores, self.nodes.scores()[self._writer_of_edge()])
-        return self.graph.to_matrix(scores)
+        return scores if self.nodes is None else torch.minimum(scores, self.nodes.scores()[self._writer_of_edge()])
 
     def num_open(self) -> int:
         """Edges whose own gate without noise, and their writer's if there are node gates, is above one half."""
-        return int((self.graph.to_vector(self.scores()) > 0).sum())
+        return int((self._edge_scores() > 0).sum())
 
     def target(self, progress: float) -> float | None:
         """Sparsity that the edge term aims at, if it aims."""

@@ -9,15 +9,13 @@ from edgeprune.batch import PairBatch
 from edgeprune.metrics.faithfulness import faithfulness
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.runs import ReferenceRuns
+from edgeprune.models.states import WriterStates
 
 
-def circuit_log_probs(
-    model: MaskedModel, runs: ReferenceRuns, batch: PairBatch, gates: Tensor, split: str
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the full model and of the gated one, `[batch, positions, vocab]`, in float32."""
-    full, ablated = runs(batch, split)
+def gated_log_probs(model: MaskedModel, batch: PairBatch, gates: Tensor, ablated: WriterStates) -> Tensor:
+    """Log-probabilities of the gated model at the scored positions, `[batch, positions, vocab]`, in float32."""
     logits = model(batch.clean, gates, ablated, batch.attention_mask, batch.positions)
-    return full, logits.float().log_softmax(-1)
+    return logits.float().log_softmax(-1)
 
 
 @torch.no_grad()
@@ -34,8 +32,9 @@ def evaluate_gates(
     for batch in batches:
         batch = batch.to(model.device)
         num_examples += len(batch)
+        full, ablated = runs(batch, split)
         for matrix, metric in zip(gates, metrics, strict=True):
-            full, circuit = circuit_log_probs(model, runs, batch, matrix.to(model.device), split)
+            circuit = gated_log_probs(model, batch, matrix.to(model.device), ablated)
             metric.to(model.device).update(full, circuit, batch)
     return [
         {name: float(value) for name, value in metric.compute().items()} | {"num_examples": num_examples}

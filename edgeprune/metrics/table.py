@@ -1,0 +1,35 @@
+"""The table in which circuits are shown in a terminal, beside random circuits of their sizes."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rich.table import Table
+
+MEASURES = ("kl", "logit_difference", "accuracy", "exact_match")
+
+
+class TableRow(NamedTuple):
+    """One circuit: its name if it has one, its size, its measures and those of its random control."""
+
+    name: str | None
+    sparsity: float
+    mark: str
+    num_edges: int
+    num_dangling: int
+    measures: dict[str, float]
+    control: dict[str, float]
+
+
+def faithfulness_table(title: str, rows: Sequence[TableRow]) -> Table:
+    """One line per circuit; a column of names only where rows have them."""
+    named = any(row.name is not None for row in rows)
+    table = Table(title=f"{title} (random circuit of the same size in brackets)")
+    if named:
+        table.add_column("circuit", overflow="fold", min_width=10)
+    for heading in ("sparsity", "edges", "dangling", "KL", "logit diff.", "accuracy", "exact match"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        cells = [f"{row.measures[key]:.3f} [dim]({row.control[key]:.3f})[/dim]" for key in MEASURES]
+        size = (f"{row.sparsity:.4f}{row.mark}", f"{row.num_edges:,}", f"{row.num_dangling:,}")
+        table.add_row(*([row.name or ""] if named else []), *size, *cells)
+    return table
