@@ -6,7 +6,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeprune.errors import EdgepruneError
 
@@ -25,6 +25,12 @@ class PromptPair:
         corrupted: Prompt of the same number of tokens that asks for something else; without an answer.
         answer: Right continuation of `clean`, with its leading space: `" Mary"`.
         distractor: Wrong continuation to compare with, or None.
+        corrupted_answer: Right continuation of `corrupted`, where it is known; must differ from `answer`.
+        answer_ids: For each token of the answer, all token ids that are right there, where there are several.
+        wrong_ids: Likewise all wrong token ids to compare with.
+        roles: Named parts of `clean`: name to first character and the one after the last. A role lies on every token
+            that holds one of its characters.
+        corrupted_roles: The same parts of `corrupted`; needed only to align prompts of different length by roles.
         source: Where the pair comes from (`"pairs.jsonl:17"`), for error messages.
         labels: What is known about the pair, such as its template.
     """
@@ -33,6 +39,11 @@ class PromptPair:
     corrupted: str
     answer: str
     distractor: str | None = None
+    corrupted_answer: str | None = None
+    answer_ids: tuple[tuple[int, ...], ...] = ()
+    wrong_ids: tuple[tuple[int, ...], ...] = ()
+    roles: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
+    corrupted_roles: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
     source: str = ""
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
 
@@ -43,10 +54,14 @@ class TokenPair:
 
     Attributes:
         clean: Token ids of the clean prompt and of all answer tokens but the last.
-        corrupted: As many token ids, aligned with `clean`.
+        corrupted: Token ids aligned with `clean`: as many, unless there is an `alignment`.
         positions: Indices into the tokens; the logits at position p predict the token after p.
         targets: The right token for each position; `edgeprune.batch.IGNORE` if unknown.
         distractors: The wrong token for each position; `edgeprune.batch.IGNORE` if there is none.
+        answers: For each position all right tokens; empty: the target alone.
+        wrong_answers: For each position all wrong tokens to compare with; empty: the distractor alone.
+        roles: Named parts of `clean`: name to first token and the one after the last.
+        alignment: For each token of `clean` the index into `corrupted` that it is compared with; empty: the same index.
     """
 
     clean: tuple[int, ...]
@@ -54,9 +69,21 @@ class TokenPair:
     positions: tuple[int, ...]
     targets: tuple[int, ...]
     distractors: tuple[int, ...]
+    answers: tuple[tuple[int, ...], ...] = ()
+    wrong_answers: tuple[tuple[int, ...], ...] = ()
+    roles: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
+    alignment: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.clean) != len(self.corrupted):
+        if self.alignment:
+            if len(self.alignment) != len(self.clean) or not 0 <= min(self.alignment) <= max(self.alignment) < len(
+                self.corrupted
+            ):
+                raise EdgepruneError(
+                    f"alignment {self.alignment} must give each of the {len(self.clean)} clean tokens one of the "
+                    f"{len(self.corrupted)} corrupted ones"
+                )
+        elif len(self.clean) != len(self.corrupted):
             raise EdgepruneError(
                 f"a pair has {len(self.clean)} clean and {len(self.corrupted)} corrupted tokens: give both "
                 "the same number"
@@ -73,7 +100,13 @@ class TokenPair:
 
 
 class AbstractTask(ABC):
-    """A source of pairs. A final task is a frozen dataclass whose fields are its settings."""
+    """A source of pairs. A final task is a frozen dataclass whose fields are its settings.
+
+    Attributes:
+        single_token_answers: Every answer and distractor must be one token; anything else is refused.
+    """
+
+    single_token_answers: ClassVar[bool] = False
 
     @abstractmethod
     def splits(

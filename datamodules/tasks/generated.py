@@ -1,0 +1,134 @@
+"""What generated tasks share: sizes, seed, and splits that have neither prompts nor entities in common."""
+
+import random
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
+
+from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair
+from edgeprune.errors import EdgepruneError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Entities = Literal["disjoint", "shared"]
+T = TypeVar("T")
+Vocabulary = TypeVar("Vocabulary")
+
+
+@dataclass(frozen=True)
+class GeneratedTask(AbstractTask, Generic[Vocabulary]):
+    """Prompts made from sentence forms and words; no clean prompt occurs twice, in one split or in two.
+
+    A subclass says which words the tokenizer can use (`vocabulary`), how to share them out among the splits
+    (`share_out`) and how to make prompts from them (`generate`).
+
+    Attributes:
+        num_train: Pairs to train on.
+        num_validation: Pairs to validate on.
+        num_test: Pairs to test on.
+        entities: `"disjoint"`: no entity (what that is, each task says) occurs in two splits. `"shared"`: all splits
+            draw on all of them.
+        seed: Fixes every choice.
+    """
+
+    single_token_answers: ClassVar[bool] = True
+
+    num_train: int = 200
+    num_validation: int = 100
+    num_test: int = 200
+    entities: Entities = "disjoint"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.sizes) < 0:
+            raise EdgepruneError(f"num_train, num_validation, num_test = {self.sizes} must not be negative")
+        if self.entities not in ("disjoint", "shared"):
+            raise EdgepruneError(f"entities must be 'disjoint' or 'shared', got {self.entities!r}")
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Pairs of each split, in the order of `SPLITS`."""
+        return self.num_train, self.num_validation, self.num_test
+
+    @abstractmethod
+    def vocabulary(self, tokenizer: "PreTrainedTokenizerBase") -> Vocabulary:
+        """The words in use: those that `tokenizer` can spell as the task needs."""
+
+    @abstractmethod
+    def share_out(self, vocabulary: Vocabulary, rng: random.Random) -> Sequence[Vocabulary]:
+        """One vocabulary for each split, without a common entity; see `share_out`."""
+
+    @abstractmethod
+    def generate(self, vocabulary: Vocabulary, count: int, rng: random.Random) -> list[PromptPair]:
+        """`count` pairs whose clean prompts all differ; see `distinct`."""
+
+    def splits(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, list[PromptPair]]:
+        """Pairs of each split."""
+        if tokenizer is None:
+            raise EdgepruneError(f"the {type(self).__name__} task makes text: give the data module a tokenizer")
+        rng = random.Random(self.seed)
+        vocabulary = self.vocabulary(tokenizer)
+        if self.entities == "shared":
+            pairs = self.generate(vocabulary, sum(self.sizes), rng)
+            ends = [sum(self.sizes[: i + 1]) for i in range(len(SPLITS))]
+            parts = [pairs[end - size : end] for end, size in zip(ends, self.sizes, strict=True)]
+            for part in parts:
+                rng.shuffle(part)
+        else:
+            vocabularies = self.share_out(vocabulary, rng)
+            parts = [
+                self.generate(own, size, rng) if size else []
+                for own, size in zip(vocabularies, self.sizes, strict=True)
+            ]
+        return dict(zip(SPLITS, parts, strict=True))
+
+
+def share_out(
+    words: Sequence[T], sizes: Sequence[int], rng: random.Random, *, minimum: int, what: str
+) -> tuple[tuple[T, ...], ...]:
+    """Deal `words` out at random, one part per entry of `sizes`, without overlap.
+
+    Parts are proportional to `sizes` but at least `minimum` words each; an entry of size 0 gets none.
+
+    Raises:
+        EdgepruneError: There are too few words.
+    """
+    wanted = [size > 0 for size in sizes]
+    if len(words) < minimum * sum(wanted):
+        raise EdgepruneError(
+            f"{len(words)} {what} cannot be shared out among {sum(wanted)} splits of at least {minimum}: "
+            "set entities to 'shared', or use a model with a larger vocabulary"
+        )
+    spare = len(words) - minimum * sum(wanted)
+    shuffled = rng.sample(list(words), len(words))
+    parts: list[tuple[T, ...]] = []
+    for i, size in enumerate(sizes):
+        share = spare * sum(sizes[: i + 1]) // max(1, sum(sizes)) - spare * sum(sizes[:i]) // max(1, sum(sizes))
+        length = (minimum if size > 0 else 0) + share
+        parts.append(tuple(shuffled[:length]))
+        shuffled = shuffled[length:]
+    return tuple(parts)
+
+
+def distinct(draw: Callable[[int], PromptPair], count: int, what: str) -> list[PromptPair]:
+    """`count` pairs with different clean prompts from `draw(number)`, which is random.
+
+    `number` counts the pairs that were found, so that a draw can go round its sentence forms evenly.
+
+    Raises:
+        EdgepruneError: New prompts no longer turn up.
+    """
+    found: dict[str, PromptPair] = {}
+    misses = 0
+    while len(found) < count:
+        pair = draw(len(found))
+        misses = misses + 1 if pair.clean in found else 0
+        found.setdefault(pair.clean, pair)
+        if misses > 1000:
+            raise EdgepruneError(
+                f"{count} different {what} prompts were asked for, only about {len(found)} exist with these words: "
+                "ask for fewer, allow more sentence forms, or set entities to 'shared'"
+            )
+    return list(found.values())
