@@ -1,36 +1,41 @@
-"""Transformers whose circuit is known: written in code here, or read from a folder (`tracr_format`)."""
+"""Transformers whose circuit is known: written here (`builder`), or read from a folder (`tracr_format`).
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+One more is trained here rather than written, `trained_induction`: small enough to look at, no true circuit claimed.
+"""
 
-from edgeprune.compiled.reverse import INTERCHANGE_CIRCUIT, ZERO_CIRCUIT, build_reverse, reverse_cases
+from edgeprune.compiled.hist import HIST
+from edgeprune.compiled.induction import INDUCTION
+from edgeprune.compiled.logic_gates import AND_GATE, OR_GATE
+from edgeprune.compiled.program import Ablation, Case, Edges, Output, Program
+from edgeprune.compiled.reverse import REVERSE
+from edgeprune.compiled.sort import SORT
 from edgeprune.compiled.transformer import CompiledConfig, CompiledTransformer
+from edgeprune.compiled.xproportion import XPROPORTION
 from edgeprune.errors import EdgepruneError
 
 __all__ = [
+    "Case",
     "CompiledConfig",
     "CompiledTransformer",
     "Program",
     "cases",
     "load_compiled",
+    "minimal_circuits",
+    "output_kind",
     "programs",
     "true_circuit",
 ]
 
 
-Case = tuple[tuple[int, ...], tuple[int, ...]]
-
-
-class Program(NamedTuple):
-    """How to build a model, what it should compute, and the edges that matter under each ablation."""
-
-    build: Callable[[], CompiledTransformer]
-    cases: Callable[[], list[Case]]
-    zero: tuple[str, ...]
-    interchange: tuple[str, ...]
-
-
-_PROGRAMS = {"reverse": Program(build_reverse, reverse_cases, ZERO_CIRCUIT, INTERCHANGE_CIRCUIT)}
+_PROGRAMS = {
+    "reverse": REVERSE,
+    "xproportion": XPROPORTION,
+    "hist": HIST,
+    "sort": SORT,
+    "or_gate": OR_GATE,
+    "and_gate": AND_GATE,
+    "induction": INDUCTION,
+}
 
 
 def programs() -> tuple[str, ...]:
@@ -44,20 +49,46 @@ def load_compiled(name: str) -> CompiledTransformer:
 
 
 def cases(name: str) -> list[Case]:
-    """Every valid input of a program (token ids), each with the right outputs at its positions 1, 2, ..."""
+    """Every valid input of a program (token ids), each with the right outputs at its positions 1, 2, ...
+
+    An output is the index of the right logit, or the number itself where `output_kind(name)` is `"numerical"`;
+    `edgeprune.batch.IGNORE` where the program does not say. A trained model has a fixed random sample of inputs.
+    """
     return _program(name).cases()
 
 
-def true_circuit(name: str, ablation: Literal["zero", "interchange"]) -> tuple[str, ...]:
+def output_kind(name: str) -> Output:
+    """`"categorical"`: compare outputs by divergence; `"numerical"`: by squared error."""
+    return _program(name).output
+
+
+def true_circuit(name: str, ablation: Ablation) -> Edges:
     """Edges of the program that matter, for a graph with token and position embedding apart.
 
     Args:
         name: A program, as in `programs()`.
         ablation: `"zero"`: a closed edge carries nothing. `"interchange"`: what it carries on another valid
             input of the same length.
+
+    Returns:
+        The first of `minimal_circuits`; the only one for every program but `or_gate`.
+
+    Raises:
+        EdgepruneError: No such program or ablation, or the program was trained, so nobody knows.
     """
-    program = _program(name)
-    circuits = {"zero": program.zero, "interchange": program.interchange}
+    return minimal_circuits(name, ablation)[0]
+
+
+def minimal_circuits(name: str, ablation: Ablation) -> tuple[Edges, ...]:
+    """All circuits that do what the program does and stop doing it without any one of their edges.
+
+    Arguments and errors as for `true_circuit`.
+    """
+    circuits = _program(name).circuits
+    if not circuits:
+        raise EdgepruneError(
+            f"no true circuit of {name!r} is known: its weights were learned; compare with a circuit file instead"
+        )
     if ablation not in circuits:
         raise EdgepruneError(f"no true circuit is known under ablation {ablation!r}; use one of {', '.join(circuits)}")
     return circuits[ablation]

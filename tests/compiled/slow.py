@@ -1,11 +1,14 @@
 """A compiled transformer with edges closed, in the most literal way: every reader sums its writers anew."""
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from edgeprune.compiled import CompiledTransformer
+from edgeprune.batch import IGNORE
+from edgeprune.compiled import Case, CompiledTransformer, cases
 from edgeprune.graph import ArchSpec, EdgeGraph
 
 
@@ -68,3 +71,45 @@ def forward(
             hidden = (read(f"m{number}") @ layer.mlp.fc_in.weight.T + layer.mlp.fc_in.bias).clamp(min=0)
             writers[f"m{number}"] = hidden @ layer.mlp.fc_out.weight.T + layer.mlp.fc_out.bias
     return read("logits") @ model.unembed.weight.T, writers
+
+
+class Runs(NamedTuple):
+    """Inputs of one length and what closing edges is held against.
+
+    `ids` `[batch, seq]`; `asked`, where the program specifies the output, bool `[batch, seq]`; `full`, the output of
+    the whole model; `ablated`, what closed edges carry (None: zero).
+    """
+
+    ids: Tensor
+    asked: Tensor
+    full: Tensor
+    ablated: dict[str, Tensor] | None
+
+
+def all_edges(model: CompiledTransformer) -> set[str]:
+    graph = graph_of(model)
+    return {graph.edge_name(*index) for index in graph.exists.nonzero().tolist()}
+
+
+def all_runs(name: str, model: CompiledTransformer, ablation: str) -> list[Runs]:
+    """Every valid input of a program, one batch per length; under interchange, with two pairings of the inputs."""
+    by_length: dict[int, list[Case]] = defaultdict(list)
+    for case in cases(name):
+        by_length[len(case[0])].append(case)
+    runs = []
+    for group in by_length.values():
+        ids = torch.tensor([row for row, _ in group])
+        asked = torch.tensor([[False] + [value != IGNORE for value in outputs] for _, outputs in group])
+        full = forward(model, ids)[0]
+        if ablation == "zero":
+            runs.append(Runs(ids, asked, full, None))
+        else:
+            runs += [Runs(ids, asked, full, forward(model, other)[1]) for other in (ids.flip(0), ids.roll(1, 0))]
+    return runs
+
+
+def change(model: CompiledTransformer, runs: list[Runs], closed: Collection[str]) -> float:
+    """Largest change of any output that the program specifies."""
+    return max(
+        (forward(model, run.ids, closed, run.ablated)[0] - run.full)[run.asked].abs().max().item() for run in runs
+    )
