@@ -8,25 +8,21 @@ logits are scored at the last prompt token and at each of them.
 """
 
 import textwrap
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Self, final
 
+from datamodules.align import Span, align_prompts, align_roles
 from datamodules.tasks.base import PromptPair, TokenPair
 from edgeprune.batch import IGNORE
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-
-class _Ids(NamedTuple):
-    """Token ids of the texts that one pair needs."""
-
-    clean: list[int]
-    corrupted: list[int]
-    answered: list[int]  # clean + answer
-    distracted: list[int]  # clean + distractor; the clean prompt alone if there is no distractor
+UnequalLengths = Literal["error", "end", "roles"]
+CHUNK = 4096  # pairs tokenised in one call: what a tokenizer returns takes some 2 kB per text
+Sets = tuple[tuple[int, ...], ...]
 
 
 def encode_pairs(
@@ -34,33 +30,35 @@ def encode_pairs(
     tokenizer: "PreTrainedTokenizerBase",
     *,
     add_special_tokens: bool | None = None,
+    single_token_answers: bool = False,
+    unequal_lengths: UnequalLengths = "error",
 ) -> list[TokenPair]:
-    """Tokenise pairs, all in one call of the tokenizer.
+    """Tokenise pairs, each different text once.
 
     A space that ends the prompt goes over to the answer where the tokenizer would join them (`"= "` and
     `"3"`): the whole text stays what it was.
+
+    `answers` and `wrong_answers` stay empty (the target alone, the distractor alone) for a pair without `answer_ids`
+    and `wrong_ids`; an empty entry of these stands for the target alone and the distractor alone, too. A tokenizer
+    that does not say where its tokens lie in the text (a slow one) gives no roles.
 
     Args:
         pairs: Pairs as text.
         tokenizer: Any Hugging Face tokenizer.
         add_special_tokens: Add what the tokenizer puts around a text, such as BOS; None for its own default.
+        single_token_answers: Refuse answers and distractors of several tokens.
+        unequal_lengths: What to do with prompts of different length, which the corrupted run keeps. `"error"`: refuse
+            them. `"end"`: compare positions counted from the end. `"roles"`: compare roles with roles, and the
+            stretches between them counted from their ends; a pair of equal length that does not mark
+            `corrupted_roles` stays aligned token for token.
 
     Raises:
         EdgepruneError: A pair is not usable; the message says which, where it comes from and why.
     """
-    for pair in pairs:
-        _check_text(pair)
-    extra = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-    pairs, rows = list(pairs), _tokenise(pairs, tokenizer, extra)
-    joined = [
-        i
-        for i, (pair, ids) in enumerate(zip(pairs, rows, strict=True))
-        if pair.clean[-1].isspace() and not _continues(ids.clean, ids.answered)
+    rules = _Rules.of(tokenizer, add_special_tokens, single_token_answers, unequal_lengths)
+    return [
+        pair for start in range(0, len(pairs), CHUNK) for pair in _encode_chunk(pairs[start : start + CHUNK], rules)
     ]
-    moved = [_move_space(pairs[i]) for i in joined]
-    for i, pair, row in zip(joined, moved, _tokenise(moved, tokenizer, extra), strict=True):
-        pairs[i], rows[i] = pair, row
-    return [_encode(pair, ids, tokenizer) for pair, ids in zip(pairs, rows, strict=True)]
 
 
 def has_unknown(ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> bool:
@@ -69,29 +67,119 @@ def has_unknown(ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> boo
     Tokenizers that spell everything in bytes never need one and often name BOS or EOS as a stand-in, which is
     not counted.
     """
-    unknown = tokenizer.unk_token_id
-    stand_in = unknown in (None, tokenizer.bos_token_id, tokenizer.eos_token_id)
-    return not stand_in and unknown in ids
+    return _unknown(tokenizer) in ids
+
+
+def _unknown(tokenizer: "PreTrainedTokenizerBase") -> int | None:
+    unknown: Any = tokenizer.unk_token_id
+    return None if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id) else unknown
+
+
+@final
+@dataclass(frozen=True)
+class _Rules:
+    """Settings of one encoding, with what is asked of the tokenizer only once."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    options: Mapping[str, Any]
+    single_token_answers: bool
+    unequal_lengths: UnequalLengths
+    unknown: int | None
+    special: frozenset[int]
+    vocabulary: int
+
+    @classmethod
+    def of(
+        cls,
+        tokenizer: "PreTrainedTokenizerBase",
+        add_special_tokens: bool | None,
+        single_token_answers: bool,
+        unequal_lengths: UnequalLengths,
+    ) -> Self:
+        options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        special: list[int] = tokenizer.all_special_ids
+        return cls(
+            tokenizer=tokenizer,
+            options={"return_attention_mask": False, **options},
+            single_token_answers=single_token_answers,
+            unequal_lengths=unequal_lengths,
+            unknown=_unknown(tokenizer),
+            special=frozenset(special),
+            vocabulary=len(tokenizer),
+        )
+
+
+@final
+class _Texts:
+    """Texts and their tokens, each different text once."""
+
+    def __init__(self, texts: Iterator[str], rules: _Rules) -> None:
+        self.rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        self.batch: BatchEncoding = rules.tokenizer(list(self.rows), **rules.options)
+        self._ids: list[list[int]] = self.batch["input_ids"]
+
+    def ids(self, text: str) -> list[int]:
+        return self._ids[self.rows[text]]
+
+    def spans(self, text: str, roles: Mapping[str, Span]) -> dict[str, Span]:
+        """Tokens that hold a character of each role; an empty span where there are none."""
+        encodings = self.batch.encodings
+        if not roles or not encodings:
+            return {}
+        offsets: list[Span] = encodings[self.rows[text]].offsets
+        return {name: _covering(offsets, *span) for name, span in roles.items()}
+
+
+def _covering(offsets: Sequence[Span], start: int, end: int) -> Span:
+    # Offsets and not `char_to_token`: of a character that is several tokens (bytes) that gives only the first.
+    tokens = [i for i, (first, last) in enumerate(offsets) if first < end and last > start and first < last]
+    return (tokens[0], tokens[-1] + 1) if tokens else (0, 0)
+
+
+# -------------------------------------------------------------------- texts
+def _encode_chunk(pairs: Sequence[PromptPair], rules: _Rules) -> list[TokenPair]:
+    for pair in pairs:
+        _check_text(pair)
+    texts = _tokenise(pairs, rules)
+    moved = {
+        i: _move_space(pair)
+        for i, pair in enumerate(pairs)
+        if pair.clean[-1].isspace() and not _continues(texts.ids(pair.clean), texts.ids(pair.clean + pair.answer))
+    }
+    moved_texts = _tokenise(list(moved.values()), rules) if moved else texts
+    return [
+        _encode(moved[i], moved_texts, rules) if i in moved else _encode(pair, texts, rules)
+        for i, pair in enumerate(pairs)
+    ]
 
 
 def _check_text(pair: PromptPair) -> None:
-    for kind, text in (("clean", pair.clean), ("corrupted", pair.corrupted)):
+    for kind, text, roles in (
+        ("clean", pair.clean, pair.roles),
+        ("corrupted", pair.corrupted, pair.corrupted_roles),
+    ):
         if not text.strip():
             raise EdgepruneError(f"{_where(pair)}: the {kind} prompt is empty; put some text before the answer")
+        for name, (start, end) in roles.items():
+            if not 0 <= start < end <= len(text):
+                raise EdgepruneError(
+                    f"{_where(pair)}: role {name!r} covers characters {start} to {end} of the {kind} prompt, which has "
+                    f"{len(text)}; give the first character and the one after the last"
+                )
 
 
-def _tokenise(pairs: Sequence[PromptPair], tokenizer: "PreTrainedTokenizerBase", extra: dict[str, Any]) -> list[_Ids]:
-    if not pairs:
-        return []
-    columns = (
-        [pair.clean for pair in pairs],
-        [pair.corrupted for pair in pairs],
-        [pair.clean + pair.answer for pair in pairs],
-        [pair.clean + (pair.distractor or "") for pair in pairs],
-    )
-    ids: list[list[int]] = tokenizer([text for column in columns for text in column], **extra)["input_ids"]
-    size = len(pairs)
-    return [_Ids(*(ids[column * size + i] for column in range(len(columns)))) for i in range(size)]
+def _tokenise(pairs: Sequence[PromptPair], rules: _Rules) -> _Texts:
+    def needed() -> Iterator[str]:
+        for pair in pairs:
+            yield pair.clean
+            yield pair.corrupted
+            yield pair.clean + pair.answer
+            if pair.distractor is not None:
+                yield pair.clean + pair.distractor
+            if pair.corrupted_answer is not None:
+                yield pair.corrupted + pair.corrupted_answer
+
+    return _Texts(needed(), rules)
 
 
 def _continues(start: list[int], whole: list[int]) -> bool:
@@ -102,66 +190,193 @@ def _move_space(pair: PromptPair) -> PromptPair:
     """Move the white space that ends the prompts to the start of the answers."""
     prompt = pair.clean.rstrip()
     space = pair.clean[len(prompt) :]
+    corrupted = pair.corrupted.removesuffix(space)
+    other = pair.corrupted_answer
     return replace(
         pair,
         clean=prompt,
-        corrupted=pair.corrupted.removesuffix(space),
+        corrupted=corrupted,
         answer=space + pair.answer,
         distractor=None if pair.distractor is None else space + pair.distractor,
+        corrupted_answer=None if other is None else pair.corrupted[len(corrupted) :] + other,
+        roles={name: (start, min(end, len(prompt))) for name, (start, end) in pair.roles.items()},
+        corrupted_roles={
+            name: (start, min(end, len(corrupted))) for name, (start, end) in pair.corrupted_roles.items()
+        },
     )
 
 
-def _encode(pair: PromptPair, ids: _Ids, tokenizer: "PreTrainedTokenizerBase") -> TokenPair:
-    answer = _continuation(pair, "answer", pair.answer, ids.clean, ids.answered)
-    _check_tokens(pair, ids, tokenizer)
+# -------------------------------------------------------------------- one pair
+def _encode(pair: PromptPair, texts: _Texts, rules: _Rules) -> TokenPair:
+    clean, corrupted = texts.ids(pair.clean), texts.ids(pair.corrupted)
+    answer = _continuation(pair, "answer", pair.clean, pair.answer, texts)
+    wrong = None if pair.distractor is None else _continuation(pair, "distractor", pair.clean, pair.distractor, texts)
+    _check_known(pair, texts, rules)
+    _check_answers(pair, answer, wrong, texts, rules)
+    alignment = _alignment(pair, texts, rules)
     distractors = [IGNORE] * len(answer)
-    if pair.distractor is not None:
-        distractors[0] = _continuation(pair, "distractor", pair.distractor, ids.clean, ids.distracted)[0]
-    if distractors[0] == answer[0]:
-        raise EdgepruneError(
-            f"{_where(pair)}: answer {pair.answer!r} and distractor {pair.distractor!r} start with the same "
-            f"token ({answer[0]}), so their logits cannot be compared; choose another distractor or give none"
-        )
-    last_of_prompt = len(ids.clean) - 1
+    if wrong is not None:
+        distractors[0] = wrong[0]
+    answers, wrong_answers = _answer_sets(pair, answer, distractors, rules)
+    last_of_prompt = len(clean) - 1
     return TokenPair(
-        clean=(*ids.clean, *answer[:-1]),
-        corrupted=(*ids.corrupted, *answer[:-1]),
+        clean=(*clean, *answer[:-1]),
+        corrupted=(*corrupted, *answer[:-1]),
         positions=tuple(range(last_of_prompt, last_of_prompt + len(answer))),
         targets=tuple(answer),
         distractors=tuple(distractors),
+        answers=answers,
+        wrong_answers=wrong_answers,
+        roles=_role_tokens(pair, "clean", texts),
+        alignment=(*alignment, *range(len(corrupted), len(corrupted) + len(answer) - 1)) if alignment else (),
     )
 
 
-def _continuation(pair: PromptPair, kind: str, text: str, prompt: list[int], whole: list[int]) -> list[int]:
+def _continuation(pair: PromptPair, kind: str, prompt: str, text: str, texts: _Texts) -> list[int]:
     """Tokens that `text` adds to the prompt."""
-    if not _continues(prompt, whole):
+    start, whole = texts.ids(prompt), texts.ids(prompt + text)
+    if not _continues(start, whole):
         raise EdgepruneError(
             f"{_where(pair)}: {kind} {text!r} changes the tokens of the prompt before it; end the prompt at "
             "the end of a word and start the continuation with its space, or set add_special_tokens to false "
             "if the tokenizer closes every text"
         )
-    if len(whole) == len(prompt):
+    if len(whole) == len(start):
         raise EdgepruneError(f"{_where(pair)}: {kind} {text!r} has no tokens; give at least one")
-    return whole[len(prompt) :]
+    return whole[len(start) :]
 
 
-def _check_tokens(pair: PromptPair, ids: _Ids, tokenizer: "PreTrainedTokenizerBase") -> None:
-    texts = (pair.clean, pair.corrupted, pair.answer, pair.distractor)
-    for text, row in zip(texts, ids, strict=True):
-        if has_unknown(row, tokenizer):
+def _check_known(pair: PromptPair, texts: _Texts, rules: _Rules) -> None:
+    if rules.unknown is None:
+        return
+    shown = [(pair.clean, pair.clean), (pair.corrupted, pair.corrupted), (pair.answer, pair.clean + pair.answer)]
+    if pair.distractor is not None:
+        shown.append((pair.distractor, pair.clean + pair.distractor))
+    if pair.corrupted_answer is not None:
+        shown.append((pair.corrupted_answer, pair.corrupted + pair.corrupted_answer))
+    for text, whole in shown:
+        if rules.unknown in texts.ids(whole):
             raise EdgepruneError(
                 f"{_where(pair)}: {text!r} holds a word unknown to the tokenizer (it becomes "
-                f"{tokenizer.unk_token!r}); reword it"
+                f"{rules.tokenizer.unk_token!r}); reword it"
             )
-    if len(ids.clean) != len(ids.corrupted):
+
+
+def _check_answers(pair: PromptPair, answer: list[int], wrong: list[int] | None, texts: _Texts, rules: _Rules) -> None:
+    if rules.single_token_answers:
+        for kind, text, ids in (("answer", pair.answer, answer), ("distractor", pair.distractor, wrong)):
+            if ids is not None and len(ids) != 1:
+                raise EdgepruneError(
+                    f"{_where(pair)}: {kind} {text!r} is {len(ids)} tokens after the prompt, this task needs one; "
+                    "choose another word, or use a model with a larger vocabulary"
+                )
+    if wrong is not None and wrong[0] == answer[0]:
         raise EdgepruneError(
-            f"{_where(pair)}: the clean prompt has {len(ids.clean)} tokens and the corrupted one "
-            f"{len(ids.corrupted)}; reword one so that the numbers agree"
+            f"{_where(pair)}: answer {pair.answer!r} and distractor {pair.distractor!r} start with the same "
+            f"token ({answer[0]}), so their logits cannot be compared; choose another distractor or give none"
         )
-    if ids.clean == ids.corrupted:
+    if pair.corrupted_answer is not None:
+        other = _continuation(pair, "corrupted_answer", pair.corrupted, pair.corrupted_answer, texts)
+        if other[0] == answer[0]:
+            raise EdgepruneError(
+                f"{_where(pair)}: answer {pair.answer!r} and corrupted_answer {pair.corrupted_answer!r} start with the "
+                f"same token ({answer[0]}); make the corrupted prompt ask for something else"
+            )
+
+
+def _answer_sets(pair: PromptPair, answer: list[int], distractors: list[int], rules: _Rules) -> tuple[Sets, Sets]:
+    if not pair.answer_ids and not pair.wrong_ids:
+        return (), ()
+    right = _filled(pair, "answer_ids", pair.answer_ids, answer, rules)
+    wrong = _filled(pair, "wrong_ids", pair.wrong_ids, distractors, rules)
+    for target, ids in zip(answer, right, strict=True):
+        if target not in ids:
+            raise EdgepruneError(
+                f"{_where(pair)}: answer {pair.answer!r} has the token {target}, which is not among its answer_ids "
+                f"{textwrap.shorten(str(ids), 60)}; add it"
+            )
+    for ids, wrong_ids, distractor in zip(right, wrong, distractors, strict=True):
+        both = set(ids) & {*wrong_ids, distractor}
+        if both:
+            raise EdgepruneError(
+                f"{_where(pair)}: token {min(both)} is both a right and a wrong answer; take it out of one of them"
+            )
+    return (right if pair.answer_ids else ()), (wrong if pair.wrong_ids else ())
+
+
+def _filled(pair: PromptPair, kind: str, sets: Sets, alone: list[int], rules: _Rules) -> Sets:
+    """`sets` without repeated ids, and with the one of `alone` where there is no set."""
+    if sets and len(sets) != len(alone):
+        raise EdgepruneError(
+            f"{_where(pair)}: {kind} has {len(sets)} sets for an answer of {len(alone)} tokens; give one for each"
+        )
+    for ids in sets:
+        if ids and not 0 <= min(ids) <= max(ids) < rules.vocabulary:
+            raise EdgepruneError(
+                f"{_where(pair)}: {kind} {textwrap.shorten(str(ids), 60)} must lie in 0..{rules.vocabulary - 1}, the "
+                "vocabulary of this tokenizer"
+            )
+    known = [() if own == IGNORE else (own,) for own in alone]
+    return tuple(tuple(dict.fromkeys(ids)) or own for ids, own in zip(sets or known, known, strict=True))
+
+
+# -------------------------------------------------------------------- roles and lengths
+def _role_tokens(pair: PromptPair, kind: Literal["clean", "corrupted"], texts: _Texts) -> dict[str, Span]:
+    text, roles = (pair.clean, pair.roles) if kind == "clean" else (pair.corrupted, pair.corrupted_roles)
+    spans = texts.spans(text, roles) if roles else {}
+    for name, (start, end) in spans.items():
+        if start == end:
+            first, last = roles[name]
+            raise EdgepruneError(
+                f"{_where(pair)}: role {name!r} covers no token of the {kind} prompt, only {text[first:last]!r}; "
+                "mark some text"
+            )
+    return spans
+
+
+def _alignment(pair: PromptPair, texts: _Texts, rules: _Rules) -> tuple[int, ...]:
+    """For each clean prompt token the corrupted one that it is compared with; empty for the same index."""
+    clean, corrupted = texts.ids(pair.clean), texts.ids(pair.corrupted)
+    if clean == corrupted:
         raise EdgepruneError(
             f"{_where(pair)}: the clean and the corrupted prompt are identical; change what is asked for"
         )
+    equal = len(clean) == len(corrupted)
+    if not equal and rules.unequal_lengths == "error":
+        raise EdgepruneError(
+            f"{_where(pair)}: the clean prompt has {len(clean)} tokens and the corrupted one "
+            f"{len(corrupted)}; reword one so that the numbers agree, or set unequal_lengths to 'end' or 'roles'"
+        )
+    if equal and (rules.unequal_lengths != "roles" or not pair.corrupted_roles):
+        return ()
+    opening = _shared_opening(clean, corrupted, rules.special)
+    if rules.unequal_lengths == "end":
+        return tuple(align_prompts(len(clean), len(corrupted), opening=opening))
+    found = _align_by_roles(pair, texts, opening)
+    return () if equal and found == list(range(len(clean))) else tuple(found)
+
+
+def _align_by_roles(pair: PromptPair, texts: _Texts, opening: int) -> list[int]:
+    if not texts.batch.encodings:
+        raise EdgepruneError(
+            "unequal_lengths is 'roles', but this tokenizer does not say where its tokens lie in the text: use a fast "
+            "tokenizer, or set it to 'end'"
+        )
+    roles, others = _role_tokens(pair, "clean", texts), _role_tokens(pair, "corrupted", texts)
+    sizes = len(texts.ids(pair.clean)), len(texts.ids(pair.corrupted))
+    opening = min([opening, *(start for start, _ in (*roles.values(), *others.values()))])
+    try:
+        return align_roles(*sizes, roles, others, opening=opening)
+    except EdgepruneError as error:
+        raise EdgepruneError(f"{_where(pair)}: {error}") from None
+
+
+def _shared_opening(clean: Sequence[int], corrupted: Sequence[int], special: frozenset[int]) -> int:
+    """How many special tokens, such as BOS, open both prompts; the last token of a prompt is never counted."""
+    count = 0
+    while count < min(len(clean), len(corrupted)) - 1 and clean[count] == corrupted[count] and clean[count] in special:
+        count += 1
+    return count
 
 
 def _where(pair: PromptPair) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast, final
+from typing import TYPE_CHECKING, Any, cast, final, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.cache import cache_folder, cache_key, content_hash, load_or_build
-from datamodules.encode import encode_pairs
+from datamodules.encode import Sets, UnequalLengths, encode_pairs
+from datamodules.preview import plain_preview
 from datamodules.sampler import PairBatchSampler
 from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair, TokenPair
 from edgeprune.batch import IGNORE, PairBatch
@@ -28,21 +29,58 @@ def collate(examples: Sequence[Example], pad_id: int = 0) -> PairBatch:
     pairs = [pair for _, pair in examples]
     seq = max(len(pair.clean) for pair in pairs)
     num = max(len(pair.positions) for pair in pairs)
+    aligned = any(pair.alignment for pair in pairs)
+    corrupted_seq = max(len(pair.corrupted) for pair in pairs)
+    roles = dict.fromkeys(name for pair in pairs for name in pair.roles)
+    mask = _mask([pair.clean for pair in pairs], seq)
     return PairBatch(
         clean=_stack([pair.clean for pair in pairs], seq, pad_id),
-        corrupted=_stack([pair.corrupted for pair in pairs], seq, pad_id),
-        attention_mask=_stack([(1,) * len(pair.clean) for pair in pairs], seq, 0),
+        corrupted=_stack([pair.corrupted for pair in pairs], corrupted_seq, pad_id),
+        attention_mask=mask,
         positions=torch.cat([_stack([pair.positions], num, pair.positions[-1]) for pair in pairs]),
-        position_mask=_stack([(1,) * len(pair.positions) for pair in pairs], num, 0).bool(),
+        position_mask=_mask([pair.positions for pair in pairs], num).bool(),
         targets=_stack([pair.targets for pair in pairs], num, IGNORE),
         distractors=_stack([pair.distractors for pair in pairs], num, IGNORE),
         index=torch.tensor([number for number, _ in examples]),
+        answers=_stack_sets([pair.answers or _alone(pair.targets) for pair in pairs], num),
+        wrong_answers=_stack_sets([pair.wrong_answers or _alone(pair.distractors) for pair in pairs], num),
+        corrupted_mask=_mask([pair.corrupted for pair in pairs], corrupted_seq) if aligned else mask,
+        alignment=_stack([pair.alignment or tuple(range(len(pair.clean))) for pair in pairs], seq, 0)
+        if aligned
+        else None,
+        roles={name: torch.tensor([pair.roles.get(name, (-1, -1)) for pair in pairs]) for name in roles},
     )
 
 
 def _stack(rows: Sequence[tuple[int, ...]], length: int, fill: int) -> Tensor:
     """Long `[row, length]`."""
     return torch.tensor([row + (fill,) * (length - len(row)) for row in rows])
+
+
+def _mask(rows: Sequence[tuple[int, ...]], length: int) -> Tensor:
+    return _stack([(1,) * len(row) for row in rows], length, 0)
+
+
+def _alone(ids: Sequence[int]) -> Sets:
+    return tuple((token,) for token in ids)
+
+
+def _stack_sets(rows: Sequence[Sets], num: int) -> Tensor:
+    """Long `[row, num, largest set]`, filled up with `IGNORE`."""
+    size = max(1, max(len(ids) for sets in rows for ids in sets))
+    sets = [ids for row in rows for ids in row + ((),) * (num - len(row))]
+    return _stack(sets, size, IGNORE).view(len(rows), num, size)
+
+
+@final
+class _Examples(Dataset[Example]):
+    """Pairs with their numbers, read one by one."""
+
+    def __init__(self, pairs: Sequence[TokenPair]) -> None:
+        self.pairs = pairs
+
+    def __getitem__(self, index: int) -> Example:
+        return index, self.pairs[index]
 
 
 @final
@@ -72,6 +110,8 @@ class PairDataModule(pl.LightningDataModule):
         cache: Keep the tokens on disk.
         cache_dir: Where; None for `$EDGEPRUNE_CACHE` or else `~/.cache/edgeprune`.
         add_special_tokens: Add what the tokenizer puts around a text, such as BOS; None for its own default.
+        unequal_lengths: What to do with a corrupted prompt of another length than the clean one. `"error"`: refuse it.
+            `"end"`: compare positions counted from the end. `"roles"`: compare roles with roles; see `encode_pairs`.
 
     Attributes:
         tokenizer_object: The tokenizer in use; set it to use one that is already loaded.
@@ -89,11 +129,16 @@ class PairDataModule(pl.LightningDataModule):
         cache: bool = True,
         cache_dir: str | None = None,
         add_special_tokens: bool | None = None,
+        unequal_lengths: UnequalLengths = "error",
     ) -> None:
         super().__init__()
         if min(batch_size, eval_batch_size) < 1:
             raise EdgepruneError(
                 f"batch_size={batch_size} and eval_batch_size={eval_batch_size} must both be at least 1"
+            )
+        if unequal_lengths not in get_args(UnequalLengths):
+            raise EdgepruneError(
+                f"unequal_lengths must be one of {', '.join(get_args(UnequalLengths))}, got {unequal_lengths!r}"
             )
         self.task = task
         self.tokenizer = tokenizer
@@ -104,6 +149,7 @@ class PairDataModule(pl.LightningDataModule):
         self.cache = cache
         self.cache_dir = cache_dir
         self.add_special_tokens = add_special_tokens
+        self.unequal_lengths: UnequalLengths = unequal_lengths
         self.tokenizer_object: PreTrainedTokenizerBase | None = None
         self._pairs: Mapping[str, Sequence[TokenPair]] | None = None
         self._resume_at = (0, 0)
@@ -132,7 +178,8 @@ class PairDataModule(pl.LightningDataModule):
 
             self.tokenizer_object = load_tokenizer(self.tokenizer)
         tokenizer = self.tokenizer_object
-        key = cache_key(self.task, tokenizer, self.add_special_tokens) if self.cache else None
+        options = self.add_special_tokens, self.unequal_lengths
+        key = cache_key(self.task, tokenizer, *options) if self.cache else None
         return load_or_build(cache_folder(self.cache_dir), key, self._encode) if key else self._encode()
 
     def _encode(self) -> Mapping[str, Sequence[TokenPair]]:
@@ -148,7 +195,13 @@ class PairDataModule(pl.LightningDataModule):
                 "model name or folder"
             )
         prompts = cast("Sequence[PromptPair]", pairs)
-        return encode_pairs(prompts, self.tokenizer_object, add_special_tokens=self.add_special_tokens)
+        return encode_pairs(
+            prompts,
+            self.tokenizer_object,
+            add_special_tokens=self.add_special_tokens,
+            single_token_answers=self.task.single_token_answers,
+            unequal_lengths=self.unequal_lengths,
+        )
 
     # ---------------------------------------------------------------- batches
     def train_dataloader(self) -> DataLoader[Example]:
@@ -185,7 +238,7 @@ class PairDataModule(pl.LightningDataModule):
         )
         pad_id = getattr(self.tokenizer_object, "pad_token_id", None) or 0
         return ResumableLoader(
-            cast("Dataset[Example]", list(enumerate(pairs))),
+            _Examples(pairs),
             batch_sampler=sampler,
             collate_fn=partial(collate, pad_id=pad_id),
             num_workers=self.num_workers,
@@ -228,21 +281,5 @@ class PairDataModule(pl.LightningDataModule):
         }
 
     def preview(self, n: int = 10, split: str = "train") -> str:
-        """The first `n` pairs of `split` as the model sees them, with answer and distractor."""
-        return "\n\n".join(
-            f"{split} {number}\n"
-            f"  clean       {self._text(pair.clean)}\n"
-            f"  corrupted   {self._text(pair.corrupted)}\n"
-            f"  scored at   {', '.join(map(str, pair.positions))}\n"
-            f"  answer      {self._text(pair.targets)}\n"
-            f"  distractor  {self._text(pair.distractors)}"
-            for number, pair in enumerate(self.pairs(split)[:n])
-        )
-
-    def _text(self, ids: Sequence[int]) -> str:
-        known = [token for token in ids if token != IGNORE]
-        if not known:
-            return "-"
-        if self.tokenizer_object is None:
-            return " ".join(map(str, known))
-        return repr(self.tokenizer_object.decode(known))
+        """The first `n` pairs of `split` as the model sees them, with answer and distractor; plain text, for logs."""
+        return plain_preview(self.pairs(split)[:n], self.tokenizer_object, split)

@@ -26,8 +26,9 @@ class PromptPair:
         answer: Right continuation of `clean`, with its leading space: `" Mary"`.
         distractor: Wrong continuation to compare with, or None.
         corrupted_answer: Right continuation of `corrupted`, where it is known; must differ from `answer`.
-        answer_ids: For each token of the answer, all token ids that are right there, where there are several.
-        wrong_ids: Likewise all wrong token ids to compare with.
+        answer_ids: For each token of the answer, all token ids that are right there, where there are several; its own
+            must be among them. An empty entry stands for that one alone.
+        wrong_ids: Likewise all wrong token ids to compare with. An empty entry stands for the distractor alone.
         roles: Named parts of `clean`: name to first character and the one after the last. A role lies on every token
             that holds one of its characters.
         corrupted_roles: The same parts of `corrupted`; needed only to align prompts of different length by roles.
@@ -97,6 +98,18 @@ class TokenPair:
             raise EdgepruneError(
                 f"positions {self.positions} must lie in 0..{len(self.clean) - 1}, the tokens of the pair"
             )
+        for name, sets in (("answers", self.answers), ("wrong_answers", self.wrong_answers)):
+            if sets and len(sets) != len(self.positions):
+                raise EdgepruneError(
+                    f"a pair has {len(self.positions)} positions and {len(sets)} sets of {name}: give one for each, "
+                    "or none"
+                )
+        for name, (start, end) in self.roles.items():
+            if not 0 <= start < end <= len(self.clean):
+                raise EdgepruneError(
+                    f"role {name!r} covers tokens {start} to {end} of a pair of {len(self.clean)}: give the first "
+                    "token and the one after the last"
+                )
 
 
 class AbstractTask(ABC):
@@ -120,12 +133,13 @@ class AbstractTask(ABC):
         return {"task": type(self).__name__, **settings}
 
     def fingerprint(self) -> str | None:
-        """Hash of what `splits` depends on beside the settings: here, the code of the task's module.
+        """Hash of what `splits` depends on beside the settings: here, the code of the task's modules, bases included.
 
         None if it is not known (code typed at a prompt): such a task is never cached.
         """
+        bases = [cls for cls in type(self).__mro__ if issubclass(cls, AbstractTask)]
         try:
-            code = inspect.getsource(sys.modules[type(self).__module__])
+            code = [inspect.getsource(sys.modules[cls.__module__]) for cls in bases]
         except (OSError, TypeError):
             return None
-        return hashlib.sha256(code.encode()).hexdigest()
+        return hashlib.sha256("".join(code).encode()).hexdigest()

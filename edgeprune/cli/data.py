@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, final
 
 from edgeprune.errors import EdgepruneError
 
@@ -16,22 +16,19 @@ def read_data_config(path: str, tokenizer: str | None = None) -> "PairDataModule
     Args:
         path: A YAML file with a `data` section: a data config or a whole experiment.
         tokenizer: Model whose tokenizer to use where the config names none.
+
+    Raises:
+        EdgepruneError: The file is missing, is no YAML, has no such section, or the section has a mistake.
     """
-    import yaml
     from jsonargparse import ArgumentParser
 
     from datamodules import PairDataModule
 
-    if not Path(path).is_file():
-        raise EdgepruneError(f"no config file at {path}")
-    try:
-        config: Any = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as error:
-        raise EdgepruneError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(config, dict) or "data" not in config:
-        raise EdgepruneError(f"{path} has no section 'data'")
-    data: dict[str, Any] = config["data"]
-    name = config.get("model", {}).get("name") or tokenizer
+    config = _read_yaml(path)
+    data, model = config.get("data"), config.get("model")
+    if not isinstance(data, dict):
+        raise EdgepruneError(f"{path} has no section 'data'; add one as in configs/data/ioi.yaml")
+    name = (model.get("name") if isinstance(model, dict) else None) or tokenizer
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(PairDataModule, "data")
     try:
@@ -42,11 +39,52 @@ def read_data_config(path: str, tokenizer: str | None = None) -> "PairDataModule
     return built.data
 
 
+def _read_yaml(path: str) -> dict[str, Any]:
+    import yaml
+
+    if not Path(path).is_file():
+        raise EdgepruneError(f"no config file at {path}")
+    try:
+        config: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise EdgepruneError(f"{path} is not valid YAML: {error}") from None
+    return config if isinstance(config, dict) else {}
+
+
+@final
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong argument as the other mistakes are reported: one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise EdgepruneError(f"{message}; see {self.prog} --help")
+
+
 def run(arguments: list[str]) -> None:
     """Print some pairs of a config."""
-    parser = argparse.ArgumentParser(prog="edgeprune data", description="Show some pairs of a data config.")
+    parser = _Parser(prog="edgeprune data", description="Show some pairs of a data config.")
     parser.add_argument("config", help="YAML file with a `data` section")
     parser.add_argument("--split", choices=["train", "validation", "test"], default="train")
     parser.add_argument("-n", type=int, default=10, help="how many pairs")
     options = parser.parse_args(arguments[1:])
-    print(read_data_config(options.config).preview(options.n, options.split))  # noqa: T201
+    if options.n < 1:
+        raise EdgepruneError(f"-n must be at least 1, got {options.n}")
+    data = read_data_config(options.config)
+    if not data.pairs(options.split):
+        raise EdgepruneError(f"{options.config} gives no {options.split} pairs; choose another --split")
+    _show(data, options.split, options.n)
+
+
+def _show(data: "PairDataModule", split: str, count: int) -> None:
+    from rich.console import Console
+
+    from datamodules.preview import overview, rich_preview, role_names
+    from datamodules.tasks.base import SPLITS
+
+    console = Console(highlight=False)
+    pairs = data.pairs(split)
+    roles = role_names(pairs)
+    console.print(overview(pairs, {name: len(data.pairs(name)) for name in SPLITS}, split, roles), markup=False)
+    colour = console.is_terminal and not console.no_color
+    shown = rich_preview(pairs[:count], data.tokenizer_object, split=split, roles=roles, colour=colour)
+    for text in shown:
+        console.print(text, soft_wrap=True)

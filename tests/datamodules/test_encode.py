@@ -99,12 +99,23 @@ def test_stand_in_for_unknown_is_no_unknown_word(gpt2: PreTrainedTokenizerBase) 
     assert encode_pairs([pair], gpt2)[0].clean[0] == gpt2.eos_token_id
 
 
-def test_tokenizer_is_called_once_for_all_pairs(
-    words: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_different_text_is_tokenised_once(words: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = IOI(num_train=500).splits(words)["train"]
-    sizes: list[int] = []
+    expected = encode_pairs(pairs, words)
+    seen: list[str] = []
     call = type(words).__call__
-    monkeypatch.setattr(type(words), "__call__", lambda self, text: sizes.append(len(text)) or call(self, text))
-    assert len(encode_pairs(pairs, words)) == 500
-    assert sizes == [4 * 500]
+    monkeypatch.setattr(
+        type(words), "__call__", lambda self, text, **options: seen.extend(text) or call(self, text, **options)
+    )
+    assert encode_pairs([*pairs, pairs[0]], words) == [*expected, expected[0]]
+    texts = {text for pair in pairs for text in (pair.clean, pair.corrupted)}
+    texts |= {pair.clean + text for pair in pairs for text in (pair.answer, pair.distractor or "")}
+    texts |= {pair.corrupted + pair.corrupted_answer for pair in pairs if pair.corrupted_answer}
+    assert sorted(seen) == sorted(texts)
+
+
+def test_chunks_make_no_difference(words: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = IOI(num_train=50).splits(words)["train"]
+    whole = encode_pairs(pairs, words)
+    monkeypatch.setattr("datamodules.encode.CHUNK", 7)
+    assert encode_pairs(pairs, words) == whole

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from datamodules import IOI, AbstractTask, JSONLTask, PairDataModule, PromptPair, TokenPair
@@ -38,6 +39,21 @@ def make(task: AbstractTask, tokenizer: PreTrainedTokenizerBase | None = None, *
     return module
 
 
+def tensors(batch: PairBatch) -> dict[str, Tensor]:
+    """Every tensor of a batch by name."""
+    named = {field.name: getattr(batch, field.name) for field in fields(batch) if field.name != "roles"}
+    named |= {f"role {name}": spans for name, spans in batch.roles.items()}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def assert_same(batch: PairBatch, expected: PairBatch) -> None:
+    ours, theirs = tensors(batch), tensors(expected)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+        assert ours[name].dtype == theirs[name].dtype, name
+
+
 def test_collate_by_hand() -> None:
     batch = collate([(4, SHORT), (2, LONG)], pad_id=50)
     expected = PairBatch(
@@ -50,10 +66,9 @@ def test_collate_by_hand() -> None:
         distractors=torch.tensor([[8, IGNORE], [9, IGNORE]]),
         index=torch.tensor([4, 2]),
     )
-    for field in fields(PairBatch):
-        ours, theirs = getattr(batch, field.name), getattr(expected, field.name)
-        assert torch.equal(ours, theirs), field.name
-        assert ours.dtype == theirs.dtype, field.name
+    assert_same(batch, expected)
+    assert batch.alignment is None
+    assert torch.equal(batch.answers, torch.tensor([[[7], [IGNORE]], [[6], [7]]]))
 
 
 def test_loaders_cover_the_splits(words: PreTrainedTokenizerBase) -> None:
@@ -176,4 +191,4 @@ def test_cache_is_hit_and_can_be_switched_off(words: PreTrainedTokenizerBase, tm
 
 def test_batch_is_moved() -> None:
     batch = make(Ready()).transfer_batch_to_device(collate([(0, SHORT)]), torch.device("meta"), 0)
-    assert {getattr(batch, field.name).device.type for field in fields(batch)} == {"meta"}
+    assert {tensor.device.type for tensor in tensors(batch).values()} == {"meta"}
