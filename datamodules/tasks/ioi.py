@@ -5,24 +5,34 @@ ABBA names IO first, BABA names S first. The task is that of Wang et al., arXiv 
 are our own.
 """
 
-import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Literal, final, get_args
 
-from datamodules.encode import has_unknown
-from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair
+from datamodules.tasks.base import PromptPair
+from datamodules.tasks.generated import GeneratedTask, share_out
 from datamodules.tasks.ioi_words import NAMES, OBJECTS, PLACES, TEMPLATES
+from datamodules.tasks.wording import (
+    END,
+    Span,
+    check_choice,
+    check_templates,
+    fill,
+    fingerprint_with,
+    rounds,
+    single_token_words,
+    token_after,
+)
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Order = Literal["ABBA", "BABA"]
-Corruption = Literal["abc", "s2_io_flip"]
-MIN_NAMES = 8  # a pair uses up to five; fewer than eight would make the corrupted names nearly predictable
+Corruption = Literal["abc", "s2_io_flip", "s2_random"]
+MIN_NAMES = 8  # in every split: a pair uses up to five; fewer would make the corrupted names nearly predictable
 
 
 @dataclass(frozen=True)
@@ -49,83 +59,50 @@ class Words:
 
 @final
 @dataclass(frozen=True)
-class IOI(AbstractTask):
-    """Generated prompts that end before the indirect object.
+class IOI(GeneratedTask[Words]):
+    """Generated prompts that end before the indirect object; templates and orders are equally frequent.
 
-    No clean prompt occurs twice, within a split or across splits; templates and orders are equally frequent.
+    The entities are the names: with `entities="disjoint"` no name occurs in two splits, in clean or corrupted prompts.
+    Every prompt of a template has the same number of tokens. Roles: `IO`, `S1` and `S2` (first and second mention of
+    S), `S1+1` (the token after S1), `END` (the last token). The corrupted prompt has them in the same slots.
 
     Attributes:
-        num_train: Pairs to train on.
-        num_validation: Pairs to validate on.
-        num_test: Pairs to test on.
         corruption: `"abc"`: the three mentions become three other, distinct names. `"s2_io_flip"`: the second
-            mention of S becomes IO, so the right answer becomes S.
+            mention of S becomes IO, so the right answer becomes S. `"s2_random"`: the second mention of S becomes a
+            third name, so there is no right answer.
         orders: Which of `"ABBA"` (IO named first) and `"BABA"` (S named first) to use.
         templates: Use the first so many templates; None for all.
-        seed: Fixes every choice.
     """
 
-    num_train: int = 200
-    num_validation: int = 100
-    num_test: int = 200
     corruption: Corruption = "abc"
     orders: tuple[Order, ...] = ("ABBA", "BABA")
     templates: int | None = None
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self._sizes()) < 0:
-            raise EdgepruneError(f"num_train, num_validation, num_test = {self._sizes()} must not be negative")
-        if self.corruption not in get_args(Corruption):
-            raise EdgepruneError(f"corruption must be one of {get_args(Corruption)}, got {self.corruption!r}")
+        super().__post_init__()
+        check_choice("corruption", self.corruption, get_args(Corruption))
         if not self.orders or not set(self.orders) <= set(get_args(Order)) or len(set(self.orders)) < len(self.orders):
             raise EdgepruneError(f"orders must be one or both of {get_args(Order)}, each once, got {self.orders!r}")
-        if self.templates is not None and not 1 <= self.templates <= len(TEMPLATES):
-            raise EdgepruneError(f"templates must be 1..{len(TEMPLATES)}, or null for all, got {self.templates}")
+        check_templates(self.templates, len(TEMPLATES))
 
-    def splits(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, list[PromptPair]]:
-        """Pairs of each split; every prompt of a template has the same number of tokens."""
-        if tokenizer is None:
-            raise EdgepruneError("the IOI task makes text: give the data module a tokenizer")
-        words = usable_words(tokenizer)
-        rng = random.Random(self.seed)
-        pairs = self._generate(words, rng)
-        splits: dict[str, list[PromptPair]] = {}
-        for name, size in zip(SPLITS, self._sizes(), strict=True):
-            splits[name] = pairs[:size]
-            rng.shuffle(splits[name])
-            pairs = pairs[size:]
-        return splits
+    def vocabulary(self, tokenizer: "PreTrainedTokenizerBase") -> Words:
+        """The words of one token."""
+        return usable_words(tokenizer)
+
+    def share_out(self, vocabulary: Words, rng: random.Random) -> list[Words]:
+        """Names of each split; places and objects are common to all."""
+        names = share_out(vocabulary.names, self.sizes, rng, minimum=MIN_NAMES, what="names")
+        return [replace(vocabulary, names=own) for own in names]
+
+    def generate(self, vocabulary: Words, count: int, rng: random.Random) -> list[PromptPair]:
+        """Different pairs, going round the templates and orders."""
+        cells = list(product(range(self.templates or len(TEMPLATES)), self.orders))
+        drawn = rounds(cells, vocabulary.num_fillings, count, rng, "IOI")
+        return [self._pair(*cell, vocabulary.filling(number), vocabulary.names, rng) for cell, number in drawn]
 
     def fingerprint(self) -> str | None:
         """Hash of the code and of all sentences and words."""
-        code = super().fingerprint()
-        return code and hashlib.sha256(repr((code, TEMPLATES, NAMES, PLACES, OBJECTS)).encode()).hexdigest()
-
-    def _sizes(self) -> tuple[int, int, int]:
-        return self.num_train, self.num_validation, self.num_test
-
-    def _generate(self, words: Words, rng: random.Random) -> list[PromptPair]:
-        """As many different pairs as all splits need, going round the templates and orders."""
-        cells = list(product(range(self.templates or len(TEMPLATES)), self.orders))
-        total = sum(self._sizes())
-        rounds = -(-total // len(cells))
-        if rounds > words.num_fillings:
-            raise EdgepruneError(
-                f"{total} different IOI prompts were asked for, but {len(cells)} templates and orders x "
-                f"{words.num_fillings} fillings give {len(cells) * words.num_fillings}: ask for fewer or "
-                "allow more templates"
-            )
-        drawn = [rng.sample(range(words.num_fillings), rounds) for _ in cells]
-        return [
-            self._pair(
-                *cells[i % len(cells)],
-                words.filling(drawn[i % len(cells)][i // len(cells)]),
-                words.names,
-                rng,
-            )
-            for i in range(total)
-        ]
+        return fingerprint_with(super().fingerprint(), TEMPLATES, NAMES, PLACES, OBJECTS)
 
     def _pair(
         self,
@@ -136,26 +113,49 @@ class IOI(AbstractTask):
         rng: random.Random,
     ) -> PromptPair:
         io, subject, place, item = filling
-
-        def fill(io: str, first_subject: str, second_subject: str) -> str:
-            opening = (io, first_subject) if order == "ABBA" else (first_subject, io)
-            return TEMPLATES[template].format(
-                first=opening[0], second=opening[1], subject=second_subject, place=place, object=item
-            )
-
-        if self.corruption == "abc":
-            others = [name for name in rng.sample(names, 5) if name not in (io, subject)]
-            corrupted = fill(*others[:3])
-        else:
-            corrupted = fill(io, subject, io)
+        mentions, answer = self._corrupt(io, subject, names, rng)
+        clean, roles = _prompt(template, order, (io, subject, subject), place, item)
+        corrupted, corrupted_roles = _prompt(template, order, mentions, place, item)
         return PromptPair(
-            clean=fill(io, subject, subject),
+            clean=clean,
             corrupted=corrupted,
             answer=f" {io}",
             distractor=f" {subject}",
+            corrupted_answer=answer and f" {answer}",
+            roles=roles,
+            corrupted_roles=corrupted_roles,
             source=f"IOI template {template} {order}",
             labels={"template": str(template), "order": order, "io": io, "subject": subject},
         )
+
+    def _corrupt(
+        self, io: str, subject: str, names: Sequence[str], rng: random.Random
+    ) -> tuple[tuple[str, str, str], str | None]:
+        """The three names of the corrupted prompt (IO, S1, S2), and its answer if it has one."""
+        if self.corruption == "s2_io_flip":
+            return (io, subject, io), subject
+        others = [name for name in rng.sample(names, 5) if name not in (io, subject)]
+        if self.corruption == "s2_random":
+            return (io, subject, others[0]), None
+        return (others[0], others[1], others[2]), None
+
+
+def _prompt(
+    template: int, order: Order, mentions: tuple[str, str, str], place: str, item: str
+) -> tuple[str, dict[str, Span]]:
+    """Text and roles; `mentions` are the names for IO, S1 and S2."""
+    io, first, second = mentions
+    slots = ("first", "second") if order == "ABBA" else ("second", "first")  # of IO and S1
+    words = {slots[0]: io, slots[1]: first, "subject": second, "place": place, "object": item}
+    filled = fill(TEMPLATES[template], words)
+    roles = {
+        "IO": filled.spans[slots[0]],
+        "S1": filled.spans[slots[1]],
+        "S1+1": token_after(filled, slots[1]),
+        "S2": filled.spans["subject"],
+        "END": filled.spans[END],
+    }
+    return filled.text, roles
 
 
 def usable_words(tokenizer: "PreTrainedTokenizerBase") -> Words:
@@ -169,15 +169,3 @@ def usable_words(tokenizer: "PreTrainedTokenizerBase") -> Words:
             "your own pairs as JSONL"
         )
     return words
-
-
-def single_token_words(words: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
-    """Those `words` that add exactly one known token when they follow another word."""
-    anchor = "When"
-    texts = [anchor, *(f"{anchor} {word}" for word in words)]
-    start, *rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return tuple(
-        word
-        for word, ids in zip(words, rows, strict=True)
-        if len(ids) == len(start) + 1 and ids[:-1] == start and not has_unknown(ids[-1:], tokenizer)
-    )

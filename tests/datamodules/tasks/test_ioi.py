@@ -161,6 +161,7 @@ def test_description_holds_every_setting() -> None:
         "num_train": 200,
         "num_validation": 100,
         "num_test": 7,
+        "entities": "disjoint",
         "corruption": "abc",
         "orders": ("ABBA", "BABA"),
         "templates": 3,

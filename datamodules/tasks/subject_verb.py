@@ -1,0 +1,164 @@
+"""Subject-verb agreement: the subject's number decides the form of the verb, whatever noun stands between them.
+
+Clean: "The old doctors near the pilot", answer " are", distractor " is". The corrupted prompt has the subject in the
+other number: "The old doctor near the pilot". The second noun, the attractor, has the number that the verb must not
+take (Linzen et al., arXiv 1611.01368). The sentences are our own.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import TYPE_CHECKING, Literal, final, get_args
+
+from datamodules.tasks.base import PromptPair
+from datamodules.tasks.generated import GeneratedTask, share_out
+from datamodules.tasks.subject_verb_words import (
+    ADJECTIVES,
+    NOUNS,
+    RELATIONS,
+    SIMPLE,
+    VERBS,
+    WITH_ATTRACTOR,
+)
+from datamodules.tasks.wording import (
+    END,
+    check_choice,
+    check_templates,
+    fill,
+    fingerprint_with,
+    rounds,
+    single_token_words,
+    tokens_after_word,
+)
+from edgeprune.errors import EdgepruneError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Forms = tuple[str, str]  # singular, plural
+AnswerSet = Literal["verbs", "pair"]
+NUMBERS = ("singular", "plural")  # index into Forms
+MIN_NOUNS = 6
+
+
+@dataclass(frozen=True)
+class Words:
+    """Nouns and verbs of which both forms are one token for the tokenizer in use.
+
+    Attributes:
+        nouns: Subjects and attractors.
+        verbs: Verbs to answer with.
+        verb_ids: Tokens of the verbs: all singular forms, all plural forms.
+        adjectives: Adjectives of one token.
+        relations: Verbs of the relative clause.
+    """
+
+    nouns: tuple[Forms, ...]
+    verbs: tuple[Forms, ...]
+    verb_ids: tuple[tuple[int, ...], tuple[int, ...]]
+    adjectives: tuple[str, ...]
+    relations: tuple[Forms, ...]
+
+
+@final
+@dataclass(frozen=True)
+class SubjectVerb(GeneratedTask[Words]):
+    """Prompts that end before the verb; templates and numbers of the subject are equally frequent.
+
+    The entities are the nouns: with `entities="disjoint"` no noun occurs in two splits, as subject or as attractor.
+    Each pair asks for one verb, drawn at random: its right form is the answer, its other form the distractor (and the
+    right answer of the corrupted prompt). Roles: `subject`, `attractor` (where there is one), `END` (the last token).
+
+    Attributes:
+        attractor: Put a noun of the other number between subject and verb, in a prepositional phrase or a relative
+            clause. The corrupted prompt keeps it.
+        answer_set: `"verbs"`: the right answers are the right forms of all verbs and the wrong ones their other forms,
+            as is common for this task (probability of all right minus that of all wrong forms). `"pair"`: only the
+            two forms of the verb that is asked for.
+        templates: Use the first so many templates; None for all.
+    """
+
+    attractor: bool = False
+    answer_set: AnswerSet = "verbs"
+    templates: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("answer_set", self.answer_set, get_args(AnswerSet))
+        check_templates(self.templates, len(self._forms))
+
+    def vocabulary(self, tokenizer: "PreTrainedTokenizerBase") -> Words:
+        """Words whose forms are one token each."""
+        nouns, verbs, relations = (_single_token_pairs(forms, tokenizer) for forms in (NOUNS, VERBS, RELATIONS))
+        adjectives = single_token_words(ADJECTIVES, tokenizer)
+        if len(nouns) < MIN_NOUNS or not (verbs and adjectives and relations):
+            raise EdgepruneError(
+                f"only {len(nouns)} nouns, {len(verbs)} + {len(relations)} verbs and {len(adjectives)} adjectives are "
+                f"single tokens for this tokenizer; SubjectVerb needs {MIN_NOUNS}, 1 + 1 and 1: choose a model with a "
+                "larger vocabulary, or give your own pairs as JSONL"
+            )
+        singular, plural = (
+            tuple(ids[0] for ids in tokens_after_word([verb[number] for verb in verbs], tokenizer)) for number in (0, 1)
+        )
+        return Words(nouns, verbs, (singular, plural), adjectives, relations)
+
+    def share_out(self, vocabulary: Words, rng: random.Random) -> list[Words]:
+        """Nouns of each split; the other words are common to all."""
+        nouns = share_out(vocabulary.nouns, self.sizes, rng, minimum=MIN_NOUNS, what="nouns")
+        return [replace(vocabulary, nouns=own) for own in nouns]
+
+    def generate(self, vocabulary: Words, count: int, rng: random.Random) -> list[PromptPair]:
+        """Different pairs, going round the templates and numbers."""
+        cells = list(product(range(self.templates or len(self._forms)), range(len(NUMBERS))))
+        others = len(vocabulary.nouns) - 1 if self.attractor else 1
+        num_fillings = len(vocabulary.nouns) * others * len(vocabulary.adjectives)
+        drawn = rounds(cells, num_fillings, count, rng, "SubjectVerb")
+        return [self._pair(*cell, filling, vocabulary, rng) for cell, filling in drawn]
+
+    def fingerprint(self) -> str | None:
+        """Hash of the code and of all sentences and words."""
+        return fingerprint_with(super().fingerprint(), SIMPLE, WITH_ATTRACTOR, NOUNS, VERBS, RELATIONS, ADJECTIVES)
+
+    @property
+    def _forms(self) -> tuple[str, ...]:
+        return WITH_ATTRACTOR if self.attractor else SIMPLE
+
+    def _pair(self, template: int, number: int, filling: int, words: Words, rng: random.Random) -> PromptPair:
+        filling, adjective = divmod(filling, len(words.adjectives))
+        other, subject = divmod(filling, len(words.nouns))
+        noun = words.nouns[subject]
+        attractor = words.nouns[other + (other >= subject)] if self.attractor else None
+        slots = {"adjective": words.adjectives[adjective]}
+        if attractor is not None:
+            slots |= {"attractor": attractor[1 - number], "relation": rng.choice(words.relations)[1 - number]}
+        clean = fill(self._forms[template], {**slots, "subject": noun[number]})
+        corrupted = fill(self._forms[template], {**slots, "subject": noun[1 - number]})
+        verb = rng.choice(words.verbs)
+        roles = [role for role in ("subject", "attractor", END) if role in clean.spans]
+        every = self.answer_set == "verbs"
+        return PromptPair(
+            clean=clean.text,
+            corrupted=corrupted.text,
+            answer=f" {verb[number]}",
+            distractor=f" {verb[1 - number]}",
+            corrupted_answer=f" {verb[1 - number]}",
+            answer_ids=(words.verb_ids[number],) if every else (),
+            wrong_ids=(words.verb_ids[1 - number],) if every else (),
+            roles={role: clean.spans[role] for role in roles},
+            corrupted_roles={role: corrupted.spans[role] for role in roles},
+            source=f"SubjectVerb template {template} {noun[number]}",
+            labels=_labels(template, number, noun, attractor, verb),
+        )
+
+
+def _labels(template: int, number: int, noun: Forms, attractor: Forms | None, verb: Forms) -> dict[str, str]:
+    """What is known about a pair; words in the singular."""
+    labels = {"template": str(template), "number": NUMBERS[number], "subject": noun[0], "verb": verb[0]}
+    return labels if attractor is None else {**labels, "attractor": attractor[0]}
+
+
+def _single_token_pairs(pairs: Sequence[Forms], tokenizer: "PreTrainedTokenizerBase") -> tuple[Forms, ...]:
+    """Those of which both forms are one token after a space."""
+    single = set(single_token_words([form for forms in pairs for form in forms], tokenizer))
+    return tuple(forms for forms in pairs if single.issuperset(forms))
