@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.Jsonar
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 EXPERIMENTS = sorted(CONFIGS.glob("*.yaml"))
-OWN_FILES = {"jsonl.yaml"}  # need a file of the user's
+OWN_FILES = {"jsonl.yaml", "auto_circuit.yaml", "eap_csv.yaml"}  # need a file of the user's
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
 
-from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair
+from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair, TokenPair
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Entities = Literal["disjoint", "shared"]
 T = TypeVar("T")
+Pair = TypeVar("Pair", PromptPair, TokenPair)
 Vocabulary = TypeVar("Vocabulary")
 
 
@@ -112,7 +113,7 @@ def share_out(
     return tuple(parts)
 
 
-def distinct(draw: Callable[[int], PromptPair], count: int, what: str) -> list[PromptPair]:
+def distinct(draw: Callable[[int], Pair], count: int, what: str) -> list[Pair]:
     """`count` pairs with different clean prompts from `draw(number)`, which is random.
 
     `number` counts the pairs that were found, so that a draw can go round its sentence forms evenly.
@@ -120,7 +121,7 @@ def distinct(draw: Callable[[int], PromptPair], count: int, what: str) -> list[P
     Raises:
         EdgepruneError: New prompts no longer turn up.
     """
-    found: dict[str, PromptPair] = {}
+    found: dict[str | tuple[int, ...], Pair] = {}
     misses = 0
     while len(found) < count:
         pair = draw(len(found))

@@ -27,7 +27,7 @@ def test_named_splits_keep_their_lines(tmp_path: Path) -> None:
     path = write(tmp_path, *(line(i, split=name) for i, name in enumerate(names)), "", "  ")
     splits = JSONLTask(path).splits(None)
     assert [pair.clean for pair in splits["train"]] == ["1 + 0 = ", "1 + 2 = "]
-    assert splits["test"] == [PromptPair("1 + 1 = ", "2 + 1 = ", "2", "3", f"{path}:2")]
+    assert splits["test"] == [PromptPair("1 + 1 = ", "2 + 1 = ", "2", "3", "3", source=f"{path}:2")]
     assert len(splits["validation"]) == 1
 
 
@@ -59,7 +59,7 @@ def test_text_is_taken_as_it_is(tmp_path: Path) -> None:
     row = {"clean": "Zürich\n→<predict> ja </predict>\n", "corrupted": "Genf\u2028→<predict> nein</predict>"}
     path = write(tmp_path, json.dumps({**row, "split": "test"}, ensure_ascii=False))
     [pair] = JSONLTask(path).splits(None)["test"]
-    assert pair == PromptPair("Zürich\n→", "Genf\u2028→", " ja ", " nein", f"{path}:1")
+    assert pair == PromptPair("Zürich\n→", "Genf\u2028→", " ja ", " nein", " nein", source=f"{path}:1")
 
 
 @pytest.mark.parametrize(

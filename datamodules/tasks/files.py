@@ -1,0 +1,102 @@
+"""What readers of users' files share: where the file lies, its rows, and how they become splits."""
+
+import hashlib
+import random
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair
+from edgeprune.errors import EdgepruneError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Row(NamedTuple):
+    """One pair of a file and the split that it names, if it names one."""
+
+    split: str | None
+    pair: PromptPair
+
+
+@dataclass(frozen=True)
+class FileTask(AbstractTask):
+    """Pairs from one file of the user's; a subclass says how to read it.
+
+    Attributes:
+        path: The file.
+        validation_fraction: Share of the rows to validate on, if they name no split.
+        test_fraction: Share of the rows to test on, if they name no split.
+        seed: Fixes which row goes to which split.
+    """
+
+    path: str
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not Path(self.path).is_file():
+            raise EdgepruneError(f"no pair file at {self.path!r}; give the path of a file for {type(self).__name__}")
+        check_fractions(self.validation_fraction, self.test_fraction)
+
+    @abstractmethod
+    def rows(self, tokenizer: "PreTrainedTokenizerBase | None") -> list[Row]:
+        """Every pair of the file, in its order."""
+
+    def splits(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, list[PromptPair]]:
+        """Pairs of each split, in the order of the file where it names the splits."""
+        rows = self.rows(tokenizer)
+        if not rows:
+            raise EdgepruneError(f"{self.path} holds no pairs; {type(self).__name__} needs at least one")
+        unnamed = [row for row in rows if row.split is None]
+        if not unnamed:
+            return {split: [row.pair for row in rows if row.split == split] for split in SPLITS}
+        if len(unnamed) < len(rows):
+            raise EdgepruneError(
+                f'{unnamed[0].pair.source}: "split" is missing, but other rows have it; give it to all or none'
+            )
+        fractions = {"test": self.test_fraction, "validation": self.validation_fraction}
+        return draw([row.pair for row in rows], fractions, self.seed)
+
+    def fingerprint(self) -> str | None:
+        """Hash of the code and of the file's content."""
+        code = super().fingerprint()
+        return code and hashlib.sha256(code.encode() + Path(self.path).read_bytes()).hexdigest()
+
+
+def check_fractions(*fractions: float) -> None:
+    """Refuse shares of the rows that are negative or leave nothing to train on."""
+    if min(fractions) < 0 or sum(fractions) >= 1:
+        raise EdgepruneError(
+            f"validation_fraction and test_fraction = {fractions} must not be negative and must leave "
+            "something to train on"
+        )
+
+
+def draw(pairs: Sequence[PromptPair], fractions: Mapping[str, float], seed: int) -> dict[str, list[PromptPair]]:
+    """Deal pairs out at random: to each split its fraction, at least one pair if that is not 0; the rest to `train`."""
+    left = random.Random(seed).sample(list(pairs), len(pairs))
+    parts: dict[str, list[PromptPair]] = {}
+    for split, fraction in fractions.items():
+        size = max(1, round(len(pairs) * fraction)) if fraction else 0
+        parts[split], left = left[:size], left[size:]
+    return {"train": left, **parts}
+
+
+def read_text(path: str) -> str:
+    """The file's text; a byte-order mark is dropped, line ends stay as they are."""
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise EdgepruneError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
+
+
+def check_split(name: object, source: str) -> str | None:
+    """The split that a row names, or None."""
+    if name is None or (isinstance(name, str) and name in SPLITS):
+        return name
+    raise EdgepruneError(f'{source}: "split" must be one of {", ".join(SPLITS)}, got {name!r}')
