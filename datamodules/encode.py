@@ -210,9 +210,15 @@ def _move_space(pair: PromptPair) -> PromptPair:
 def _encode(pair: PromptPair, texts: _Texts, rules: _Rules) -> TokenPair:
     clean, corrupted = texts.ids(pair.clean), texts.ids(pair.corrupted)
     answer = _continuation(pair, "answer", pair.clean, pair.answer, texts)
-    wrong = None if pair.distractor is None else _continuation(pair, "distractor", pair.clean, pair.distractor, texts)
+    wrong, other = (
+        None if text is None else _continuation(pair, kind, prompt, text, texts)
+        for kind, prompt, text in (
+            ("distractor", pair.clean, pair.distractor),
+            ("corrupted_answer", pair.corrupted, pair.corrupted_answer),
+        )
+    )
     _check_known(pair, texts, rules)
-    _check_answers(pair, answer, wrong, texts, rules)
+    _check_answers(pair, answer, wrong, other, rules)
     alignment = _alignment(pair, texts, rules)
     distractors = [IGNORE] * len(answer)
     if wrong is not None:
@@ -262,7 +268,9 @@ def _check_known(pair: PromptPair, texts: _Texts, rules: _Rules) -> None:
             )
 
 
-def _check_answers(pair: PromptPair, answer: list[int], wrong: list[int] | None, texts: _Texts, rules: _Rules) -> None:
+def _check_answers(
+    pair: PromptPair, answer: list[int], wrong: list[int] | None, other: list[int] | None, rules: _Rules
+) -> None:
     if rules.single_token_answers:
         for kind, text, ids in (("answer", pair.answer, answer), ("distractor", pair.distractor, wrong)):
             if ids is not None and len(ids) != 1:
@@ -275,13 +283,11 @@ def _check_answers(pair: PromptPair, answer: list[int], wrong: list[int] | None,
             f"{_where(pair)}: answer {pair.answer!r} and distractor {pair.distractor!r} start with the same "
             f"token ({answer[0]}), so their logits cannot be compared; choose another distractor or give none"
         )
-    if pair.corrupted_answer is not None:
-        other = _continuation(pair, "corrupted_answer", pair.corrupted, pair.corrupted_answer, texts)
-        if other[0] == answer[0]:
-            raise EdgepruneError(
-                f"{_where(pair)}: answer {pair.answer!r} and corrupted_answer {pair.corrupted_answer!r} start with the "
-                f"same token ({answer[0]}); make the corrupted prompt ask for something else"
-            )
+    if other is not None and other[0] == answer[0]:
+        raise EdgepruneError(
+            f"{_where(pair)}: answer {pair.answer!r} and corrupted_answer {pair.corrupted_answer!r} start with the "
+            f"same token ({answer[0]}); make the corrupted prompt ask for something else"
+        )
 
 
 def _answer_sets(pair: PromptPair, answer: list[int], distractors: list[int], rules: _Rules) -> tuple[Sets, Sets]:
