@@ -10,10 +10,32 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from datamodules.tasks import capitals_words, gendered_pronoun_words, greater_than_words, subject_verb_words
+from datamodules.tasks.greater_than import FORMS
 from datamodules.tasks.ioi_words import NAMES, OBJECTS, PLACES, TEMPLATES
+from edgeprune.downloads import is_complete, smollm2_folder
 
 SHARED = Path(__file__).parents[3] / "shared" / "tokenizers"
 TEMPLATE_WORDS = re.findall(r"\w+|[^\w\s{}]", re.sub(r"{\w+}", "", " ".join(TEMPLATES)))
+
+
+def words_in(listed: object) -> list[str]:
+    """Words and marks of texts however nested, without their slots."""
+    if isinstance(listed, str):
+        return re.findall(r"\w+|[^\w\s]", re.sub(r"{\w+}", " ", listed))
+    return [word for item in listed for word in words_in(item)] if isinstance(listed, tuple) else []
+
+
+# What the tasks beside IOI are made of; digits aside.
+TASK_WORDS = words_in(
+    tuple(
+        value
+        for module in (capitals_words, gendered_pronoun_words, greater_than_words, subject_verb_words)
+        for name, value in vars(module).items()
+        if name.isupper()
+    )
+)
+TASK_WORDS += ["he", "she", *words_in(tuple(FORMS.values()))]
 
 
 def word_tokenizer(words: list[str], *, bos: bool = False) -> PreTrainedTokenizerBase:
@@ -28,9 +50,10 @@ def word_tokenizer(words: list[str], *, bos: bool = False) -> PreTrainedTokenize
 
 @pytest.fixture(scope="session")
 def words() -> PreTrainedTokenizerBase:
-    """Knows every word of the IOI task and a few more."""
+    """Knows every word of the generated tasks and a few more."""
     digits = [str(i) for i in range(20)]
-    return word_tokenizer(["When", *TEMPLATE_WORDS, *NAMES, *PLACES, *OBJECTS, *digits, "=", "+", "foo", "bar"])
+    own = ["When", *TEMPLATE_WORDS, *NAMES, *PLACES, *OBJECTS, *digits, "=", "+", "foo", "bar"]
+    return word_tokenizer([*own, *TASK_WORDS])
 
 
 @pytest.fixture(scope="session", params=["words", "gpt2", "pythia"])
@@ -39,10 +62,25 @@ def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
     return request.getfixturevalue("words") if request.param == "words" else shared_tokenizer(str(request.param))
 
 
+@pytest.fixture(scope="session", params=["words", "gpt2", "pythia", "smollm2"])
+def task_tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
+    """Each tokenizer that is at hand, with that of the model which is downloaded."""
+    fixture = request.param in ("words", "smollm2")
+    return request.getfixturevalue(request.param) if fixture else shared_tokenizer(request.param)
+
+
 @pytest.fixture(scope="session")
 def gpt2() -> PreTrainedTokenizerBase:
     """GPT-2's own, which joins a space with the word after it."""
     return shared_tokenizer("gpt2")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> PreTrainedTokenizerBase:
+    """SmolLM2's own, to which every digit is a token."""
+    if not is_complete(smollm2_folder()):
+        pytest.skip(f"SmolLM2 is not at {smollm2_folder()}; `edgeprune get smollm2` fetches it")
+    return AutoTokenizer.from_pretrained(smollm2_folder())
 
 
 def shared_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -1,5 +1,7 @@
+import hashlib
 import re
 from collections import Counter
+from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerBase
@@ -10,6 +12,7 @@ from datamodules.tasks.ioi import Words, usable_words
 from datamodules.tasks.ioi_words import NAMES, OBJECTS, PLACES, TEMPLATES
 from edgeprune.errors import EdgepruneError
 from tests.datamodules.conftest import TEMPLATE_WORDS, word_tokenizer
+from tests.datamodules.tasks.conformance import check_task, role_text
 
 SMALL = {"num_train": 60, "num_validation": 30, "num_test": 30}
 
@@ -56,6 +59,72 @@ def test_flip_changes_the_last_name_to_io(tokenizer: PreTrainedTokenizerBase) ->
         head, subject, tail = pair.clean.rpartition(pair.labels["subject"])
         assert subject
         assert pair.corrupted == head + answer + tail
+
+
+def test_random_changes_the_last_name_to_a_third(tokenizer: PreTrainedTokenizerBase) -> None:
+    for pair in IOI(**SMALL, corruption="s2_random").splits(tokenizer)["train"]:
+        *opening, old = names_in(pair.clean)
+        *corrupted_opening, new = names_in(pair.corrupted)
+        assert corrupted_opening == opening
+        assert new not in opening
+        head, subject, tail = pair.clean.rpartition(old)
+        assert subject == pair.labels["subject"]
+        assert pair.corrupted == head + new + tail
+        assert pair.corrupted_answer is None
+
+
+# Hashes of the pairs that version 0.1.0 made: what was found on them stays comparable.
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "9b9dc32abfb2a10a9b96090e5a5bed54674ae3c2a74722829058e342a5934aa2"),
+        ({"corruption": "s2_io_flip", "seed": 3}, "05356fe94c0cbe17e9c5e2d16c2a80abb7ff61b929908f18e7f42f3e9c9e0f0b"),
+        (
+            {"num_train": 400, "num_validation": 100, "num_test": 200, "templates": 1},
+            "d4edef63bfe4741903cb10b3dff95876c7719e52b5213059d2c7e88bbfbdb8f9",
+        ),
+        (
+            {"num_train": 70, "orders": ("BABA",), "templates": 4, "seed": 7},
+            "d8ba29251f4ed2477979bd9bcdbec96e15703279d2d43239774e620fd31c963c",
+        ),
+    ],
+    ids=str,
+)
+def test_shared_names_give_the_pairs_they_always_gave(
+    words: PreTrainedTokenizerBase, options: dict[str, Any], expected: str
+) -> None:
+    splits = IOI(**options, entities="shared").splits(words)
+    text = "\n".join(
+        f"{name}|{pair.clean}|{pair.corrupted}|{pair.answer}|{pair.distractor}"
+        for name, pairs in splits.items()
+        for pair in pairs
+    )
+    assert hashlib.sha256(text.encode()).hexdigest() == expected
+
+
+@pytest.mark.parametrize("corruption", ["abc", "s2_io_flip", "s2_random"])
+@pytest.mark.parametrize("entities", ["disjoint", "shared"])
+def test_conforms(tokenizer: PreTrainedTokenizerBase, corruption: Any, entities: Any) -> None:
+    task = IOI(**SMALL, corruption=corruption, entities=entities)
+    splits = check_task(task, tokenizer, lambda pair: {*names_in(pair.clean), *names_in(pair.corrupted)})
+    for pair in (pair for pairs in splits.values() for pair in pairs):
+        io, subject = pair.labels["io"], pair.labels["subject"]
+        assert [role_text(pair, role) for role in ("IO", "S1", "S2")] == [io, subject, subject]
+        slots = ("IO", "S1", "S2") if pair.labels["order"] == "ABBA" else ("S1", "IO", "S2")
+        assert [role_text(pair, slot, corrupted=True) for slot in slots] == names_in(pair.corrupted)
+        start, end = pair.roles["S1+1"]
+        assert end == start + 1
+        assert pair.clean[pair.roles["S1"][1] : start].strip() == ""
+        if corruption == "s2_io_flip":
+            assert pair.corrupted_answer == pair.distractor
+
+
+def test_every_split_has_names_of_its_own() -> None:
+    tokenizer = few_words(24)
+    splits = IOI(num_train=1, num_validation=1, num_test=1).splits(tokenizer)
+    assert {name: len(pairs) for name, pairs in splits.items()} == {"train": 1, "validation": 1, "test": 1}
+    with pytest.raises(EdgepruneError, match="23 names cannot be shared out among 3 splits of at least 8"):
+        IOI().splits(few_words(23))
 
 
 def test_tokens_align_and_templates_have_one_length(tokenizer: PreTrainedTokenizerBase) -> None:
