@@ -59,7 +59,8 @@ class ReferenceRuns:
 
     def _states(self, batch: PairBatch) -> WriterStates:
         if self.ablation == "interchange":
-            return self.model.record(batch.corrupted, batch.attention_mask)
+            states = self.model.record(batch.corrupted, batch.corrupted_mask)
+            return states if batch.alignment is None else _aligned(states, batch.alignment)
         if self._zero is None or self._zero.heads.device != self.model.device:
             self._zero = ablations.zero(self.model)
         return self._zero
@@ -87,6 +88,12 @@ class ReferenceRuns:
         if not states:
             return full.to(device), self._states(batch)
         return full.to(device), _stack(states, batch.clean.shape[1]).to(device)
+
+
+def _aligned(states: WriterStates, alignment: Tensor) -> WriterStates:
+    """States of the corrupted prompts, moved to the clean positions `[batch, seq]` that they are compared with."""
+    rows = torch.arange(len(alignment), device=alignment.device)[:, None]
+    return states.map(lambda field: field[:, rows, alignment])
 
 
 def _row(states: WriterStates, row: int, length: int) -> WriterStates:
