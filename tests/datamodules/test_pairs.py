@@ -1,6 +1,7 @@
+import gc
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from datamodules import IOI, AbstractTask, JSONLTask, PairDataModule, PromptPair, TokenPair
+from datamodules.cache import KeptPairs
 from datamodules.pairs import collate
 from edgeprune.batch import IGNORE, PairBatch
 from edgeprune.errors import EdgepruneError
@@ -71,6 +73,110 @@ def test_collate_by_hand() -> None:
     assert torch.equal(batch.answers, torch.tensor([[[7], [IGNORE]], [[6], [7]]]))
 
 
+def test_collate_of_sets_roles_and_alignments_by_hand() -> None:
+    several = TokenPair(
+        clean=(1, 2),
+        corrupted=(3, 2, 2),
+        positions=(1,),
+        targets=(7,),
+        distractors=(8,),
+        answers=((7, 5, 6),),
+        wrong_answers=((),),
+        roles={"io": (0, 1)},
+        alignment=(0, 2),
+    )
+    other = replace(LONG, roles={"s": (1, 3)}, wrong_answers=((9, 4), ()))
+    batch = collate([(4, several), (2, other)], pad_id=50)
+    none = IGNORE
+    expected = PairBatch(
+        clean=torch.tensor([[1, 2, 50, 50], [1, 2, 3, 4]]),
+        corrupted=torch.tensor([[3, 2, 2, 50], [5, 2, 3, 4]]),
+        attention_mask=torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]),
+        positions=torch.tensor([[1, 1], [1, 3]]),
+        position_mask=torch.tensor([[True, False], [True, True]]),
+        targets=torch.tensor([[7, none], [6, 7]]),
+        distractors=torch.tensor([[8, none], [9, none]]),
+        index=torch.tensor([4, 2]),
+        answers=torch.tensor([[[7, 5, 6], [none] * 3], [[6, none, none], [7, none, none]]]),
+        wrong_answers=torch.tensor([[[none, none], [none, none]], [[9, 4], [none, none]]]),
+        corrupted_mask=torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]]),
+        alignment=torch.tensor([[0, 2, 0, 0], [0, 1, 2, 3]]),
+        roles={"io": torch.tensor([[0, 1], [-1, -1]]), "s": torch.tensor([[-1, -1], [1, 3]])},
+    )
+    assert_same(batch, expected)
+    assert collate([(0, several)]).corrupted.shape == (1, 3)
+
+
+def test_prompts_of_unequal_length(words: PreTrainedTokenizerBase) -> None:
+    task = Ready((PromptPair("Mary and John met", "Kate met", " foo", source="mine:1"),), ())
+    with pytest.raises(EdgepruneError, match="mine:1: the clean prompt has 4 tokens and the corrupted one 2"):
+        make(task, words).pairs("train")
+    with pytest.raises(EdgepruneError, match=r"mine:1: roles \(none\)"):
+        make(task, words, unequal_lengths="roles").pairs("train")
+    [batch] = make(task, words, unequal_lengths="end").train_dataloader()
+    assert batch.alignment.tolist() == [[0, 0, 0, 1]]
+    assert (batch.attention_mask.tolist(), batch.corrupted_mask.tolist()) == ([[1] * 4], [[1] * 2])
+
+
+def test_the_cache_keeps_alignments_apart(words: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    row = '{"clean": "Mary foo <predict>1</predict>", "corrupted": "foo <predict>2</predict>", "split": "train"}'
+    (tmp_path / "p.jsonl").write_text(row)
+    task, settings = JSONLTask(str(tmp_path / "p.jsonl")), {"cache": True, "cache_dir": str(tmp_path)}
+    assert make(task, words, unequal_lengths="end", **settings).pairs("train")[0].alignment == (0, 0)
+    with pytest.raises(EdgepruneError, match="2 tokens and the corrupted one 1"):
+        make(task, words, **settings).pairs("train")
+
+
+@dataclass(frozen=True)
+class OneToken(Ready):
+    """Says that its answers are single tokens."""
+
+    single_token_answers = True
+
+
+def test_single_token_answers_are_asked_for_by_the_task(words: PreTrainedTokenizerBase) -> None:
+    pairs = (PromptPair("Mary met", "Kate met", " John foo"),)
+    assert len(make(Ready(pairs), words).pairs("train")) == 1
+    with pytest.raises(EdgepruneError, match="answer ' John foo' is 2 tokens after the prompt, this task needs one"):
+        make(OneToken(pairs), words).pairs("train")
+
+
+def test_workers_read_the_same_batches_from_the_files(words: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    task = IOI(num_train=20)
+    listed = [make(task, words).train_dataloader()]
+    for workers in (0, 2):
+        module = make(task, words, cache=True, cache_dir=str(tmp_path), num_workers=workers)
+        assert isinstance(module.pairs("train"), KeptPairs)
+        listed.append(module.train_dataloader())
+    for batches in zip(*listed, strict=True):
+        assert_same(batches[0], batches[1])
+        assert_same(batches[0], batches[2])
+
+
+def test_the_loader_reads_no_pair_before_it_is_drawn() -> None:
+    class Counting(Sequence[TokenPair]):
+        drawn = 0
+
+        def __len__(self) -> int:
+            return 10**9
+
+        def __getitem__(self, index: Any) -> Any:
+            self.drawn += 1
+            return SHORT
+
+    module, pairs = make(Ready(), eval_batch_size=3), Counting()
+    module._pairs = {"test": pairs}
+    loader = module.test_dataloader()
+    assert (len(loader), pairs.drawn) == (-(-(10**9) // 3), 0)
+
+
+def test_garbage_is_collected_again(words: PreTrainedTokenizerBase) -> None:
+    make(IOI(), words).setup()
+    with pytest.raises(EdgepruneError, match="2 tokens"):
+        make(OneToken((PromptPair("Mary met", "Kate met", " John foo"),)), words).pairs("train")
+    assert gc.isenabled()
+
+
 def test_loaders_cover_the_splits(words: PreTrainedTokenizerBase) -> None:
     module = make(IOI(num_train=20, num_validation=7, num_test=5), words, batch_size=4, eval_batch_size=3)
     module.setup()
@@ -117,6 +223,8 @@ def test_setup_names_the_split_that_is_empty(words: PreTrainedTokenizerBase, tmp
 def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(EdgepruneError, match="batch_size=0"):
         make(Ready(), batch_size=0)
+    with pytest.raises(EdgepruneError, match="unequal_lengths must be one of error, end, roles, got 'left'"):
+        make(Ready(), unequal_lengths="left")
     with pytest.raises(EdgepruneError, match="no split named 'val'"):
         make(Ready()).pairs("val")
 
