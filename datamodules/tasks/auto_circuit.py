@@ -57,12 +57,6 @@ class AutoCircuitTask(FileTask):
         places = _places(content.get("word_idxs", {}), self.path)
         right = _token_sets(entries, [entry.answers for entry in entries], tokenizer)
         wrong = _token_sets(entries, [entry.wrong for entry in entries], tokenizer)
-        for entry, *sets in zip(entries, right, wrong, strict=True):
-            if set(sets[0]) & set(sets[1]):
-                raise EdgepruneError(
-                    f"{entry.source}: answers {list(entry.answers)} and wrong_answers {list(entry.wrong)} share a "
-                    "token; take it out of one of them"
-                )
         spans = _spans([(entry.clean, entry.source) for entry in entries], places, tokenizer)
         others = _spans([(entry.corrupted, entry.source) for entry in entries], places, tokenizer)
         columns = zip(entries, right, wrong, spans, others, strict=True)

@@ -23,7 +23,7 @@ ARGUMENTS = (
 FUNCTIONS = (
     "add", "apply", "build", "call", "change", "check", "clean", "close", "combine", "compare", "connect", "convert",
     "copy", "count", "create", "cut", "delete", "draw", "enter", "estimate", "expand", "export", "fetch", "fill",
-    "find", "fit", "follow", "format", "get", "guess", "import", "insert", "join", "load", "lock", "make", "mark",
+    "find", "fit", "follow", "format", "get", "guess", "hide", "insert", "join", "load", "lock", "make", "mark",
     "match", "measure", "merge", "move", "open", "parse", "pick", "plan", "plot", "print", "publish", "push", "read",
     "receive", "register", "release", "remove", "render", "repeat", "replace", "reset", "run", "save", "search",
     "select", "send", "set", "share", "show", "sort", "split", "start", "stop", "store", "submit", "test", "train",

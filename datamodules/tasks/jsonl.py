@@ -46,15 +46,8 @@ class JSONLTask(FileTask):
         values = _parse_object(line, source)
         clean, answer = _cut(values, "clean", source)
         corrupted, other = _cut(values, "corrupted", source)
-        other = other if other != answer else None
-        pair = PromptPair(
-            clean=clean,
-            corrupted=corrupted,
-            answer=answer,
-            distractor=other if self.use_distractor else None,
-            corrupted_answer=other,
-            source=source,
-        )
+        distractor = other if self.use_distractor and other != answer else None
+        pair = PromptPair(clean, corrupted, answer, distractor, corrupted_answer=distractor, source=source)
         return Row(check_split(values.get("split"), source), pair)
 
 

@@ -11,6 +11,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from datamodules.tasks import capitals_words, gendered_pronoun_words, greater_than_words, subject_verb_words
+from datamodules.tasks.boolean import INSTRUCTION
+from datamodules.tasks.docstring_words import ARGUMENTS, DESCRIPTIONS, FUNCTIONS
 from datamodules.tasks.greater_than import FORMS
 from datamodules.tasks.ioi_words import NAMES, OBJECTS, PLACES, TEMPLATES
 from edgeprune.downloads import is_complete, smollm2_folder
@@ -36,6 +38,11 @@ TASK_WORDS = words_in(
     )
 )
 TASK_WORDS += ["he", "she", *words_in(tuple(FORMS.values()))]
+
+
+DOCSTRING_MARKS = ["def", "(", "self", ",", "):", '"""', ":", "param"]
+TASK_WORDS += [*DOCSTRING_MARKS, *ARGUMENTS, *FUNCTIONS, *DESCRIPTIONS]
+TASK_WORDS += ["True", "False", "and", "or", "not", "(", ")", "is", *words_in(INSTRUCTION)]
 
 
 def word_tokenizer(words: list[str], *, bos: bool = False) -> PreTrainedTokenizerBase:
