@@ -21,6 +21,7 @@ COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red", "bright_cyan", "
 MODIFIERS = ("", " reverse", " italic")  # of the colours' second and third round
 DIFFERS = "underline bold"
 SHOWN_ANSWERS = 5
+Mark = tuple[str, ...] | None  # names of the roles that a token has; empty for a token that differs; None for neither
 _ESCAPES = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
 
@@ -109,13 +110,11 @@ class _Shower:
 
     def pair(self, pair: TokenPair, title: str) -> Text:
         """Title, both prompts and the answers, a line each."""
-        spans = sorted(pair.roles.items(), key=lambda role: role[1][1] - role[1][0])
-        names = [
-            "+".join(name for name, (start, end) in spans if start <= i < end) or None for i in range(len(pair.clean))
-        ]
-        differs = ["" if other else None for other in _differs(pair)]
+        spans = sorted(pair.roles.items(), key=lambda role: role[1][1] - role[1][0])  # the shortest names a token first
+        names = [tuple(name for name, (start, end) in spans if start <= i < end) for i in range(len(pair.clean))]
+        differs = [() if other else None for other in _differs(pair)]
         lines = [
-            ("clean", self._marked(pair.clean, names)),
+            ("clean", self._marked(pair.clean, [own or None for own in names])),
             ("corrupted", self._marked(pair.corrupted, differs)),
             ("scored at", Text(", ".join(map(str, pair.positions)))),
             *((name, Text(value)) for name, value in self._answers(pair)),
@@ -135,8 +134,8 @@ class _Shower:
                 more = f", ... ({len(ids)} in all)" if len(ids) > SHOWN_ANSWERS else ""
                 yield f"  all at {position}", (shown or "-") + more
 
-    def _marked(self, ids: Sequence[int], marks: Sequence[str | None]) -> Text:
-        """`ids` as text; each run of tokens with the same mark (role names, `""` for a difference) is marked as one."""
+    def _marked(self, ids: Sequence[int], marks: Sequence[Mark]) -> Text:
+        """`ids` as text; each run of tokens with the same mark is marked as one."""
         line, start = Text(), 0
         for mark, run in groupby(marks):
             end = start + len(list(run))
@@ -147,13 +146,13 @@ class _Shower:
             start = end
         return line
 
-    def _mark(self, text: str, mark: str | None) -> tuple[str, str]:
-        """Text with brackets and its style."""
+    def _mark(self, text: str, mark: Mark) -> tuple[str, str]:
+        """Text with brackets, and its style."""
         if mark is None:
             return text, ""
         if self.styles is None:
-            return (f"[{mark}:{text}]" if mark else f"{{{text}}}"), ""
-        return text, self.styles[mark.split("+")[0]] if mark else DIFFERS
+            return (f"[{'/'.join(mark)}:{text}]" if mark else f"{{{text}}}"), ""
+        return text, self.styles[mark[0]] if mark else DIFFERS
 
     def _part(self, ids: Sequence[int], start: int, end: int) -> str:
         """What the tokens from `start` to `end` add to the text."""

@@ -35,7 +35,7 @@ def read_data_config(path: str, tokenizer: str | None = None) -> "PairDataModule
         parsed = parser.parse_object({"data": {**data, "tokenizer": data.get("tokenizer") or name}})
     except Exception as error:  # jsonargparse has no public common base for what it raises here
         raise EdgepruneError(f"{path}: {error}") from None
-    built: Any = parser.instantiate_classes(parsed)
+    built: Any = parser.instantiate(parsed)
     return built.data
 
 
