@@ -84,8 +84,7 @@ def texts_of(ids: Sequence[tuple[str, int, str]], tokenizer: "PreTrainedTokenize
         EdgepruneError: No text becomes this token there.
     """
     decoded = {token: str(tokenizer.decode([token])) for _, token, _ in ids}
-    # A tokenizer may drop a word's leading space in decoding, and a prompt may end with that space.
-    forms = [[text, f" {text}", text.removeprefix(" ")] for text in (decoded[token] for _, token, _ in ids)]
+    forms = [_forms(decoded[token], prompt) for prompt, token, _ in ids]
     tries = [
         Continuation(prompt, text, source)
         for (prompt, _, source), texts in zip(ids, forms, strict=True)
@@ -102,6 +101,12 @@ def texts_of(ids: Sequence[tuple[str, int, str]], tokenizer: "PreTrainedTokenize
             )
         found.append(tries[fitting[0]].text)
     return found
+
+
+def _forms(text: str, prompt: str) -> list[str]:
+    """What to try: a tokenizer may drop a word's leading space in decoding, and the prompt may end with that space."""
+    forms = [text, f" {text}", text.removeprefix(" ")]
+    return forms[::-1] if prompt[-1:].isspace() else forms
 
 
 def _rest(whole: list[int], starts: tuple[list[int], ...]) -> tuple[int, ...] | None:

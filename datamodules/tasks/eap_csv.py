@@ -7,12 +7,13 @@ clean,corrupted,label                            greater-than: the two digits af
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, cast, final
 
+from datamodules.encode import has_unknown
 from datamodules.tasks.base import PromptPair
-from datamodules.tasks.continuations import Continuation, check_ids, single_tokens, texts_of
+from datamodules.tasks.continuations import Continuation, added_tokens, check_ids, texts_of
 from datamodules.tasks.files import FileTask, Row, check_split, read_text
 from edgeprune.errors import EdgepruneError
 
@@ -36,8 +37,9 @@ class EAPCSVTask(FileTask):
 
     With `correct_idx` and `incorrect_idx` the first id of each list is target and distractor, and all of them are
     right and wrong answers. An id that comes first must be what some text becomes after the prompt. With `label`, a
-    number YY from 0 to 98, the two-digit numbers above YY are right and those up to YY wrong; the target is YY + 1,
-    the distractor YY. A column `split` may name the split of every row.
+    number YY from 0 to 98, the two-digit numbers above YY are right and those up to YY wrong; the target is YY + 1
+    and the distractor YY, or the next that the tokenizer cuts off from the century. A column `split` may name the split
+    of every row.
 
     Attributes:
         path: The file, with a line of column names.
@@ -57,7 +59,7 @@ class EAPCSVTask(FileTask):
         try:
             columns, lines = tuple(reader.fieldnames or ()), list(self._lines(reader))
         except csv.Error as error:
-            raise EdgepruneError(f"{self.path}:{reader.line_num}: not CSV ({error}); check its quotes") from None
+            raise EdgepruneError(f"{self.path}:{reader.reader.line_num}: not CSV ({error}); check its quotes") from None
         by_label = self._check_columns(columns)
         pairs = _by_label(self._bare(lines), lines, tokenizer) if by_label else self._by_id(lines, tokenizer)
         splits = [check_split(line.values.get("split") or None, line.source) for line in lines]
@@ -136,21 +138,57 @@ def _by_label(
     pairs: Sequence[PromptPair], lines: Sequence[_Line], tokenizer: "PreTrainedTokenizerBase"
 ) -> list[PromptPair]:
     """Greater-than pairs: right are the two-digit numbers above the label, wrong those up to it."""
+    ids = _numerals(lines[0].source, tokenizer) if lines else ()
     labels = [_label(line) for line in lines]
-    asked = [Continuation(pair.clean, number, pair.source) for pair in pairs for number in TWO_DIGITS]
-    ids = single_tokens(asked, tokenizer)
-    rows = [tuple(ids[i : i + len(TWO_DIGITS)]) for i in range(0, len(ids), len(TWO_DIGITS))]
+    written = _written([f"year {_last_word(pair.clean)}" for pair in pairs], ids, tokenizer)
     return [
         replace(
             pair,
-            answer=TWO_DIGITS[label + 1],
-            distractor=TWO_DIGITS[label],
-            answer_ids=(row[label + 1 :],),
-            wrong_ids=(row[: label + 1],),
+            answer=_nearest(pair, range(label + 1, len(ids)), numbers),
+            distractor=_nearest(pair, range(label, -1, -1), numbers),
+            answer_ids=(ids[label + 1 :],),
+            wrong_ids=(ids[: label + 1],),
             labels={"year": TWO_DIGITS[label]},
         )
-        for pair, label, row in zip(pairs, labels, rows, strict=True)
+        for pair, label, numbers in zip(pairs, labels, written, strict=True)
     ]
+
+
+def _numerals(source: str, tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
+    """The tokens of 00 to 99, each by itself."""
+    rows: list[list[int]] = tokenizer(list(TWO_DIGITS), add_special_tokens=False)["input_ids"]
+    if any(len(row) != 1 or has_unknown(row, tokenizer) for row in rows):
+        raise EdgepruneError(
+            f"{source}: a label needs 00 to 99 to be one token each, and they are not for this tokenizer; "
+            "use the task GreaterThan, or give correct_idx and incorrect_idx"
+        )
+    return tuple(row[0] for row in rows)
+
+
+def _last_word(prompt: str) -> str:
+    return prompt.rsplit(maxsplit=1)[-1] if prompt.strip() else ""
+
+
+def _written(prompts: Sequence[str], ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> list[frozenset[int]]:
+    """For each prompt the numbers that the tokenizer cuts off from the century before them.
+
+    It may join others: GPT-2 has a token for all of 1776.
+    """
+    known = list(dict.fromkeys(prompts))
+    asked = [Continuation(prompt, number, "") for prompt in known for number in TWO_DIGITS]
+    added = iter(added_tokens(asked, tokenizer))
+    found = {prompt: frozenset(i for i in range(len(ids)) if next(added) == (ids[i],)) for prompt in known}
+    return [found[prompt] for prompt in prompts]
+
+
+def _nearest(pair: PromptPair, numbers: Iterable[int], written: frozenset[int]) -> str:
+    for number in numbers:
+        if number in written:
+            return TWO_DIGITS[number]
+    raise EdgepruneError(
+        f"{pair.source}: after this prompt no year above the label, or none up to it, is its own token; "
+        "leave the row out"
+    )
 
 
 def _label(line: _Line) -> int:
