@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Regex
-from tokenizers.pre_tokenizers import Digits, Sequence, Split, Whitespace
+from tokenizers.decoders import Metaspace as MetaspaceDecoder
+from tokenizers.pre_tokenizers import Digits, Metaspace, Sequence, Split, Whitespace
 from transformers import PreTrainedTokenizerBase
 
 from datamodules import GreaterThan, PairDataModule
@@ -22,7 +23,7 @@ from tests.datamodules.conftest import TASK_WORDS, shared_tokenizer, word_tokeni
 from tests.datamodules.tasks.conformance import check_task, clean_prompts, role_text
 
 SMALL: dict[str, Any] = {"num_train": 60, "num_validation": 30, "num_test": 30}
-TWO_DIGIT, ONE_DIGIT = ("gpt2", "pythia", "pairs"), ("smollm2", "digits")
+TWO_DIGIT, ONE_DIGIT = ("gpt2", "pythia", "pairs"), ("smollm2", "digits", "marked")
 
 
 def digit_tokenizer(width: int, *, nouns: tuple[str, ...] = ()) -> PreTrainedTokenizerBase:
@@ -35,6 +36,14 @@ def digit_tokenizer(width: int, *, nouns: tuple[str, ...] = ()) -> PreTrainedTok
     return tokenizer
 
 
+def marked_tokenizer() -> PreTrainedTokenizerBase:
+    """Marks the start of each word, as SentencePiece does: a digit by itself is two tokens, inside a year it is one."""
+    tokenizer = word_tokenizer(["▁", *(f"▁{word}" for word in ("When", "year", *TASK_WORDS)), *map(str, range(10))])
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence([Metaspace(), Digits(individual_digits=True)])
+    tokenizer.backend_tokenizer.decoder = MetaspaceDecoder()
+    return tokenizer
+
+
 @pytest.fixture(scope="module", params=[*TWO_DIGIT, *ONE_DIGIT])
 def numbers(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
     """Each tokenizer that the task can work with."""
@@ -42,6 +51,8 @@ def numbers(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
         return shared_tokenizer(request.param)
     if request.param == "smollm2":
         return request.getfixturevalue("smollm2")
+    if request.param == "marked":
+        return marked_tokenizer()
     return digit_tokenizer(2 if request.param == "pairs" else 1)
 
 

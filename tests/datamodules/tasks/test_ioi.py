@@ -73,7 +73,7 @@ def test_random_changes_the_last_name_to_a_third(tokenizer: PreTrainedTokenizerB
         assert pair.corrupted_answer is None
 
 
-# Hashes of the pairs that version 0.1.0 made: what was found on them stays comparable.
+# Hashes of the pairs from before names were shared out: what was measured on them stays comparable.
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
