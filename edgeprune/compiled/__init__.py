@@ -9,6 +9,7 @@ from edgeprune.compiled.logic_gates import AND_GATE, OR_GATE
 from edgeprune.compiled.program import Ablation, Case, Edges, Output, Program
 from edgeprune.compiled.reverse import REVERSE
 from edgeprune.compiled.sort import SORT
+from edgeprune.compiled.trained_induction import TRAINED_INDUCTION
 from edgeprune.compiled.transformer import CompiledConfig, CompiledTransformer
 from edgeprune.compiled.xproportion import XPROPORTION
 from edgeprune.errors import EdgepruneError
@@ -35,6 +36,7 @@ _PROGRAMS = {
     "or_gate": OR_GATE,
     "and_gate": AND_GATE,
     "induction": INDUCTION,
+    "trained_induction": TRAINED_INDUCTION,
 }
 
 

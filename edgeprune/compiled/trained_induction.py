@@ -1,0 +1,102 @@
+"""A tiny transformer that learned induction: two layers of two heads, attention alone, trained here from scratch.
+
+    ids       BOS s1 ... sn s1 ... sn        BOS is 0, symbols are 1 to 64, no symbol twice in s1 ... sn
+    logits    at the second s1: s2, at the second s2: s3, ...
+
+`python -m edgeprune.compiled.train_induction` makes the weights, which are shipped with the package. Nobody wrote
+them, so nobody knows the true circuit; the guide on compiled models says what its heads look at.
+"""
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from edgeprune.batch import IGNORE
+from edgeprune.compiled.program import BOS, Case, Program
+from edgeprune.compiled.transformer import CompiledConfig, CompiledTransformer
+from edgeprune.errors import EdgepruneError
+
+VOCAB_SIZE = 65  # ids from 1 on are symbols
+LONGEST = 24  # symbols in one half
+SHORTEST = 4
+SAMPLED = (8, 16, 24)  # symbols in one half of the inputs that `trained_cases` gives
+CASES_EACH = 128
+
+WEIGHTS = "trained_induction.safetensors"
+
+
+def empty_model() -> CompiledTransformer:
+    """The architecture with random weights, from torch's global generator."""
+    head_dim = 32
+    config = CompiledConfig(
+        vocab_size=VOCAB_SIZE,
+        n_ctx=2 * LONGEST + 1,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        head_dim=head_dim,
+        hidden_size=64,
+        intermediate_size=0,
+        d_out=VOCAB_SIZE,
+        causal=True,
+        attn_scale=head_dim**-0.5,
+        bos_token_id=0,
+        vocab=[BOS, *map(str, range(1, VOCAB_SIZE))],
+        output_labels=[BOS, *map(str, range(1, VOCAB_SIZE))],
+        initializer_range=0.1,  # without a norm, 0.02 learns several times slower
+    )
+    config.name_or_path = "compiled:trained_induction"
+    return CompiledTransformer(config)
+
+
+def sample(num: int, half: int, generator: torch.Generator) -> Tensor:
+    """Random inputs `[num, 1 + 2 * half]`: BOS, `half` different symbols, the same again."""
+    symbols = torch.rand(num, VOCAB_SIZE - 1, generator=generator).argsort(1)[:, :half] + 1
+    return torch.cat([torch.zeros(num, 1, dtype=torch.long), symbols, symbols], dim=1)
+
+
+def load_trained_induction() -> CompiledTransformer:
+    """The model with the shipped weights."""
+    model = empty_model()
+    model.load_state_dict(_open()[0])
+    return model.eval()
+
+
+def training_record() -> dict[str, Any]:
+    """What the shipped weights say about themselves: seed, steps, accuracy, versions."""
+    return _open()[1]
+
+
+def trained_cases() -> list[Case]:
+    """A fixed random sample: 128 inputs for each of three lengths, with the next token from the second s1 on."""
+    generator = torch.Generator().manual_seed(2**20)  # far from the seeds that training uses
+    return [
+        (tuple(row), (*[IGNORE] * half, *row[half + 2 :], IGNORE))
+        for half in SAMPLED
+        for row in sample(CASES_EACH, half, generator).tolist()
+    ]
+
+
+def _open() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with resources.as_file(resources.files("edgeprune.compiled") / WEIGHTS) as path:
+        return read_weights(path)
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and record of a file that training wrote."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            record = json.loads((file.metadata() or {})["edgeprune"])
+            return {name: file.get_tensor(name) for name in file.keys()}, record  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise EdgepruneError(
+            f"{path} holds no weights of trained_induction: {error}; install the package again, or make them with "
+            "`python -m edgeprune.compiled.train_induction`"
+        ) from None
+
+
+TRAINED_INDUCTION = Program(load_trained_induction, trained_cases, "categorical", {})
