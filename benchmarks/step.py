@@ -48,13 +48,13 @@ def kinds(shape: str, batch: int, seq: int, dtype: torch.dtype) -> dict[str, Cal
     def plain() -> None:
         embeddings = hf.get_input_embeddings()(clean).requires_grad_()
         logits = hf(inputs_embeds=embeddings, logits_to_keep=1).logits
-        kl_divergence(reference, logits.log_softmax(-1)).mean().backward()
+        kl_divergence(reference, logits).mean().backward()
 
     def step(cached: bool) -> None:
         ablated = kept if cached else model.record(corrupted)
         z = gates.sample(uniform_noise(0, 0, gates.num_gates))
         logits = model(clean, model.graph.to_matrix(z), ablated, positions=last)
-        loss = kl_divergence(reference, logits.log_softmax(-1)).mean() + gates.prob_open().mean()
+        loss = kl_divergence(reference, logits).mean() + gates.prob_open().mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -19,6 +19,7 @@ from datamodules.tasks import (
     TokenPair,
 )
 from datamodules.tasks.compiled import CompiledTask
+from datamodules.tasks.tracr import TracrTask
 
 __all__ = [
     "IOI",
@@ -38,4 +39,5 @@ __all__ = [
     "PromptPair",
     "SubjectVerb",
     "TokenPair",
+    "TracrTask",
 ]

@@ -1,7 +1,7 @@
 """Snapshots against a circuit that is known already: the truth, an ACDC run, another method's circuit."""
 
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import lightning.pytorch as pl
 from rich.console import Console
@@ -25,13 +25,14 @@ class CompareToReference(pl.Callback):
 
     Args:
         reference: A circuit file, a saved ACDC edge list (`.pth`, `.pkl`, `.json`), or `"truth"`: the known circuit of
-            a compiled model or of a ground-truth folder, under this run's ablation.
+            a compiled model or of a ground-truth folder, under this run's ablation; `"truth:interchange_pad"` names
+            another ablation of a folder.
         show_edges: At the end, list recovered, missing and extra edges of the final gates' circuit.
     """
 
     def __init__(self, reference: str, show_edges: bool = False) -> None:
         super().__init__()
-        if reference != TRUTH and not Path(reference).is_file():
+        if reference.partition(":")[0] != TRUTH and not Path(reference).is_file():
             raise EdgepruneError(f"no reference circuit at {reference}; give a file, or 'truth' for a compiled model")
         self.reference = reference
         self.show_edges = show_edges
@@ -44,7 +45,7 @@ class CompareToReference(pl.Callback):
         known = self._known(trainer, module)
         overlap = edge_overlap(snapshot.circuit.keep, known.keep, known.graph.exists)
         values = {f"reference/{name}": overlap[name] for name in SHOWN}
-        for name in ("kl", "logit_difference"):
+        for name in (module.objective, "logit_difference"):
             values[f"reference/{name}_minus_reference"] = snapshot.measures[name] - self._measures[name]
         log_values(trainer, values)
         self.rows.append((snapshot, overlap))
@@ -53,7 +54,9 @@ class CompareToReference(pl.Callback):
         """Show the comparison; by now every snapshot is taken."""
         if not self.rows or self._circuit is None or not trainer.is_global_zero:
             return
-        table = Table(title=f"Against the reference, {self._circuit.num_edges} edges (KL {self._measures['kl']:.4g})")
+        objective = cast("PruningModule", pl_module).objective
+        error = f"{objective.replace('_', ' ')} {self._measures[objective]:.4g}"
+        table = Table(title=f"Against the reference, {self._circuit.num_edges} edges ({error})")
         for name in ("sparsity", "edges", "recovered", "missing", "extra", *SHOWN):
             table.add_column(name, justify="right")
         for snapshot, overlap in sorted(self.rows, key=lambda row: row[0].circuit.sparsity):
@@ -85,14 +88,16 @@ class CompareToReference(pl.Callback):
 
     def _read(self, module: PruningModule) -> Circuit:
         graph: Any = module.masked.graph
-        if self.reference != TRUTH:
+        kind, _, ablation = self.reference.partition(":")
+        if kind != TRUTH:
             return read_reference(self.reference, graph)
+        ablation = ablation or module.ablation
         if module.name.startswith(COMPILED):
             from edgeprune.compiled import true_circuit
 
-            return Circuit.from_edges(graph, true_circuit(module.name.removeprefix(COMPILED), module.ablation))
+            return Circuit.from_edges(graph, true_circuit(module.name.removeprefix(COMPILED), ablation))
         from edgeprune.compiled.tracr_format import is_tracr_folder, read_circuit
 
         if not is_tracr_folder(Path(module.name)):
             raise EdgepruneError(f"the true circuit of {module.name!r} is not known; give `reference` a circuit file")
-        return Circuit.from_edges(graph, read_circuit(Path(module.name), module.ablation))
+        return Circuit.from_edges(graph, read_circuit(Path(module.name), ablation))

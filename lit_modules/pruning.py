@@ -12,22 +12,24 @@ from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import KVReaders
 from edgeprune.methods import AbstractRecipe
-from edgeprune.metrics.evaluate import gated_log_probs
+from edgeprune.metrics.evaluate import gated_logits
 from edgeprune.metrics.faithfulness import faithfulness
 from edgeprune.models.loading import fingerprint, load_model
 from edgeprune.models.runs import Ablation, ReferenceRuns
-from edgeprune.objectives import kl_divergence, masked_mean
+from edgeprune.objectives import OBJECTIVES, Objective, masked_mean
 
 
 class PruningModule(pl.LightningModule):
     """Learn which edges of a frozen transformer carry a behaviour.
 
     Each step: the full and the ablated run (kept per example where they fit), one sample of the gates, one masked
-    forward, KL(full || circuit) at the scored positions plus the recipe's penalty.
+    forward, the objective at the scored positions plus the recipe's penalty.
 
     Args:
         name: Model: hub id, local folder, `smollm2`, `compiled:reverse`, or a ground-truth folder.
         recipe: How gates are learned.
+        objective: What faithfulness is while learning: `"kl"`, or `"squared_error"` of the raw outputs for models whose
+            outputs are no logits (compiled programs).
         ablation: What closed edges carry: `"interchange"` (the corrupted prompt's values) or `"zero"`.
         split_embedding: Token and position embedding are two writers; null: only for compiled models.
         kv_readers: `"group"` or `"head"`, for grouped-query attention.
@@ -44,6 +46,7 @@ class PruningModule(pl.LightningModule):
         name: str,
         recipe: AbstractRecipe,
         *,
+        objective: Objective = "kl",
         ablation: Ablation = "interchange",
         split_embedding: bool | None = None,
         kv_readers: KVReaders = "group",
@@ -55,7 +58,10 @@ class PruningModule(pl.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if objective not in OBJECTIVES:
+            raise EdgepruneError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
         self.name = name
+        self.objective: Objective = objective
         self.recipe = recipe
         self.ablation: Ablation = ablation
         self.cache_gb = cache_gb
@@ -115,22 +121,32 @@ class PruningModule(pl.LightningModule):
 
     # ---------------------------------------------------------------- steps
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
-        """KL at the scored positions plus the penalty, for one sample of the gates."""
+        """The objective at the scored positions plus the penalty, for one sample of the gates."""
         full, ablated = self.runs(batch, "train")
-        gates = self.recipe.sample(self.seed, self.global_step)
-        circuit = gated_log_probs(self.masked, batch, gates, ablated)
-        kl = masked_mean(kl_divergence(full, circuit), batch.position_mask)
+        self._check_outputs(full)
+
+        def error_of(gates: Tensor) -> Tensor:
+            circuit = gated_logits(self.masked, batch, gates, ablated)
+            return masked_mean(OBJECTIVES[self.objective](full, circuit), batch.position_mask)
+
+        error, gates = self.recipe.expected_error(error_of, self.seed, self.global_step)
         penalty = self.recipe.penalty(gates, self.progress)
-        if not torch.isfinite(kl + penalty):
+        if not torch.isfinite(error + penalty):
             raise EdgepruneError(
-                f"loss is not finite at step {self.global_step} (KL {kl.item()}, penalty {penalty.item()}, examples "
+                f"loss is not finite at step {self.global_step} ({self.objective} {error.item()}, penalty {penalty.item()}, examples "
                 f"{batch.index.tolist()}): lower the learning rate, or use dtype float32"
             )
-        self._log_training(kl, penalty, len(batch))
-        return kl + penalty
+        self._log_training(error, penalty, len(batch))
+        return error + penalty
 
-    def _log_training(self, kl: Tensor, penalty: Tensor, batch_size: int) -> None:
-        bar = {"kl": kl.detach(), "sparsity": self.recipe.sparsity}
+    def _check_outputs(self, full: Tensor) -> None:
+        if self.objective == "kl" and full.shape[-1] == 1:
+            raise EdgepruneError(
+                f"{self.name!r} has a single output, whose softmax is constant: set model.objective to squared_error"
+            )
+
+    def _log_training(self, error: Tensor, penalty: Tensor, batch_size: int) -> None:
+        bar = {self.objective: error.detach(), "sparsity": self.recipe.sparsity}
         target = self.recipe.target(self.progress)
         if target is not None:
             bar["target"] = target
@@ -170,7 +186,7 @@ class PruningModule(pl.LightningModule):
     def _judge(self, batch: PairBatch, split: str) -> None:
         assert self._gates is not None
         full, ablated = self.runs(batch, split)
-        self.measures.update(full, gated_log_probs(self.masked, batch, self._gates, ablated), batch)
+        self.measures.update(full, gated_logits(self.masked, batch, self._gates, ablated), batch)
 
     # ---------------------------------------------------------------- circuits and checkpoints
     def header(self) -> dict[str, Any]:
@@ -179,6 +195,7 @@ class PruningModule(pl.LightningModule):
             "model": self.name,
             "model_fingerprint": fingerprint(self.masked),
             "model_options": {key: value for key, value in self._load_options.items() if value is not None},
+            "objective": self.objective,
             "ablation": self.ablation,
             "direction": "clean run, closed edges carry ablated values (noising)",
             "seed": self.seed,

@@ -15,6 +15,7 @@ from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.metrics.evaluate import evaluate_gates
 from edgeprune.metrics.table import MEASURES, TableRow, faithfulness_table
+from edgeprune.objectives import Objective
 from lit_modules.pruning import PruningModule
 
 
@@ -113,7 +114,7 @@ class SnapshotCircuits(pl.Callback):
             if sparsity not in self._done:
                 self._take(trainer, module, sparsity, reached=False)
         self._take(trainer, module, None, reached=True)
-        self._report(run_folder(trainer))
+        self._report(run_folder(trainer), module.objective)
 
     def _take(self, trainer: pl.Trainer, module: PruningModule, sparsity: float | None, reached: bool) -> None:
         circuit = module.circuit(sparsity)
@@ -144,15 +145,15 @@ class SnapshotCircuits(pl.Callback):
                 callback.on_snapshot(trainer, module, snapshot)
 
     @rank_zero_only
-    def _report(self, folder: Path) -> None:
+    def _report(self, folder: Path, objective: Objective) -> None:
         rows = [_row(snapshot) for snapshot in sorted(self.snapshots, key=lambda item: item.circuit.sparsity)]
-        Console().print(_table(rows))
+        Console().print(_table(rows, objective))
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "frontier.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-        plot_frontier(rows, folder / "frontier.png")
+        plot_frontier(rows, folder / "frontier.png", objective)
         Console().print(f"circuits, frontier.csv and frontier.png are in {folder}", soft_wrap=True)
 
     def state_dict(self) -> dict[str, Any]:
@@ -185,7 +186,7 @@ def _row(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
+def _table(rows: list[dict[str, Any]], objective: Objective) -> Table:
     lines = [
         TableRow(
             None,
@@ -198,22 +199,25 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         )
         for row in rows
     ]
-    table = faithfulness_table("Circuits on the validation pairs", lines)
+    table = faithfulness_table("Circuits on the validation pairs", lines, objective)
     if not all(row["reached"] for row in rows):
         table.caption = "* never reached: cut from the final gates"
     return table
 
 
-def plot_frontier(rows: list[dict[str, Any]], path: Path) -> None:
-    """Sparsity against KL, with the random circuits of the same sizes, to a PNG file."""
+def plot_frontier(rows: list[dict[str, Any]], path: Path, objective: Objective = "kl") -> None:
+    """Sparsity against the error that was minimised, with the random circuits of the same sizes, to a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     kept = [100 * (1 - row["sparsity"]) for row in rows]
-    axes.plot(kept, [row["kl"] for row in rows], "o-", label="learned circuit")
-    axes.plot(kept, [row["random_kl"] for row in rows], "s--", color="0.6", label="random circuit of the same size")
-    axes.set(xscale="log", xlabel="edges kept (%)", ylabel="KL(full || circuit), nats", ylim=(0, None))
+    axes.plot(kept, [row[objective] for row in rows], "o-", label="learned circuit")
+    axes.plot(
+        kept, [row[f"random_{objective}"] for row in rows], "s--", color="0.6", label="random circuit of the same size"
+    )
+    label = {"kl": "KL(full || circuit), nats", "squared_error": "squared error of the outputs"}[objective]
+    axes.set(xscale="log", xlabel="edges kept (%)", ylabel=label, ylim=(0, None))
     axes.invert_xaxis()
     ticks = [value for value in (50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1) if min(kept) <= value <= max(kept)]
     axes.set_xticks(ticks or kept, [f"{value:.3g}" for value in ticks or kept])

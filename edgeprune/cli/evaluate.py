@@ -67,6 +67,7 @@ def evaluate_files(options: argparse.Namespace) -> list[dict[str, Any]]:
             "circuit": str(path),
             "model": name,
             "ablation": ablation,
+            "objective": circuit.header.get("objective", "kl"),
             "split": options.split,
             "sparsity": circuit.sparsity,
             "edges": circuit.num_edges,
@@ -99,4 +100,4 @@ def _print(rows: list[dict[str, Any]]) -> None:
         )
         for row in rows
     ]
-    Console().print(faithfulness_table(title, lines))
+    Console().print(faithfulness_table(title, lines, first["objective"]))

@@ -1,21 +1,24 @@
 """Read compiled transformers with a known circuit from folders of the format `tracr-circuit-data/1`.
 
-A folder holds `model.json` (shape, vocabulary), `model.safetensors` (weights per head, inputs before outputs)
-and `circuit.json` (the edges that matter, under several ablations).
+A folder holds `model.json` (shape, vocabulary), `model.safetensors` (weights per head, inputs before outputs),
+`circuit.json` (the edges that matter, under several ablations) and `examples.json` (inputs, and pairs of them).
 """
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from edgeprune.circuit import Circuit
 from edgeprune.compiled.transformer import CompiledConfig, CompiledTransformer
 from edgeprune.errors import EdgepruneError
+from edgeprune.graph import ArchSpec, EdgeGraph
 
 FORMAT = "tracr-circuit-data/1"
+EdgeList = Literal["causal", "minimal", "structural"]
 _NAMES = {"tok": "tok_embed", "pos": "pos_embed", "out": "logits"}
 
 
@@ -31,13 +34,7 @@ def read_folder(path: str | Path) -> CompiledTransformer:
         EdgepruneError: A file is missing or damaged, the architecture is another, or a tensor does not fit.
     """
     path = Path(path)
-    info = _read_json(path / "model.json")
-    try:
-        if info["activation"] != "relu" or info["layer_norm"]:
-            raise EdgepruneError(f"{path}: only models with activation 'relu' and without layer norm can be read")
-        config = _config(info, path)
-    except (KeyError, TypeError) as error:
-        raise EdgepruneError(f"{path / 'model.json'} is incomplete: {error}; get the folder again") from None
+    config = _read_config(path)
     model = CompiledTransformer(config)
     model.load_state_dict(_convert(_read_tensors(path / "model.safetensors", _shapes(config)), config))
     return model.eval()
@@ -55,15 +52,118 @@ def read_circuit(path: str | Path, ablation: str) -> tuple[str, ...]:
     """
     file = Path(path) / "circuit.json"
     circuit = _read_json(file)
-    known = [ablation for ablation in circuit.get("pairs", {}) if f"causal_{ablation}" in circuit]
+    known = _ablations(circuit, "causal")
     if ablation not in known:
         raise EdgepruneError(f"{file} has no circuit for ablation {ablation!r}; it has: {', '.join(known)}")
-    edges: list[tuple[str, str]] = circuit[f"causal_{ablation}"]
-    return tuple(f"{_NAMES.get(writer, writer)}->{_NAMES.get(reader, reader)}" for writer, reader in edges)
+    return _edge_names(circuit, f"causal_{ablation}", file)
+
+
+def read_circuits(path: str | Path, edges: EdgeList = "causal") -> dict[str, Circuit]:
+    """All circuits of a folder, one per ablation; the graph has token and position embedding apart.
+
+    Args:
+        path: The folder.
+        edges: `"causal"`: edges that matter when closed alone. `"minimal"`: what is left when edges are closed one after
+            the other as long as the output stays. `"structural"`: edges that carry anything, under any ablation.
+
+    Raises:
+        EdgepruneError: A file is missing or damaged, or names an edge that the model lacks.
+    """
+    if edges not in get_args(EdgeList):
+        raise EdgepruneError(f"edges must be one of {', '.join(get_args(EdgeList))}, got {edges!r}")
+    path = Path(path)
+    file = path / "circuit.json"
+    circuit, config = _read_json(file), _read_config(path)
+    arch = ArchSpec(
+        num_layers=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_attention_heads,
+        split_embedding=True,
+        kv_readers="group",
+        has_mlp=config.intermediate_size > 0,
+    )
+    graph = EdgeGraph(arch)
+    header = {"model": str(path), "source": "circuit.json", "edges": edges}
+    keys = {
+        ablation: edges if edges == "structural" else f"{edges}_{ablation}" for ablation in _ablations(circuit, edges)
+    }
+    return {
+        ablation: Circuit.from_edges(graph, _edge_names(circuit, key, file), {**header, "ablation": ablation})
+        for ablation, key in keys.items()
+    }
+
+
+class Examples(NamedTuple):
+    """Stored inputs of a model, as token ids.
+
+    Attributes:
+        inputs: Valid inputs.
+        pairs: For each kind of pair (`"interchange"`, ...) clean and corrupted inputs of the same length.
+        first_output: First position at which the program says something; None: only at the last one.
+        categorical: Outputs stand for symbols (else they are numbers).
+    """
+
+    inputs: list[tuple[int, ...]]
+    pairs: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]]
+    first_output: int | None
+    categorical: bool
+
+    def positions(self, length: int) -> tuple[int, ...]:
+        """Positions with an output in an input of `length` tokens."""
+        return tuple(range(length - 1 if self.first_output is None else self.first_output, length))
+
+
+def read_examples(path: str | Path) -> Examples:
+    """The inputs in a folder's `examples.json`.
+
+    Raises:
+        EdgepruneError: A file is missing, damaged or incomplete.
+    """
+    path = Path(path)
+    file = path / "examples.json"
+    info, content = _read_json(path / "model.json"), _read_json(file, checked=False)
+    try:
+        pairs = {
+            kind: [(tuple(pair["clean_ids"]), tuple(pair["corrupt_ids"])) for pair in rows]
+            for kind, rows in content["pairs"].items()
+        }
+        first = info["first_output_position"] + info["unspecified_leading_outputs"]
+        return Examples(
+            inputs=[tuple(example["ids"]) for example in content["examples"]],
+            pairs={kind: rows for kind, rows in pairs.items() if rows},
+            first_output=None if info.get("output_positions") == "last" else first,
+            categorical=info["output"]["kind"] == "categorical",
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise EdgepruneError(f"{file} or model.json beside it is incomplete: {error}; get the folder again") from None
+
+
+def _ablations(circuit: dict[str, Any], edges: str) -> list[str]:
+    """Ablations for which a file has edges of a kind."""
+    return [
+        ablation for ablation in circuit.get("pairs", {}) if edges == "structural" or f"{edges}_{ablation}" in circuit
+    ]
+
+
+def _edge_names(circuit: dict[str, Any], key: str, file: Path) -> tuple[str, ...]:
+    try:
+        return tuple(f"{_NAMES.get(writer, writer)}->{_NAMES.get(reader, reader)}" for writer, reader in circuit[key])
+    except (KeyError, TypeError, ValueError) as error:
+        raise EdgepruneError(f"{file}: {key!r} is no list of edges ({error}); get the folder again") from None
 
 
 # -------------------------------------------------------------------- files
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> CompiledConfig:
+    info = _read_json(path / "model.json")
+    try:
+        if info["activation"] != "relu" or info["layer_norm"]:
+            raise EdgepruneError(f"{path}: only models with activation 'relu' and without layer norm can be read")
+        return _config(info, path)
+    except (KeyError, TypeError) as error:
+        raise EdgepruneError(f"{path / 'model.json'} is incomplete: {error}; get the folder again") from None
+
+
+def _read_json(file: Path, checked: bool = True) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
     except OSError as error:
@@ -71,6 +171,8 @@ def _read_json(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise EdgepruneError(f"{file} is damaged: {error}; get the folder again") from None
     found = content.get("format") if isinstance(content, dict) else None
+    if isinstance(content, dict) and not checked:
+        return content
     if found != FORMAT:
         raise EdgepruneError(f"{file} has format {found!r}, only {FORMAT!r} can be read")
     return content

@@ -40,6 +40,18 @@ def prob_open(log_alpha: Tensor, temperature: float = TEMPERATURE, stretch: tupl
     return torch.sigmoid(log_alpha - temperature * math.log(-low / high))
 
 
+def prob_above_half(
+    log_alpha: Tensor, temperature: float = TEMPERATURE, stretch: tuple[float, float] = STRETCH
+) -> Tensor:
+    """P(gate > 1/2): a gate rounded to 0 or 1 is open with this probability.
+
+    >>> prob_above_half(torch.tensor(0.0)).item()
+    0.5
+    """
+    low, high = stretch
+    return torch.sigmoid(log_alpha - temperature * math.log((0.5 - low) / (high - 0.5)))
+
+
 def deterministic(log_alpha: Tensor, stretch: tuple[float, float] = STRETCH) -> Tensor:
     """The gate without noise, as used after training (eq. 13).
 
@@ -93,6 +105,10 @@ class HardConcrete(AbstractGates):
     def prob_open(self) -> Tensor:
         """P(gate > 0), `[num_gates]`."""
         return prob_open(self.log_alpha, self.temperature, self.stretch)
+
+    def prob_above_half(self) -> Tensor:
+        """P(gate > 1/2), `[num_gates]`."""
+        return prob_above_half(self.log_alpha, self.temperature, self.stretch)
 
     def deterministic(self) -> Tensor:
         """Gates without noise, `[num_gates]`."""

@@ -1,6 +1,7 @@
 """A recipe: a method that learns gates by gradient descent. It samples, penalises, ranks; it runs no model."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,12 +26,23 @@ class AbstractRecipe(nn.Module, ABC):
     def sample(self, seed: int, step: int) -> Tensor:
         """Gates `[reader, writer]` for one step; the same for equal arguments. Differentiable."""
 
+    def expected_error(self, error_of: Callable[[Tensor], Tensor], seed: int, step: int) -> tuple[Tensor, Tensor]:
+        """Error of one sample of the gates, differentiable in the parameters; and the sample `[reader, writer]`.
+
+        Args:
+            error_of: Error (scalar) of the model with given gates `[reader, writer]`; gradients pass through it.
+            seed: Of the noise.
+            step: Of the run; the noise is a function of both.
+        """
+        gates = self.sample(seed, step)
+        return error_of(gates), gates
+
     @abstractmethod
     def penalty(self, gates: Tensor, progress: float) -> Tensor:
         """Loss term (scalar) that pushes gates shut, at `progress` in [0, 1] of the run.
 
         Args:
-            gates: What `sample` returned for this step.
+            gates: The sample that `expected_error` returned for this step.
             progress: Steps done / all steps.
         """
 

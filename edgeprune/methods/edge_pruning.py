@@ -1,5 +1,6 @@
 """Edge Pruning (Bhaskar et al. 2024, arXiv 2406.16778): hard concrete gates on edges, trained by gradient descent."""
 
+from collections.abc import Callable
 from typing import Any, Literal, final
 
 import torch
@@ -10,9 +11,11 @@ from edgeprune.gates import HardConcrete, uniform_noise
 from edgeprune.gates.hard_concrete import STRETCH, TEMPERATURE
 from edgeprune.graph import EdgeGraph
 from edgeprune.methods.base import AbstractRecipe
+from edgeprune.methods.local_expectation import local_expectation
 from edgeprune.objectives.sparsity import AbstractSparsityTerm
 
 PenaltyOn = Literal["expected", "sample"]
+Estimator = Literal["pathwise", "local"]
 
 
 @final
@@ -28,6 +31,12 @@ class EdgePruning(AbstractRecipe):
         sparsity_term: What pushes edges shut: `GeometricPenalty` or `Lagrangian` (published).
         penalty_on: What the sparsity term sees. `"expected"`: expected L0, as in arXiv 1712.01312 eq. 12. `"sample"`:
             the mean of the gates sampled for the forward pass (published).
+        estimator: How the error's gradient reaches the gates. `"pathwise"` (published): through the sampled gates. It
+            sees only slopes: where a model's output is flat in each gate and jumps (saturated attention, steep MLPs, as
+            in compiled programs), nothing tells a needed edge from an idle one. `"local"` (deviation): gates are rounded
+            to 0 or 1 and the effect of flipping them is measured, `local_expectation`. For small graphs: each step
+            takes `num_flips` further runs, without backward.
+        num_flips: Gates flipped per step with `estimator="local"`, drawn at random; all if there are fewer.
         learning_rate: Of the log-alphas (published: 0.8, with AdamW; deviation: 0.3 with Adam).
         learning_rate_warmup: Share of the run in which the rate rises linearly from 0 (published: 200 of 3000 steps).
         learning_rate_decay: Let the rate fall linearly to 0 afterwards (published: yes).
@@ -47,6 +56,8 @@ class EdgePruning(AbstractRecipe):
         sparsity_term: AbstractSparsityTerm,
         *,
         penalty_on: PenaltyOn = "expected",
+        estimator: Estimator = "pathwise",
+        num_flips: int = 16,
         learning_rate: float = 0.3,
         learning_rate_warmup: float = 0.0,
         learning_rate_decay: bool = False,
@@ -73,9 +84,12 @@ class EdgePruning(AbstractRecipe):
             raise EdgepruneError(f"penalty_on must be 'expected' or 'sample', got {penalty_on!r}")
         if node_sparsity_term is not None and not node_gates:
             raise EdgepruneError("node_sparsity_term has nothing to act on: set node_gates to true")
+        _check_estimator(estimator, num_flips, penalty_on, node_gates)
         self.sparsity_term = sparsity_term
         self.node_sparsity_term = node_sparsity_term
         self.penalty_on: PenaltyOn = penalty_on
+        self.estimator: Estimator = estimator
+        self.num_flips = num_flips
         self.learning_rate = learning_rate
         self.learning_rate_warmup = learning_rate_warmup
         self.learning_rate_decay = learning_rate_decay
@@ -104,6 +118,20 @@ class EdgePruning(AbstractRecipe):
             return gates
         return gates * self.nodes.sample(uniform_noise(seed, step, self.nodes.num_gates, stream=1))
 
+    def expected_error(self, error_of: Callable[[Tensor], Tensor], seed: int, step: int) -> tuple[Tensor, Tensor]:
+        """Error of one sample, with the gradient that `estimator` says; and the sample `[reader, writer]`."""
+        if self.estimator == "pathwise":
+            return super().expected_error(error_of, seed, step)
+        size, device = self.edges.num_gates, self.edges.log_alpha.device
+        noise, order = uniform_noise(seed, step, size), uniform_noise(seed, step, size, stream=2).argsort()
+        error, gates = local_expectation(
+            lambda gates: error_of(self.graph.to_matrix(gates)),
+            self.edges.prob_above_half(),
+            noise.to(device),
+            order[: self.num_flips].to(device),
+        )
+        return error, self.graph.to_matrix(gates)
+
     def penalty(self, gates: Tensor, progress: float) -> Tensor:
         """The edge term, plus the node term if there is one.
 
@@ -118,7 +146,9 @@ class EdgePruning(AbstractRecipe):
         return loss
 
     def _prob_open(self) -> Tensor:
-        """P(gate > 0) of every existing edge, `[num_edges]`."""
+        """P(gate > 0) of every existing edge, `[num_edges]`; of rounded gates, P(gate > 1/2)."""
+        if self.estimator == "local":
+            return self.edges.prob_above_half()
         edges = self.edges.prob_open()
         return edges if self.nodes is None else edges * self.nodes.prob_open()[self._writer_of_edge()]
 
@@ -180,6 +210,7 @@ class EdgePruning(AbstractRecipe):
             "method": "edge_pruning",
             "sparsity_term": type(self.sparsity_term).__name__,
             "penalty_on": self.penalty_on,
+            "estimator": self.estimator,
             "learning_rate": self.learning_rate,
             "weight_decay": self.weight_decay,
             "learning_rate_warmup": self.learning_rate_warmup,
@@ -187,3 +218,15 @@ class EdgePruning(AbstractRecipe):
             "node_gates": self.node_gates,
             **self._gate_options,
         }
+
+
+def _check_estimator(estimator: str, num_flips: int, penalty_on: str, node_gates: bool) -> None:
+    if estimator not in ("pathwise", "local"):
+        raise EdgepruneError(f"estimator must be 'pathwise' or 'local', got {estimator!r}")
+    if estimator == "local" and (penalty_on == "sample" or node_gates):
+        raise EdgepruneError(
+            "estimator 'local' rounds the gates of edges, so it needs penalty_on 'expected' and no node_gates; "
+            f"got penalty_on={penalty_on!r}, node_gates={node_gates}"
+        )
+    if num_flips < 1:
+        raise EdgepruneError(f"num_flips must be at least 1, got {num_flips}")

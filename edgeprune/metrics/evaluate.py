@@ -12,10 +12,9 @@ from edgeprune.models.runs import ReferenceRuns
 from edgeprune.models.states import WriterStates
 
 
-def gated_log_probs(model: MaskedModel, batch: PairBatch, gates: Tensor, ablated: WriterStates) -> Tensor:
-    """Log-probabilities of the gated model at the scored positions, `[batch, positions, vocab]`, in float32."""
-    logits = model(batch.clean, gates, ablated, batch.attention_mask, batch.positions)
-    return logits.float().log_softmax(-1)
+def gated_logits(model: MaskedModel, batch: PairBatch, gates: Tensor, ablated: WriterStates) -> Tensor:
+    """Logits of the gated model at the scored positions, `[batch, positions, vocab]`, in float32."""
+    return model(batch.clean, gates, ablated, batch.attention_mask, batch.positions).float()
 
 
 @torch.no_grad()
@@ -25,7 +24,7 @@ def evaluate_gates(
     """Faithfulness of each gate matrix `[reader, writer]` over all batches.
 
     Returns:
-        Per matrix: `kl`, `logit_difference`, `accuracy`, `exact_match`, and `num_examples`.
+        Per matrix: `kl`, `squared_error`, `logit_difference`, `accuracy`, `exact_match`, and `num_examples`.
     """
     metrics = [faithfulness() for _ in gates]
     num_examples = 0
@@ -34,7 +33,7 @@ def evaluate_gates(
         num_examples += len(batch)
         full, ablated = runs(batch, split)
         for matrix, metric in zip(gates, metrics, strict=True):
-            circuit = gated_log_probs(model, batch, matrix.to(model.device), ablated)
+            circuit = gated_logits(model, batch, matrix.to(model.device), ablated)
             metric.to(model.device).update(full, circuit, batch)
     return [
         {name: float(value) for name, value in metric.compute().items()} | {"num_examples": num_examples}

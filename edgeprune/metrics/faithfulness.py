@@ -27,7 +27,7 @@ class _ExampleMean(Metric):
         raise NotImplementedError
 
     def update(self, full: Tensor, circuit: Tensor, batch: PairBatch) -> None:
-        """Add a batch of log-probabilities `[batch, positions, vocab]`."""
+        """Add a batch of logits `[batch, positions, vocab]`."""
         values = self.values(full, circuit, batch)
         known = ~values.isnan()
         self.total += values[known].double().sum()
@@ -47,6 +47,17 @@ class KLDivergence(_ExampleMean):
     def values(self, full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
         """One value per example, `[batch]`."""
         return functional.kl(full, circuit, batch)
+
+
+@final
+class SquaredError(_ExampleMean):
+    """Squared error of the raw outputs."""
+
+    higher_is_better = False
+
+    def values(self, full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
+        """One value per example, `[batch]`."""
+        return functional.squared_error(full, circuit, batch)
 
 
 @final
@@ -106,10 +117,11 @@ class EdgeSparsity(Metric):
 
 
 def faithfulness(prefix: str | None = None) -> MetricCollection:
-    """KL, logit difference, accuracy and exact match together."""
+    """KL, squared error, logit difference, accuracy and exact match together."""
     return MetricCollection(
         {
             "kl": KLDivergence(),
+            "squared_error": SquaredError(),
             "logit_difference": LogitDifference(),
             "accuracy": Accuracy(),
             "exact_match": ExactMatch(),

@@ -1,6 +1,6 @@
-"""Faithfulness of a circuit, example by example: pure functions of log-probabilities at the scored positions.
+"""Faithfulness of a circuit, example by example: pure functions of logits at the scored positions.
 
-Shapes: `full` and `circuit` are log-probabilities `[batch, positions, vocab]` in float32; results are `[batch]`.
+Shapes: `full` and `circuit` are logits `[batch, positions, vocab]` in float32; results are `[batch]`.
 """
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from edgeprune.batch import IGNORE, PairBatch
 from edgeprune.objectives import kl_divergence
+from edgeprune.objectives import squared_error as squared_difference
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -21,8 +22,14 @@ def _at(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 def kl(full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
-    """KL(full || circuit) in nats, mean over the example's positions."""
-    return _mean(kl_divergence(full, circuit), batch.position_mask)
+    """KL(full || circuit) in nats, mean over the example's positions; NaN for a model with a single output."""
+    values = _mean(kl_divergence(full, circuit), batch.position_mask)
+    return values if full.shape[-1] > 1 else torch.full_like(values, torch.nan)
+
+
+def squared_error(full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
+    """Squared error of the raw outputs, summed over outputs, mean over the example's positions."""
+    return _mean(squared_difference(full, circuit), batch.position_mask)
 
 
 def logit_difference(full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
@@ -48,6 +55,35 @@ def accuracy(full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
 
 
 def exact_match(full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
-    """1 where the most likely token is the full model's at every position."""
+    """1 where the most likely token is the full model's at every position; NaN for a model with a single output."""
     same = circuit.argmax(-1) == full.argmax(-1)
-    return (same | ~batch.position_mask).all(-1).float()
+    values = (same | ~batch.position_mask).all(-1).float()
+    return values if full.shape[-1] > 1 else torch.full_like(values, torch.nan)
+
+
+def logit_difference_max(logits: Tensor, batch: PairBatch) -> Tensor:
+    """Logit of the right answer minus the largest of the wrong ones, the docstring measure of ACDC, `[batch]`.
+
+    Mean over the positions at which the target and a wrong answer are known; NaN for an example without any.
+    `logits` may be log-probabilities: the difference is the same.
+    """
+    wrong = _at_sets(logits, batch.wrong_answers, -torch.inf).amax(-1)
+    mask = batch.position_mask & (batch.targets != IGNORE) & wrong.isfinite()
+    return _mean(_at(logits, batch.targets) - wrong, mask)
+
+
+def probability_difference_sets(logits: Tensor, batch: PairBatch) -> Tensor:
+    """Probability of all right answers together minus that of all wrong ones, over the full softmax, `[batch]`.
+
+    From -1 to 1; mean over the positions at which a right answer is known; NaN for an example without any.
+    `logits` may be log-probabilities: their softmax is the same.
+    """
+    probabilities = logits.softmax(-1)
+    right, wrong = (_at_sets(probabilities, ids, 0.0).sum(-1) for ids in (batch.answers, batch.wrong_answers))
+    mask = batch.position_mask & (batch.answers != IGNORE).any(-1)
+    return _mean(right - wrong, mask)
+
+
+def _at_sets(values: Tensor, ids: Tensor, absent: float) -> Tensor:
+    """`values` at each token id of `[batch, positions, num]`; `absent` where there is none."""
+    return values.gather(-1, ids.clamp(min=0)).masked_fill(ids == IGNORE, absent)

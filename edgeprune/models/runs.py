@@ -1,6 +1,6 @@
 """The two frozen runs that every comparison needs, made once per example where they fit in memory.
 
-Neither depends on the gates: the full model's log-probabilities at the scored positions, and what closed edges carry.
+Neither depends on the gates: the full model's logits at the scored positions, and what closed edges carry.
 """
 
 from typing import Literal, NamedTuple, final, get_args
@@ -18,7 +18,7 @@ Ablation = Literal["interchange", "zero"]
 
 
 class _Kept(NamedTuple):
-    log_probs: Tensor  # [positions, vocab]
+    logits: Tensor  # [positions, vocab]
     states: WriterStates | None  # batch of one, without padding; None where they do not depend on the example
 
 
@@ -42,7 +42,7 @@ class ReferenceRuns:
 
     @torch.no_grad()
     def __call__(self, batch: PairBatch, split: str) -> tuple[Tensor, WriterStates]:
-        """Full log-probabilities `[batch, positions, vocab]` (float32) and the states that closed edges carry.
+        """Full logits `[batch, positions, vocab]` (float32) and the states that closed edges carry.
 
         Args:
             batch: Pairs; right-padded, and `index` is their number in `split`.
@@ -52,8 +52,8 @@ class ReferenceRuns:
         found = [item for item in kept if item is not None]
         if len(found) == len(kept):
             return self._assemble(found, batch)
-        logits = self.model.full(batch.clean, batch.attention_mask, batch.positions)
-        full, states = logits.float().log_softmax(-1), self._states(batch)
+        full = self.model.full(batch.clean, batch.attention_mask, batch.positions).float()
+        states = self._states(batch)
         self._keep(batch, split, full, None if self.ablation == "zero" else states)
         return full, states
 
@@ -81,9 +81,7 @@ class ReferenceRuns:
     def _assemble(self, items: list[_Kept], batch: PairBatch) -> tuple[Tensor, WriterStates]:
         device = self.model.device
         last = batch.positions.shape[1] - 1
-        full = torch.stack(
-            [item.log_probs[torch.arange(last + 1).clamp(max=len(item.log_probs) - 1)] for item in items]
-        )
+        full = torch.stack([item.logits[torch.arange(last + 1).clamp(max=len(item.logits) - 1)] for item in items])
         states = [item.states for item in items if item.states is not None]
         if not states:
             return full.to(device), self._states(batch)
@@ -119,7 +117,7 @@ def _stack(rows: list[WriterStates], seq: int) -> WriterStates:
 
 
 def _bytes(item: _Kept) -> int:
-    fields = [item.log_probs]
+    fields = [item.logits]
     if item.states is not None:
         fields += [item.states.embeddings, item.states.heads]
         fields += [] if item.states.mlps is None else [item.states.mlps]

@@ -1,12 +1,34 @@
-"""How far a circuit's predictions are from the full model's, at the scored positions."""
+"""How far a circuit's outputs are from the full model's, at the scored positions."""
+
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+Objective = Literal["kl", "squared_error"]
+
 
 def kl_divergence(full: Tensor, circuit: Tensor) -> Tensor:
-    """KL(full || circuit) in nats from two log-probability tensors `[..., vocab]`; returns `[...]`."""
+    """KL(full || circuit) in nats from two tensors of logits (or log-probabilities) `[..., vocab]`; returns `[...]`.
+
+    >>> kl_divergence(torch.tensor([0.0, 0.0]), torch.tensor([3.0, 3.0])).item()
+    0.0
+    """
+    full, circuit = full.log_softmax(-1), circuit.log_softmax(-1)
     return (full.exp() * (full - circuit)).sum(-1)
+
+
+def squared_error(full: Tensor, circuit: Tensor) -> Tensor:
+    """Squared difference of two tensors of raw outputs `[..., outputs]`, summed over outputs; returns `[...]`.
+
+    For models whose outputs are numbers rather than logits: a softmax over one output is constant, and over 0/1 outputs
+    it hides most of an error.
+    """
+    return (full - circuit).square().sum(-1)
+
+
+OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": kl_divergence, "squared_error": squared_error}
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -6,7 +6,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edgeprune.compiled import CompiledConfig, CompiledTransformer
-from edgeprune.compiled.tracr_format import FORMAT, is_tracr_folder, read_circuit, read_folder
+from edgeprune.compiled.tracr_format import (
+    FORMAT,
+    is_tracr_folder,
+    read_circuit,
+    read_circuits,
+    read_examples,
+    read_folder,
+)
 from edgeprune.errors import EdgepruneError
 from tests.compiled.slow import graph_of
 
@@ -50,7 +57,8 @@ def folder(tmp_path: Path) -> Path:
         "format": FORMAT, "activation": "relu", "layer_norm": False, "vocab": [1, 2, 3, "BOS", "PAD"],
         "n_layers": 2, "n_heads": 2, "d_head": 3, "d_model": 7, "d_mlp": 8, "n_ctx": 6,
         "causal": False, "attn_scale": 0.3,
-        "output": {"d_out": 4, "values": None, "labels": ["w", "x", "y", "z"]},
+        "first_output_position": 1, "unspecified_leading_outputs": 1, "output_positions": "every position from 1",
+        "output": {"kind": "categorical", "d_out": 4, "values": None, "labels": ["w", "x", "y", "z"]},
         "bos": {"id": 3}, "pad": {"id": 4},
     }  # fmt: skip
     (tmp_path / "model.json").write_text(json.dumps(info))
@@ -60,6 +68,11 @@ def folder(tmp_path: Path) -> Path:
         "causal_zero": [["tok", "m0"], ["m0", "out"]],
     }
     (tmp_path / "circuit.json").write_text(json.dumps(circuit))
+    examples = {
+        "examples": [{"ids": [3, 0, 1]}, {"ids": [3, 2]}],
+        "pairs": {"interchange": [{"clean_ids": [3, 0, 1], "corrupt_ids": [3, 1, 1]}], "interchange_pad": []},
+    }
+    (tmp_path / "examples.json").write_text(json.dumps(examples))
     save_file(dict(model.state_dict()), tmp_path / "expected.safetensors")
     return tmp_path
 
@@ -80,6 +93,59 @@ def test_circuits_get_our_names(folder: Path) -> None:
     assert read_circuit(folder, "zero") == ("tok_embed->m0", "m0->logits")
     with pytest.raises(EdgepruneError, match="no circuit for ablation 'interchange'; it has: zero"):
         read_circuit(folder, "interchange")
+
+
+def test_circuits_of_every_ablation(folder: Path) -> None:
+    circuits = read_circuits(folder)
+    assert {ablation: circuit.edges() for ablation, circuit in circuits.items()} == {
+        "zero": ["tok_embed->m0", "m0->logits"]
+    }
+    assert circuits["zero"].graph.arch.split_embedding
+    assert circuits["zero"].header["ablation"] == "zero"
+    edit_circuit(folder, structural=[["tok", "m0"], ["m0", "out"], ["pos", "out"]])
+    assert read_circuits(folder, "structural")["interchange"].num_edges == 3
+    with pytest.raises(EdgepruneError, match="edges must be one of causal, minimal, structural, got 'other'"):
+        read_circuits(folder, "other")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("edges", "named"),
+    [([["tok", "m9"]], "m9"), ([["tok"]], "no list of edges"), (7, "no list of edges"), ([["m1", "m0"]], "m1->m0")],
+)
+def test_edges_that_cannot_be_are_refused(folder: Path, edges: object, named: str) -> None:
+    edit_circuit(folder, causal_zero=edges)
+    with pytest.raises(EdgepruneError, match=named):
+        read_circuits(folder)
+
+
+def edit_circuit(folder: Path, **changes: object) -> None:
+    file = folder / "circuit.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_examples(folder: Path) -> None:
+    examples = read_examples(folder)
+    assert examples.inputs == [(3, 0, 1), (3, 2)]
+    assert examples.pairs == {"interchange": [((3, 0, 1), (3, 1, 1))]}
+    assert examples.positions(4) == (2, 3)  # position 0 is BOS, and the program says nothing at position 1
+    assert examples.categorical
+    edit_json(folder, output_positions="last")
+    assert read_examples(folder).positions(4) == (3,)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("{", "examples.json is damaged"),
+        ("[]", "format None"),
+        ("{}", "incomplete: 'pairs'"),
+        ('{"pairs": 3}', "incomplete"),
+    ],
+)
+def test_damaged_examples_are_refused(folder: Path, content: str, named: str) -> None:
+    (folder / "examples.json").write_text(content)
+    with pytest.raises(EdgepruneError, match=named):
+        read_examples(folder)
 
 
 def test_folders_are_recognised(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

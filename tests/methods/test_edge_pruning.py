@@ -235,3 +235,57 @@ def test_impossible_settings_are_refused(options: dict[str, Any], message: str) 
     with pytest.raises(EdgepruneError, match=message) as caught:
         build(**options)
     assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------ estimators
+def test_the_pathwise_estimator_is_the_error_of_the_sample() -> None:
+    recipe = spread(build())
+    error, gates = recipe.expected_error(lambda gates: gates.square().sum(), seed=3, step=5)
+    assert torch.equal(gates, recipe.sample(3, 5))
+    (gradient,) = torch.autograd.grad(error, recipe.edges.log_alpha)
+    (by_hand,) = torch.autograd.grad(recipe.sample(3, 5).square().sum(), recipe.edges.log_alpha)
+    assert torch.equal(gradient, by_hand)
+
+
+def test_the_local_estimator_rounds_gates_and_measures_flips() -> None:
+    recipe = spread(build(estimator="local", num_flips=GRAPH.num_edges))
+    weights = torch.randn(GRAPH.shape, generator=torch.Generator().manual_seed(1))
+    runs = 0
+
+    def error_of(gates: Tensor) -> Tensor:
+        nonlocal runs
+        runs += 1
+        assert set(gates.unique().tolist()) <= {0.0, 1.0}
+        return (weights * gates).sum()
+
+    error, gates = recipe.expected_error(error_of, seed=3, step=5)
+    assert runs == 1 + GRAPH.num_edges
+    assert error.item() == pytest.approx(float((weights * gates).sum()), abs=1e-4)
+    (gradient,) = torch.autograd.grad(error, recipe.edges.log_alpha)
+    prob = torch.sigmoid(recipe.edges.log_alpha.detach())
+    # the error is linear in the gates, so every flip measures its weight (float32 sums of hundreds of terms)
+    torch.testing.assert_close(gradient, GRAPH.to_vector(weights) * prob * (1 - prob), atol=1e-4, rtol=1e-4)
+    again = recipe.expected_error(error_of, seed=3, step=5)[1]
+    other = recipe.expected_error(error_of, seed=3, step=6)[1]
+    assert torch.equal(gates, again)
+    assert not torch.equal(gates, other)
+
+
+def test_the_local_estimator_penalises_what_it_samples() -> None:
+    recipe = spread(build(GeometricPenalty(1.0, 1.0), estimator="local"))
+    penalty = recipe.penalty(torch.ones(GRAPH.shape), 0.5)
+    assert penalty.item() == pytest.approx(torch.sigmoid(recipe.edges.log_alpha).mean().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"estimator": "reinforce"}, "reinforce"),
+        ({"estimator": "local", "penalty_on": "sample"}, "penalty_on='sample'"),
+        ({"estimator": "local", "node_gates": True}, "node_gates=True"),
+        ({"estimator": "local", "num_flips": 0}, "num_flips"),
+    ],
+)
+def test_estimators_that_cannot_be_are_refused(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(EdgepruneError, match=named):
+        build(**options)

@@ -43,7 +43,8 @@ def make_batch(**changes: Tensor) -> PairBatch:
 
 
 def rows(batch: PairBatch, part: slice) -> PairBatch:
-    return PairBatch(**{name: value[part] for name, value in vars(batch).items()})
+    names = ("clean", "corrupted", "attention_mask", "positions", "position_mask", "targets", "distractors", "index")
+    return PairBatch(**{name: getattr(batch, name)[part] for name in names})
 
 
 def test_kl_is_torch_s_own_divergence_over_the_scored_positions() -> None:
@@ -91,6 +92,23 @@ def test_measures_without_any_distractor_are_nan_for_the_difference_alone() -> N
     assert not any(math.isnan(value) for value in values.values())
 
 
+def test_squared_error_by_hand() -> None:
+    values = functional.squared_error(FULL, CIRCUIT, make_batch())
+    for row, length in enumerate(LENGTHS):
+        by_hand = sum(float((FULL[row, p] - CIRCUIT[row, p]).double().square().sum()) for p in range(length)) / length
+        assert float(values[row]) == pytest.approx(by_hand, rel=1e-5)  # float32 sums
+
+
+def test_a_single_output_has_a_squared_error_but_no_kl_and_no_most_likely_token() -> None:
+    full, circuit = FULL[..., :1], CIRCUIT[..., :1]
+    metric = faithfulness()
+    unknown = torch.full((ROWS, POSITIONS), IGNORE)
+    metric.update(full, circuit, make_batch(targets=unknown, distractors=unknown))
+    values = {name: float(value) for name, value in metric.compute().items()}
+    assert values.pop("squared_error") > 0
+    assert all(math.isnan(value) for value in values.values())
+
+
 def test_accuracy_without_targets_is_nan() -> None:
     unknown = torch.full((ROWS, POSITIONS), IGNORE)
     assert functional.accuracy(FULL, CIRCUIT, make_batch(targets=unknown)).isnan().all()
@@ -128,7 +146,8 @@ def test_means_do_not_depend_on_the_batch_size(size: int) -> None:
     for start in range(0, ROWS, size):
         part = slice(start, start + size)
         split.update(FULL[part], CIRCUIT[part], rows(batch, part))
-    torch.testing.assert_close(split.compute(), whole.compute())
+    # values of an example are float32 sums, whose order may depend on the shape
+    torch.testing.assert_close(split.compute(), whole.compute(), rtol=1e-6, atol=1e-7)
 
 
 def test_edge_sparsity_counts_existing_edges_only() -> None:

@@ -1,0 +1,107 @@
+"""Pairs of a ground-truth folder of format `tracr-circuit-data/1`: the inputs in its `examples.json`."""
+
+import hashlib
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+
+from datamodules.tasks.base import SPLITS, AbstractTask, TokenPair
+from edgeprune.batch import IGNORE
+from edgeprune.compiled.tracr_format import Examples, read_examples, read_folder
+from edgeprune.errors import EdgepruneError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@final
+@dataclass(frozen=True)
+class TracrTask(AbstractTask):
+    """The stored pairs of a compiled model, clean and corrupted.
+
+    Scored are all positions at which the program says something. The model's outputs are *for* their position, not for
+    the next token: where they stand for symbols, the target is the index of the one that the full model gives; where
+    they are numbers there is no target, and faithfulness is the squared error (`model.objective: squared_error`).
+
+    Attributes:
+        path: The folder.
+        pairs: `"interchange"`, or another kind of pair that the folder has. `"none"`: the stored examples, each its own
+            corrupted prompt, for ablations that need none (zero). null: interchange where there is any, else none.
+        validation_fraction: Share of the pairs to validate on.
+        test_fraction: Share of the pairs to test on.
+        held_out: Keep the splits apart. False: each of them holds all pairs, which suits a question about *all* inputs
+            of a program: what its circuit is.
+        seed: Fixes which pair goes to which split.
+    """
+
+    path: str
+    pairs: str | None = None
+    validation_fraction: float = 0.15
+    test_fraction: float = 0.15
+    held_out: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        fractions = self.validation_fraction, self.test_fraction
+        if min(fractions) < 0 or sum(fractions) >= 1:
+            raise EdgepruneError(
+                f"validation_fraction and test_fraction = {fractions} must not be negative and must leave "
+                "something to train on"
+            )
+
+    def splits(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, list[TokenPair]]:
+        """Pairs of each split; `tokenizer` is not used."""
+        del tokenizer
+        pairs = self._pairs()
+        if not self.held_out:
+            return dict.fromkeys(SPLITS, pairs)
+        return self._part(pairs)
+
+    def fingerprint(self) -> str | None:
+        """Hash of the code and of the folder's files."""
+        code = super().fingerprint()
+        if code is None:
+            return None
+        digest = hashlib.sha256(code.encode())
+        for name in ("model.json", "model.safetensors", "examples.json"):
+            file = Path(self.path) / name
+            digest.update(file.read_bytes() if file.is_file() else b"")
+        return digest.hexdigest()
+
+    def _part(self, pairs: list[TokenPair]) -> dict[str, list[TokenPair]]:
+        """Share the pairs out; a clean prompt that occurs more than once stays in one split."""
+        prompts = sorted({pair.clean for pair in pairs})
+        random.Random(self.seed).shuffle(prompts)
+        test, validation = (round(len(prompts) * part) for part in (self.test_fraction, self.validation_fraction))
+        split_of = {
+            prompt: SPLITS[2] if i < test else SPLITS[1] if i < test + validation else SPLITS[0]
+            for i, prompt in enumerate(prompts)
+        }
+        return {split: [pair for pair in pairs if split_of[pair.clean] == split] for split in SPLITS}
+
+    def _pairs(self) -> list[TokenPair]:
+        examples = read_examples(self.path)
+        kind = self.pairs or ("interchange" if examples.pairs.get("interchange") else "none")
+        if kind == "none":
+            prompts = [(ids, ids) for ids in examples.inputs]
+        elif kind in examples.pairs:
+            prompts = examples.pairs[kind]
+        else:
+            raise EdgepruneError(
+                f"{self.path} has no pairs of kind {kind!r}; it has: {', '.join([*examples.pairs, 'none'])}"
+            )
+        model = read_folder(self.path)
+        return [_pair(model, clean, corrupted, examples) for clean, corrupted in prompts]
+
+
+def _pair(model: Any, clean: tuple[int, ...], corrupted: tuple[int, ...], examples: Examples) -> TokenPair:
+    positions = examples.positions(len(clean))
+    targets: tuple[int, ...] = (IGNORE,) * len(positions)
+    if examples.categorical:
+        with torch.no_grad():
+            best = model(torch.tensor([clean])).logits[0].argmax(-1)
+        targets = tuple(best[list(positions)].tolist())
+    return TokenPair(clean, corrupted, positions, targets, (IGNORE,) * len(positions))
