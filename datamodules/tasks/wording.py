@@ -10,7 +10,6 @@ from string import Formatter
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from datamodules.encode import has_unknown
-from datamodules.tasks import generated
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
@@ -127,8 +126,8 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 def fingerprint_with(code: str | None, *words: object) -> str | None:
-    """Hash of a task's code, of the code it shares with others, and of its sentences and words."""
+    """Hash of a task's code (with that of its bases), of this module, and of its sentences and words."""
     if code is None:
         return None
-    shared = [inspect.getsource(module) for module in (generated, sys.modules[__name__])]
+    shared = inspect.getsource(sys.modules[__name__])
     return hashlib.sha256(repr((code, shared, words)).encode()).hexdigest()
