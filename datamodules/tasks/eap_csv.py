@@ -172,7 +172,7 @@ def _last_word(prompt: str) -> str:
 def _written(prompts: Sequence[str], ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> list[frozenset[int]]:
     """For each prompt the numbers that the tokenizer cuts off from the century before them.
 
-    It may join others: GPT-2 has a token for all of 1776.
+    It may join others: GPT-2 has a token for all of 1865.
     """
     known = list(dict.fromkeys(prompts))
     asked = [Continuation(prompt, number, "") for prompt in known for number in TWO_DIGITS]

@@ -69,7 +69,7 @@ class HFDatasetTask(AbstractTask):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not Path(self.path).is_dir() and not _HUB_NAME.fullmatch(self.path):
+        if not (self.path and Path(self.path).is_dir()) and not _HUB_NAME.fullmatch(self.path):
             raise EdgepruneError(
                 f"no folder at {self.path!r}, and it is no hub name such as 'mib-bench/ioi'; give one of the two"
             )

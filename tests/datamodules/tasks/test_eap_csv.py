@@ -86,15 +86,16 @@ def test_labels_mean_the_years_after_them(tmp_path: Path, gpt2: PreTrainedTokeni
     ("label", "answer", "distractor"),
     [
         ("2", "03", "02"),
-        ("98", "99", "98"),
-        ("75", "77", "75"),  # GPT-2 has 1776 as one token
-        ("76", "77", "75"),
+        ("87", "91", "87"),  # and 1886, 1888 to 1890
+        ("61", "64", "59"),  # GPT-2 has 1860 to 1863 and 1865 as one token each
+        ("64", "66", "64"),
     ],
 )
 def test_target_and_distractor_are_the_nearest_that_are_tokens(
     tmp_path: Path, gpt2: PreTrainedTokenizerBase, label: str, answer: str, distractor: str
 ) -> None:
-    [pair] = read(write(tmp_path, ("clean", "corrupted", "label"), (*YEARS, label)), gpt2)
+    century = [text.replace("17", "18") for text in YEARS]
+    [pair] = read(write(tmp_path, ("clean", "corrupted", "label"), (*century, label)), gpt2)
     assert (pair.answer, pair.distractor) == (answer, distractor)
     assert [len(ids) for ids in (*pair.answer_ids, *pair.wrong_ids)] == [99 - int(label), int(label) + 1]
     [tokens] = encode_pairs([pair], gpt2)
