@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FORMAT = 2  # raise it when encoding or file layout change
-HASH_BLOCK = 1 << 20  # values hashed at a time: 8 MiB as 64-bit integers
+HASH_BLOCK = 1 << 17  # values hashed at a time: 1 MiB as 64-bit integers
 Splits = Mapping[str, Sequence[TokenPair]]
 Column = NDArray[np.int32]
 
