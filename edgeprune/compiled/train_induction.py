@@ -120,6 +120,7 @@ def save(model: CompiledTransformer, path: Path, record: dict[str, Any]) -> None
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, path, metadata={"edgeprune": json.dumps(record)})
+    path.chmod(0o644)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -23,7 +23,7 @@ from edgeprune.batch import PairBatch
 from edgeprune.compiled.transformer import CompiledTransformer
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
-from edgeprune.metrics.enumeration import Enumeration, Report
+from edgeprune.metrics.enumeration import Enumeration, MemoryBudgetError, Report
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.states import WriterStates
 
@@ -133,6 +133,7 @@ def brute_force(
     reduce: Literal["max", "mean"] = "max",
     among: Sequence[str] | None = None,
     rest: Literal["closed", "open"] = "closed",
+    memory_gb: float = 1.0,
     progress: bool = True,
 ) -> BruteForce:
     """Judge every circuit.
@@ -149,6 +150,8 @@ def brute_force(
             each example's positions.
         among: Edges to choose from; None for all. With more edges than can be enumerated, name those in question.
         rest: What the other edges are.
+        memory_gb: Memory for what circuits do not share, in 1e9 bytes; where it is not enough, the examples are taken
+            in parts, which takes longer.
         progress: Show a bar.
 
     Raises:
@@ -156,18 +159,58 @@ def brute_force(
     """
     free = _check(model, among, reduce, rest)
     open_ = model.graph.exists & ~free if rest == "open" else torch.zeros_like(free)
-    full = model.full(batch.clean, batch.attention_mask, batch.positions)
-    weights = _position_weights(batch).to(full)
-
-    def judge(outputs: Tensor) -> Tensor:
-        values = error(full, outputs)
-        if reduce == "max":
-            return values.masked_fill(~batch.position_mask, 0).amax((1, 2))
-        return (values.masked_fill(~batch.position_mask, 0) * weights).sum((1, 2))
-
     with _bar(progress) as report:
-        errors = Enumeration(model, batch, ablated, free, open_, report).run(judge)
+        errors = _Search(model, error, reduce == "max", free, open_, report, int(memory_gb * 1e9)).run(batch, ablated)
+    if reduce == "mean":
+        errors = errors / len(batch)
     return BruteForce(model.graph, _edge_names(model.graph, free), _edge_names(model.graph, open_), errors)
+
+
+class _Search(NamedTuple):
+    """What stays the same for every part of a batch."""
+
+    model: MaskedModel
+    error: ErrorFunction
+    worst: bool
+    free: Tensor
+    open: Tensor
+    report: Report
+    num_bytes: int
+
+    def run(self, batch: PairBatch, ablated: WriterStates) -> Tensor:
+        """Largest error of each circuit, or its sum over examples; in two parts where one needs too much memory."""
+        full = self.model.full(batch.clean, batch.attention_mask, batch.positions)
+        mask = batch.position_mask
+
+        def judge(outputs: Tensor) -> Tensor:
+            values = self.error(full, outputs).masked_fill(~mask, 0)
+            return values.amax((1, 2)) if self.worst else (values.sum(2) / mask.sum(1)).sum(1)
+
+        try:
+            plan = Enumeration(self.model, batch, ablated, self.free, self.open, self.report, self.num_bytes)
+            return plan.run(judge)
+        except MemoryBudgetError:
+            if len(batch) == 1:
+                raise EdgepruneError(
+                    f"{int(self.free.sum())} edges of this model take more than {self.num_bytes / 1e9:g} GB; "
+                    "raise memory_gb or name fewer edges in `among`"
+                ) from None
+        half = len(batch) // 2
+        first, second = (
+            self.run(_part(batch, rows), ablated.map(lambda field, rows=rows: _rows(field, rows)))
+            for rows in (slice(half), slice(half, None))
+        )
+        return torch.maximum(first, second) if self.worst else first + second
+
+
+def _part(batch: PairBatch, rows: slice) -> PairBatch:
+    names = ("clean", "corrupted", "attention_mask", "positions", "position_mask", "targets", "distractors", "index")
+    return PairBatch(**{name: getattr(batch, name)[rows] for name in names})
+
+
+def _rows(field: Tensor, rows: slice) -> Tensor:
+    """Some examples of `[item, batch or 1, ...]`."""
+    return field if field.shape[1] == 1 else field[:, rows]
 
 
 def _edge_names(graph: EdgeGraph, marked: Tensor) -> Edges:
@@ -191,12 +234,6 @@ def _check(model: MaskedModel, among: Sequence[str] | None, reduce: str, rest: s
             "from in `among`"
         )
     return free
-
-
-def _position_weights(batch: PairBatch) -> Tensor:
-    """`[batch, positions]`, summing to 1: examples weigh alike, and positions alike within an example."""
-    mask = batch.position_mask.double()
-    return mask / mask.sum(-1, keepdim=True) / len(mask)
 
 
 @contextmanager

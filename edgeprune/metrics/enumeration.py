@@ -30,10 +30,32 @@ CHUNK_BYTES = 32 * 2**20  # of projected values worked on at a time
 Report = Callable[[str, int, int], None]  # what is being worked on, how much of it is done, how much there is
 
 
+class MemoryBudgetError(Exception):
+    """The different values of these examples take more memory than allowed; fewer examples take less."""
+
+
+class _Budget:
+    """Memory that is left for values."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._left = num_bytes
+
+    def take(self, example: Tensor, count: int = 1) -> None:
+        """Set aside room for `count` tensors like `example`."""
+        self._left -= count * example.numel() * example.element_size()
+        if self._left < 0:
+            raise MemoryBudgetError
+
+    def give_back(self, example: Tensor, count: int) -> None:
+        """The opposite of `take`."""
+        self._left += count * example.numel() * example.element_size()
+
+
 class _Distinct:
     """Numbers values `[B, tokens, c]` in the order of their first appearance; equal ones get the same number."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: _Budget) -> None:
+        self._budget = budget
         self._numbers: dict[bytes, int] = {}
         self._values: list[Tensor] = []
 
@@ -44,6 +66,7 @@ class _Distinct:
         for value in values:
             key = hashlib.blake2b(value.contiguous().numpy().tobytes(), digest_size=16).digest()
             if key not in self._numbers:
+                self._budget.take(value)
                 self._numbers[key] = len(self._values)
                 self._values.append(value.clone())
             found.append(self._numbers[key])
@@ -51,7 +74,9 @@ class _Distinct:
 
     def table(self) -> Tensor:
         """All different values, `[different, B, tokens, c]`."""
-        return torch.stack(self._values)
+        table = torch.stack(self._values)
+        self._values.clear()
+        return table
 
 
 class _Reader:
@@ -106,6 +131,10 @@ class Enumeration:
         free: Bool `[reader, writer]`: edges that may be chosen.
         open_: Bool `[reader, writer]`: which of the other edges are open.
         report: Told how far it is.
+        num_bytes: Memory for the different values of writers and readers.
+
+    Raises:
+        MemoryBudgetError: It is not enough; with fewer examples it may be.
     """
 
     def __init__(
@@ -116,7 +145,9 @@ class Enumeration:
         free: Tensor,
         open_: Tensor,
         report: Report,
+        num_bytes: int,
     ) -> None:
+        self.budget = _Budget(num_bytes)
         self.graph, self.hf = model.graph, cast(CompiledTransformer, model.hf)
         self.free, self.open, self.report = free, open_, report
         self.positions = batch.positions
@@ -208,6 +239,9 @@ class Enumeration:
         ]
         which, place = _unique(columns, [len(part.rows) for part in (q, k, v)])
         triples = torch.stack([column.flatten()[place] for column in columns], dim=1)
+        rooms = [part.reader.tables[0][0] for part in (q, k, v)]
+        for part, room in zip((q, k, v), rooms, strict=True):
+            self.budget.take(room, len(part.rows))
         values = [part.values() for part in (q, k, v)]
         weight = attn.o_proj.weight[:, head * attn.head_dim : (head + 1) * attn.head_dim]
 
@@ -221,6 +255,8 @@ class Enumeration:
 
         other = linear(self.ablated.heads[layer][..., head, :], weight)
         self._advance(self._add_writer(outputs(), other)[which])
+        for part, room in zip((q, k, v), rooms, strict=True):
+            self.budget.give_back(room, len(part.rows))
 
     def _visit_mlp(self, layer: int, mlp: CompiledMLP) -> None:
         inputs = self._inputs(f"m{layer}")
@@ -238,7 +274,7 @@ class Enumeration:
         later = [
             self.readers[name] for row, name in enumerate(self.graph.readers) if writer < self.graph.num_visible[row]
         ]
-        distinct = [_Distinct() for _ in later]
+        distinct = [_Distinct(self.budget) for _ in later]
         numbers: list[list[int]] = [[] for _ in later]
         for part in outputs:
             for reader, seen, found in zip(later, distinct, numbers, strict=True):

@@ -130,6 +130,30 @@ def test_padding_and_batch_mates_change_nothing(batch: PairBatch) -> None:
     torch.testing.assert_close(torch.stack(alone).amax(0), whole, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("reduce", ["max", "mean"])
+@pytest.mark.parametrize("ablation", ["zero", "interchange"])
+def test_little_memory_changes_nothing_until_one_example_is_too_much(
+    batch: PairBatch, ablation: str, reduce: str
+) -> None:
+    model = random_model()
+    states = ablated_states(model, batch, ablation)
+    options = {"reduce": reduce, "progress": False}
+    expected = brute_force(model, batch, states, kl_divergence, **options).errors
+    enough = next(size for size in range(50, 5000, 50) if fits(model, batch, states, size / 1e6, options))
+    in_parts = brute_force(model, batch, states, kl_divergence, memory_gb=enough / 1e6, **options).errors
+    torch.testing.assert_close(in_parts, expected, rtol=0, atol=1e-12)
+    with pytest.raises(EdgepruneError, match="13 edges of this model take more than 1e-06 GB; raise memory_gb or name"):
+        brute_force(model, batch, states, memory_gb=1e-6, **options)
+
+
+def fits(model: MaskedModel, batch: PairBatch, states: WriterStates, memory_gb: float, options: dict) -> bool:
+    try:
+        brute_force(model, batch, states, memory_gb=memory_gb, **options)
+    except EdgepruneError:
+        return False
+    return True
+
+
 # -------------------------------------------------------------------- known circuits
 @pytest.mark.parametrize("ablation", ["zero", "interchange"])
 @pytest.mark.parametrize("program", ["hist", "or_gate", "and_gate", "induction"])
