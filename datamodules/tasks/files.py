@@ -1,6 +1,7 @@
 """What readers of users' files share: where the file lies, its rows, and how they become splits."""
 
 import hashlib
+import inspect
 import random
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from datamodules.tasks import continuations
 from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair
 from edgeprune.errors import EdgepruneError
 
@@ -63,9 +65,10 @@ class FileTask(AbstractTask):
         return draw([row.pair for row in rows], fractions, self.seed)
 
     def fingerprint(self) -> str | None:
-        """Hash of the code and of the file's content."""
+        """Hash of the code, with that which finds the answers' tokens, and of the file's content."""
         code = super().fingerprint()
-        return code and hashlib.sha256(code.encode() + Path(self.path).read_bytes()).hexdigest()
+        shared = inspect.getsource(continuations).encode()
+        return code and hashlib.sha256(code.encode() + shared + Path(self.path).read_bytes()).hexdigest()
 
 
 def check_fractions(*fractions: float) -> None:

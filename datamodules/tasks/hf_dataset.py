@@ -6,6 +6,7 @@ column holds, with a path of its own between the braces.
 """
 
 import hashlib
+import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, final
 
+from datamodules.tasks import files
 from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair
 from datamodules.tasks.files import check_fractions, draw
 from edgeprune.errors import EdgepruneError
@@ -97,7 +99,7 @@ class HFDatasetTask(AbstractTask):
         code = super().fingerprint()
         if code is None:
             return None
-        digest = hashlib.sha256(code.encode())
+        digest = hashlib.sha256((code + inspect.getsource(files)).encode())
         if Path(self.path).is_dir():
             for file in sorted(file for file in Path(self.path).rglob("*") if file.is_file()):
                 digest.update(file.relative_to(self.path).as_posix().encode() + file.read_bytes())

@@ -8,12 +8,14 @@ No token occurs twice in the sequence, so its first occurrence says what follows
 framework for transformer circuits" (2021), and Olsson et al., arXiv 2209.11895.
 """
 
+import inspect
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, cast, final, get_args
 
+from datamodules.tasks import generated
 from datamodules.tasks.base import SPLITS, AbstractTask, TokenPair
 from datamodules.tasks.generated import distinct
 from datamodules.tasks.wording import check_choice, fingerprint_with
@@ -99,7 +101,7 @@ class Induction(AbstractTask):
 
     def fingerprint(self) -> str | None:
         """Hash of the code."""
-        return fingerprint_with(super().fingerprint())
+        return fingerprint_with(super().fingerprint(), inspect.getsource(generated))
 
     def _sizes(self) -> tuple[int, int, int]:
         return self.num_train, self.num_validation, self.num_test

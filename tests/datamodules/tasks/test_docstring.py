@@ -106,6 +106,7 @@ def test_tokens_align(tokenizer: PreTrainedTokenizerBase, corruption: str) -> No
 
 
 def test_smollm2_can_be_used(smollm2: PreTrainedTokenizerBase) -> None:
+    assert tuple(Docstring().vocabulary(smollm2).arguments) == ARGUMENTS
     pairs = Docstring(**SMALL).splits(smollm2)["train"]
     assert len(encode_pairs(pairs, smollm2, single_token_answers=True)) == 40
 

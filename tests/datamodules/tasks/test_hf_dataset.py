@@ -99,6 +99,17 @@ def test_mib_rows_become_batches(tmp_path: Path, words: PreTrainedTokenizerBase)
     assert (batch.targets != batch.distractors).all()
 
 
+def test_unequal_lengths_are_refused_unless_asked_for(tmp_path: Path, words: PreTrainedTokenizerBase) -> None:
+    rows = [{"clean": f"1 + 1 + {i} =", "corrupted": f"2 + {i} =", "answer": " 7"} for i in range(3)]
+    task = HFDatasetTask(save(tmp_path, train=rows), validation_split=None, test_split=None)
+    strict, lenient = (PairDataModule(task, cache=False, unequal_lengths=how) for how in ("error", "end"))
+    strict.tokenizer_object = lenient.tokenizer_object = words
+    with pytest.raises(EdgepruneError, match=r"train\[\d\]: the clean prompt has 6 tokens and the corrupted one 4"):
+        strict.setup()
+    assert [len(pair.corrupted) for pair in lenient.pairs("train")] == [4]
+    assert lenient.pairs("train")[0].alignment[-4:] == (0, 1, 2, 3)
+
+
 def test_numbers_and_labelled_choices_are_written_out(tmp_path: Path) -> None:
     row = {
         "prompt": "34 + 12 =", "label": 46, "random_counterfactual": {"prompt": "51 + 12 =", "label": 63},
