@@ -155,7 +155,8 @@ def brute_force(
         progress: Show a bar.
 
     Raises:
-        EdgepruneError: Another architecture, too many edges, an edge that does not exist, or an unknown option.
+        EdgepruneError: Another architecture, dtype or device; too many edges, or one that does not exist; an unknown
+            option.
     """
     free = _check(model, among, reduce, rest)
     open_ = model.graph.exists & ~free if rest == "open" else torch.zeros_like(free)
@@ -223,6 +224,11 @@ def _check(model: MaskedModel, among: Sequence[str] | None, reduce: str, rest: s
         raise EdgepruneError(
             f"brute force knows compiled transformers only, not {model.hf.config.model_type!r}; "
             "use compiled:NAME or a ground-truth folder"
+        )
+    if model.device.type != "cpu" or model.dtype not in (torch.float32, torch.float64):
+        raise EdgepruneError(
+            f"brute force runs on the CPU in float64 or float32, the model is in {model.dtype} on {model.device}; "
+            "load it with dtype='float64' and device='cpu'"
         )
     if reduce not in ("max", "mean") or rest not in ("closed", "open"):
         raise EdgepruneError(f"reduce must be 'max' or 'mean', rest 'closed' or 'open', got {reduce!r} and {rest!r}")

@@ -267,3 +267,9 @@ def test_other_architectures_are_refused(batch: PairBatch) -> None:
     model = MaskedModel(GPT2LMHeadModel(GPT2Config(vocab_size=7, n_embd=4, n_layer=1, n_head=1, n_positions=8)))
     with pytest.raises(EdgepruneError, match="compiled transformers only, not 'gpt2'"):
         brute_force(model, batch, ablations.zero(model))
+
+
+def test_half_precision_is_refused(batch: PairBatch) -> None:
+    model = load_model("compiled:hist", dtype="bfloat16")
+    with pytest.raises(EdgepruneError, match=r"in float64 or float32, the model is in torch\.bfloat16 on cpu; load it"):
+        brute_force(model, batch, ablations.zero(model))
