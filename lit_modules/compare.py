@@ -1,7 +1,7 @@
 """Snapshots against a circuit that is known already: the truth, an ACDC run, another method's circuit."""
 
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, NamedTuple, cast, final
 
 import lightning.pytorch as pl
 from rich.console import Console
@@ -19,14 +19,21 @@ TRUTH = "truth"
 SHOWN = ("precision", "recall", "jaccard")
 
 
+class Known(NamedTuple):
+    """A reference and its faithfulness on the validation pairs."""
+
+    circuit: Circuit
+    measures: dict[str, float]
+
+
 @final
 class CompareToReference(pl.Callback):
     """Log precision, recall, Jaccard and the difference in faithfulness of every snapshot against a reference.
 
     Args:
         reference: A circuit file, a saved ACDC edge list (`.pth`, `.pkl`, `.json`), or `"truth"`: the known circuit of
-            a compiled model or of a ground-truth folder, under this run's ablation; `"truth:interchange_pad"` names
-            another ablation of a folder.
+            a compiled model (the nearest, where it has several) or of a ground-truth folder, under this run's ablation;
+            `"truth:interchange_pad"` names another ablation of a folder.
         show_edges: At the end, list recovered, missing and extra edges of the final gates' circuit.
     """
 
@@ -36,37 +43,36 @@ class CompareToReference(pl.Callback):
             raise EdgepruneError(f"no reference circuit at {reference}; give a file, or 'truth' for a compiled model")
         self.reference = reference
         self.show_edges = show_edges
-        self.rows: list[tuple[Snapshot, dict[str, float]]] = []
-        self._circuit: Circuit | None = None
-        self._measures: dict[str, float] = {}
+        self.rows: list[tuple[Snapshot, Known, dict[str, float]]] = []
+        self._known: list[Known] = []
 
     def on_snapshot(self, trainer: pl.Trainer, module: PruningModule, snapshot: Snapshot) -> None:
         """Compare one snapshot and log it."""
-        known = self._known(trainer, module)
-        overlap = edge_overlap(snapshot.circuit.keep, known.keep, known.graph.exists)
+        known, overlap = self._nearest(trainer, module, snapshot.circuit)
         values = {f"reference/{name}": overlap[name] for name in SHOWN}
         for name in (module.objective, "logit_difference"):
-            values[f"reference/{name}_minus_reference"] = snapshot.measures[name] - self._measures[name]
+            values[f"reference/{name}_minus_reference"] = snapshot.measures[name] - known.measures[name]
         log_values(trainer, values)
-        self.rows.append((snapshot, overlap))
+        self.rows.append((snapshot, known, overlap))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the comparison; by now every snapshot is taken."""
-        if not self.rows or self._circuit is None or not trainer.is_global_zero:
+        if not self.rows or not trainer.is_global_zero:
             return
         objective = cast("PruningModule", pl_module).objective
-        error = f"{objective.replace('_', ' ')} {self._measures[objective]:.4g}"
-        table = Table(title=f"Against the reference, {self._circuit.num_edges} edges ({error})")
+        last, known, _ = self.rows[-1]
+        error = f"{objective.replace('_', ' ')} {known.measures[objective]:.4g}"
+        table = Table(title=f"Against the reference, {known.circuit.num_edges} edges ({error})")
         for name in ("sparsity", "edges", "recovered", "missing", "extra", *SHOWN):
             table.add_column(name, justify="right")
-        for snapshot, overlap in sorted(self.rows, key=lambda row: row[0].circuit.sparsity):
+        for snapshot, _, overlap in sorted(self.rows, key=lambda row: row[0].circuit.sparsity):
             counts = (f"{overlap[name]:.0f}" for name in ("both", "only_reference", "only_found"))
             shares = (f"{overlap[name]:.3f}" for name in SHOWN)
             circuit = snapshot.circuit
             table.add_row(f"{circuit.sparsity:.4f}", f"{circuit.num_edges:,}", *counts, *shares)
         Console().print(table)
         if self.show_edges:
-            self._show(self.rows[-1][0].circuit, self._circuit)
+            self._show(last.circuit, known.circuit)
 
     def _show(self, found: Circuit, known: Circuit) -> None:
         console = Console()
@@ -80,24 +86,27 @@ class CompareToReference(pl.Callback):
         verdict = "exactly the true circuit" if ours == theirs else "not the same circuit"
         console.print(f"recovered {len(ours & theirs)} of {len(theirs)} edges, {len(ours - theirs)} extra: {verdict}")
 
-    def _known(self, trainer: pl.Trainer, module: PruningModule) -> Circuit:
-        if self._circuit is None:
-            self._circuit = self._read(module)
-            (self._measures,) = judge(trainer, module, [self._circuit])
-        return self._circuit
+    def _nearest(self, trainer: pl.Trainer, module: PruningModule, circuit: Circuit) -> tuple[Known, dict[str, float]]:
+        """The reference that shares most with `circuit`, and the overlap: programs may have several equal circuits."""
+        if not self._known:
+            circuits = self._read(module)
+            self._known = [Known(*pair) for pair in zip(circuits, judge(trainer, module, circuits), strict=True)]
+        overlaps = [edge_overlap(circuit.keep, known.circuit.keep, circuit.graph.exists) for known in self._known]
+        return max(zip(self._known, overlaps, strict=True), key=lambda pair: pair[1]["jaccard"])
 
-    def _read(self, module: PruningModule) -> Circuit:
+    def _read(self, module: PruningModule) -> list[Circuit]:
         graph: Any = module.masked.graph
         kind, _, ablation = self.reference.partition(":")
         if kind != TRUTH:
-            return read_reference(self.reference, graph)
-        ablation = ablation or module.ablation
+            return [read_reference(self.reference, graph)]
+        ablation: Any = ablation or module.ablation  # checked by those who look it up
         if module.name.startswith(COMPILED):
-            from edgeprune.compiled import true_circuit
+            from edgeprune.compiled import minimal_circuits
 
-            return Circuit.from_edges(graph, true_circuit(module.name.removeprefix(COMPILED), ablation))
+            equal = minimal_circuits(module.name.removeprefix(COMPILED), ablation)
+            return [Circuit.from_edges(graph, edges) for edges in equal]
         from edgeprune.compiled.tracr_format import is_tracr_folder, read_circuit
 
         if not is_tracr_folder(Path(module.name)):
             raise EdgepruneError(f"the true circuit of {module.name!r} is not known; give `reference` a circuit file")
-        return Circuit.from_edges(graph, read_circuit(Path(module.name), ablation))
+        return [Circuit.from_edges(graph, read_circuit(Path(module.name), ablation))]

@@ -133,8 +133,8 @@ class PruningModule(pl.LightningModule):
         penalty = self.recipe.penalty(gates, self.progress)
         if not torch.isfinite(error + penalty):
             raise EdgepruneError(
-                f"loss is not finite at step {self.global_step} ({self.objective} {error.item()}, penalty {penalty.item()}, examples "
-                f"{batch.index.tolist()}): lower the learning rate, or use dtype float32"
+                f"loss is not finite at step {self.global_step} ({self.objective} {error.item()}, penalty "
+                f"{penalty.item()}, examples {batch.index.tolist()}): lower the learning rate, or use dtype float32"
             )
         self._log_training(error, penalty, len(batch))
         return error + penalty

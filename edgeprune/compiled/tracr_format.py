@@ -63,8 +63,8 @@ def read_circuits(path: str | Path, edges: EdgeList = "causal") -> dict[str, Cir
 
     Args:
         path: The folder.
-        edges: `"causal"`: edges that matter when closed alone. `"minimal"`: what is left when edges are closed one after
-            the other as long as the output stays. `"structural"`: edges that carry anything, under any ablation.
+        edges: `"causal"`: edges that matter when closed alone. `"minimal"`: what is left when edges are closed one
+            after the other as long as the output stays. `"structural"`: edges that carry anything.
 
     Raises:
         EdgepruneError: A file is missing or damaged, or names an edge that the model lacks.

@@ -48,7 +48,7 @@ class AbstractRecipe(nn.Module, ABC):
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Optimizer groups, each with `params`, `lr`, `weight_decay` and `maximize`."""
+        """Groups for AdamW, each with `params`, `lr`, `weight_decay` and `maximize`."""
 
     @abstractmethod
     def learning_rate_factor(self, progress: float) -> float:

@@ -32,12 +32,14 @@ class EdgePruning(AbstractRecipe):
         penalty_on: What the sparsity term sees. `"expected"`: expected L0, as in arXiv 1712.01312 eq. 12. `"sample"`:
             the mean of the gates sampled for the forward pass (published).
         estimator: How the error's gradient reaches the gates. `"pathwise"` (published): through the sampled gates. It
-            sees only slopes: where a model's output is flat in each gate and jumps (saturated attention, steep MLPs, as
-            in compiled programs), nothing tells a needed edge from an idle one. `"local"` (deviation): gates are rounded
-            to 0 or 1 and the effect of flipping them is measured, `local_expectation`. For small graphs: each step
-            takes `num_flips` further runs, without backward.
+            sees only slopes: where a model's output is flat in each gate and jumps (saturated attention, steep MLPs,
+            as in compiled programs), nothing tells a needed edge from an idle one. `"local"` (deviation): gates are
+            rounded to 0 or 1 and the effect of flipping them is measured, see `local_expectation`. For small graphs:
+            each step takes `num_flips` further runs, without backward.
         num_flips: Gates flipped per step with `estimator="local"`, drawn at random; all if there are fewer.
         learning_rate: Of the log-alphas (published: 0.8, with AdamW; deviation: 0.3 with Adam).
+        betas: Of Adam, for the log-alphas (published: 0.9, 0.999). A low second one forgets the few large gradients
+            that an idle edge gets while needed ones are uncertain, so that the penalty can close it afterwards.
         learning_rate_warmup: Share of the run in which the rate rises linearly from 0 (published: 200 of 3000 steps).
         learning_rate_decay: Let the rate fall linearly to 0 afterwards (published: yes).
         weight_decay: Decoupled, on the log-alphas. Published runs have AdamW's default of 0.01 without saying so, which
@@ -59,6 +61,7 @@ class EdgePruning(AbstractRecipe):
         estimator: Estimator = "pathwise",
         num_flips: int = 16,
         learning_rate: float = 0.3,
+        betas: tuple[float, float] = (0.9, 0.999),
         learning_rate_warmup: float = 0.0,
         learning_rate_decay: bool = False,
         weight_decay: float = 0.0,
@@ -76,6 +79,8 @@ class EdgePruning(AbstractRecipe):
                 f"need learning_rate > 0, learning_rate_warmup in [0, 1) and weight_decay >= 0, got {learning_rate}, "
                 f"{learning_rate_warmup} and {weight_decay}"
             )
+        if not all(0 <= beta < 1 for beta in betas):
+            raise EdgepruneError(f"both betas must lie in [0, 1), got {tuple(betas)}")
         if init_std < 0 or (node_learning_rate is not None and node_learning_rate <= 0):
             raise EdgepruneError(
                 f"need init_std >= 0 and node_learning_rate > 0, got {init_std} and {node_learning_rate}"
@@ -91,6 +96,7 @@ class EdgePruning(AbstractRecipe):
         self.estimator: Estimator = estimator
         self.num_flips = num_flips
         self.learning_rate = learning_rate
+        self.betas = (float(betas[0]), float(betas[1]))
         self.learning_rate_warmup = learning_rate_warmup
         self.learning_rate_decay = learning_rate_decay
         self.weight_decay = weight_decay
@@ -170,6 +176,7 @@ class EdgePruning(AbstractRecipe):
         return {
             "params": list(gates.parameters()),
             "lr": rate,
+            "betas": self.betas,
             "weight_decay": self.weight_decay,
             "maximize": False,
         }
@@ -212,6 +219,7 @@ class EdgePruning(AbstractRecipe):
             "penalty_on": self.penalty_on,
             "estimator": self.estimator,
             "learning_rate": self.learning_rate,
+            "betas": list(self.betas),
             "weight_decay": self.weight_decay,
             "learning_rate_warmup": self.learning_rate_warmup,
             "learning_rate_decay": self.learning_rate_decay,

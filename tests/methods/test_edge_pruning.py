@@ -67,6 +67,15 @@ def test_a_term_without_multipliers_has_no_group() -> None:
     assert [(group["weight_decay"], group["maximize"]) for group in groups] == [(0.01, False)]
 
 
+def test_betas_reach_the_gates_alone() -> None:
+    recipe = build(Lagrangian(0.9), betas=(0.8, 0.95))
+    edges, multipliers = recipe.parameter_groups()
+    assert edges["betas"] == (0.8, 0.95)
+    assert "betas" not in multipliers
+    with pytest.raises(EdgepruneError, match=r"betas must lie in \[0, 1\), got \(0.9, 1.0\)"):
+        build(betas=(0.9, 1.0))
+
+
 def test_weight_decay_never_reaches_multipliers() -> None:
     groups = build(Lagrangian(0.9), weight_decay=0.01).parameter_groups()
     assert [group["weight_decay"] for group in groups] == [0.01, 0.0]

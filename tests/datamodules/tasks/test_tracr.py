@@ -62,7 +62,7 @@ def test_the_true_circuit_says_the_same_on_every_stored_pair(folder: Path) -> No
 
 
 def test_unknown_pairs_and_fractions_are_refused(folder: Path) -> None:
-    with pytest.raises(EdgepruneError, match="no pairs of kind 'shuffled'; it has: .*none"):
+    with pytest.raises(EdgepruneError, match=r"no pairs of kind 'shuffled'; it has: .*none"):
         pairs_of(folder, pairs="shuffled")
     with pytest.raises(EdgepruneError, match="must leave something to train on"):
         TracrTask(str(folder), validation_fraction=0.6, test_fraction=0.4)

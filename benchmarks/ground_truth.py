@@ -1,0 +1,190 @@
+"""Does Edge Pruning find circuits that are known? One setting for every model, both ablations, several seeds.
+
+    python benchmarks/ground_truth.py --folder FOLDERS --seeds 5 --out docs/results/ground_truth.json
+    python benchmarks/ground_truth.py --print docs/results/ground_truth.json
+
+FOLDERS holds ground-truth folders of format `tracr-circuit-data/1`; without it only the programs of this project are
+run. Each run is a whole process: `edgeprune fit --config configs/ground_truth.yaml` with the model, the ablation, the
+seed and the estimator set. Runs that the output file has already are not repeated.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.progress import track
+
+from datamodules.pairs import collate
+from datamodules.tasks.tracr import TracrTask
+from edgeprune.ablations import zero
+from edgeprune.circuit import Circuit
+from edgeprune.compiled import minimal_circuits, programs
+from edgeprune.compiled.tracr_format import read_circuit, read_circuits
+from edgeprune.errors import EdgepruneError
+from edgeprune.metrics.brute_force import brute_force
+from edgeprune.models.loading import load_model
+
+CONFIG = Path(__file__).parent.parent / "configs" / "ground_truth.yaml"
+ABLATIONS = ("zero", "interchange")
+# The pathwise estimator, at the best single setting that was found for it: smaller steps, more of them.
+RECIPE = "--model.recipe.init_args."
+ESTIMATORS = {
+    "local": [],
+    "pathwise": [
+        f"{RECIPE}estimator=pathwise",
+        f"{RECIPE}learning_rate=0.05",
+        "--trainer.max_steps=1200",
+    ],
+}
+
+
+class Problem(NamedTuple):
+    """One model under one ablation, and the circuits that count as the truth."""
+
+    name: str
+    ablation: str
+    arguments: list[str]
+    truths: list[list[str]]
+
+
+def of_folder(folder: Path) -> list[Problem]:
+    """A ground-truth folder under each ablation that it knows.
+
+    The truth is the folder's causal circuit. Where that is not enough for the output (edges that can stand in for each
+    other), it is any minimal circuit, by brute force.
+    """
+    problems: list[Problem] = []
+    for ablation in ABLATIONS:
+        try:
+            causal = list(read_circuit(folder, ablation))
+        except EdgepruneError:
+            continue  # this folder has no circuit for the ablation
+        minimal = read_circuits(folder, "minimal")[ablation].edges()
+        truths = [causal] if set(minimal) <= set(causal) else all_minimal(folder)
+        arguments = [
+            f"--model.name={folder}",
+            "--data.task=TracrTask",
+            f"--data.task.path={folder}",
+            f"--data.task.pairs={'none' if ablation == 'zero' else ablation}",
+            "--data.task.held_out=false",
+        ]
+        problems.append(Problem(f"tracr {folder.name}", ablation, arguments, truths))
+    return problems
+
+
+def all_minimal(folder: Path) -> list[list[str]]:
+    """All minimal circuits under zero ablation, at the threshold of the folder (0.01 of the raw output)."""
+    model = load_model(folder, dtype="float64")
+    pairs = TracrTask(str(folder), pairs="none", held_out=False).splits(None)["train"]
+    found = brute_force(model, collate(list(enumerate(pairs))), zero(model), progress=False)
+    return [list(edges) for edges in found.minimal(tolerance=0.01)]
+
+
+def of_program(name: str) -> list[Problem]:
+    """A program of this project under both ablations."""
+    arguments = [f"--model.name=compiled:{name}", f"--data.task.init_args.program={name}"]
+    return [
+        Problem(f"compiled:{name}", ablation, arguments, [list(edges) for edges in minimal_circuits(name, ablation)])  # pyright: ignore
+        for ablation in ABLATIONS
+    ]
+
+
+def run(problem: Problem, estimator: str, seed: int, folder: str) -> dict[str, Any]:
+    """One process; its circuit against the nearest truth."""
+    begin = time.perf_counter()
+    command = [sys.executable, "-m", "edgeprune", "fit", f"--config={CONFIG}", *problem.arguments]
+    command += [f"--model.ablation={problem.ablation}", f"--seed_everything={seed}"]
+    command += [*ESTIMATORS[estimator], "--trainer.enable_progress_bar=false"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
+    seconds = time.perf_counter() - begin
+    (path,) = Path(folder).rglob("final.safetensors")
+    circuit = Circuit.load(path)
+    found = set(circuit.edges())
+    truth = min((set(edges) for edges in problem.truths), key=lambda edges: len(edges ^ found))
+    return {
+        "problem": problem.name,
+        "ablation": problem.ablation,
+        "estimator": estimator,
+        "seed": seed,
+        "true_edges": len(truth),
+        "all_edges": circuit.graph.num_edges,
+        "missing": sorted(truth - found),
+        "extra": sorted(found - truth),
+        "squared_error": circuit.header["metrics"]["squared_error"],
+        "seconds": round(seconds, 1),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: one line per problem, one group of columns per estimator."""
+    estimators = [name for name in ESTIMATORS if any(row["estimator"] == name for row in rows)]
+    lines = [
+        "| model | ablation | edges | true |"
+        + "".join(f" {name}: exact | missing | extra | s |" for name in estimators)
+    ]
+    lines.append("|---|---|---|---|" + "---|---|---|---|" * len(estimators))
+    for problem, ablation in dict.fromkeys((row["problem"], row["ablation"]) for row in rows):
+        own = [row for row in rows if (row["problem"], row["ablation"]) == (problem, ablation)]
+        cells = f"| {problem} | {ablation} | {own[0]['all_edges']} | {own[0]['true_edges']} |"
+        for name in estimators:
+            runs = [row for row in own if row["estimator"] == name]
+            exact = sum(not row["missing"] and not row["extra"] for row in runs)
+            missing, extra = (sum(len(row[key]) for row in runs) / max(1, len(runs)) for key in ("missing", "extra"))
+            slowest = max((row["seconds"] for row in runs), default=0)
+            cells += f" {exact} of {len(runs)} | {missing:.1f} | {extra:.1f} | {slowest:.0f} |"
+        lines.append(cells)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing in the output file, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="folder of ground-truth folders")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--estimators", nargs="+", choices=ESTIMATORS, default=["local"])
+    parser.add_argument("--only", nargs="+", help="names of problems, such as 'tracr sort' or compiled:sort")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time, one thread each")
+    parser.add_argument("--out", type=Path, default=Path("ground_truth.json"))
+    parser.add_argument("--print", type=Path, dest="shown", help="only print the table of a file")
+    options = parser.parse_args()
+    if options.shown:
+        print(table(json.loads(options.shown.read_text())))
+        return
+    folders = sorted(file.parent.resolve() for file in options.folder.glob("*/circuit.json")) if options.folder else []
+    problems = [problem for folder in folders for problem in of_folder(folder)]
+    problems += [problem for name in programs() if name != "trained_induction" for problem in of_program(name)]
+    problems = [problem for problem in problems if not options.only or problem.name in options.only]
+    rows: list[dict[str, Any]] = json.loads(options.out.read_text()) if options.out.exists() else []
+    done = {(row["problem"], row["ablation"], row["estimator"], row["seed"]) for row in rows}
+    jobs = [
+        (problem, estimator, seed)
+        for estimator in options.estimators
+        for problem in problems
+        for seed in range(options.seeds)
+        if (problem.name, problem.ablation, estimator, seed) not in done
+    ]
+
+    def work(job: tuple[Problem, str, int]) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            return run(*job, folder)
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for row in track(pool.map(work, jobs), total=len(jobs), console=Console(stderr=True)):
+            rows.append(row)
+            options.out.write_text(json.dumps(rows, indent=1) + "\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
