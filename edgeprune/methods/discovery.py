@@ -1,0 +1,48 @@
+"""A method that does not train: it scores edges, or finds circuits, in one go."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from edgeprune.circuit import Circuit
+from edgeprune.methods.problem import Problem
+
+Report = Callable[[str, int, int], None]  # what is being done, how many done, how many in all
+
+
+@dataclass(frozen=True, eq=False)
+class Discovery:
+    """What a method found.
+
+    Attributes:
+        scores: Float `[reader, writer]`; positive: closing the edge raises the loss. None for a method that only
+            makes circuits.
+        circuits: Circuits by name (`"tau-0.01"`), for methods that make them themselves.
+        about: Further plain values for the record: runs of the model, settings that were derived.
+    """
+
+    scores: Tensor | None = None
+    circuits: Mapping[str, Circuit] = field(default_factory=dict[str, Circuit])
+    about: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+class AbstractDiscovery(ABC):
+    """A method that does not train. A final class is a frozen dataclass whose fields are its settings."""
+
+    @abstractmethod
+    def discover(self, problem: Problem, report: Report, folder: Path | None = None) -> Discovery:
+        """Find out which edges matter.
+
+        Args:
+            problem: Model, pairs, ablation, metric.
+            report: Called with what is being done, how many of it are done, and how many there are.
+            folder: Where a method that can take long keeps its state, to go on after an interruption.
+        """
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """`method` and its settings, plain values for a circuit's header."""

@@ -1,0 +1,78 @@
+"""What every method is asked: which edges does this model need for this behaviour, on these pairs, under this ablation?"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, final, get_args
+
+import torch
+from torch import Tensor
+
+from edgeprune.batch import PairBatch
+from edgeprune.errors import EdgepruneError
+from edgeprune.metrics import functional
+from edgeprune.metrics.evaluate import gated_logits
+from edgeprune.models.masked import MaskedModel
+from edgeprune.models.runs import ReferenceRuns
+from edgeprune.models.states import WriterStates
+
+Metric = Literal["kl", "logit_difference", "squared_error"]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A model, pairs, an ablation and a metric.
+
+    Attributes:
+        model: The masked model.
+        batches: All pairs, in batches. Results of a method must not depend on how they are cut.
+        runs: Full and ablated runs of the batches; holds the ablation.
+        metric: What a loss is: `"kl"` (of the full model to the circuit), `"logit_difference"` (its negative), or
+            `"squared_error"` of the raw outputs.
+        split: Which split the pairs are of.
+    """
+
+    model: MaskedModel
+    batches: Sequence[PairBatch]
+    runs: ReferenceRuns
+    metric: Metric = "kl"
+    split: str = "train"
+
+    def __post_init__(self) -> None:
+        if self.metric not in get_args(Metric):
+            raise EdgepruneError(f"metric must be one of {', '.join(get_args(Metric))}, got {self.metric!r}")
+        if not self.batches:
+            raise EdgepruneError(f"there are no {self.split} pairs to find a circuit on; give at least one")
+
+    @property
+    def num_examples(self) -> int:
+        """Pairs in all batches."""
+        return sum(len(batch) for batch in self.batches)
+
+    def frozen(self) -> Iterator[tuple[PairBatch, Tensor, WriterStates]]:
+        """Each batch on the model's device, with the full model's logits and the states that closed edges carry."""
+        for batch in self.batches:
+            moved = batch.to(self.model.device)
+            yield moved, *self.runs(moved, self.split)
+
+    def losses(self, full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
+        """Loss of each example, `[batch]`, from logits `[batch, positions, vocab]`: the lower, the better the circuit."""
+        if self.metric == "logit_difference":
+            values = -functional.logit_difference(full, circuit, batch)
+        else:
+            values = getattr(functional, self.metric)(full, circuit, batch)
+        if values.isnan().any():
+            raise EdgepruneError(
+                f"metric {self.metric!r} is not defined for some pairs (no distractor, or a single output): "
+                "choose another metric"
+            )
+        return values
+
+    @torch.no_grad()
+    def mean_loss(self, gates: Tensor) -> float:
+        """Mean loss over all examples of the model with these gates `[reader, writer]`."""
+        total = 0.0
+        for batch, full, ablated in self.frozen():
+            circuit = gated_logits(self.model, batch, gates.to(self.model.device), ablated)
+            total += self.losses(full, circuit, batch).double().sum().item()
+        return total / self.num_examples
