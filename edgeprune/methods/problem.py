@@ -1,4 +1,4 @@
-"""What every method is asked: which edges does this model need for this behaviour, on these pairs, under this ablation?"""
+"""What every method is asked: which edges does this model need, on these pairs, under this ablation?"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ class Problem:
             yield moved, *self.runs(moved, self.split)
 
     def losses(self, full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
-        """Loss of each example, `[batch]`, from logits `[batch, positions, vocab]`: the lower, the better the circuit."""
+        """Loss of each example, `[batch]`, from logits `[batch, positions, vocab]`; low is faithful."""
         if self.metric == "logit_difference":
             values = -functional.logit_difference(full, circuit, batch)
         else:
