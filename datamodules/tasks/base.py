@@ -127,6 +127,11 @@ class AbstractTask(ABC):
     ) -> Mapping[str, Sequence[PromptPair] | Sequence[TokenPair]]:
         """Pairs of the splits `train`, `validation` and `test`: a function of settings and tokenizer."""
 
+    @property
+    def needs_tokenizer(self) -> bool:
+        """Whether the pairs depend on a tokenizer: they are text, or made of its tokens."""
+        return True
+
     def description(self) -> dict[str, Any]:
         """Class name and settings, for the record."""
         settings = {item.name: getattr(self, item.name) for item in fields(self)}  # pyright: ignore[reportArgumentType]

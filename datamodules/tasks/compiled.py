@@ -57,6 +57,11 @@ class CompiledTask(AbstractTask):
                 f"of lengths {self.lengths or tuple(sorted(known))}: lower num_train, num_validation or num_test"
             )
 
+    @property
+    def needs_tokenizer(self) -> bool:
+        """Never: the inputs are token ids."""
+        return False
+
     def splits(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, list[TokenPair]]:
         """Pairs of each split; `tokenizer` is not used."""
         found = self._cases()

@@ -81,6 +81,11 @@ class Induction(AbstractTask):
                 f"first_token must lie in 0..{self.vocab_size - 1}, below vocab_size, got {self.first_token}"
             )
 
+    @property
+    def needs_tokenizer(self) -> bool:
+        """Not where `vocab_size` says which ids there are."""
+        return self.vocab_size is None
+
     def splits(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, list[TokenPair]]:
         """Pairs of each split; without `vocab_size` a tokenizer is needed."""
         bos = self._bos(tokenizer)

@@ -52,6 +52,11 @@ class TracrTask(AbstractTask):
                 "something to train on"
             )
 
+    @property
+    def needs_tokenizer(self) -> bool:
+        """Never: the inputs are token ids."""
+        return False
+
     def splits(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, list[TokenPair]]:
         """Pairs of each split; `tokenizer` is not used."""
         del tokenizer

@@ -65,10 +65,12 @@ def run(arguments: list[str]) -> None:
     parser.add_argument("config", help="YAML file with a `data` section")
     parser.add_argument("--split", choices=["train", "validation", "test"], default="train")
     parser.add_argument("-n", type=int, default=10, help="how many pairs")
+    parser.add_argument("--tokenizer", help="model whose tokenizer to use; default: the config's, or else smollm2")
     options = parser.parse_args(arguments[1:])
     if options.n < 1:
         raise EdgepruneError(f"-n must be at least 1, got {options.n}")
     data = read_data_config(options.config)
+    data.tokenizer = options.tokenizer or data.tokenizer or ("smollm2" if data.task.needs_tokenizer else None)
     if not data.pairs(options.split):
         raise EdgepruneError(f"{options.config} gives no {options.split} pairs; choose another --split")
     _show(data, options.split, options.n)
@@ -83,6 +85,8 @@ def _show(data: "PairDataModule", split: str, count: int) -> None:
     console = Console(highlight=False)
     pairs = data.pairs(split)
     roles = role_names(pairs)
+    if data.tokenizer is not None:
+        console.print(f"tokenizer  {data.tokenizer}", markup=False, soft_wrap=True)
     console.print(overview(pairs, {name: len(data.pairs(name)) for name in SPLITS}, split, roles), markup=False)
     colour = console.is_terminal and not console.no_color
     shown = rich_preview(pairs[:count], data.tokenizer_object, split=split, roles=roles, colour=colour)

@@ -50,6 +50,7 @@ def write_config(folder: Path, **change: Any) -> str:
 def test_the_command_shows_pairs_by_hand(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", str(folder / "data.yaml"), "-n", "1"]) == 0
     assert capsys.readouterr().out.splitlines() == [
+        f"tokenizer  {folder / 'tokenizer'}",
         "pairs  2 train, 1 validation, 1 test",
         "train  4 to 4 tokens, 1 different lengths; roles: none",
         "legend  {text} a corrupted token that differs from the clean one",
@@ -91,6 +92,24 @@ def test_tokens_without_a_tokenizer(folder: Path, capsys: pytest.CaptureFixture[
     out = capsys.readouterr().out
     assert "train 2\n  clean       3 " in out
     assert "{" in out.split("corrupted")[-1]
+
+
+def test_shipped_configs_are_shown_with_the_own_small_model_or_another(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def load(name: str) -> PreTrainedTokenizerBase:
+        asked.append(name)
+        return word_tokenizer(["Mary", "John", "Kate", "Paul", "and", "met", "foo"])
+
+    monkeypatch.setattr("edgeprune.models.loading.load_tokenizer", load)
+    induction = {"class_path": "Induction", "init_args": {"vocab_size": 50}}
+    assert main(["data", write_config(folder, task=induction, tokenizer=None)]) == 0
+    assert main(["data", write_config(folder, tokenizer=None)]) == 0
+    assert main(["data", write_config(folder), "--tokenizer", "other"]) == 0
+    assert asked == ["smollm2", "other"]
+    assert re.findall("tokenizer  (.*)", capsys.readouterr().out) == asked
 
 
 # -------------------------------------------------------------------- mistakes
