@@ -150,6 +150,8 @@ class PairDataModule(pl.LightningDataModule):
             raise EdgepruneError(
                 f"batch_size={batch_size} and eval_batch_size={eval_batch_size} must both be at least 1"
             )
+        if num_workers < 0:
+            raise EdgepruneError(f"num_workers must be 0 or more, got {num_workers}")
         if unequal_lengths not in get_args(UnequalLengths):
             raise EdgepruneError(
                 f"unequal_lengths must be one of {', '.join(get_args(UnequalLengths))}, got {unequal_lengths!r}"

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Entities = Literal["disjoint", "shared"]
+MAX_PAIRS = 5_000_000  # of all splits; they are made in memory, at some 2 kB each
 T = TypeVar("T")
 Pair = TypeVar("Pair", PromptPair, TokenPair)
 Vocabulary = TypeVar("Vocabulary")
@@ -43,8 +44,7 @@ class GeneratedTask(AbstractTask, Generic[Vocabulary]):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.sizes) < 0:
-            raise EdgepruneError(f"num_train, num_validation, num_test = {self.sizes} must not be negative")
+        check_sizes(self.sizes)
         if self.entities not in ("disjoint", "shared"):
             raise EdgepruneError(f"entities must be 'disjoint' or 'shared', got {self.entities!r}")
 
@@ -84,6 +84,18 @@ class GeneratedTask(AbstractTask, Generic[Vocabulary]):
                 for own, size in zip(vocabularies, self.sizes, strict=True)
             ]
         return dict(zip(SPLITS, parts, strict=True))
+
+
+def check_sizes(sizes: tuple[int, int, int]) -> None:
+    """Refuse numbers of pairs that are negative, all 0, or more than memory holds.
+
+    Raises:
+        EdgepruneError: They are.
+    """
+    if min(sizes) < 0 or not 0 < sum(sizes) <= MAX_PAIRS:
+        raise EdgepruneError(
+            f"num_train, num_validation, num_test = {sizes} must not be negative, and 1 to {MAX_PAIRS} in all"
+        )
 
 
 def share_out(

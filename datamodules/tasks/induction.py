@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, cast, final, get_args
 
 from datamodules.tasks import generated
 from datamodules.tasks.base import SPLITS, AbstractTask, TokenPair
-from datamodules.tasks.generated import distinct
+from datamodules.tasks.generated import check_sizes, distinct
 from datamodules.tasks.wording import check_choice, fingerprint_with
 from edgeprune.errors import EdgepruneError
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Corruption = Literal["random", "shuffle"]
+MAX_VOCABULARY = 10_000_000  # more than any model has
 
 
 @final
@@ -64,8 +65,7 @@ class Induction(AbstractTask):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if min(self._sizes()) < 0:
-            raise EdgepruneError(f"num_train, num_validation, num_test = {self._sizes()} must not be negative")
+        check_sizes(self._sizes())
         check_choice("corruption", self.corruption, get_args(Corruption))
         if self.length < 2:
             raise EdgepruneError(f"length must be at least 2, so that something can be repeated, got {self.length}")
@@ -76,10 +76,15 @@ class Induction(AbstractTask):
             )
         if self.vocab_size is None and self.first_token:
             raise EdgepruneError(f"first_token={self.first_token} goes with vocab_size; set that too")
-        if self.vocab_size is not None and not 0 <= self.first_token < self.vocab_size:
-            raise EdgepruneError(
-                f"first_token must lie in 0..{self.vocab_size - 1}, below vocab_size, got {self.first_token}"
-            )
+        if self.vocab_size is not None:
+            if not 1 <= self.vocab_size <= MAX_VOCABULARY:
+                raise EdgepruneError(f"vocab_size must be 1..{MAX_VOCABULARY}, got {self.vocab_size}")
+            if not 0 <= self.first_token < self.vocab_size:
+                raise EdgepruneError(
+                    f"first_token must lie in 0..{self.vocab_size - 1}, below vocab_size, got {self.first_token}"
+                )
+        if self.bos_token is not None and not 0 <= self.bos_token < MAX_VOCABULARY:
+            raise EdgepruneError(f"bos_token must be a token id, 0 or more, got {self.bos_token}")
 
     @property
     def needs_tokenizer(self) -> bool:
@@ -88,6 +93,8 @@ class Induction(AbstractTask):
 
     def splits(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, list[TokenPair]]:
         """Pairs of each split; without `vocab_size` a tokenizer is needed."""
+        if tokenizer is not None:
+            self._check_ids(len(tokenizer))
         bos = self._bos(tokenizer)
         tokens = [token for token in self._tokens(tokenizer) if token != bos]
         needed = 2 * self.length if self.corruption == "random" else self.length
@@ -107,6 +114,15 @@ class Induction(AbstractTask):
     def fingerprint(self) -> str | None:
         """Hash of the code."""
         return fingerprint_with(super().fingerprint(), inspect.getsource(generated))
+
+    def _check_ids(self, num_tokens: int) -> None:
+        """Refuse ids that the tokenizer does not have."""
+        for name, past in (("vocab_size", self.vocab_size or 0), ("bos_token", (self.bos_token or 0) + 1)):
+            if past > num_tokens:
+                raise EdgepruneError(
+                    f"{name}={getattr(self, name)} asks for token ids beyond 0..{num_tokens - 1}, those of the "
+                    "tokenizer; lower it, or give no tokenizer"
+                )
 
     def _sizes(self) -> tuple[int, int, int]:
         return self.num_train, self.num_validation, self.num_test

@@ -223,6 +223,8 @@ def test_setup_names_the_split_that_is_empty(words: PreTrainedTokenizerBase, tmp
 def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(EdgepruneError, match="batch_size=0"):
         make(Ready(), batch_size=0)
+    with pytest.raises(EdgepruneError, match="num_workers must be 0 or more, got -1"):
+        make(Ready(), num_workers=-1)
     with pytest.raises(EdgepruneError, match="unequal_lengths must be one of error, end, roles, got 'left'"):
         make(Ready(), unequal_lengths="left")
     with pytest.raises(EdgepruneError, match="no split named 'val'"):

@@ -148,11 +148,22 @@ def test_pairs_are_tokens(words: PreTrainedTokenizerBase) -> None:
         ({"first_token": 3}, "first_token=3 goes with vocab_size"),
         ({"first_token": 5, "vocab_size": 5}, "first_token must lie in 0..4"),
         ({"num_train": -1}, "must not be negative"),
+        ({"num_train": 10**9}, "1 to 5000000 in all"),
+        ({"vocab_size": 10**10}, "vocab_size must be 1..10000000, got 10000000000"),
+        ({"vocab_size": 0}, "vocab_size must be 1..10000000, got 0"),
+        ({"bos_token": -5}, "bos_token must be a token id, 0 or more, got -5"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(EdgepruneError, match=message):
         Induction(**settings)
+
+
+@pytest.mark.parametrize("setting", ["vocab_size", "bos_token"])
+def test_ids_that_the_tokenizer_lacks_are_refused(words: PreTrainedTokenizerBase, setting: str) -> None:
+    with pytest.raises(EdgepruneError, match=rf"{setting}=99999 asks for token ids beyond 0..{len(words) - 1}"):
+        Induction(**{setting: 99999}).splits(words)
+    Induction(vocab_size=len(words), bos_token=len(words) - 1).splits(words)
 
 
 def test_a_vocabulary_is_needed() -> None:

@@ -217,6 +217,8 @@ def test_tokenizer_is_needed() -> None:
         ({"templates": 0}, "templates must be 1..15"),
         ({"templates": 16}, "templates must be 1..15, or null for all, got 16"),
         ({"num_test": -1}, "must not be negative"),
+        ({"num_train": 10**9}, "1 to 5000000 in all"),
+        ({"num_train": 0, "num_validation": 0, "num_test": 0}, "1 to 5000000 in all"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict, message: str) -> None:
