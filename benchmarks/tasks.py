@@ -8,6 +8,7 @@ is sampled. Means over pairs; the columns:
     > distractor   share of pairs whose answer has a higher logit than the distractor, where there is one
     > every wrong  share of pairs whose answer has a higher logit than each wrong answer, at every scored position
     right > wrong  share of pairs whose right answers are together more probable than the wrong ones, likewise
+    by position    the share of scored positions at which that is so
     logit diff.    logit of the answer minus that of the distractor
     PD, PD 2-digit, PD 10   the measures of `edgeprune.metrics.greater_than`
 
@@ -41,6 +42,7 @@ COLUMNS = {
     "accuracy": "> distractor",
     "accuracy_every_wrong": "> every wrong",
     "accuracy_sets": "right > wrong",
+    "accuracy_by_position": "by position",
     "logit_difference": "logit diff.",
     "probability_difference": "PD",
     "probability_difference_two_digit": "PD 2-digit",
@@ -81,6 +83,7 @@ def measures(logits: Tensor, batch: PairBatch, numbers: bool) -> dict[str, Tenso
             name: torch.where(where.any(-1), (value | ~where).all(-1).double(), torch.nan)
             for name, (value, where) in right.items()
         },
+        "accuracy_by_position": (right["accuracy_sets"][0] & compared).sum(-1) / compared.sum(-1),
         "logit_difference": logit_difference(logits, logits, batch),
     }
     if numbers:
