@@ -1,6 +1,7 @@
 """Pairs of a ground-truth folder of format `tracr-circuit-data/1`: the inputs in its `examples.json`."""
 
 import hashlib
+import inspect
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from datamodules.tasks.base import SPLITS, AbstractTask, TokenPair
 from edgeprune.batch import IGNORE
+from edgeprune.compiled import tracr_format
 from edgeprune.compiled.tracr_format import Examples, read_examples, read_folder
 from edgeprune.errors import EdgepruneError
 
@@ -22,9 +24,10 @@ if TYPE_CHECKING:
 class TracrTask(AbstractTask):
     """The stored pairs of a compiled model, clean and corrupted.
 
-    Scored are all positions at which the program says something. The model's outputs are *for* their position, not for
-    the next token: where they stand for symbols, the target is the index of the one that the full model gives; where
-    they are numbers there is no target, and faithfulness is the squared error (`model.objective: squared_error`).
+    Scored are all positions at which the program says something; pairs too short to have any are left out. The model's
+    outputs are *for* their position, not for the next token: where they stand for symbols, the target is the index of
+    the one that the full model gives; where they are numbers there is no target, and faithfulness is the squared error
+    (`model.objective: squared_error`).
 
     Attributes:
         path: The folder.
@@ -70,7 +73,7 @@ class TracrTask(AbstractTask):
         code = super().fingerprint()
         if code is None:
             return None
-        digest = hashlib.sha256(code.encode())
+        digest = hashlib.sha256((code + inspect.getsource(tracr_format)).encode())
         for name in ("model.json", "model.safetensors", "examples.json"):
             file = Path(self.path) / name
             digest.update(file.read_bytes() if file.is_file() else b"")
@@ -98,8 +101,14 @@ class TracrTask(AbstractTask):
             raise EdgepruneError(
                 f"{self.path} has no pairs of kind {kind!r}; it has: {', '.join([*examples.pairs, 'none'])}"
             )
+        scored = [pair for pair in prompts if examples.positions(len(pair[0]))]
+        if not scored:
+            raise EdgepruneError(
+                f"{self.path} has no pair of kind {kind!r} with a position at which the program says something; "
+                "choose another kind"
+            )
         model = read_folder(self.path)
-        return [_pair(model, clean, corrupted, examples) for clean, corrupted in prompts]
+        return [_pair(model, clean, corrupted, examples) for clean, corrupted in scored]
 
 
 def _pair(model: Any, clean: tuple[int, ...], corrupted: tuple[int, ...], examples: Examples) -> TokenPair:

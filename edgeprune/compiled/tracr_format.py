@@ -5,6 +5,7 @@ A folder holds `model.json` (shape, vocabulary), `model.safetensors` (weights pe
 """
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -117,7 +118,7 @@ def read_examples(path: str | Path) -> Examples:
     """The inputs in a folder's `examples.json`.
 
     Raises:
-        EdgepruneError: A file is missing, damaged or incomplete.
+        EdgepruneError: A file is missing, damaged or incomplete, or the model cannot take an input.
     """
     path = Path(path)
     file = path / "examples.json"
@@ -128,8 +129,11 @@ def read_examples(path: str | Path) -> Examples:
             for kind, rows in content["pairs"].items()
         }
         first = info["first_output_position"] + info["unspecified_leading_outputs"]
+        inputs = [tuple(example["ids"]) for example in content["examples"]]
+        for ids in chain(inputs, *(pair for rows in pairs.values() for pair in rows)):
+            _check_input(ids, len(info["vocab"]), info["n_ctx"], file)
         return Examples(
-            inputs=[tuple(example["ids"]) for example in content["examples"]],
+            inputs=inputs,
             pairs={kind: rows for kind, rows in pairs.items() if rows},
             first_output=None if info.get("output_positions") == "last" else first,
             categorical=info["output"]["kind"] == "categorical",
@@ -138,10 +142,18 @@ def read_examples(path: str | Path) -> Examples:
         raise EdgepruneError(f"{file} or model.json beside it is incomplete: {error}; get the folder again") from None
 
 
+def _check_input(ids: tuple[int, ...], vocab_size: int, longest: int, file: Path) -> None:
+    if not 1 <= len(ids) <= longest or not all(token in range(vocab_size) for token in ids):
+        raise EdgepruneError(
+            f"{file} has the input {list(ids)}, the model takes 1 to {longest} ids from 0 to {vocab_size - 1}; "
+            "get the folder again"
+        )
+
+
 def _ablations(circuit: dict[str, Any], edges: str) -> list[str]:
     """Ablations for which a file has edges of a kind."""
     return [
-        ablation for ablation in circuit.get("pairs", {}) if edges == "structural" or f"{edges}_{ablation}" in circuit
+        ablation for ablation in circuit.get("pairs") or () if edges == "structural" or f"{edges}_{ablation}" in circuit
     ]
 
 
@@ -158,8 +170,11 @@ def _read_config(path: Path) -> CompiledConfig:
     try:
         if info["activation"] != "relu" or info["layer_norm"]:
             raise EdgepruneError(f"{path}: only models with activation 'relu' and without layer norm can be read")
+        odd = [key for key, kind in _KINDS.items() if not isinstance(info[key], kind)]
+        if odd:
+            raise TypeError(f"{odd[0]} is {info[odd[0]]!r}")
         return _config(info, path)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise EdgepruneError(f"{path / 'model.json'} is incomplete: {error}; get the folder again") from None
 
 
@@ -197,6 +212,10 @@ def _read_tensors(file: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, T
 
 
 # -------------------------------------------------------------------- shape and weights
+_SIZES = ("n_layers", "n_heads", "d_head", "d_model", "d_mlp", "n_ctx")
+_KINDS: dict[str, Any] = {**dict.fromkeys(_SIZES, int), "causal": bool, "attn_scale": (int, float)}
+
+
 def _config(info: dict[str, Any], path: Path) -> CompiledConfig:
     output = info["output"]
     config = CompiledConfig(

@@ -11,8 +11,8 @@ def local_expectation(
 ) -> tuple[Tensor, Tensor]:
     """One sample of `E[error(z)]`, z_i ~ Bernoulli(prob_open_i), with its local expectation gradient.
 
-    dE/dp_i = E[error(z, z_i = 1) - error(z, z_i = 0)] exactly (Titsias and Lazaro-Gredilla 2015, arXiv 1503.01494,
-    eq. 7, for a factorised Bernoulli). The difference is measured for the `chosen` gates, with the others as sampled. A
+    dE/dp_i = E[error(z, z_i = 1) - error(z, z_i = 0)] exactly (the local expectation gradient of Titsias and
+    Lazaro-Gredilla 2015, arXiv 1503.01494, for a factorised Bernoulli). The difference is measured for the `chosen` gates, with the others as sampled. A
     gate on which nothing depends gets a gradient of exactly 0, whatever the other gates do.
 
     Args:

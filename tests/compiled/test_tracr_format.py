@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from datamodules.tasks.tracr import TracrTask
 from edgeprune.compiled import CompiledConfig, CompiledTransformer
 from edgeprune.compiled.tracr_format import (
     FORMAT,
@@ -148,6 +149,37 @@ def test_damaged_examples_are_refused(folder: Path, content: str, named: str) ->
         read_examples(folder)
 
 
+@pytest.mark.parametrize("ids", [[3, 5], [3, -1], [3] * 7, [], ["BOS"]])
+@pytest.mark.parametrize("place", ["input", "corrupted"])
+def test_inputs_that_the_model_cannot_take_are_refused(folder: Path, ids: list[object], place: str) -> None:
+    good = [3, 0]
+    content = {
+        "examples": [{"ids": ids if place == "input" else good}],
+        "pairs": {"interchange": [{"clean_ids": good, "corrupt_ids": ids if place == "corrupted" else good}]},
+    }
+    (folder / "examples.json").write_text(json.dumps(content))
+    with pytest.raises(EdgepruneError, match=r"examples.json has the input .*, the model takes 1 to 6 ids from 0 to 4"):
+        read_examples(folder)
+
+
+def test_pairs_too_short_to_have_an_output_are_left_out(folder: Path) -> None:
+    """This folder's program says nothing at the first position after BOS, and one example has no other."""
+    for kind in ("interchange", "none"):
+        (pair,) = TracrTask(str(folder), pairs=kind, held_out=False).splits(None)["train"]
+        assert (pair.clean, pair.positions) == ((3, 0, 1), (2,))
+    edit_json(folder, unspecified_leading_outputs=2)
+    with pytest.raises(EdgepruneError, match="has no pair of kind 'interchange' with a position"):
+        TracrTask(str(folder)).splits(None)
+
+
+def test_a_circuit_may_be_empty(folder: Path) -> None:
+    """As that of `length` under interchange: nothing depends on which tokens there are."""
+    edit_circuit(folder, causal_interchange=[])
+    assert read_circuit(folder, "interchange") == ()
+    circuit = read_circuits(folder)["interchange"]
+    assert (circuit.num_edges, circuit.sparsity) == (0, 1.0)
+
+
 def test_folders_are_recognised(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     assert is_tracr_folder(folder)
     hugging_face = tmp_path_factory.mktemp("hf")
@@ -185,6 +217,9 @@ DAMAGES = {
         "only models with activation 'relu'",
     ),
     "no vocab": (lambda folder: edit_json(folder, vocab=None), "model.json is incomplete"),
+    "a word as size": (lambda folder: edit_json(folder, n_layers="2"), "model.json is incomplete: n_layers is '2'"),
+    "a word as scale": (lambda folder: edit_json(folder, attn_scale="x"), "incomplete: attn_scale is 'x'"),
+    "a word as switch": (lambda folder: edit_json(folder, causal="yes"), "incomplete: causal is 'yes'"),
     "other shape": (
         lambda folder: edit_json(folder, n_ctx=9),
         r"W_pos has shape \[6, 7\], .* asks for \[9, 7\]",
