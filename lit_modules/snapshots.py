@@ -1,6 +1,5 @@
 """Circuits taken on the way: written, judged, compared, and shown as one table and one plot at the end."""
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast, final, runtime_checkable
@@ -8,13 +7,13 @@ from typing import Any, Protocol, cast, final, runtime_checkable
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console
-from rich.table import Table
 
 from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.metrics.evaluate import evaluate_gates
-from edgeprune.metrics.table import MEASURES, TableRow, faithfulness_table
+from edgeprune.metrics.frontier import frontier_row, frontier_table, write_frontier
+from edgeprune.metrics.table import MEASURES
 from edgeprune.objectives import Objective
 from lit_modules.pruning import PruningModule
 
@@ -147,13 +146,11 @@ class SnapshotCircuits(pl.Callback):
     @rank_zero_only
     def _report(self, folder: Path, objective: Objective) -> None:
         rows = [_row(snapshot) for snapshot in sorted(self.snapshots, key=lambda item: item.circuit.sparsity)]
-        Console().print(_table(rows, objective))
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "frontier.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        plot_frontier(rows, folder / "frontier.png", objective)
+        table = frontier_table("Circuits on the validation pairs", rows, objective)
+        if not all(row["reached"] for row in rows):
+            table.caption = "* never reached: cut from the final gates"
+        Console().print(table)
+        write_frontier(folder, rows, objective)
         Console().print(f"circuits, frontier.csv and frontier.png are in {folder}", soft_wrap=True)
 
     def state_dict(self) -> dict[str, Any]:
@@ -174,54 +171,12 @@ class SnapshotCircuits(pl.Callback):
 
 def _row(snapshot: Snapshot) -> dict[str, Any]:
     return {
-        "asked": "final gates" if snapshot.sparsity is None else snapshot.sparsity,
-        "sparsity": round(snapshot.circuit.sparsity, 6),
-        "edges": snapshot.circuit.num_edges,
-        "dangling": snapshot.circuit.num_dangling,
-        **{name: snapshot.measures[name] for name in MEASURES},
-        **{f"random_{name}": snapshot.control[name] for name in MEASURES},
+        **frontier_row(
+            "final gates" if snapshot.sparsity is None else snapshot.sparsity,
+            snapshot.circuit,
+            snapshot.measures,
+            snapshot.control,
+        ),
         "reached": snapshot.reached,
         "step": snapshot.circuit.header["step"],
-        "num_examples": int(snapshot.measures["num_examples"]),
     }
-
-
-def _table(rows: list[dict[str, Any]], objective: Objective) -> Table:
-    lines = [
-        TableRow(
-            None,
-            row["sparsity"],
-            "" if row["reached"] else " *",
-            row["edges"],
-            row["dangling"],
-            {name: row[name] for name in MEASURES},
-            {name: row[f"random_{name}"] for name in MEASURES},
-        )
-        for row in rows
-    ]
-    table = faithfulness_table("Circuits on the validation pairs", lines, objective)
-    if not all(row["reached"] for row in rows):
-        table.caption = "* never reached: cut from the final gates"
-    return table
-
-
-def plot_frontier(rows: list[dict[str, Any]], path: Path, objective: Objective = "kl") -> None:
-    """Sparsity against the error that was minimised, with the random circuits of the same sizes, to a PNG file."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    kept = [100 * (1 - row["sparsity"]) for row in rows]
-    axes.plot(kept, [row[objective] for row in rows], "o-", label="learned circuit")
-    axes.plot(
-        kept, [row[f"random_{objective}"] for row in rows], "s--", color="0.6", label="random circuit of the same size"
-    )
-    label = {"kl": "KL(full || circuit), nats", "squared_error": "squared error of the outputs"}[objective]
-    axes.set(xscale="log", xlabel="edges kept (%)", ylabel=label, ylim=(0, None))
-    axes.invert_xaxis()
-    ticks = [value for value in (50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1) if min(kept) <= value <= max(kept)]
-    axes.set_xticks(ticks or kept, [f"{value:.3g}" for value in ticks or kept])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=130)

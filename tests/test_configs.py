@@ -9,6 +9,7 @@ import yaml
 from datamodules import PairDataModule
 from edgeprune.cli import main
 from edgeprune.cli.data import read_data_config
+from edgeprune.cli.discover import make_parser
 from edgeprune.cli.training import TRAINER_DEFAULTS, EdgepruneCLI, OneLineParser
 from lit_modules import PruningModule
 
@@ -62,6 +63,20 @@ def test_a_logger_config_goes_on_top_of_the_quickstart(path: Path, capsys: pytes
     assert merged["callbacks"]  # the quickstart's own are still there
 
 
+DISCOVER = sorted((CONFIGS / "discover").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", DISCOVER, ids=names)
+def test_a_discover_config_builds(path: Path) -> None:
+    parser = make_parser()
+    built = parser.instantiate(parser.parse_args(["--config", str(path)]))
+    config = yaml.safe_load(path.read_text())
+    assert built.model.name == config["model"]["name"]
+    assert type(built.method).__name__ == config["method"]["class_path"]
+    assert type(built.data.task).__name__ == config["data"]["task"]["class_path"]
+    assert built.out == f"runs/discover/{path.stem}"
+
+
 DATA = [path for path in sorted((CONFIGS / "data").glob("*.yaml")) if path.name not in OWN_FILES]
 
 
@@ -75,6 +90,6 @@ def test_a_data_config_builds(path: Path) -> None:
 
 
 def test_every_config_is_covered() -> None:
-    covered = {*EXPERIMENTS, *DATA, *(CONFIGS / "logger").glob("*.yaml")}
+    covered = {*EXPERIMENTS, *DISCOVER, *DATA, *(CONFIGS / "logger").glob("*.yaml")}
     left = {path.relative_to(CONFIGS).as_posix() for path in set(CONFIGS.rglob("*.yaml")) - covered}
     assert left <= {f"data/{name}" for name in OWN_FILES}

@@ -13,6 +13,7 @@ COMMANDS = {
         "judge a checkpoint's circuit on the validation pairs: --config X.yaml --ckpt_path C",
     ),
     "test": ("edgeprune.cli.training", "the same on the test pairs"),
+    "discover": ("edgeprune.cli.discover", "find a circuit with a method that does not train: --config X.yaml"),
     "evaluate": ("edgeprune.cli.evaluate", "score circuit files on pairs: CIRCUIT... --config DATA.yaml"),
     "data": ("edgeprune.cli.data", "show some pairs of a data config: CONFIG"),
     "get": ("edgeprune.cli.get", "fetch a model that needs no model hub: smollm2"),

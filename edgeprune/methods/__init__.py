@@ -1,4 +1,11 @@
 """Recipes: how gates are learned."""
 
 from edgeprune.methods.base import AbstractRecipe as AbstractRecipe
+from edgeprune.methods.discovery import AbstractDiscovery as AbstractDiscovery
+from edgeprune.methods.eap import EAP as EAP
+from edgeprune.methods.eap_ig import EAPIG as EAPIG
 from edgeprune.methods.edge_pruning import EdgePruning as EdgePruning
+from edgeprune.methods.hisp import HISP as HISP
+from edgeprune.methods.subnetwork_probing import SubnetworkProbing as SubnetworkProbing
+from edgeprune.methods.ugs import UGS as UGS
+from edgeprune.methods.warm_start import WarmStart as WarmStart

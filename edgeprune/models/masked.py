@@ -13,7 +13,9 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph, KVReaders
 from edgeprune.models.family import find_family
 from edgeprune.models.stack import DeltaStack, ReadLayer, ReadStream, WriteHeads, WriteOne
-from edgeprune.models.states import WriterStates
+from edgeprune.models.states import FixedOutputs, WriterStates
+
+COMPUTED = FixedOutputs()  # nothing is given
 
 
 class MaskedModel(nn.Module):
@@ -78,10 +80,12 @@ class MaskedModel(nn.Module):
         )
         return stream, states
 
-    def _start(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[list[Tensor], Tensor, Any]:
-        """Embedding writers, the stream they start, and the layers' shared context."""
+    def _start(
+        self, input_ids: Tensor, attention_mask: Tensor | None, embeddings: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor, Any]:
+        """Embedding writers (or those given), the stream they start, and the layers' shared context."""
         position_ids = _position_ids(input_ids, attention_mask)
-        parts = self.family.embed(input_ids, position_ids)
+        parts = self.family.embed(input_ids, position_ids) if embeddings is None else list(embeddings.detach())
         stream = parts[0]
         for part in parts[1:]:
             stream = stream + part
@@ -107,6 +111,9 @@ class MaskedModel(nn.Module):
         ablated: WriterStates,
         attention_mask: Tensor | None = None,
         positions: Tensor | None = None,
+        *,
+        fixed: FixedOutputs = COMPUTED,
+        relative: bool = False,
     ) -> Tensor:
         """Logits of the model in which each edge carries `gate * own + (1 - gate) * ablated`.
 
@@ -117,6 +124,10 @@ class MaskedModel(nn.Module):
             ablated: What closed edges carry: `record(...)` of the corrupted prompts, or one of `edgeprune.ablations`.
             attention_mask: 1 for a token, 0 for padding, `[batch, seq]`; padding may be on either side.
             positions: Long `[batch, n]`: return the logits at these positions only.
+            fixed: Outputs of some writers that are taken as given in this run; `input_ids` still say how many tokens.
+            relative: `ablated` holds differences: an edge carries `own + (1 - gate) * ablated`. With open gates, the
+                gradient of a gate is then minus the product of these differences with the gradient of its reader's
+                input.
 
         Returns:
             `[batch, seq, vocab]`, or `[batch, n, vocab]` with `positions`.
@@ -124,34 +135,51 @@ class MaskedModel(nn.Module):
         self._check(input_ids, gates, ablated)
         batch, seq = input_ids.shape
         arch, family, graph = self.graph.arch, self.family, self.graph
-        embeddings, stream, context = self._start(input_ids, attention_mask)
+        embeddings, stream, context = self._start(input_ids, attention_mask, fixed.embeddings)
         closed = (1 - gates).to(stream).split([arch.readers_per_layer] * arch.num_layers + [1])
         stream = stream.flatten(0, 1)
         stack = DeltaStack(len(graph.writers), stream)
         token = stream.new_zeros((), requires_grad=gates.requires_grad)
         for row, (own, other) in enumerate(zip(embeddings, ablated.embeddings, strict=True)):
-            stack.delta[row] = (other - own).flatten(0, 1)
+            stack.delta[row] = (other if relative else other - own).expand_as(own).flatten(0, 1)
         for layer in range(arch.num_layers):
             *corrections, mlp_mix, token = self._read_layer(token, stream, closed[layer], stack, layer)
             normed = family.attention_norm(layer)(stream).view(batch, seq, -1)
             qkv = self._repeat_kv(family.qkv(layer, normed))
             qkv = (own + fix.view_as(own) for own, fix in zip(qkv, corrections, strict=True))
-            values = family.attend(layer, *qkv, context)
+            values = fixed.heads[layer].detach() if layer in fixed.heads else family.attend(layer, *qkv, context)
             first = graph.first_writer(layer)
-            other = ablated.heads[layer].expand_as(values)
-            token = WriteHeads.apply(
-                token, values.flatten(0, 1), other.flatten(0, 1), family.output_weight(layer), stack, first
-            )
+            token = self._write_heads(token, values, ablated.heads[layer], stack, layer, relative)
             stream = stream + family.attention_output(layer, values).flatten(0, 1)
             if ablated.mlps is not None:
                 own_heads = closed[layer][-1:, first : first + arch.num_heads]
                 inputs, token = ReadStream.apply(token, stream + mlp_mix, own_heads, stack, first, None)
-                mlp = family.mlp(layer, inputs.view(batch, seq, -1))
-                other = ablated.mlps[layer].expand_as(mlp).flatten(0, 1)
-                mlp = mlp.flatten(0, 1)
-                token = WriteOne.apply(token, mlp, other, stack, first + arch.num_heads)
-                stream = stream + mlp
+                inputs = inputs.view(batch, seq, -1)
+                mlp = fixed.mlps[layer].detach() if layer in fixed.mlps else family.mlp(layer, inputs)
+                token = self._write_mlp(token, mlp, ablated.mlps[layer], stack, first + arch.num_heads, relative)
+                stream = stream + mlp.flatten(0, 1)
         return self._finish(token, stream, closed[-1], stack, positions, (batch, seq))
+
+    def _write_heads(
+        self, token: Tensor, own: Tensor, other: Tensor, stack: DeltaStack, layer: int, relative: bool
+    ) -> Tensor:
+        """Deltas of a layer's heads into the stack, from `[batch, seq, head, head_dim]`; the next token."""
+        first, weight = self.graph.first_writer(layer), self.family.output_weight(layer)
+        own, other = own.flatten(0, 1), other.expand_as(own).flatten(0, 1)
+        if not relative:
+            return WriteHeads.apply(token, own, other, weight, stack, first)
+        rows = stack.delta[first : first + len(weight)]
+        torch.bmm(other.transpose(0, 1).to(weight.dtype), weight, out=rows)
+        return token
+
+    @staticmethod
+    def _write_mlp(token: Tensor, own: Tensor, other: Tensor, stack: DeltaStack, row: int, relative: bool) -> Tensor:
+        """The delta of an MLP into the stack, from `[batch, seq, d_model]`; the next token."""
+        own, other = own.flatten(0, 1), other.expand_as(own).flatten(0, 1)
+        if not relative:
+            return WriteOne.apply(token, own, other, stack, row)
+        stack.delta[row] = other
+        return token
 
     def _read_layer(
         self, token: Tensor, stream: Tensor, closed: Tensor, stack: DeltaStack, layer: int

@@ -1,7 +1,7 @@
 """What every writer puts on the residual stream in one run: the values that closed edges carry."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
@@ -32,3 +32,18 @@ class WriterStates:
     def to(self, device: torch.device | str) -> Self:
         """Move every field to `device`."""
         return self.map(lambda field: field.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedOutputs:
+    """Outputs of some groups of writers that a run takes as given instead of computing them. No gradient passes them.
+
+    Attributes:
+        embeddings: `[num_embeddings, batch, seq, d_model]`; None: computed.
+        heads: All heads of a layer together, before their output projection, `[batch, seq, head, head_dim]`, by layer.
+        mlps: `[batch, seq, d_model]`, by layer.
+    """
+
+    embeddings: Tensor | None = None
+    heads: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])
+    mlps: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])

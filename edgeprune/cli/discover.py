@@ -1,0 +1,342 @@
+"""`edgeprune discover --config X.yaml`: find circuits with a method that does not train."""
+
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn, cast, final
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+
+import edgeprune.methods
+from datamodules import PairDataModule
+from datamodules.pairs import collate
+from edgeprune import __version__
+from edgeprune.batch import PairBatch
+from edgeprune.circuit import Circuit
+from edgeprune.errors import EdgepruneError
+from edgeprune.graph import KVReaders
+from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
+from edgeprune.methods.problem import Metric, Problem
+from edgeprune.methods.selection import Selection
+from edgeprune.metrics.evaluate import evaluate_gates
+from edgeprune.metrics.frontier import Row, frontier_row, frontier_table, write_frontier
+from edgeprune.models.loading import fingerprint, load_model
+from edgeprune.models.masked import MaskedModel
+from edgeprune.models.runs import Ablation, ReferenceRuns
+from edgeprune.objectives import Objective
+
+__all__ = ["make_parser", "run"]
+_ = edgeprune.methods  # imported so that configs can name its classes without a path
+
+CONFIG, SCORES, CIRCUITS, STATE = "config.yaml", "scores.safetensors", "circuits", "state"
+OWN = (CONFIG, SCORES, CIRCUITS, STATE, "frontier.csv", "frontier.png")
+DONE = "frontier.csv"  # written last
+
+
+@final
+@dataclass(frozen=True)
+class ModelSection:
+    """The model to look into, and what its closed edges carry.
+
+    Attributes:
+        name: Model: hub id, local folder, `smollm2`, `compiled:reverse`, or a ground-truth folder.
+        ablation: What closed edges carry: `"interchange"` (the corrupted prompt's values) or `"zero"`.
+        split_embedding: Token and position embedding are two writers; null: only for compiled models.
+        kv_readers: `"group"` or `"head"`, for grouped-query attention.
+        dtype: Of the frozen weights.
+        device: Where to run.
+        gguf_file: File inside `name` to dequantise.
+        revision: Branch, tag or commit on the hub.
+        attn_implementation: `sdpa`, `eager`, `flash_attention_2`; null for the library's choice.
+        cache_gb: Memory for frozen runs that are kept, in 1e9 bytes.
+    """
+
+    name: str
+    ablation: Ablation = "interchange"
+    split_embedding: bool | None = None
+    kv_readers: KVReaders = "group"
+    dtype: str = "float32"
+    device: str = "cpu"
+    gguf_file: str | None = None
+    revision: str | None = None
+    attn_implementation: str | None = None
+    cache_gb: float = 2.0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of `load_model` beside name and device, those that are set."""
+        names = ("split_embedding", "kv_readers", "dtype", "gguf_file", "revision", "attn_implementation")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def load(self) -> MaskedModel:
+        """Load it."""
+        return load_model(self.name, device=self.device, **self.options)
+
+
+@final
+class _Parser(ArgumentParser):
+    """Reports a bad argument or config on one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        lines = [line.strip(" -") for line in str(message).splitlines() if line.strip()]
+        raise EdgepruneError(" ".join(lines) or str(ex))
+
+
+def make_parser() -> ArgumentParser:
+    """Arguments of the command: all of them may come from the config."""
+    parser = _Parser(prog="edgeprune discover", description="Find circuits with a method that does not train.")
+    parser.add_argument("--config", action="config", help="YAML file; later options win")
+    parser.add_class_arguments(ModelSection, "model")
+    parser.add_subclass_arguments(AbstractDiscovery, "method", required=True)
+    parser.add_argument("--metric", type=Metric, default="kl", help="what the loss of an example is")
+    parser.add_class_arguments(PairDataModule, "data")
+    parser.add_argument("--split", type=Literal["train", "validation", "test"], default="train", help="pairs to use")
+    parser.add_argument("--limit", type=int | None, default=None, help="how many of them, from the first; null: all")
+    parser.add_class_arguments(Selection, "selection")
+    parser.add_argument("--control_seed", type=int, default=0, help="seed of the random circuits to compare with")
+    parser.add_argument("--out", type=str, default="runs/discover", help="folder for scores, circuits and frontier")
+    parser.add_argument("--overwrite", action="store_true", help="replace the results that are in that folder")
+    return parser
+
+
+def run(arguments: list[str]) -> None:
+    """Find, write, judge and show circuits."""
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # torch deprecation inside Lightning itself
+    parser = make_parser()
+    try:
+        config = parser.parse_args(arguments[1:])
+        _default_tokenizer(config)
+        built = parser.instantiate(config)
+    except SystemExit as stop:  # --help and --print_config
+        if stop.code not in (0, None):
+            sys.exit(stop.code)
+        return
+    except (TypeError, ValueError) as error:  # jsonargparse wraps what a constructor raised
+        raise _innermost(error) from None
+    plain = parser.dump(config.clone(), skip_none=False)
+    Run(cast("Any", built), plain).go()
+
+
+def _default_tokenizer(config: Namespace) -> None:
+    if config.data.tokenizer is None:
+        config.data.tokenizer = config.model.name
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """The user's mistake at the bottom of a chain of causes, or the error itself."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, EdgepruneError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return error
+
+
+@final
+class Run:
+    """One discovery: everything is built and checked before anything is written.
+
+    Args:
+        options: The instantiated config.
+        config: The same as YAML, for the record, and to know an interrupted run again.
+    """
+
+    def __init__(self, options: Any, config: str) -> None:
+        self.section: ModelSection = options.model
+        self.method: AbstractDiscovery = options.method
+        self.metric: Metric = options.metric
+        self.data: PairDataModule = options.data
+        self.split: str = options.split
+        self.limit: int | None = options.limit
+        self.selection: Selection = options.selection
+        self.control_seed: int = options.control_seed
+        self.overwrite: bool = options.overwrite
+        self.folder = Path(options.out)
+        self.config = _without(config, ("out", "overwrite"))
+
+    def go(self) -> None:
+        """Find circuits, write, judge and show them."""
+        if self.limit is not None and self.limit < 1:
+            raise EdgepruneError(f"limit must be at least 1, got {self.limit}")
+        self._check_folder()
+        model = self.section.load()
+        batches = pair_batches(self.data, self.split, self.limit)
+        validation = pair_batches(self.data, "validation", None, self.data.eval_batch_size)
+        runs = ReferenceRuns(model, self.section.ablation, self.section.cache_gb)
+        problem = Problem(model, batches, runs, self.metric, self.split)
+        with self._prepared(), _progress() as report:
+            start = time.perf_counter()
+            found = self.method.discover(problem, report, self.folder / STATE)
+            header = self._header(problem, found, time.perf_counter() - start)
+            circuits = self._circuits(problem, found, header)
+            rows = self._judge(problem, validation, circuits, report)
+            self._finish(problem, found, header, rows)
+        self._show(rows)
+
+    # ---------------------------------------------------------------- the folder
+    def _check_folder(self) -> None:
+        """Refuse to write over results, or into a folder of something else."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise EdgepruneError(f"out folder {self.folder} is a file; choose another --out")
+        if not self.folder.is_dir() or not any(self.folder.iterdir()):
+            return
+        config = self.folder / CONFIG
+        if not config.is_file() or not any((self.folder / name).exists() for name in (STATE, SCORES, CIRCUITS, DONE)):
+            raise EdgepruneError(f"out folder {self.folder} holds other things than results; choose another --out")
+        if self.overwrite or self._resumes():
+            return
+        why = "holds results" if (self.folder / DONE).exists() else "holds an interrupted run with another config"
+        raise EdgepruneError(f"out folder {self.folder} {why}; choose another --out, or give --overwrite")
+
+    def _resumes(self) -> bool:
+        """Whether the folder holds a run of this very config that did not finish."""
+        config = self.folder / CONFIG
+        unfinished = config.is_file() and not (self.folder / DONE).exists()
+        return unfinished and not self.overwrite and config.read_text(encoding="utf-8") == self.config
+
+    @contextmanager
+    def _prepared(self) -> Generator[None]:
+        """Make the folder; after a user's mistake that shows only now, leave no new one behind."""
+        resumes, new = self._resumes(), not self.folder.exists()
+        if not resumes:
+            _remove(self.folder)
+        (self.folder / STATE).mkdir(parents=True, exist_ok=True)
+        (self.folder / CONFIG).write_text(self.config, encoding="utf-8")
+        try:
+            yield
+        except EdgepruneError:
+            if not resumes and not any((self.folder / STATE).iterdir()):
+                _remove(self.folder)
+                if new:
+                    self.folder.rmdir()
+            raise
+
+    # ---------------------------------------------------------------- results
+    def _header(self, problem: Problem, found: Discovery, seconds: float) -> dict[str, Any]:
+        return {
+            **self.method.describe(),
+            **found.about,
+            "metric": self.metric,
+            "objective": _objective(self.metric),
+            "num_examples": problem.num_examples,
+            "found_on": self.split,
+            "seconds": seconds,
+            "model": self.section.name,
+            "model_fingerprint": fingerprint(problem.model),
+            "model_options": self.section.options,
+            "ablation": self.section.ablation,
+            "direction": "clean run, closed edges carry ablated values (noising)",
+            "task": self.data.describe(),
+            "edgeprune": __version__,
+            "torch": str(torch.__version__),
+        }
+
+    def _circuits(self, problem: Problem, found: Discovery, header: dict[str, Any]) -> dict[str, Circuit]:
+        """The method's own circuits, and those that are cut from its scores."""
+        circuits = dict(found.circuits)
+        if found.scores is not None:
+            circuits |= self.selection.circuits(problem.model.graph, found.scores)
+        if not circuits:
+            raise EdgepruneError(f"method {type(self.method).__name__} found neither scores nor circuits")
+        return {
+            name: Circuit(circuit.graph, circuit.keep, circuit.scores, {**header, **circuit.header})
+            for name, circuit in circuits.items()
+        }
+
+    def _judge(
+        self, problem: Problem, batches: Sequence[PairBatch], circuits: Mapping[str, Circuit], report: Report
+    ) -> list[Row]:
+        """Write each circuit with its measures and those of a random one; a row for each, densest first."""
+        controls = [Circuit.random(item.graph, item.num_edges, self.control_seed) for item in circuits.values()]
+        gates = [circuit.gates() for circuit in (*circuits.values(), *controls)]
+        counted = _counted(batches, report)
+        measures = evaluate_gates(problem.model, problem.runs, counted, gates, "validation")
+        rows: list[Row] = []
+        for (name, circuit), own, control in zip(
+            circuits.items(), measures[: len(circuits)], measures[len(circuits) :], strict=True
+        ):
+            header = {**circuit.header, "split": "validation", "metrics": own, "random_control": control}
+            judged = Circuit(circuit.graph, circuit.keep, circuit.scores, header)
+            judged.save(self.folder / CIRCUITS / f"{name}.safetensors")
+            rows.append(frontier_row(name, judged, own, control))
+        return sorted(rows, key=lambda row: row["sparsity"])
+
+    def _finish(self, problem: Problem, found: Discovery, header: dict[str, Any], rows: list[Row]) -> None:
+        """Write the scores, with every edge kept, and the frontier; drop the method's state."""
+        if found.scores is not None:
+            graph = problem.model.graph
+            everything = Circuit.from_scores(graph, found.scores, num_edges=graph.num_edges, header=header)
+            everything.save(self.folder / SCORES)
+        write_frontier(self.folder, rows, _objective(self.metric))
+        shutil.rmtree(self.folder / STATE)
+
+    def _show(self, rows: list[Row]) -> None:
+        from rich.console import Console
+
+        title = f"{type(self.method).__name__}: circuits on the validation pairs"
+        named = any(not str(row["asked"]).startswith("sparsity-") for row in rows)  # else a column says it
+        Console().print(frontier_table(title, rows, _objective(self.metric), named=named))
+        Console().print(f"scores, circuits, frontier.csv and frontier.png are in {self.folder}", soft_wrap=True)
+
+
+def pair_batches(
+    data: PairDataModule, split: str, limit: int | None = None, batch_size: int | None = None
+) -> list[PairBatch]:
+    """The first `limit` pairs of a split in order, in batches (of the data's `batch_size` by default)."""
+    examples = list(enumerate(data.pairs(split)))[:limit]
+    if not examples:
+        raise EdgepruneError(f"{type(data.task).__name__} gives no {split} pairs; raise their number or fraction")
+    size = batch_size or data.batch_size
+    return [collate(examples[start : start + size]) for start in range(0, len(examples), size)]
+
+
+def _objective(metric: Metric) -> Objective:
+    """The measure of faithfulness that tables and plots show for circuits found by `metric`."""
+    return "squared_error" if metric == "squared_error" else "kl"
+
+
+def _without(config: str, keys: Sequence[str]) -> str:
+    import yaml
+
+    values = yaml.safe_load(config)
+    return yaml.safe_dump({key: value for key, value in values.items() if key not in keys}, sort_keys=False)
+
+
+def _remove(folder: Path) -> None:
+    """Delete what this command writes in a folder, and nothing else."""
+    for path in (folder / name for name in OWN):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _counted(batches: Sequence[PairBatch], report: Report) -> Iterator[PairBatch]:
+    for done, batch in enumerate(batches, start=1):
+        yield batch
+        report("judging circuits", done, len(batches))
+
+
+@contextmanager
+def _progress() -> Generator[Report]:
+    """A progress bar per thing that is done, on stderr if that is a terminal; it goes away at the end."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    tasks: dict[str, Any] = {}
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield report
