@@ -5,6 +5,7 @@ is rebuilt. Files are mapped into memory: a pair is read when it is asked for, a
 """
 
 import hashlib
+import inspect
 import json
 import mmap
 import operator
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from datamodules import align, encode, texts
 from datamodules.tasks.base import SPLITS, AbstractTask, TokenPair
 from edgeprune.errors import EdgepruneError
 from edgeprune.paths import cache_root
@@ -29,7 +31,7 @@ from edgeprune.paths import cache_root
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 2  # raise it when encoding or file layout change
+FORMAT = 2  # raise it when the layout of the files changes
 HASH_BLOCK = 1 << 17  # values hashed at a time: 1 MiB as 64-bit integers
 Splits = Mapping[str, Sequence[TokenPair]]
 Column = NDArray[np.int32]
@@ -51,14 +53,19 @@ def cache_key(
     add_special_tokens: bool | None,
     unequal_lengths: str = "error",
 ) -> str | None:
-    """Hash of everything that the tokens depend on; None if the task cannot tell."""
+    """Hash of everything that the tokens depend on; None if the task or its code cannot tell."""
     fingerprint = task.fingerprint()
+    try:
+        encoding = [inspect.getsource(module) for module in (encode, align, texts)]
+    except OSError:  # installed without sources
+        return None
     if fingerprint is None:
         return None
     parts = [
         FORMAT,
         task.description(),
         fingerprint,
+        encoding,
         tokenizer_identity(tokenizer),
         add_special_tokens,
         unequal_lengths,

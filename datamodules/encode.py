@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, final
 
 from datamodules.align import Span, align_prompts, align_roles
 from datamodules.tasks.base import PromptPair, TokenPair
+from datamodules.texts import check_characters, unknown_token
 from edgeprune.batch import IGNORE
 from edgeprune.errors import EdgepruneError
 
@@ -61,20 +62,6 @@ def encode_pairs(
     ]
 
 
-def has_unknown(ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether `ids` holds the unknown token.
-
-    Tokenizers that spell everything in bytes never need one and often name BOS or EOS as a stand-in, which is
-    not counted.
-    """
-    return _unknown(tokenizer) in ids
-
-
-def _unknown(tokenizer: "PreTrainedTokenizerBase") -> int | None:
-    unknown: Any = tokenizer.unk_token_id
-    return None if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id) else unknown
-
-
 @final
 @dataclass(frozen=True)
 class _Rules:
@@ -103,7 +90,7 @@ class _Rules:
             options={"return_attention_mask": False, **options},
             single_token_answers=single_token_answers,
             unequal_lengths=unequal_lengths,
-            unknown=_unknown(tokenizer),
+            unknown=unknown_token(tokenizer),
             special=frozenset(special),
             vocabulary=len(tokenizer),
         )
@@ -154,6 +141,8 @@ def _encode_chunk(pairs: Sequence[PromptPair], rules: _Rules) -> list[TokenPair]
 
 
 def _check_text(pair: PromptPair) -> None:
+    texts = pair.clean, pair.corrupted, pair.answer, pair.distractor or "", pair.corrupted_answer or ""
+    check_characters(texts, _where(pair))
     for kind, text, roles in (
         ("clean", pair.clean, pair.roles),
         ("corrupted", pair.corrupted, pair.corrupted_roles),

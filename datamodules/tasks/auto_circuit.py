@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast, final
 from datamodules.tasks.base import PromptPair
 from datamodules.tasks.continuations import Continuation, single_tokens
 from datamodules.tasks.files import FileTask, Row, read_text
+from datamodules.texts import check_characters
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
@@ -69,6 +70,10 @@ class AutoCircuitTask(FileTask):
             raise EdgepruneError(
                 f"{self.path}:{error.lineno}: not JSON ({error.msg}); the file must be one JSON object"
             ) from None
+        except RecursionError:
+            raise EdgepruneError(
+                f"{self.path}: not JSON of this form, brackets within brackets go on too far"
+            ) from None
         if not isinstance(content, dict) or "prompts" not in content:
             raise EdgepruneError(f'{self.path}: expected one JSON object with "prompts", a list of prompt pairs')
         return cast("dict[str, Any]", content)
@@ -105,6 +110,7 @@ def _entry(prompt: object, source: str) -> _Entry:
     for text in (*answers, *wrong):
         if not isinstance(text, str) or not text:
             raise EdgepruneError(f"{source}: answers must be texts such as ' Mary', got {text!r}")
+    check_characters((values["clean"], values["corrupt"], *answers, *wrong), source)
     if not answers:
         raise EdgepruneError(f'{source}: "answers" is empty; give at least one')
     return _Entry(values["clean"], values["corrupt"], answers, wrong, source)

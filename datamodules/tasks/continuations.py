@@ -7,7 +7,7 @@ token `" 3"` where the tokenizer joins a space with what follows.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from datamodules.encode import has_unknown
+from datamodules.texts import has_unknown
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:

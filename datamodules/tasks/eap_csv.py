@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, cast, final
 
-from datamodules.encode import has_unknown
 from datamodules.tasks.base import PromptPair
 from datamodules.tasks.continuations import Continuation, added_tokens, check_ids, texts_of
 from datamodules.tasks.files import FileTask, Row, check_split, read_text
+from datamodules.texts import has_unknown
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:

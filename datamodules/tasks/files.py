@@ -3,9 +3,12 @@
 import hashlib
 import inspect
 import random
+import textwrap
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -56,7 +59,9 @@ class FileTask(AbstractTask):
             raise EdgepruneError(f"{self.path} holds no pairs; {type(self).__name__} needs at least one")
         unnamed = [row for row in rows if row.split is None]
         if not unnamed:
-            return {split: [row.pair for row in rows if row.split == split] for split in SPLITS}
+            named = {split: [row.pair for row in rows if row.split == split] for split in SPLITS}
+            warn_of_shared_prompts(named, self.path)
+            return named
         if len(unnamed) < len(rows):
             raise EdgepruneError(
                 f'{unnamed[0].pair.source}: "split" is missing, but other rows have it; give it to all or none'
@@ -81,13 +86,31 @@ def check_fractions(*fractions: float) -> None:
 
 
 def draw(pairs: Sequence[PromptPair], fractions: Mapping[str, float], seed: int) -> dict[str, list[PromptPair]]:
-    """Deal pairs out at random: to each split its fraction, at least one pair if that is not 0; the rest to `train`."""
-    left = random.Random(seed).sample(list(pairs), len(pairs))
-    parts: dict[str, list[PromptPair]] = {}
+    """Deal pairs out at random: to each split its fraction, at least one prompt if that is not 0; the rest to `train`.
+
+    Counted are clean prompts: pairs that share one stay together, so that no split holds a prompt of another.
+    """
+    by_prompt: dict[str, list[PromptPair]] = {}
+    for pair in pairs:
+        by_prompt.setdefault(pair.clean, []).append(pair)
+    left = random.Random(seed).sample(list(by_prompt.values()), len(by_prompt))
+    parts: dict[str, list[list[PromptPair]]] = {}
     for split, fraction in fractions.items():
-        size = max(1, round(len(pairs) * fraction)) if fraction else 0
+        size = max(1, round(len(by_prompt) * fraction)) if fraction else 0
         parts[split], left = left[:size], left[size:]
-    return {"train": left, **parts}
+    return {split: [pair for group in groups for pair in group] for split, groups in {"train": left, **parts}.items()}
+
+
+def warn_of_shared_prompts(splits: Mapping[str, Sequence[PromptPair]], path: str) -> None:
+    """Warn of clean prompts that splits have in common where the file, not the task, says which row is in which."""
+    prompts = [{pair.clean for pair in pairs} for pairs in splits.values()]
+    shared = set[str]().union(*(first & second for first, second in combinations(prompts, 2)))
+    if shared:
+        warnings.warn(
+            f"{path}: {len(shared)} clean prompts occur in more than one split, such as "
+            f"{textwrap.shorten(min(shared), 60)!r}: what is found on one is not tested by the other",
+            stacklevel=2,
+        )
 
 
 def read_text(path: str) -> str:

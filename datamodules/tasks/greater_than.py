@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal, final, get_args
 
-from datamodules.encode import has_unknown
 from datamodules.tasks.base import PromptPair
 from datamodules.tasks.generated import GeneratedTask, share_out
 from datamodules.tasks.greater_than_words import NOUNS, VERBS
@@ -33,6 +32,7 @@ from datamodules.tasks.wording import (
     rounds,
     single_token_words,
 )
+from datamodules.texts import has_unknown
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast, final
 
 from datamodules.tasks import files
 from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair
-from datamodules.tasks.files import check_fractions, draw
+from datamodules.tasks.files import check_fractions, draw, warn_of_shared_prompts
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
@@ -92,7 +92,9 @@ class HFDatasetTask(AbstractTask):
         parts = {split: self._pairs(content, name) for split, name in names.items() if name is not None}
         fractions = {"test": self.test_fraction, "validation": self.validation_fraction}
         drawn = draw(parts["train"], {name: part for name, part in fractions.items() if name not in parts}, self.seed)
-        return {**parts, **drawn} if len(parts) < len(SPLITS) else parts
+        splits = {**parts, **drawn} if len(parts) < len(SPLITS) else parts
+        warn_of_shared_prompts(splits, self.path)
+        return splits
 
     def fingerprint(self) -> str | None:
         """Hash of the code and of the folder's files, or of the commit on the hub; None for what may change there."""

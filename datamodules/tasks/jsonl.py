@@ -31,7 +31,8 @@ class JSONLTask(FileTask):
         validation_fraction: Share of the lines to validate on, if they name no split.
         test_fraction: Share of the lines to test on, if they name no split.
         seed: Fixes which line goes to which split.
-        use_distractor: The corrupted prompt's answer, where it differs, is the distractor of the clean one.
+        use_distractor: The corrupted prompt's answer, which must differ, is the distractor of the clean one. False:
+            it is not used, and may be the same.
     """
 
     use_distractor: bool = True
@@ -46,7 +47,12 @@ class JSONLTask(FileTask):
         values = _parse_object(line, source)
         clean, answer = _cut(values, "clean", source)
         corrupted, other = _cut(values, "corrupted", source)
-        distractor = other if self.use_distractor and other != answer else None
+        if self.use_distractor and other == answer:
+            raise EdgepruneError(
+                f"{source}: both prompts have the answer {answer!r}; make the corrupted one ask for something else, or "
+                "set use_distractor to false if the answer need not change"
+            )
+        distractor = other if self.use_distractor else None
         pair = PromptPair(clean, corrupted, answer, distractor, corrupted_answer=distractor, source=source)
         return Row(check_split(values.get("split"), source), pair)
 
@@ -54,7 +60,7 @@ class JSONLTask(FileTask):
 def _parse_object(line: str, source: str) -> dict[str, Any]:
     try:
         values = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise EdgepruneError(f"{source}: not JSON ({error}); write one whole object per line") from None
     if not isinstance(values, dict):
         raise EdgepruneError(f'{source}: expected an object with "clean" and "corrupted", got {type(values).__name__}')

@@ -9,7 +9,7 @@ from functools import cache
 from string import Formatter
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from datamodules.encode import has_unknown
+from datamodules.texts import has_unknown
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:

@@ -1,4 +1,5 @@
 import hashlib
+import inspect
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -250,6 +251,15 @@ def test_hash_sees_every_field() -> None:
 def test_hash_does_not_see_the_order_of_roles() -> None:
     other = replace(RAGGED, roles=dict(reversed(RAGGED.roles.items())))
     assert content_hash([other]) == content_hash([RAGGED])
+
+
+@pytest.mark.parametrize("module", ["encode", "align", "texts"])
+def test_key_follows_the_code_that_makes_tokens(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    before, source = cache_key(IOI(), None, None), inspect.getsource
+    monkeypatch.setattr(
+        "inspect.getsource", lambda item: source(item) + "#" * (item.__name__ == f"datamodules.{module}")
+    )
+    assert cache_key(IOI(), None, None) not in (before, None)
 
 
 def test_key_follows_what_is_done_about_lengths() -> None:

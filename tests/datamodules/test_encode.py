@@ -86,6 +86,7 @@ def test_no_pairs_give_no_tokens(words: PreTrainedTokenizerBase) -> None:
             PromptPair("Mary met", "Kate met", "al foo", source="f:3"),
             "f:3: answer 'al foo' changes the tokens",
         ),
+        (PromptPair("Mary \ud83d", "Kate met", " John", source="f:3"), "f:3: 'Mary .ud83d' holds half of a character"),
         (PromptPair("Mary met", "Mary met", " John"), "pair 'Mary met': .* identical"),
     ],
 )

@@ -17,11 +17,11 @@ from tests.datamodules.conftest import word_tokenizer
 
 ROWS = [
     {
-        "clean": "Mary and John met <predict>Kate</predict>",
+        "clean": f"{name} and John met <predict>Kate</predict>",
         "corrupted": "Paul and John met <predict>foo</predict>",
         "split": split,
     }
-    for split in ("train", "train", "validation", "test")
+    for name, split in (("Mary", "train"), ("Mary", "train"), ("John", "validation"), ("Kate", "test"))
 ]
 
 

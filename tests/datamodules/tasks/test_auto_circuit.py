@@ -98,6 +98,7 @@ BAD_PROMPTS = [
     (PROMPT | {"answers": " Mary"}, '"answers" must be a list'),
     (PROMPT | {"answers": [5335]}, "answers must be texts such as ' Mary', got 5335"),
     (PROMPT | {"clean": [1, 2]}, r'"clean" must be text, got \[1, 2\]; decode'),
+    (PROMPT | {"answers": ["\ud800"]}, "'.ud800' holds half of a character"),
     ({"clean": CLEAN, "answers": []}, '"corrupt" is missing'),
     ("text", "expected an object with clean, corrupt and answers, got 'text'"),
     (PROMPT | {"corrupt": "When Kate"}, r'word_idxs\["S1"\] = 3, but the prompt has 2 tokens'),
@@ -117,6 +118,7 @@ def test_a_bad_prompt_is_named(tmp_path: Path, gpt2: PreTrainedTokenizerBase, pr
     ("value", "message"),
     [
         ("", ":1: not JSON"),
+        ("[" * 100_000, "brackets within brackets go on too far"),
         ('{\n"prompts": [\n}', ":3: not JSON"),
         ([PROMPT], 'expected one JSON object with "prompts"'),
         ({"word_idxs": {}}, 'expected one JSON object with "prompts"'),

@@ -61,7 +61,8 @@ def test_another_column_can_be_the_corrupted_one(
 
 
 def test_named_splits_are_kept(tmp_path: Path, gpt2: PreTrainedTokenizerBase, ids: dict[str, int]) -> None:
-    rows = [(CLEAN, CORRUPTED, ids["Mary"], ids["John"], split) for split in ("test", "train", "test")]
+    names = ("test", "train", "test")
+    rows = [(f"{name} {CLEAN}", f"{name} {CORRUPTED}", ids["Mary"], ids["John"], name) for name in names]
     splits = EAPCSVTask(write(tmp_path, (*COLUMNS, "split"), *rows)).splits(gpt2)
     assert {name: len(pairs) for name, pairs in splits.items()} == {"train": 1, "validation": 0, "test": 2}
 

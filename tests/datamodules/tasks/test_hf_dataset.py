@@ -115,7 +115,7 @@ def test_numbers_and_labelled_choices_are_written_out(tmp_path: Path) -> None:
         "prompt": "34 + 12 =", "label": 46, "random_counterfactual": {"prompt": "51 + 12 =", "label": 63},
         "choices": {"label": ["A", "B"], "text": ["red", "blue"]}, "answerKey": 1,
     }  # fmt: skip
-    path = save(tmp_path, train=[row] * 3)
+    path = save(tmp_path, train=[{**row, "prompt": prompt} for prompt in ("34 + 12 =", "12 + 34 =", "40 + 6 =")])
     settings = {
         "validation_split": None,
         "test_split": None,
@@ -134,6 +134,12 @@ def test_splits_have_names_of_their_own(tmp_path: Path) -> None:
     path = save(tmp_path, learn=[plain(0)], dev=[plain(1)], private=[plain(2)])
     splits = HFDatasetTask(path, train_split="learn", validation_split="dev", test_split="private").splits(None)
     assert [splits[name][0].clean for name in ("train", "validation", "test")] == ["1 + 0 =", "1 + 1 =", "1 + 2 ="]
+
+
+def test_splits_that_share_a_prompt_are_warned_of(tmp_path: Path) -> None:
+    path = save(tmp_path, train=[plain(0), plain(1)], dev=[plain(1)])
+    with pytest.warns(UserWarning, match="1 clean prompts occur in more than one split, such as '1 [+] 1 ='"):
+        HFDatasetTask(path, validation_split="dev", test_split=None, test_fraction=0.0).splits(None)
 
 
 def test_splits_that_are_not_there_are_drawn_from_the_training_rows(tmp_path: Path) -> None:
@@ -172,7 +178,7 @@ def test_folders_of_data_files_are_read(tmp_path: Path, kind: str) -> None:
 
 def test_incomplete_rows_are_refused_or_left_out(tmp_path: Path) -> None:
     rows = [{"clean": "a", "other": {"prompt": "b"}, "answer": " c"}, {"clean": "a", "other": None, "answer": " c"}]
-    path = save(tmp_path, train=rows, test=rows)
+    path = save(tmp_path, train=rows, test=[{**row, "clean": "d"} for row in rows])
     settings: dict[str, Any] = {"corrupted": "other.prompt", "validation_split": None, "validation_fraction": 0}
     with pytest.raises(EdgepruneError, match=r"train\[1\]: corrupted must be text, got None; set skip_incomplete"):
         HFDatasetTask(path, **settings).splits(None)

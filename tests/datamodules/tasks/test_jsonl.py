@@ -45,14 +45,28 @@ def test_three_lines_make_three_splits(tmp_path: Path) -> None:
     assert [len(splits[name]) for name in ("train", "validation", "test")] == [1, 1, 1]
 
 
-def test_distractor_is_the_other_answer_where_there_is_one(tmp_path: Path) -> None:
+def test_the_other_answer_is_the_distractor_and_must_differ_if_it_is_used(tmp_path: Path) -> None:
     same = line(1) | {"corrupted": "2 + 0 = <predict>2</predict>"}
-    path = write(tmp_path, line(1, split="train"), {**same, "split": "train"})
-    assert [pair.distractor for pair in JSONLTask(path).splits(None)["train"]] == ["3", None]
-    assert [pair.distractor for pair in JSONLTask(path, use_distractor=False).splits(None)["train"]] == [
-        None,
-        None,
-    ]
+    path = write(tmp_path, line(2, split="train"), {**same, "split": "train"})
+    with pytest.raises(EdgepruneError, match=r"jsonl:2: both prompts have the answer '2'; .* use_distractor to false"):
+        JSONLTask(path).splits(None)
+    unused = JSONLTask(path, use_distractor=False).splits(None)["train"]
+    assert [(pair.distractor, pair.corrupted_answer) for pair in unused] == [(None, None), (None, None)]
+
+
+def test_lines_with_the_same_clean_prompt_stay_in_one_split(tmp_path: Path) -> None:
+    other = {"corrupted": "9 + 9 = <predict>18</predict>"}
+    path = write(tmp_path, *(row for i in range(10) for row in (line(i), line(i, **other))))
+    splits = JSONLTask(path, validation_fraction=0.2, test_fraction=0.1).splits(None)
+    assert {name: len(pairs) for name, pairs in splits.items()} == {"train": 14, "validation": 4, "test": 2}
+    prompts = [{pair.clean for pair in pairs} for pairs in splits.values()]
+    assert len(set[str]().union(*prompts)) == sum(map(len, prompts)) == 10
+
+
+def test_named_splits_that_share_a_prompt_are_warned_of(tmp_path: Path) -> None:
+    path = write(tmp_path, *(line(1, split=name) for name in ("train", "validation")), line(2, split="test"))
+    with pytest.warns(UserWarning, match=r"jsonl: 1 clean prompts occur in more than one split, such as '1 \+ 1 ="):
+        JSONLTask(path).splits(None)
 
 
 def test_text_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -66,6 +80,7 @@ def test_text_is_taken_as_it_is(tmp_path: Path) -> None:
     ("second", "message"),
     [
         ("{not json", ":2: not JSON"),
+        ("[" * 100_000, ":2: not JSON"),
         ('["clean"]', ":2: expected an object .* got list"),
         ({"clean": "a<predict>b</predict>"}, ':2: "corrupted" is missing'),
         ({"corrupted": "a<predict>b</predict>"}, ':2: "clean" is missing'),
