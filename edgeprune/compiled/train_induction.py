@@ -6,9 +6,12 @@ not tell what to copy.
 """
 
 import argparse
+import errno
 import json
 import math
+import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +29,7 @@ from edgeprune.compiled.trained_induction import LONGEST, SHORTEST, WEIGHTS, emp
 from edgeprune.compiled.transformer import CompiledLayer, CompiledTransformer
 from edgeprune.errors import EdgepruneError
 
+_ABOUT = "Train the induction model from scratch, show where its heads look, and write its weights."
 STEPS = 1500
 SEED = 2  # of a few, the one whose previous-token head is clearest
 BATCH = 64
@@ -117,7 +121,6 @@ def head_scores(model: CompiledTransformer, half: int = 20, seed: int = 2) -> di
 
 def save(model: CompiledTransformer, path: Path, record: dict[str, Any]) -> None:
     """Write weights and record to one file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(tensors, path, metadata={"edgeprune": json.dumps(record)})
     path.chmod(0o644)
@@ -125,21 +128,24 @@ def save(model: CompiledTransformer, path: Path, record: dict[str, Any]) -> None
 
 def main(argv: list[str] | None = None) -> int:
     """Train, show what was learned, and write the weights; 0 if it went well, 2 after a mistake, 1 if it failed."""
-    parser = argparse.ArgumentParser(prog="python -m edgeprune.compiled.train_induction", description=train.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m edgeprune.compiled.train_induction", description=_ABOUT)
     parser.add_argument("--steps", type=int, default=STEPS, help=f"batches of {BATCH} inputs")
-    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--seed", type=int, default=SEED, help="fixes weights and inputs")
     parser.add_argument("--out", type=Path, default=Path(WEIGHTS), help="file to write")
     arguments = parser.parse_args(argv)
     try:
         return _run(arguments.steps, arguments.seed, arguments.out)
     except EdgepruneError as error:
-        Console(stderr=True).print(f"error: {error}", highlight=False, markup=False)
+        Console(stderr=True).print(f"error: {error}", highlight=False, markup=False, soft_wrap=True)
         return 2
 
 
 def _run(steps: int, seed: int, out: Path) -> int:
-    if steps < 1 or out.is_dir():
-        raise EdgepruneError(f"--steps must be at least 1 and --out a file, got {steps} and {out}")
+    if steps < 1:
+        raise EdgepruneError(f"--steps must be at least 1, got {steps}")
+    if not 0 <= seed < 2**63:
+        raise EdgepruneError(f"--seed must lie in 0 to 2^63 - 1, got {seed}")
+    _check_writable(out)
     console = Console()
     with Progress(console=console) as progress:
         task = progress.add_task("training", total=steps)
@@ -158,6 +164,20 @@ def _run(steps: int, seed: int, out: Path) -> int:
     save(model, out, {"seed": seed, "steps": steps, "accuracy": share, "versions": versions})
     console.print(f"written to {out}")
     return 0
+
+
+def _check_writable(out: Path) -> None:
+    """Find out before the minutes of training, not after them."""
+    try:
+        if out.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.exists():
+            out.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=out.parent).close()
+    except OSError as error:
+        raise EdgepruneError(f"cannot write --out {out}: {error.strerror}; name another file") from None
 
 
 def _table(scores: dict[str, tuple[float, float]]) -> Table:

@@ -91,7 +91,13 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             record = json.loads((file.metadata() or {})["edgeprune"])
-            return {name: file.get_tensor(name) for name in file.keys()}, record  # noqa: SIM118 (no mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        with torch.device("meta"):  # shapes alone
+            expected = {name: tensor.shape for name, tensor in empty_model().state_dict().items()}
+        odd = {name: tensor.shape for name, tensor in tensors.items()}.items() ^ expected.items()
+        if odd:
+            raise ValueError(f"tensor {min(odd)[0]!r} is missing, unexpected or of another shape")
+        return tensors, record
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise EdgepruneError(
             f"{path} holds no weights of trained_induction: {error}; install the package again, or make them with "

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from datamodules.pairs import collate
 from datamodules.tasks.induction import Induction
@@ -132,9 +133,45 @@ def test_weights_that_were_written_come_back(tmp_path: Path, monkeypatch: pytest
     assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors.items())
 
 
-@pytest.mark.parametrize("damage", ["absent", "cut"])
+def test_what_cannot_be_is_one_line_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("edgeprune.compiled.train_induction.train", None)  # not called
+    file = tmp_path / "file"
+    file.touch()
+    far = tmp_path / ("long" * 20) / "weights.safetensors"
+    for arguments, named in (
+        (["--steps", "0", "--out", str(far)], "--steps must be at least 1, got 0"),
+        (["--seed", str(2**64)], "--seed must lie in 0 to 2^63 - 1, got 18446744073709551616"),
+        (["--seed", "-1"], "--seed must lie in"),
+        (["--out", str(tmp_path)], f"cannot write --out {tmp_path}: Is a directory; name another file"),
+        (["--out", str(file / "weights.safetensors")], "cannot write --out"),
+    ):
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert named in error
+        assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_help_describes_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert "Train the induction model from scratch" in shown
+    assert "Args:" not in shown
+
+
+@pytest.mark.parametrize("damage", ["absent", "cut", "lost", "reshaped", "unlabelled"])
 def test_damaged_weights_are_refused_in_one_line(tmp_path: Path, damage: str) -> None:
     file = tmp_path / WEIGHTS
+    tensors, metadata = dict(load_compiled("trained_induction").state_dict()), {"edgeprune": "{}"}
+    if damage == "lost":
+        del tensors["layers.0.attn.q_proj.bias"]
+    if damage == "reshaped":
+        tensors["tok_embed.weight"] = tensors["tok_embed.weight"][1:]
+    if damage in ("lost", "reshaped", "unlabelled"):
+        save_file(tensors, file, metadata=None if damage == "unlabelled" else metadata)
     if damage == "cut":
         shipped = resources.files("edgeprune.compiled") / WEIGHTS
         file.write_bytes(shipped.read_bytes()[:-100])
