@@ -79,6 +79,7 @@ class PruningModule(pl.LightningModule):
         self.runs: Any = None
         self.measures = faithfulness()
         self._gates: Tensor | None = None
+        self._restored = False
 
     # ---------------------------------------------------------------- set-up
     def configure_model(self) -> None:
@@ -87,6 +88,15 @@ class PruningModule(pl.LightningModule):
             self.masked = load_model(self.name, **self._load_options)
             self.runs = ReferenceRuns(self.masked, self.ablation, self.cache_gb)
             self.recipe.build(self.masked.graph)
+
+    def check_started(self) -> None:
+        """Refuse to go on where the recipe's start is missing and no checkpoint was loaded in its place."""
+        if not self._restored:
+            self.recipe.check_started()
+
+    def on_fit_start(self) -> None:
+        """Check that the gates have their start."""
+        self.check_started()
 
     def configure_optimizers(self) -> Any:
         """AdamW over the recipe's groups (gates descend, multipliers ascend); the recipe's learning-rate schedule."""
@@ -156,6 +166,7 @@ class PruningModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Fix the circuit that the gates stand for now."""
+        self.check_started()
         self._gates = self.recipe.circuit().gates(device=self.device)
         self.measures.reset()
 
@@ -209,8 +220,8 @@ class PruningModule(pl.LightningModule):
         return self.recipe.circuit(sparsity, self.header())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep gates and multipliers only, and what `Circuit.from_checkpoint` needs."""
-        names = {f"recipe.{name}" for name, _ in self.recipe.named_parameters()}
+        """Keep the recipe's gates, multipliers and buffers only, and what `Circuit.from_checkpoint` needs."""
+        names = {f"recipe.{name}" for name in self.recipe.state_dict()}
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in names}
         graph = self.recipe.graph
         checkpoint["edgeprune"] = {
@@ -237,9 +248,10 @@ class PruningModule(pl.LightningModule):
                 f"the checkpoint belongs to model {saved['header']['model']!r} (fingerprint {theirs}), not to "
                 f"{self.name!r} ({ours}): same shape, other weights"
             )
-        want = {f"recipe.{name}" for name, _ in self.recipe.named_parameters()}
+        want = {f"recipe.{name}" for name in self.recipe.state_dict()}
         have = set(checkpoint["state_dict"])
         if want != have:
             raise EdgepruneError(
                 f"the checkpoint does not fit this recipe: missing {sorted(want - have)}, unknown {sorted(have - want)}"
             )
+        self._restored = True

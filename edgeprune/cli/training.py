@@ -74,6 +74,8 @@ class EdgepruneCLI(LightningCLI):
             if checkpoint not in (None, "last", "best", "hpc", "registry"):
                 read_checkpoint(checkpoint)
             self.model.configure_model()
+            if checkpoint is None:
+                self.model.check_started()
             self.datamodule.setup({"fit": "fit", "validate": "validate", "test": "test"}[self.subcommand])
 
     def _parse_ckpt_path(self) -> None:

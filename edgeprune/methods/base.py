@@ -1,13 +1,16 @@
 """A recipe: a method that learns gates by gradient descent. It samples, penalises, ranks; it runs no model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from edgeprune.circuit import Circuit
 from edgeprune.graph import EdgeGraph
+
+FIRST_EXTRA_STREAM = 100  # of the noise of a step's second and further samples
 
 
 class AbstractRecipe(nn.Module, ABC):
@@ -21,6 +24,9 @@ class AbstractRecipe(nn.Module, ABC):
     @abstractmethod
     def build(self, graph: EdgeGraph) -> None:
         """Make the trainable parameters for `graph`."""
+
+    def check_started(self) -> None:
+        """Refuse to go on without a checkpoint where a file that the parameters should start from is missing."""
 
     @abstractmethod
     def sample(self, seed: int, step: int) -> Tensor:
@@ -84,3 +90,32 @@ class AbstractRecipe(nn.Module, ABC):
         num_edges = self.num_open() if sparsity is None else None
         about = self.describe() | (header or {})
         return Circuit.from_scores(self.graph, self.scores(), sparsity=sparsity, num_edges=num_edges, header=about)
+
+
+def mean_over_samples(error_of: Callable[[Tensor], Tensor], samples: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean error (scalar) over samples of the gates, differentiable in their parameters; and the mean sample.
+
+    Each sample's backward through the model is done at once, so that the memory is that of one run.
+
+    Args:
+        error_of: Error (scalar) of the model with given gates `[reader, writer]`.
+        samples: Gates `[reader, writer]`, each differentiable.
+    """
+    values: list[Tensor] = []
+    pulls: list[Tensor] = []
+    total: Tensor | None = None
+    for gates in samples:
+        leaf = gates.detach().requires_grad_()
+        error = error_of(leaf)
+        (slope,) = torch.autograd.grad(error, leaf)
+        values.append(error.detach())
+        pulls.append((slope * gates).sum())
+        total = gates.detach() if total is None else total + gates.detach()
+    assert total is not None
+    pull = torch.stack(pulls).mean()
+    return torch.stack(values).mean() + (pull - pull.detach()), total / len(values)
+
+
+def sample_stream(number: int) -> int:
+    """Noise stream of a step's sample `number`: 0 for the first, and apart from those of node gates and flips."""
+    return 0 if number == 0 else FIRST_EXTRA_STREAM + number

@@ -12,6 +12,7 @@ from edgeprune.gates.hard_concrete import STRETCH, TEMPERATURE
 from edgeprune.graph import EdgeGraph
 from edgeprune.methods.base import AbstractRecipe
 from edgeprune.methods.local_expectation import local_expectation
+from edgeprune.methods.warm_start import Start, WarmStart
 from edgeprune.objectives.sparsity import AbstractSparsityTerm
 
 PenaltyOn = Literal["expected", "sample"]
@@ -51,6 +52,8 @@ class EdgePruning(AbstractRecipe):
         node_gates: Add one gate per writer (published: always, and trained by the KL even without a node loss).
         node_sparsity_term: Pushes node gates shut (published: off in the GPT-2 scripts, `--disable_node_loss`).
         node_learning_rate: Of the node gates (published: 0.8); None for `learning_rate`.
+        warm_start: Start the edges' log-alphas from a circuit or score file, around `init_mean`, and close for good
+            what it ranks low, if asked for. Frozen edges have gate 0, get no gradient, and count as closed edges.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class EdgePruning(AbstractRecipe):
         node_gates: bool = False,
         node_sparsity_term: AbstractSparsityTerm | None = None,
         node_learning_rate: float | None = None,
+        warm_start: WarmStart | None = None,
     ) -> None:
         super().__init__()
         if learning_rate <= 0 or not 0 <= learning_rate_warmup < 1 or weight_decay < 0:
@@ -109,6 +113,8 @@ class EdgePruning(AbstractRecipe):
             "stretch": stretch,
         }
         self.nodes: HardConcrete | None = None
+        self.warm_start = warm_start
+        self.start: Start | None = None
 
     def build(self, graph: EdgeGraph) -> None:
         """Make one gate per existing edge, and one per writer if asked for."""
@@ -116,10 +122,29 @@ class EdgePruning(AbstractRecipe):
         self.edges = HardConcrete(graph.num_edges, **self._gate_options)
         if self.node_gates:
             self.nodes = HardConcrete(len(graph.writers), **self._gate_options)
+        if self.warm_start is not None:
+            self.start = Start(self.warm_start, graph)
+            if self.start.offsets is not None:
+                self.edges.log_alpha.data += self.start.offsets
+
+    def check_started(self) -> None:
+        """Refuse a warm start whose file is missing."""
+        if self.start is not None:
+            self.start.check_started()
+
+    @property
+    def _frozen(self) -> Tensor | None:
+        """Bool `[num_edges]`: edges that are closed for good, if any."""
+        return None if self.start is None else self.start.frozen
+
+    def _closed(self, values: Tensor) -> Tensor:
+        """One value per edge `[num_edges]`, 0 for frozen edges."""
+        return values if self._frozen is None else values.masked_fill(self._frozen, 0)
 
     def sample(self, seed: int, step: int) -> Tensor:
         """Gates `[reader, writer]` of one step: edge gates, times their writer's gate if there is one."""
-        gates = self.graph.to_matrix(self.edges.sample(uniform_noise(seed, step, self.edges.num_gates)))
+        noise = uniform_noise(seed, step, self.edges.num_gates)
+        gates = self.graph.to_matrix(self._closed(self.edges.sample(noise)))
         if self.nodes is None:
             return gates
         return gates * self.nodes.sample(uniform_noise(seed, step, self.nodes.num_gates, stream=1))
@@ -128,15 +153,26 @@ class EdgePruning(AbstractRecipe):
         """Error of one sample, with the gradient that `estimator` says; and the sample `[reader, writer]`."""
         if self.estimator == "pathwise":
             return super().expected_error(error_of, seed, step)
-        size, device = self.edges.num_gates, self.edges.log_alpha.device
-        noise, order = uniform_noise(seed, step, size), uniform_noise(seed, step, size, stream=2).argsort()
+        live, device = self._trained(), self.edges.log_alpha.device
+        noise = uniform_noise(seed, step, self.edges.num_gates).to(device)
+        order = uniform_noise(seed, step, len(live), stream=2).argsort()
         error, gates = local_expectation(
-            lambda gates: error_of(self.graph.to_matrix(gates)),
-            self.edges.prob_above_half(),
-            noise.to(device),
+            lambda gates: error_of(self._spread(gates, live)),
+            self.edges.prob_above_half()[live],
+            noise[live],
             order[: self.num_flips].to(device),
         )
-        return error, self.graph.to_matrix(gates)
+        return error, self._spread(gates, live)
+
+    def _trained(self) -> Tensor:
+        """Long: numbers of the edges that are not frozen."""
+        if self._frozen is None:
+            return torch.arange(self.edges.num_gates, device=self.edges.log_alpha.device)
+        return (~self._frozen).nonzero().squeeze(1)
+
+    def _spread(self, gates: Tensor, edges: Tensor) -> Tensor:
+        """Gates of some edges as a matrix `[reader, writer]`; the others are closed."""
+        return self.graph.to_matrix(gates.new_zeros(self.edges.num_gates).index_copy(0, edges, gates))
 
     def penalty(self, gates: Tensor, progress: float) -> Tensor:
         """The edge term, plus the node term if there is one.
@@ -154,8 +190,8 @@ class EdgePruning(AbstractRecipe):
     def _prob_open(self) -> Tensor:
         """P(gate > 0) of every existing edge, `[num_edges]`; of rounded gates, P(gate > 1/2)."""
         if self.estimator == "local":
-            return self.edges.prob_above_half()
-        edges = self.edges.prob_open()
+            return self._closed(self.edges.prob_above_half())
+        edges = self._closed(self.edges.prob_open())
         return edges if self.nodes is None else edges * self.nodes.prob_open()[self._writer_of_edge()]
 
     def _writer_of_edge(self) -> Tensor:
@@ -189,13 +225,23 @@ class EdgePruning(AbstractRecipe):
         return (1 - progress) / (1 - warm) if self.learning_rate_decay else 1.0
 
     def scores(self) -> Tensor:
-        """Log-alpha of each edge, `[reader, writer]`; with node gates the smaller of the edge's and its writer's."""
+        """Log-alpha of each edge, `[reader, writer]`; with node gates the smaller of the edge's and its writer's.
+
+        Frozen edges come after all others, below 0, in the order of the file that they start from.
+        """
         return self.graph.to_matrix(self._edge_scores())
 
     def _edge_scores(self) -> Tensor:
         """The same, `[num_edges]`."""
         scores = self.edges.scores()
-        return scores if self.nodes is None else torch.minimum(scores, self.nodes.scores()[self._writer_of_edge()])
+        if self.nodes is not None:
+            scores = torch.minimum(scores, self.nodes.scores()[self._writer_of_edge()])
+        frozen = self._frozen
+        if frozen is None or not frozen.any():
+            return scores
+        below = scores[~frozen].min().clamp(max=0) - 1
+        own = self.edges.scores()
+        return torch.where(frozen, below + (own - own[frozen].max()), scores)
 
     def num_open(self) -> int:
         """Edges whose own gate without noise, and their writer's if there are node gates, is above one half."""
@@ -225,6 +271,7 @@ class EdgePruning(AbstractRecipe):
             "learning_rate_decay": self.learning_rate_decay,
             "node_gates": self.node_gates,
             **self._gate_options,
+            **({} if self.start is None else {"warm_start": self.start.describe()}),
         }
 
 

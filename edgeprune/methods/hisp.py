@@ -1,0 +1,174 @@
+"""Head importance score for pruning (Michel, Levy and Neubig 2019, arXiv 1905.10650), as a method that ranks edges.
+
+Conmy et al. 2023 (arXiv 2304.14997) score the q, k and v of each head and each MLP, and mask them one after another.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, final, get_args
+
+import torch
+from torch import Tensor
+
+from edgeprune.batch import PairBatch
+from edgeprune.circuit import Circuit
+from edgeprune.errors import EdgepruneError
+from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
+from edgeprune.methods.node_gates import NodeMap
+from edgeprune.methods.problem import Problem
+from edgeprune.models.masked import MaskedModel
+
+Formula = Literal["published_code", "paper"]
+Change = Callable[[int, Tensor], Tensor]  # first node, values [batch, seq, nodes, width] -> values
+
+SMALLEST_NORM = 1e-6  # of a layer's scores, as in the published code: an idle layer is not divided by 0
+
+
+@final
+@dataclass(frozen=True)
+class HISP(AbstractDiscovery):
+    """Rank nodes by the loss's slope in their gates, edges by the first masked node that they touch.
+
+    A node's gate g stands behind its projection: q becomes `g * q + (1 - g) * q0`. Its score is the sum over examples
+    of `|dL/dg|` at g = 1, which is `|(q - q0) . dL/dq|` summed over positions.
+
+    Edge scores are whole numbers: when an edge goes, if nodes are masked in order of their scores (the lowest first,
+    ties by the lower index in `graph.readers`). The best n edges are the circuit after masking k nodes wherever n is
+    one of the `edges_left` of the record; in between, edges that go with the same node are tied, and the lower index
+    stays.
+
+    Attributes:
+        formula: `"published_code"`: q0 = 0 whatever the ablation, sums over examples. `"paper"`: q0 is the node's value
+            on the corrupted prompt (0 if the problem's ablation is zero), means over examples.
+        normalize: Divide by the L2 norm of the scores of the node's layer, q, k, v and MLP together (published: yes).
+    """
+
+    formula: Formula = "published_code"
+    normalize: bool = True
+
+    def __post_init__(self) -> None:
+        if self.formula not in get_args(Formula):
+            raise EdgepruneError(f"formula must be one of {', '.join(get_args(Formula))}, got {self.formula!r}")
+
+    def discover(self, problem: Problem, report: Report, folder: Path | None = None) -> Discovery:
+        """One run forward and backward per batch, and one more forward for `"paper"`; nothing to resume."""
+        nodes = NodeMap(problem.model.graph)
+        total = torch.zeros(nodes.num_nodes, dtype=torch.float64)
+        for number, (batch, full, _) in enumerate(problem.frozen()):
+            report("scoring nodes", number, len(problem.batches))
+            total += node_slopes(problem, batch, full, self._baseline(problem, batch)).abs().sum(0).double().cpu()
+        report("scoring nodes", len(problem.batches), len(problem.batches))
+        values = total / problem.num_examples if self.formula == "paper" else total
+        return _ranked(nodes, normalized(problem.model, values) if self.normalize else values)
+
+    def _baseline(self, problem: Problem, batch: PairBatch) -> dict[int, Tensor]:
+        if self.formula == "published_code" or problem.runs.ablation == "zero":
+            return {}
+        return node_values(problem.model, batch)
+
+    def describe(self) -> dict[str, Any]:
+        """Method and settings."""
+        return {"method": "hisp", **asdict(self)}
+
+
+def _ranked(nodes: NodeMap, values: Tensor) -> Discovery:
+    """Edges by the node that takes them away, when nodes are masked from the lowest value on."""
+    if not values.isfinite().all():
+        raise EdgepruneError("a node's score is not finite: the loss has no slope there; use another metric or dtype")
+    order = values.argsort(stable=True)
+    turn = torch.empty(nodes.num_nodes)
+    turn[order] = torch.arange(1.0, nodes.num_nodes + 1)
+    scores = nodes.edge_values(turn, nodes.num_nodes + 1.0)
+    gone = nodes.graph.to_vector(scores).long().bincount(minlength=nodes.num_nodes + 2)
+    left = nodes.graph.num_edges - gone[1:-1].cumsum(0)
+    about = {
+        "node_order": [nodes.names[index] for index in order.tolist()],
+        "node_scores": dict(zip(nodes.names, values.tolist(), strict=True)),
+        "edges_left": left.tolist(),
+    }
+    return Discovery(scores=scores, about=about)
+
+
+def circuit_after(discovery: Discovery, nodes: NodeMap, num_masked: int) -> Circuit:
+    """The circuit after the first `num_masked` nodes of the order are masked."""
+    if not 0 <= num_masked <= nodes.num_nodes or discovery.scores is None:
+        raise EdgepruneError(f"can mask 0 to {nodes.num_nodes} nodes of a ranking, got {num_masked}")
+    return Circuit(nodes.graph, discovery.scores > num_masked, discovery.scores, dict(discovery.about))
+
+
+def normalized(model: MaskedModel, values: Tensor) -> Tensor:
+    """Node scores `[num_nodes]` over the L2 norm of their layer's."""
+    layers = values.view(model.graph.arch.num_layers, -1)
+    return (layers / layers.norm(dim=1, keepdim=True).clamp(min=SMALLEST_NORM)).flatten()
+
+
+# ------------------------------------------------------------------ nodes of the running model
+def node_slopes(problem: Problem, batch: PairBatch, full: Tensor, baseline: dict[int, Tensor]) -> Tensor:
+    """Slope of each example's loss in each node's gate at 1, `[batch, num_nodes]`.
+
+    Gates stand on what `MaskedModel` hands to attention and takes from MLPs, not in the edge matrix: a reader's gate in
+    front of the norm scales the norm's input, which the norm undoes, so that with q0 = 0 its slope would be 0.
+
+    Args:
+        problem: Model and metric.
+        batch: Pairs, on the model's device.
+        full: Logits of the full model at the scored positions.
+        baseline: Values that a closed node has, by first node of each part; missing ones are 0.
+    """
+    model = problem.model
+    num_nodes = len(model.graph.readers) - 1
+    gates = torch.ones(len(batch), num_nodes, dtype=model.dtype, device=model.device, requires_grad=True)
+
+    def gated(first: int, own: Tensor) -> Tensor:
+        gate = gates[:, None, first : first + own.shape[2], None]
+        closed = gate * own
+        return closed + (1 - gate) * baseline[first] if first in baseline else closed
+
+    circuit = tapped(model, gated).full(batch.clean, batch.attention_mask, batch.positions).float()
+    (slopes,) = torch.autograd.grad(problem.losses(full, circuit, batch).sum(), gates)
+    return slopes
+
+
+@torch.no_grad()
+def node_values(model: MaskedModel, batch: PairBatch) -> dict[int, Tensor]:
+    """What q, k, v and MLPs are on the corrupted prompts, at the clean positions, by first node of each part."""
+    found: dict[int, Tensor] = {}
+
+    def keep(first: int, own: Tensor) -> Tensor:
+        found[first] = own
+        return own
+
+    start = torch.zeros_like(batch.positions[:, :1])
+    tapped(model, keep).full(batch.corrupted, batch.corrupted_mask, start)
+    if batch.alignment is None:
+        return found
+    rows = torch.arange(len(batch), device=batch.alignment.device)[:, None]
+    return {first: values[rows, batch.alignment] for first, values in found.items()}
+
+
+def tapped(model: MaskedModel, change: Change) -> MaskedModel:
+    """The same model, with `change` applied to q, k and v before attention and to what each MLP writes.
+
+    A copy that shares every weight; `model` is left as it is. `change` gets the number of the first node of the part.
+    """
+    graph, arch = model.graph, model.graph.arch
+    family = copy.copy(model.family)
+    attend, mlp = model.family.attend, model.family.mlp
+
+    def tapped_attend(layer: int, q: Tensor, k: Tensor, v: Tensor, context: Any) -> Tensor:
+        first, parts = graph.first_reader(layer), list[Tensor]()
+        for part, count in ((q, arch.num_heads), (k, arch.num_kv_readers), (v, arch.num_kv_readers)):
+            parts.append(change(first, part.unflatten(-1, (count, -1))).flatten(-2))
+            first += count
+        return attend(layer, parts[0], parts[1], parts[2], context)
+
+    def tapped_mlp(layer: int, stream: Tensor) -> Tensor:
+        first = graph.first_reader(layer) + arch.num_attention_readers
+        return change(first, mlp(layer, stream).unsqueeze(-2)).squeeze(-2)
+
+    family.attend, family.mlp = tapped_attend, tapped_mlp
+    other = copy.copy(model)
+    other.family = family
+    return other
