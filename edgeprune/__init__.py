@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgeprune import ablations as ablations
+    from edgeprune import patching as patching
     from edgeprune.circuit import Circuit as Circuit
     from edgeprune.errors import EdgepruneError as EdgepruneError
     from edgeprune.graph import ArchSpec as ArchSpec
@@ -27,12 +28,12 @@ _HOMES = {
     "load_model": "edgeprune.models.loading",
     "load_tokenizer": "edgeprune.models.loading",
 }
-__all__ = ["__version__", "ablations", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["__version__", "ablations", "patching", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "ablations":
-        return importlib.import_module("edgeprune.ablations")
+    if name in ("ablations", "patching"):
+        return importlib.import_module(f"edgeprune.{name}")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'edgeprune' has no attribute {name!r}")
