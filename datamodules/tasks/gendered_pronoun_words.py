@@ -42,6 +42,6 @@ TOPICS = (
     "chess", "tennis", "music", "history", "football", "painting", "poetry", "physics", "gardening",
     "cooking", "mathematics", "geography", "swimming", "golf", "biology", "chemistry", "photography",
     "astronomy", "hockey", "cricket", "fishing", "art", "law", "dancing", "medicine", "politics",
-    "literature", "theatre", "wine", "birds", "horses", "computers",
+    "literature", "theatre", "grammar", "rugby", "baseball", "computers",
 )
 # fmt: on

@@ -78,6 +78,8 @@ def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokeniz
     options = {} if revision is None else {"revision": revision}
     try:
         return AutoTokenizer.from_pretrained(_resolve(name), **options)
+    except EdgepruneError:
+        raise
     except (OSError, ValueError) as error:
         raise EdgepruneError(f"no tokenizer at {name!r}: {_first_line(error)}; {_where_to_look(name)}") from None
 

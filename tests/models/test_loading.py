@@ -95,3 +95,5 @@ def test_a_family_without_an_adapter_is_refused(tmp_path: Path) -> None:
 def test_smollm2_has_to_be_fetched_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEPRUNE_CACHE", str(tmp_path))
     assert "edgeprune get smollm2" in refused("smollm2")
+    with pytest.raises(EdgepruneError, match=r"^smollm2 is not at [^;]*; run `edgeprune get smollm2` once [^;]*$"):
+        load_tokenizer("smollm2")

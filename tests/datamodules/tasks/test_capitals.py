@@ -46,6 +46,7 @@ def test_lists_are_long_and_without_repetition() -> None:
     for forms in (TO_CAPITAL, TO_COUNTRY):
         assert len(set(forms)) == len(forms) == 10
         assert all(form.count(" {subject}") == 1 for form in forms)
+    assert not {"Georgia", "England", "Philippines", "Netherlands"} & CAPITAL_OF.keys()  # ambiguous, or with an article
 
 
 def test_subjects_of_several_tokens_are_used(gpt2: PreTrainedTokenizerBase) -> None:
