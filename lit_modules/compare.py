@@ -1,5 +1,6 @@
 """Snapshots against a circuit that is known already: the truth, an ACDC run, another method's circuit."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast, final
 
@@ -44,7 +45,15 @@ class CompareToReference(pl.Callback):
         self.reference = reference
         self.show_edges = show_edges
         self.rows: list[tuple[Snapshot, Known, dict[str, float]]] = []
+        self._circuits: list[Circuit] = []
         self._known: list[Known] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Look the reference up before anything is trained or written."""
+        if stage == "fit":
+            module = cast("PruningModule", pl_module)
+            module.configure_model()
+            self._circuits = self._read(module)
 
     def on_snapshot(self, trainer: pl.Trainer, module: PruningModule, snapshot: Snapshot) -> None:
         """Compare one snapshot and log it."""
@@ -89,8 +98,8 @@ class CompareToReference(pl.Callback):
     def _nearest(self, trainer: pl.Trainer, module: PruningModule, circuit: Circuit) -> tuple[Known, dict[str, float]]:
         """The reference that shares most with `circuit`, and the overlap: programs may have several equal circuits."""
         if not self._known:
-            circuits = self._read(module)
-            self._known = [Known(*pair) for pair in zip(circuits, judge(trainer, module, circuits), strict=True)]
+            measures = judge(trainer, module, self._circuits)
+            self._known = [Known(*pair) for pair in zip(self._circuits, measures, strict=True)]
         overlaps = [edge_overlap(circuit.keep, known.circuit.keep, circuit.graph.exists) for known in self._known]
         return max(zip(self._known, overlaps, strict=True), key=lambda pair: pair[1]["jaccard"])
 
@@ -99,14 +108,23 @@ class CompareToReference(pl.Callback):
         kind, _, ablation = self.reference.partition(":")
         if kind != TRUTH:
             return [read_reference(self.reference, graph)]
-        ablation: Any = ablation or module.ablation  # checked by those who look it up
-        if module.name.startswith(COMPILED):
-            from edgeprune.compiled import minimal_circuits
+        circuits = _known_edges(module.name, ablation or module.ablation)
+        if not graph.arch.split_embedding:
+            raise EdgepruneError(
+                "known circuits have token and position embedding apart: set model.split_embedding to true or null, or "
+                "give `reference` a circuit file"
+            )
+        return [Circuit.from_edges(graph, edges) for edges in circuits]
 
-            equal = minimal_circuits(module.name.removeprefix(COMPILED), ablation)
-            return [Circuit.from_edges(graph, edges) for edges in equal]
-        from edgeprune.compiled.tracr_format import is_tracr_folder, read_circuit
 
-        if not is_tracr_folder(Path(module.name)):
-            raise EdgepruneError(f"the true circuit of {module.name!r} is not known; give `reference` a circuit file")
-        return [Circuit.from_edges(graph, read_circuit(Path(module.name), ablation))]
+def _known_edges(name: str, ablation: Any) -> Sequence[Sequence[str]]:
+    """All circuits of a model that count as true; `ablation` is checked where it is looked up."""
+    if name.startswith(COMPILED):
+        from edgeprune.compiled import minimal_circuits
+
+        return minimal_circuits(name.removeprefix(COMPILED), ablation)
+    from edgeprune.compiled.tracr_format import is_tracr_folder, read_circuit
+
+    if not is_tracr_folder(Path(name)):
+        raise EdgepruneError(f"the true circuit of {name!r} is not known; give `reference` a circuit file")
+    return [read_circuit(Path(name), ablation)]

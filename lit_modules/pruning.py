@@ -86,6 +86,7 @@ class PruningModule(pl.LightningModule):
         """Load the model and make the gates, once."""
         if self.masked is None:
             self.masked = load_model(self.name, **self._load_options)
+            self._check_objective()
             self.runs = ReferenceRuns(self.masked, self.ablation, self.cache_gb)
             self.recipe.build(self.masked.graph)
 
@@ -133,7 +134,6 @@ class PruningModule(pl.LightningModule):
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         """The objective at the scored positions plus the penalty, for one sample of the gates."""
         full, ablated = self.runs(batch, "train")
-        self._check_outputs(full)
 
         def error_of(gates: Tensor) -> Tensor:
             circuit = gated_logits(self.masked, batch, gates, ablated)
@@ -149,8 +149,8 @@ class PruningModule(pl.LightningModule):
         self._log_training(error, penalty, len(batch))
         return error + penalty
 
-    def _check_outputs(self, full: Tensor) -> None:
-        if self.objective == "kl" and full.shape[-1] == 1:
+    def _check_objective(self) -> None:
+        if self.objective == "kl" and getattr(self.masked.hf.config, "d_out", None) == 1:
             raise EdgepruneError(
                 f"{self.name!r} has a single output, whose softmax is constant: set model.objective to squared_error"
             )

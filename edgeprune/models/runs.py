@@ -52,10 +52,28 @@ class ReferenceRuns:
         found = [item for item in kept if item is not None]
         if len(found) == len(kept):
             return self._assemble(found, batch)
+        self._check(batch)
         full = self.model.full(batch.clean, batch.attention_mask, batch.positions).float()
         states = self._states(batch)
         self._keep(batch, split, full, None if self.ablation == "zero" else states)
         return full, states
+
+    def _check(self, batch: PairBatch) -> None:
+        """Refuse pairs made for another model; an index out of bounds says less, and on a GPU it ends the process."""
+        config = self.model.hf.config
+        num_inputs = self.model.hf.get_input_embeddings().num_embeddings
+        num_outputs = getattr(config, "d_out", num_inputs)
+        for name, ids, size in (
+            ("input", batch.clean, num_inputs),
+            ("corrupted input", batch.corrupted, num_inputs),
+            ("target", batch.targets, num_outputs),
+            ("distractor", batch.distractors, num_outputs),
+        ):
+            if int(ids.max()) >= size:
+                raise EdgepruneError(
+                    f"the pairs have {name} {int(ids.max())}, model {config.name_or_path!r} has {size} of them: they "
+                    "are made for another model; change the model or the task"
+                )
 
     def _states(self, batch: PairBatch) -> WriterStates:
         if self.ablation == "interchange":

@@ -131,8 +131,9 @@ def test_a_checkpoint_of_another_graph_is_refused(
     tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ("--model.split_embedding", "false", "--ckpt_path", str(checkpoint))
-    assert main(arguments(tmp_path, *more)) == 2
-    assert "split_embedding" in capsys.readouterr().err
+    config = changed(tmp_path, {"callbacks": []})  # the true circuit would not fit this graph either
+    assert main(arguments(tmp_path, *more, config=config)) == 2
+    assert "the checkpoint's masks are for a graph of {" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -174,6 +175,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown task": (["--data.task", "NoSuchTask"], "NoSuchTask"),
     "unknown ablation": (["--model.ablation", "noise"], "noise"),
     "negative batch": (["--data.batch_size", "-1"], "-1"),
+    "truth without embeddings apart": (["--model.split_embedding", "false"], "set model.split_embedding to true"),
+    "divergence of a single number": (["--model.name", "compiled:or_gate"], "set model.objective to squared_error"),
 }
 
 
@@ -184,6 +187,11 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     assert main(arguments(tmp_path, *more)) == 2
     assert named in error_line(capsys)
     assert not files(tmp_path)
+
+
+def test_pairs_of_another_program_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(tmp_path, "--data.task.init_args.program", "sort")) == 2
+    assert "'compiled:reverse' has 3 of them: they are made for another model" in error_line(capsys)
 
 
 def changed(tmp_path: Path, change: dict[str, Any]) -> Path:
@@ -200,6 +208,7 @@ def changed(tmp_path: Path, change: dict[str, Any]) -> Path:
     [
         ("SnapshotCircuits", {"sparsities": [1.5]}, "1.5"),
         ("CompareToReference", {"reference": "missing.json"}, "missing.json"),
+        ("CompareToReference", {"reference": "truth:mean"}, "no true circuit is known under ablation 'mean'"),
     ],
 )
 def test_a_callback_s_mistake_is_one_line(
@@ -208,7 +217,7 @@ def test_a_callback_s_mistake_is_one_line(
     config = changed(tmp_path, {"callbacks": [{"class_path": callback, "init_args": options}]})
     assert main(arguments(tmp_path / "run", config=config)) == 2
     assert named in error_line(capsys)
-    assert not (tmp_path / "run").exists()
+    assert not files(tmp_path / "run")
 
 
 def test_a_missing_config_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Kept frozen runs give what fresh ones give, whatever the padding, and stay within their budget."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -121,6 +122,15 @@ def test_zero_ablation_is_zero(model: MaskedModel) -> None:
     _, states = ReferenceRuns(model, "zero")(make_batch([0, 1]), "train")
     assert not states.embeddings.any()
     assert not states.heads.any()
+
+
+@pytest.mark.parametrize("field", ["clean", "corrupted", "targets", "distractors"])
+def test_pairs_of_another_model_are_refused(model: MaskedModel, field: str) -> None:
+    batch = make_batch([0, 1])
+    tokens = getattr(batch, field).clone()
+    tokens[0, 0] = model.hf.config.vocab_size
+    with pytest.raises(EdgepruneError, match=f"the pairs have .* {tokens[0, 0]}, .* made for another model"):
+        ReferenceRuns(model, "zero")(dataclasses.replace(batch, **{field: tokens}), "train")
 
 
 def test_a_wrong_ablation_names_the_right_ones(model: MaskedModel) -> None:
