@@ -1,8 +1,15 @@
-"""How far two circuits have the same edges."""
+"""How far two circuits have the same edges and nodes, and how much of that chance would give."""
 
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
 from torch import Tensor
 
+from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
+from edgeprune.graph import EdgeGraph
 
 
 def edge_overlap(found: Tensor, reference: Tensor, exists: Tensor) -> dict[str, float]:
@@ -24,6 +31,11 @@ def edge_overlap(found: Tensor, reference: Tensor, exists: Tensor) -> dict[str, 
         raise EdgepruneError(f"found, reference and exists must be matrices of one graph, got shapes {shapes}")
     found, reference = found.bool() & exists.bool(), reference.bool() & exists.bool()
     both, in_found, in_reference = (int(edges.sum()) for edges in (found & reference, found, reference))
+    return _shares(both, in_found, in_reference)
+
+
+def _shares(both: int, in_found: int, in_reference: int) -> dict[str, float]:
+    """The measures of `edge_overlap` from the three counts."""
     empty = float(in_found == in_reference == 0)
     return {
         "precision": both / in_found if in_found else empty,
@@ -34,3 +46,124 @@ def edge_overlap(found: Tensor, reference: Tensor, exists: Tensor) -> dict[str, 
         "only_found": in_found - both,
         "only_reference": in_reference - both,
     }
+
+
+# -------------------------------------------------------------------- chance
+def by_chance(both: int, in_found: int, in_reference: int, existing: int) -> dict[str, float]:
+    """What circuits of these sizes share when their edges are drawn at random from all that exist.
+
+    The number of shared edges is then hypergeometric. It is summed up in log space, so that the p-value of a large
+    overlap, far below the smallest float, keeps its exponent.
+
+    Args:
+        both: Edges that the circuits share.
+        in_found: Edges of the one.
+        in_reference: Edges of the other.
+        existing: Edges of the graph.
+
+    Returns:
+        `expected`: shared edges by chance. `log10_p_value`: log10 of the probability to share `both` or more;
+        `p_value`: the same as a number, 0 where it underflows.
+    """
+    if not 0 <= both <= min(in_found, in_reference) or max(in_found, in_reference) > existing:
+        raise EdgepruneError(f"of {existing} edges, {in_found} and {in_reference} cannot share {both}")
+    if both <= in_found + in_reference - existing:  # that many are shared whatever is drawn
+        log_p = 0.0
+    else:
+        shared = torch.arange(both, min(in_found, in_reference) + 1, dtype=torch.float64)
+        ways = _log_choose(in_reference, shared) + _log_choose(existing - in_reference, in_found - shared)
+        total = _log_choose(existing, torch.tensor(float(in_found), dtype=torch.float64))
+        log_p = min(0.0, float((ways - total).logsumexp(0)))
+    return {
+        "expected": in_found * in_reference / existing if existing else 0.0,
+        "log10_p_value": log_p / math.log(10),
+        "p_value": math.exp(log_p),
+    }
+
+
+def _log_choose(n: int, k: Tensor) -> Tensor:
+    """Log of the binomial coefficients n over k, for float64 k in [0, n]."""
+    return math.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
+
+
+# -------------------------------------------------------------------- nodes, kinds of edges, layers
+def nodes(circuit: Circuit) -> list[str]:
+    """Embeddings, heads, MLPs and `logits` that a kept edge leaves or enters.
+
+    A k or v reader that several heads share counts for each of them.
+    """
+    graph, arch = circuit.graph, circuit.graph.arch
+    heads_per_reader = arch.num_heads // arch.num_kv_readers
+    found = {graph.writers[column] for column in circuit.keep.any(0).nonzero().flatten().tolist()}
+    for row in circuit.keep.any(1).nonzero().flatten().tolist():
+        layer, *place = graph.readers[row].split(".")
+        if not place:
+            found.add(layer)
+            continue
+        head, shared = int(place[0][1:]), 1 if place[1] == "q" else heads_per_reader
+        found |= {f"{layer}.h{number}" for number in range(head * shared, (head + 1) * shared)}
+    return [name for name in (*graph.writers, "logits") if name in found]
+
+
+def edge_kinds(graph: EdgeGraph) -> Iterator[tuple[str, Tensor]]:
+    """Each kind of edge that the graph has, such as `head->q` or `mlp->logits`, with its edges `[reader, writer]`."""
+    writers = ["head" if name.startswith("a") else "mlp" if name.startswith("m") else "embed" for name in graph.writers]
+    readers = ["mlp" if name.startswith("m") else name.split(".")[-1] for name in graph.readers]
+    for writer in dict.fromkeys(writers):
+        for reader in dict.fromkeys(readers):
+            edges = torch.tensor([name == reader for name in readers])[:, None]
+            edges = edges & torch.tensor([name == writer for name in writers]) & graph.exists
+            if edges.any():
+                yield f"{writer}->{reader}", edges
+
+
+def reader_layers(graph: EdgeGraph) -> Iterator[tuple[str, Tensor]]:
+    """Each layer, and `logits` at the end, with the edges `[reader, writer]` that are read there."""
+    for layer in range(graph.arch.num_layers):
+        edges, start = torch.zeros_like(graph.exists), graph.first_reader(layer)
+        edges[start : start + graph.arch.readers_per_layer] = True
+        yield str(layer), edges & graph.exists
+    edges = torch.zeros_like(graph.exists)
+    edges[-1] = True
+    yield "logits", edges & graph.exists
+
+
+# -------------------------------------------------------------------- two circuits
+def compare_circuits(found: Circuit, reference: Circuit) -> dict[str, Any]:
+    """All there is to say about two circuits of one graph without running the model.
+
+    Returns:
+        The figures of `edge_overlap` and `by_chance`; `nodes`: the former for nodes; `kinds` and `layers`: the former
+        for each kind of edge and for each layer that reads.
+
+    Raises:
+        EdgepruneError: The circuits are of different graphs.
+    """
+    reference.check_fits(found.graph, "the other one")
+    exists = found.graph.exists
+    overlap = edge_overlap(found.keep, reference.keep, exists)
+    ours, theirs = set(nodes(found)), set(nodes(reference))
+    return {
+        **overlap,
+        **by_chance(int(overlap["both"]), found.num_edges, reference.num_edges, found.graph.num_edges),
+        "nodes": _shares(len(ours & theirs), len(ours), len(theirs)),
+        "kinds": {name: edge_overlap(found.keep, reference.keep, edges) for name, edges in edge_kinds(found.graph)},
+        "layers": {name: edge_overlap(found.keep, reference.keep, edges) for name, edges in reader_layers(found.graph)},
+    }
+
+
+def cut_to(circuit: Circuit, num_edges: int) -> Circuit:
+    """The `num_edges` kept edges with the best scores; ties go to the earlier edge.
+
+    Raises:
+        EdgepruneError: The circuit has no scores, or fewer edges.
+    """
+    if circuit.scores is None:
+        raise EdgepruneError("the circuit has no scores to be cut by; compare it at its own size")
+    if num_edges > circuit.num_edges:
+        raise EdgepruneError(f"the circuit has {circuit.num_edges} edges, it cannot be cut to {num_edges}")
+    kept = circuit.keep.nonzero()
+    order = circuit.scores[circuit.keep].double().argsort(descending=True, stable=True)
+    keep = torch.zeros_like(circuit.keep)
+    keep[tuple(kept[order[:num_edges]].T)] = True
+    return Circuit(circuit.graph, keep, circuit.scores, circuit.header)
