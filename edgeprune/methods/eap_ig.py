@@ -85,7 +85,7 @@ class EAPIG(AbstractDiscovery):
                 yield closing_effects(problem, batch, full, ablated, share * gates)
             return
         own = problem.model.record(batch.clean, batch.attention_mask)
-        difference = _subtract(ablated, own)
+        difference = ablated.minus(own)
         for fixed in self._runs(own, difference):
             yield closing_effects(problem, batch, full, difference, gates, fixed=fixed, relative=True)
 
@@ -106,9 +106,3 @@ class EAPIG(AbstractDiscovery):
     def describe(self) -> dict[str, Any]:
         """The method and its settings."""
         return {"method": "eap_ig", "variant": self.variant, "steps": self.steps}
-
-
-def _subtract(left: WriterStates, right: WriterStates) -> WriterStates:
-    """`left - right`, each of which may be shared by all examples or positions."""
-    mlps = None if left.mlps is None or right.mlps is None else left.mlps - right.mlps
-    return WriterStates(embeddings=left.embeddings - right.embeddings, heads=left.heads - right.heads, mlps=mlps)

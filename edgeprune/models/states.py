@@ -29,6 +29,11 @@ class WriterStates:
         mlps = None if self.mlps is None else function(self.mlps)
         return type(self)(embeddings=function(self.embeddings), heads=function(self.heads), mlps=mlps)
 
+    def minus(self, other: Self) -> Self:
+        """The difference, field by field; fields that are shared by all examples or positions are expanded."""
+        mlps = None if self.mlps is None or other.mlps is None else self.mlps - other.mlps
+        return type(self)(embeddings=self.embeddings - other.embeddings, heads=self.heads - other.heads, mlps=mlps)
+
     def to(self, device: torch.device | str) -> Self:
         """Move every field to `device`."""
         return self.map(lambda field: field.to(device))

@@ -1,0 +1,84 @@
+"""Scores that a method must beat: chance, and the size of what an edge carries."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, final, get_args
+
+import torch
+from torch import Tensor
+
+from edgeprune.batch import PairBatch
+from edgeprune.errors import EdgepruneError
+from edgeprune.methods.attribution import mean_over_examples
+from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
+from edgeprune.methods.problem import Problem
+from edgeprune.models.outputs import writer_outputs
+from edgeprune.models.states import WriterStates
+
+Of = Literal["difference", "own"]
+
+
+@final
+@dataclass(frozen=True)
+class RandomScores(AbstractDiscovery):
+    """Uniform noise in [0, 1): a circuit of the best `n` edges is `Circuit.random(graph, n, seed)`.
+
+    Attributes:
+        seed: Of the noise.
+    """
+
+    seed: int = 0
+
+    def discover(self, problem: Problem, report: Report, folder: Path | None = None) -> Discovery:
+        """Draw a score for every edge."""
+        graph = problem.model.graph
+        noise = torch.rand(graph.shape, generator=torch.Generator().manual_seed(self.seed))
+        return Discovery(torch.where(graph.exists, noise, 0.0))
+
+    def describe(self) -> dict[str, Any]:
+        """The method and its settings."""
+        return {"method": "random", "seed": self.seed}
+
+
+@final
+@dataclass(frozen=True)
+class ActivationMagnitude(AbstractDiscovery):
+    """Score of an edge: L2 norm of a vector of its writer, averaged over an example's tokens, then over examples.
+
+    All edges of a writer score alike; ties are cut in the order of edges.
+
+    Attributes:
+        of: `"difference"`: of ablated - own output, how far closing the edge moves its reader's input. `"own"`: of the
+            writer's output in the clean run, whatever the ablation.
+    """
+
+    of: Of = "difference"
+
+    def __post_init__(self) -> None:
+        if self.of not in get_args(Of):
+            raise EdgepruneError(f"of must be one of {', '.join(get_args(Of))}, got {self.of!r}")
+
+    def discover(self, problem: Problem, report: Report, folder: Path | None = None) -> Discovery:
+        """Score every edge."""
+
+        def score(batch: PairBatch, full: Tensor, ablated: WriterStates) -> Tensor:
+            return self._norms(problem, batch, ablated)
+
+        scores = mean_over_examples(problem, score, lambda done, total: report("activation magnitude", done, total))
+        return Discovery(scores, about={"forward_passes": len(problem.batches)})
+
+    @torch.no_grad()
+    def _norms(self, problem: Problem, batch: PairBatch, ablated: WriterStates) -> Tensor:
+        """Sum over examples of the mean norm over tokens, `[reader, writer]`."""
+        model = problem.model
+        states = model.record(batch.clean, batch.attention_mask)
+        if self.of == "difference":
+            states = ablated.minus(states)
+        norms = torch.stack([output.double().norm(dim=-1) for output in writer_outputs(model, states)])
+        mask = batch.attention_mask.double()
+        means = (norms * mask).sum(-1) / mask.sum(-1)
+        return means.sum(1).cpu() * model.graph.exists
+
+    def describe(self) -> dict[str, Any]:
+        """The method and its settings."""
+        return {"method": "activation_magnitude", "of": self.of}

@@ -1,0 +1,141 @@
+"""Exact edge patching: every edge closed alone, in the full model. What EAP approximates."""
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from edgeprune.batch import PairBatch
+from edgeprune.errors import EdgepruneError
+from edgeprune.graph import EdgeGraph
+from edgeprune.methods.attribution import open_gates
+from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
+from edgeprune.methods.problem import Problem
+from edgeprune.models.loading import fingerprint
+
+SAVE_SECONDS = 20.0  # between two saves of the state; an interruption by Ctrl-C saves too
+STATE_FILE = "exact.safetensors"
+
+
+@final
+@dataclass(frozen=True)
+class ExactEdgePatching(AbstractDiscovery):
+    """Score of an edge: mean loss with this edge alone closed, minus mean loss with every edge open.
+
+    One forward pass per edge and batch, none of which changes the graph, so the order of edges does not matter. With a
+    folder, an interrupted sweep goes on where it was; a state of another sweep is refused.
+
+    Attributes:
+        edges: Names of the edges to score (`"m0->logits"`); None: all. The others get score 0.
+    """
+
+    edges: tuple[str, ...] | None = None
+
+    @torch.no_grad()
+    def discover(self, problem: Problem, report: Report, folder: Path | None = None) -> Discovery:
+        """Score the edges."""
+        graph = problem.model.graph
+        edges = self._edges(graph)
+        sweep = _Sweep.start(_key(problem, edges), len(problem.batches) * len(edges), folder)
+        gates, passes = open_gates(problem.model), len(edges) * len(problem.batches)
+        try:
+            for number, (batch, full, ablated) in enumerate(problem.frozen()):
+                if (number + 1) * len(edges) <= sweep.done:
+                    continue
+
+                def losses(batch: PairBatch = batch, full: Tensor = full, ablated: Any = ablated) -> Tensor:
+                    logits = problem.model(batch.clean, gates, ablated, batch.attention_mask, batch.positions)
+                    return problem.losses(full, logits.float(), batch).double()
+
+                baseline = losses()
+                for place in range(sweep.done - number * len(edges), len(edges)):
+                    gates[edges[place]] = 0
+                    sweep.add((losses() - baseline).sum())
+                    gates[edges[place]] = 1
+                    report("edges closed one by one", sweep.done, passes)
+        finally:
+            sweep.save()
+        scores = torch.zeros(graph.shape, dtype=torch.float64)
+        rows, columns = torch.tensor(edges, dtype=torch.long).view(-1, 2).T
+        scores[rows, columns] = sweep.values.view(-1, len(edges)).sum(0) / problem.num_examples
+        return Discovery(scores, about={"forward_passes": passes, "edges_scored": len(edges)})
+
+    def _edges(self, graph: EdgeGraph) -> list[tuple[int, int]]:
+        if self.edges is None:
+            return [(reader, writer) for reader, writer in graph.exists.nonzero().tolist()]
+        if not self.edges:
+            raise EdgepruneError("edges is empty; name the edges to score, or leave it out for all")
+        return list(dict.fromkeys(graph.index(edge) for edge in self.edges))
+
+    def describe(self) -> dict[str, Any]:
+        """The method and its settings."""
+        return {"method": "exact_edge_patching", "edges": None if self.edges is None else list(self.edges)}
+
+
+class _Sweep:
+    """Loss differences so far, batch by batch and edge by edge, and how many there are; kept in a file."""
+
+    def __init__(self, key: str, values: Tensor, done: int, path: Path | None) -> None:
+        self.key, self.values, self.done, self.path = key, values, done, path
+        self.saved_at = time.monotonic()
+
+    @classmethod
+    def start(cls, key: str, num_values: int, folder: Path | None) -> "_Sweep":
+        """A new sweep, or the interrupted one in `folder`."""
+        path = None if folder is None else folder / STATE_FILE
+        if path is None or not path.exists():
+            return cls(key, torch.zeros(num_values, dtype=torch.float64), 0, path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                about, values = json.loads(file.metadata()["sweep"]), file.get_tensor("values")
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+            raise EdgepruneError(f"{path} is not a whole state of a sweep; delete it to begin anew") from None
+        if about["key"] != key:
+            raise EdgepruneError(
+                f"{path} is the state of a sweep over another model, other pairs, edges, ablation or metric; "
+                "delete it or choose another folder"
+            )
+        return cls(key, values, about["done"], path)
+
+    def add(self, difference: Tensor) -> None:
+        """Add the next value; save when it is time. An interruption in between leaves a value that is made again."""
+        self.values[self.done] = difference
+        self.done += 1
+        if time.monotonic() - self.saved_at > SAVE_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        """Write the state, whole or not at all."""
+        self.saved_at = time.monotonic()
+        if self.path is None or not self.done:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=self.path.parent, suffix=".partial", delete=False) as file:
+            partial = Path(file.name)
+        try:
+            about = json.dumps({"key": self.key, "done": self.done})
+            save_file({"values": self.values}, partial, metadata={"sweep": about})
+            partial.replace(self.path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def _key(problem: Problem, edges: Sequence[tuple[int, int]]) -> str:
+    """Hash of everything that the sums depend on, the cut into batches included."""
+    about = [problem.metric, problem.runs.ablation, fingerprint(problem.model), str(problem.model.dtype), list(edges)]
+    digest = hashlib.sha256(json.dumps(about).encode())
+    for batch in problem.batches:
+        for tensor in (batch.clean, batch.corrupted, batch.attention_mask, batch.positions, batch.targets):
+            digest.update(str(tuple(tensor.shape)).encode() + tensor.cpu().contiguous().numpy().tobytes())
+        digest.update(batch.distractors.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,78 @@
+"""Information flow routes (Ferrando and Voita 2024, arXiv 2403.00824), in the edge-by-edge form of EAP-IG and MIB."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from edgeprune.batch import PairBatch
+from edgeprune.errors import EdgepruneError
+from edgeprune.methods.attribution import mean_over_examples
+from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
+from edgeprune.methods.problem import Problem
+from edgeprune.models.outputs import reader_inputs, writer_outputs
+from edgeprune.models.states import WriterStates
+
+
+def proximity(part: Tensor, whole: Tensor, norm: int = 1) -> Tensor:
+    """How much of the way to the whole a part goes: max(0, |whole| - |whole - part|), `[..., d]` to `[...]`."""
+    return (whole.norm(norm, -1) - (whole - part).norm(norm, -1)).clamp(min=0)
+
+
+def shares(proximities: Tensor) -> Tensor:
+    """Proximities `[part, ...]` divided by their sum over parts; all 0 where no part is near (published: NaN)."""
+    total = proximities.sum(0)
+    return torch.where(total > 0, proximities / total.where(total > 0, 1.0), 0.0)
+
+
+@final
+@dataclass(frozen=True)
+class InformationFlowRoutes(AbstractDiscovery):
+    """Score of an edge: its writer's share in its reader's input, in the clean run alone.
+
+    Shares of a reader sum to 1 at every position; they are averaged over the tokens of an example, then over examples.
+    No metric and no ablation enter. Parts are the graph's writers: the position embedding too (deviation: published,
+    it is none); biases are none. Circuits are commonly cut with selection rule `greedy`.
+
+    Attributes:
+        norm: 1: L1, as published. 2: L2.
+    """
+
+    norm: int = 1
+
+    def __post_init__(self) -> None:
+        if self.norm not in (1, 2):
+            raise EdgepruneError(f"norm must be 1 or 2, got {self.norm}")
+
+    def discover(self, problem: Problem, report: Report, folder: Path | None = None) -> Discovery:
+        """Score every edge."""
+
+        def score(batch: PairBatch, full: Tensor, ablated: WriterStates) -> Tensor:
+            return self._shares(problem, batch)
+
+        what = "information flow routes"
+        scores = mean_over_examples(problem, score, lambda done, total: report(what, done, total))
+        return Discovery(scores, about={"forward_passes": len(problem.batches)})
+
+    @torch.no_grad()
+    def _shares(self, problem: Problem, batch: PairBatch) -> Tensor:
+        """Sum over examples of the mean share over tokens, `[reader, writer]`."""
+        graph, states = problem.model.graph, problem.model.record(batch.clean, batch.attention_mask)
+        inputs = list(reader_inputs(problem.model, states))
+        near = states.embeddings.new_zeros(len(inputs), len(graph.writers), *batch.clean.shape, dtype=torch.float64)
+        for writer, output in enumerate(writer_outputs(problem.model, states)):
+            for number, item in enumerate(inputs):
+                if writer < item.num_visible:
+                    near[number, writer] = proximity(output.double(), item.stream.double(), self.norm)
+        mask = batch.attention_mask.double()
+        weights = mask / mask.sum(1, keepdim=True)
+        scores = torch.zeros(graph.shape, dtype=torch.float64)
+        for number, item in enumerate(inputs):
+            scores[item.rows] = (shares(near[number]) * weights).sum((1, 2)).cpu()
+        return scores
+
+    def describe(self) -> dict[str, Any]:
+        """The method and its settings."""
+        return {"method": "information_flow_routes", "norm": self.norm}
