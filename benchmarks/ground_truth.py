@@ -68,7 +68,7 @@ def of_folder(folder: Path) -> list[Problem]:
         except EdgepruneError:
             continue  # this folder has no circuit for the ablation
         minimal = read_circuits(folder, "minimal")[ablation].edges()
-        truths = [causal] if set(minimal) <= set(causal) else all_minimal(folder)
+        truths = [causal] if set(minimal) <= set(causal) else all_minimal(folder, ablation)
         arguments = [
             f"--model.name={folder}",
             "--data.task=TracrTask",
@@ -80,11 +80,13 @@ def of_folder(folder: Path) -> list[Problem]:
     return problems
 
 
-def all_minimal(folder: Path) -> list[list[str]]:
-    """All minimal circuits under zero ablation, at the threshold of the folder (0.01 of the raw output)."""
+def all_minimal(folder: Path, ablation: str) -> list[list[str]]:
+    """All minimal circuits, at the threshold of the folder (0.01 of the raw output)."""
     model = load_model(folder, dtype="float64")
-    pairs = TracrTask(str(folder), pairs="none", held_out=False).splits(None)["train"]
-    found = brute_force(model, collate(list(enumerate(pairs))), zero(model), progress=False)
+    kind = "none" if ablation == "zero" else ablation
+    batch = collate(list(enumerate(TracrTask(str(folder), pairs=kind, held_out=False).splits(None)["train"])))
+    ablated = zero(model) if ablation == "zero" else model.record(batch.corrupted, batch.attention_mask)
+    found = brute_force(model, batch, ablated, progress=False)
     return [list(edges) for edges in found.minimal(tolerance=0.01)]
 
 

@@ -71,8 +71,8 @@ class ReferenceRuns:
         ):
             if int(ids.max()) >= size:
                 raise EdgepruneError(
-                    f"the pairs have {name} {int(ids.max())}, model {config.name_or_path!r} has {size} of them: they "
-                    "are made for another model; change the model or the task"
+                    f"the pairs have {name} id {int(ids.max())}, model {config.name_or_path!r} knows 0 to {size - 1}: "
+                    "they are made for another model; change the model or the task"
                 )
 
     def _states(self, batch: PairBatch) -> WriterStates:

@@ -191,7 +191,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
 
 def test_pairs_of_another_program_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments(tmp_path, "--data.task.init_args.program", "sort")) == 2
-    assert "'compiled:reverse' has 3 of them: they are made for another model" in error_line(capsys)
+    assert "target id 3, model 'compiled:reverse' knows 0 to 2: they are made for another model" in error_line(capsys)
 
 
 def changed(tmp_path: Path, change: dict[str, Any]) -> Path:
