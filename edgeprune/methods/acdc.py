@@ -1,0 +1,249 @@
+"""ACDC: close edges one after the other, from the logits back, as long as the loss does not rise by tau.
+
+    for each receiver v, in reverse topological order:
+        m = loss(circuit)
+        for each sender u of v:
+            m' = loss(circuit without u->v)
+            if m' - m < tau:  remove u->v;  m = m'                      (or |m' - m| < tau)
+
+A receiver that nothing hears any more loses all its edges without a test. (Conmy et al., arXiv 2304.14997, with the
+order, the rule and the short cut of its published code.)
+
+The decisions are those of the sequential procedure whatever `evaluation` is; that only says how losses are computed.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, final, get_args
+
+import torch
+from torch import Tensor
+
+from edgeprune.circuit import Circuit
+from edgeprune.errors import EdgepruneError
+from edgeprune.graph import EdgeGraph
+from edgeprune.methods.acdc_losses import AbstractLosses, PlainLosses
+from edgeprune.methods.acdc_order import Order, receiver_order, sender_order
+from edgeprune.methods.acdc_state import Run, State, identify
+from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
+from edgeprune.methods.problem import Problem
+
+Evaluation = Literal["plain", "reuse", "speculative"]
+FREE_CHANGE_LIMIT = 3e-3  # what the published code asserts of removals without a test
+
+
+@final
+@dataclass(frozen=True)
+class ACDC(AbstractDiscovery):
+    """Automatic circuit discovery.
+
+    Attributes:
+        taus: Thresholds, in units of the metric; each gives a circuit of its own, from the full model on. The loss of
+            the problem must be low for a faithful model, as all its metrics are.
+        absolute: Remove where the loss *changes* by less than tau, instead of where it rises by less.
+        names: Order of a receiver's senders: `"normal"` (last layer first), `"reverse"` or `"random"`; of the groups
+            that share a name in the published code (an MLP, the heads of a layer, an embedding).
+        indices: Order of the heads of a layer, likewise; `"normal"` is the last head first.
+        seed: Of random orders.
+        evaluation: `"plain"`: the whole masked model for each test. `"reuse"`: only what lies downstream of the
+            receiver. `"speculative"`: that, and several tests at once on the guess that edges go.
+        max_ahead: Largest number of tests at once.
+        memory_gb: Bound on what reuse and speculation keep, in 1e9 bytes.
+        tie_margin: A test nearer than this to tau (relative to the loss where that is above 1) is decided by the whole
+            masked model, so that reuse cannot change it by rounding.
+    """
+
+    taus: tuple[float, ...] = (0.01,)
+    absolute: bool = False
+    names: Order = "normal"
+    indices: Order = "normal"
+    seed: int = 0
+    evaluation: Evaluation = "speculative"
+    max_ahead: int = 8
+    memory_gb: float = 2.0
+    tie_margin: float = 1e-7
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "taus", tuple(float(tau) for tau in self.taus))
+        if not self.taus or len(set(self.taus)) < len(self.taus) or any(map(math.isnan, self.taus)):
+            raise EdgepruneError(f"taus must be one or more different numbers, got {self.taus}")
+        for name, known in (("names", Order), ("indices", Order), ("evaluation", Evaluation)):
+            if getattr(self, name) not in get_args(known):
+                raise EdgepruneError(f"{name} must be one of {', '.join(get_args(known))}, got {getattr(self, name)!r}")
+        if self.max_ahead < 1:
+            raise EdgepruneError(f"max_ahead must be at least 1, got {self.max_ahead}: one edge is tested at a time")
+        if not (self.memory_gb > 0 and self.tie_margin >= 0):
+            raise EdgepruneError(
+                f"memory_gb must be above 0 and tie_margin at least 0, got {self.memory_gb} and {self.tie_margin}"
+            )
+
+    def discover(self, problem: Problem, report: Report, folder: Path | None = None) -> Discovery:
+        """Find the circuit of each tau.
+
+        Args:
+            problem: Model, pairs, ablation, metric.
+            report: Called after each receiver with the receivers that are done, and how many there are.
+            folder: Where the state is kept after each receiver; None keeps none.
+
+        Returns:
+            Circuits `"tau-0.01"`, ..., each with its effects as scores: the rise of the loss when the edge was tested,
+            0 where it was removed without a test. Scores of the whole: with one tau these effects; with several the
+            smallest finite tau that removed the edge, or, where none did, the size of its effect at the largest one.
+
+        Raises:
+            EdgepruneError: `folder` holds the state of another run.
+        """
+        graph, losses = problem.model.graph, self._losses(problem)
+        receivers = receiver_order(graph)
+        identity = identify(problem, self._decisive())
+        state = State(identity, []) if folder is None else State.load(folder, identity)
+        for number, tau in enumerate(self.taus):
+            if number == len(state.runs):
+                effects = torch.zeros(graph.shape, dtype=torch.float64)
+                state.runs.append(Run(tau, graph.exists.clone(), effects))
+            run = state.runs[number]
+            while run.next_receiver < len(receivers):
+                self._receiver(run, receivers[run.next_receiver], losses)
+                run.next_receiver += 1
+                self._check(run, receivers, losses)
+                if folder is not None:
+                    state.save(folder)
+                report(f"tau {tau!r}", run.next_receiver, len(receivers))
+        return self._result(graph, state.runs)
+
+    def describe(self) -> dict[str, Any]:
+        """`method` and its settings."""
+        return {"method": "acdc", **asdict(self), "taus": list(self.taus)}
+
+    # ---------------------------------------------------------------- one receiver
+    def _losses(self, problem: Problem) -> AbstractLosses:
+        return PlainLosses(problem)
+
+    def _decisive(self) -> dict[str, Any]:
+        """Settings that a run must keep. Less memory may be the reason to start again, and changes rounding only."""
+        return {name: value for name, value in self.describe().items() if name not in ("method", "memory_gb")}
+
+    def _receiver(self, run: Run, reader: int, losses: AbstractLosses) -> None:
+        """Test every edge into `reader`, or remove them all if nothing hears it."""
+        graph = losses.problem.model.graph
+        if not is_heard(graph, run.keep, reader):
+            run.keep[reader] = False
+            run.counts.free += graph.num_visible[reader]
+            run.unchecked = True
+            return
+        pending = sender_order(graph, reader, self.names, self.indices, self.seed)
+        before = run.keep.clone()
+        run.loss = losses.begin(before, reader)
+        run.counts.evaluated += 1
+        closed: list[int] = []
+        while pending:
+            asked = pending[: self._ahead(run)]
+            found = losses.prefixes(closed, asked)
+            run.counts.evaluated += len(asked)
+            done = self._take(run, reader, asked, found, losses.exact)
+            closed = [writer for writer in range(graph.num_visible[reader]) if not run.keep[reader, writer]]
+            run.ahead = _adapt(run.ahead, len(asked), done)
+            pending = pending[done:]
+
+    def _ahead(self, run: Run) -> int:
+        return min(run.ahead, self.max_ahead) if self.evaluation == "speculative" else 1
+
+    def _take(
+        self, run: Run, reader: int, asked: list[int], found: list[float], exact: Callable[[Tensor], float]
+    ) -> int:
+        """Decide on candidates in turn until one is kept: what was evaluated after it took it as removed.
+
+        Returns:
+            How many candidates were decided.
+        """
+        for number, (writer, loss) in enumerate(zip(asked, found, strict=True), start=1):
+            effect = loss - run.loss
+            if abs(self._size(effect) - run.tau) <= self.tie_margin * max(1.0, abs(run.loss)):
+                effect = self._exact_effect(run, reader, writer, exact)
+            run.counts.tested += 1
+            run.effects[reader, writer] = effect
+            if not self._size(effect) < run.tau:
+                return number
+            run.keep[reader, writer] = False
+            run.counts.removed += 1
+            run.loss = loss
+        return len(asked)
+
+    def _size(self, effect: float) -> float:
+        return abs(effect) if self.absolute else effect
+
+    def _exact_effect(self, run: Run, reader: int, writer: int, exact: Callable[[Tensor], float]) -> float:
+        """Rise of the loss by the masked model itself: what lies at the threshold must not hang on rounding."""
+        run.counts.ties += 1
+        without = run.keep.clone()
+        without[reader, writer] = False
+        return exact(without) - exact(run.keep)
+
+    def _check(self, run: Run, receivers: list[int], losses: AbstractLosses) -> None:
+        """After the last receiver of a layer: did removals without a test leave the loss alone?"""
+        graph = losses.problem.model.graph
+        layers = [_layer(graph, reader) for reader in receivers[run.next_receiver - 1 :][:2]]
+        if not run.unchecked or layers[1:] == layers[:1]:
+            return
+        change = abs(losses.exact(run.keep) - run.loss)
+        run.counts.largest_free_change = max(run.counts.largest_free_change, change)
+        run.unchecked = False
+
+    # ---------------------------------------------------------------- the outcome
+    def _result(self, graph: EdgeGraph, runs: list[Run]) -> Discovery:
+        circuits = {
+            f"tau-{run.tau!r}": Circuit(
+                graph, run.keep.clone(), run.effects.float(), {**self.describe(), "tau": run.tau}
+            )
+            for run in runs
+        }
+        about = {
+            f"tau-{run.tau!r}": {
+                **asdict(run.counts),
+                "kept": int(run.keep.sum()),
+                "loss": run.loss,
+                "free_changes_are_small": run.counts.largest_free_change < FREE_CHANGE_LIMIT,
+            }
+            for run in runs
+        }
+        scores = runs[0].effects if len(runs) == 1 else smallest_taus(runs).where(graph.exists, 0.0)
+        return Discovery(scores.float(), circuits, {"scores": "effect" if len(runs) == 1 else "smallest tau", **about})
+
+
+def is_heard(graph: EdgeGraph, keep: Tensor, reader: int) -> bool:
+    """Whether a kept edge leaves the node behind `reader`; for k and v readers, one of the heads that use it."""
+    return reader == len(graph.readers) - 1 or bool(keep[:, writers_behind(graph, reader)].any())
+
+
+def writers_behind(graph: EdgeGraph, reader: int) -> list[int]:
+    """The writers that depend on `reader` directly: its MLP, its head, or the heads that share its keys or values."""
+    arch, layer = graph.arch, _layer(graph, reader)
+    row = reader - graph.first_reader(layer)
+    first = graph.first_writer(layer)
+    if row >= arch.num_attention_readers:
+        return [first + arch.num_heads]
+    if row < arch.num_heads:
+        return [first + row]
+    shared = arch.num_heads // arch.num_kv_readers
+    start = first + (row - arch.num_heads) % arch.num_kv_readers * shared
+    return list(range(start, start + shared))
+
+
+def smallest_taus(runs: list[Run]) -> Tensor:
+    """For each edge the smallest finite tau that removed it; where none did, the size of its effect at the largest."""
+    finite = sorted((run for run in runs if math.isfinite(run.tau)), key=lambda run: -run.tau)
+    scores = (finite or runs)[0].effects.abs()
+    for run in finite:
+        scores = torch.where(run.keep, scores, run.tau)
+    return scores
+
+
+def _layer(graph: EdgeGraph, reader: int) -> int:
+    return reader // graph.arch.readers_per_layer
+
+
+def _adapt(ahead: int, asked: int, decided: int) -> int:
+    """One more after a guess that held to the end; half of it after one that failed early."""
+    return asked + 1 if decided == asked else max(1, (asked + decided) // 2)

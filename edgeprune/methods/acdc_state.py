@@ -1,0 +1,169 @@
+"""What a run of ACDC has found so far, and the file that lets a killed run go on."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from edgeprune.errors import EdgepruneError
+from edgeprune.methods.problem import Problem
+
+FORMAT = "edgeprune-acdc-state/1"
+FILE = "acdc.safetensors"
+
+
+@dataclass
+class Counts:
+    """What happened in one run.
+
+    Attributes:
+        tested: Edges whose removal was tried.
+        removed: Edges that were removed because of it.
+        free: Edges removed without a test, as nothing hears their reader.
+        evaluated: Circuits evaluated, those included that turned out not to be needed.
+        ties: Tests so close to the threshold that the plain model decided.
+        largest_free_change: Largest change of the loss after removals without a test; 0 in exact arithmetic.
+    """
+
+    tested: int = 0
+    removed: int = 0
+    free: int = 0
+    evaluated: int = 0
+    ties: int = 0
+    largest_free_change: float = 0.0
+
+
+@dataclass
+class Run:
+    """The circuit of one threshold, as far as it is known.
+
+    Attributes:
+        tau: The threshold.
+        keep: Bool `[reader, writer]`, edges not removed so far.
+        effects: Float64 `[reader, writer]`, rise of the loss when the edge was tested; 0 where it was not.
+        next_receiver: How many receivers are done.
+        ahead: Candidates to evaluate at once next.
+        loss: Of the circuit so far.
+        unchecked: Edges were removed without a test since the plain model last looked.
+        counts: What happened.
+    """
+
+    tau: float
+    keep: Tensor
+    effects: Tensor
+    next_receiver: int = 0
+    ahead: int = 1
+    loss: float = 0.0
+    unchecked: bool = False
+    counts: Counts = field(default_factory=Counts)
+
+    def plain(self) -> dict[str, Any]:
+        """Everything but the matrices."""
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in ("keep", "effects")}
+        return values | {"counts": asdict(self.counts)}
+
+
+@dataclass
+class State:
+    """The runs of all thresholds, and what they were made of.
+
+    Attributes:
+        identity: Hashes and settings by what they describe; a run goes on only with the same.
+        runs: Finished ones, then the one under way.
+    """
+
+    identity: Mapping[str, Any]
+    runs: list[Run]
+
+    def save(self, folder: Path) -> None:
+        """Write the state file, whole or not at all."""
+        header = {"format": FORMAT, "identity": self.identity, "runs": [run.plain() for run in self.runs]}
+        tensors = {name: torch.stack([getattr(run, name) for run in self.runs]) for name in ("keep", "effects")}
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, suffix=".partial", delete=False) as file:
+            temporary = Path(file.name)
+        try:
+            save_file(tensors, temporary, metadata={"edgeprune": json.dumps(header)})
+            temporary.replace(folder / FILE)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, folder: Path, identity: Mapping[str, Any]) -> Self:
+        """Go on from the state file in `folder`, or begin.
+
+        Raises:
+            EdgepruneError: The file is damaged, or belongs to another run.
+        """
+        path = folder / FILE
+        if not path.is_file():
+            return cls(identity, [])
+        header, tensors = _read(path)
+        found = header["identity"]
+        for name, value in json.loads(json.dumps(identity)).items():
+            if found.get(name) != value:
+                raise EdgepruneError(
+                    f"{path} was made with another {name}: {found.get(name)!r}, now {value!r}; "
+                    "go on with the same, or give another folder"
+                )
+        rows = zip(header["runs"], tensors["keep"], tensors["effects"], strict=True)
+        return cls(identity, [_run(values, keep.clone(), effects.clone()) for values, keep, effects in rows])
+
+
+def identify(problem: Problem, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What must not change between the parts of a run."""
+    return {
+        **settings,
+        "metric": problem.metric,
+        "ablation": problem.runs.ablation,
+        "graph": problem.model.graph.to_dict(),
+        "model": _model_hash(problem.model.hf),
+        "data": _data_hash(problem),
+    }
+
+
+def _model_hash(hf: Any) -> str:
+    """Hash of names, shapes and dtypes of all parameters and of up to 1,024 values of each, evenly spread."""
+    digest = hashlib.sha256()
+    for name, parameter in hf.named_parameters():
+        values = parameter.detach().flatten()
+        sample = values[:: max(1, -(-len(values) // 1024))].double().cpu()
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode() + sample.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _data_hash(problem: Problem) -> str:
+    digest = hashlib.sha256()
+    for batch in problem.batches:
+        for item in fields(batch):
+            value = getattr(batch, item.name)
+            if isinstance(value, Tensor):
+                digest.update(f"{item.name} {tuple(value.shape)}".encode() + value.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _run(values: dict[str, Any], keep: Tensor, effects: Tensor) -> Run:
+    counts = Counts(**values.pop("counts"))
+    return Run(**values, keep=keep, effects=effects, counts=counts)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["edgeprune"])
+            if header["format"] != FORMAT:
+                raise ValueError(f"its format is {header['format']!r}")
+            return header, {name: file.get_tensor(name) for name in ("keep", "effects")}
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise EdgepruneError(
+            f"{path} is not a whole state of format {FORMAT} ({error}); remove it to begin anew"
+        ) from None
