@@ -15,6 +15,8 @@ COMMANDS = {
     "test": ("edgeprune.cli.training", "the same on the test pairs"),
     "discover": ("edgeprune.cli.discover", "find a circuit with a method that does not train: --config X.yaml"),
     "evaluate": ("edgeprune.cli.evaluate", "score circuit files on pairs: CIRCUIT... --config DATA.yaml"),
+    "compare": ("edgeprune.cli.compare", "what circuits have in common: CIRCUIT CIRCUIT..."),
+    "draw": ("edgeprune.cli.draw", "heat maps of results of patching: RESULT..."),
     "data": ("edgeprune.cli.data", "show some pairs of a data config: CONFIG"),
     "get": ("edgeprune.cli.get", "fetch a model that needs no model hub: smollm2"),
 }

@@ -1,0 +1,32 @@
+"""Arguments of the light commands, and what several of them do alike."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, NoReturn, final
+
+from edgeprune.errors import EdgepruneError
+
+
+@final
+class Arguments(argparse.ArgumentParser):
+    """Reports a wrong argument as the other mistakes are reported: one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and leaving."""
+        raise EdgepruneError(f"{message}; see {self.prog} --help")
+
+
+def check_file(path: Path | None, option: str) -> None:
+    """Refuse, before any work is done, a file that could not be written."""
+    if path is not None and path.is_dir():
+        raise EdgepruneError(f"{option} {path} is a folder; give a file name")
+    if path is not None and not path.parent.is_dir():
+        raise EdgepruneError(f"{option} {path}: there is no folder {path.parent}; make it first")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.replace(path)

@@ -1,0 +1,299 @@
+"""`edgeprune compare CIRCUIT CIRCUIT...`: what circuits have in common, and what of that chance would give."""
+
+import argparse
+import math
+import sys
+from itertools import combinations
+from pathlib import Path
+from string import ascii_uppercase
+from typing import TYPE_CHECKING, Any
+
+from edgeprune.cli.arguments import Arguments, check_file, write_json
+from edgeprune.errors import EdgepruneError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from edgeprune.circuit import Circuit
+    from edgeprune.models.masked import MaskedModel
+
+FULL = "(full model)"
+_SHARES = {"precision": "precision", "recall": "recall", "f1": "F1", "jaccard": "Jaccard"}
+_MEASURES = {"kl": "KL", "squared_error": "sq. error", "logit_difference": "logit diff.", "accuracy": "accuracy"}
+
+
+def run(arguments: list[str]) -> None:
+    """Compare, print tables, and optionally write JSON."""
+    parser = Arguments(prog="edgeprune compare", description=__doc__)
+    parser.add_argument(
+        "circuits",
+        nargs="+",
+        metavar="CIRCUIT",
+        help="own circuit files, edge lists (.json), or circuits of ACDC (.pth, .pkl, .json)",
+    )
+    parser.add_argument("--config", help="YAML file with a `data` section: also run the circuits on its pairs")
+    parser.add_argument("--split", choices=["train", "validation", "test"], default="test")
+    parser.add_argument("--model", help="model of the circuits; by default the one in the first own file's header")
+    parser.add_argument("--ablation", choices=["interchange", "zero"], help="default: the first own file's")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--edges", action="store_true", help="list the edges that only one of two circuits has")
+    parser.add_argument(
+        "--breakdown", action="store_true", help="by kind of edge and by layer, also for more than two circuits"
+    )
+    parser.add_argument("--json", type=Path, help="also write all figures here")
+    options = parser.parse_args(arguments[1:])
+    if len(options.circuits) < 2:
+        raise EdgepruneError(f"compare needs two circuits or more, got only {options.circuits[0]}")
+    check_file(options.json, "--json")
+    result = compare_files(options)
+    _print(result, options)
+    if options.json:
+        write_json(options.json, result)
+
+
+# -------------------------------------------------------------------- figures
+def compare_files(options: argparse.Namespace) -> dict[str, Any]:
+    """Plain figures: `circuits`, one entry each, and `pairs`, one entry for every two of them."""
+    from edgeprune.circuit import Circuit
+    from edgeprune.metrics.overlap import compare_circuits, nodes
+
+    own = {path: Circuit.load(path) for path in options.circuits if Path(path).suffix == ".safetensors"}
+    header: dict[str, Any] = next((circuit.header for circuit in own.values()), {})
+    name = options.model or header.get("model")
+    model = _load(name, own, options) if options.config or not own else None
+    circuits = _read(options.circuits, own, model)
+    matched = {pair: _match(circuits[pair[0]], circuits[pair[1]]) for pair in combinations(range(len(circuits)), 2)}
+    result: dict[str, Any] = {
+        "circuits": [
+            {
+                "circuit": str(path),
+                "edges": circuit.num_edges,
+                "sparsity": circuit.sparsity,
+                "dangling": circuit.num_dangling,
+                "nodes": len(nodes(circuit)),
+            }
+            for path, circuit in zip(options.circuits, circuits, strict=True)
+        ],
+        "pairs": [
+            {
+                "a": left,
+                "b": right,
+                **compare_circuits(circuits[left], circuits[right]),
+                "edges_only_a": _only(circuits[left], circuits[right]),
+                "edges_only_b": _only(circuits[right], circuits[left]),
+                "matched": None if cut is None else _matched_figures(*cut),
+            }
+            for (left, right), cut in matched.items()
+        ],
+    }
+    if model is not None and options.config:
+        ablation = options.ablation or header.get("ablation", "interchange")
+        _add_measures(result, circuits, matched, model, ablation, str(name), options)
+    return result
+
+
+def _load(name: str | None, own: "dict[str, Circuit]", options: argparse.Namespace) -> "MaskedModel":
+    """The model, wired as the first own circuit is."""
+    from edgeprune.models.loading import fingerprint, load_model
+
+    if name is None:
+        raise EdgepruneError(f"{options.circuits[0]} does not say which model it is of; give --model")
+    loading: dict[str, Any] = {"device": options.device}
+    for circuit in list(own.values())[:1]:
+        arch = circuit.graph.arch
+        loading = {**circuit.header.get("model_options", {}), **loading}
+        loading |= {"split_embedding": arch.split_embedding, "kv_readers": arch.kv_readers}
+    model = load_model(name, **loading)
+    weights = fingerprint(model)
+    for path, circuit in own.items():
+        circuit.check_fits(model.graph, f"{name!r}, asked to run {path},")
+        if circuit.header.get("model_fingerprint", weights) != weights:
+            sys.stderr.write(f"edgeprune: warning: {path} was found on other weights than those of {name!r}\n")
+    return model
+
+
+def _read(paths: list[str], own: "dict[str, Circuit]", model: "MaskedModel | None") -> "list[Circuit]":
+    """All circuits, on the graph of the model or of the first own file."""
+    from edgeprune.reference import read_reference
+
+    first = next(iter(own), "the model")
+    graph = own[first].graph if model is None else model.graph
+    for path, circuit in own.items():
+        try:
+            circuit.check_fits(graph, first)
+        except EdgepruneError as error:
+            raise EdgepruneError(f"{path}: {error}") from None
+    return [own[path] if path in own else read_reference(path, graph) for path in paths]
+
+
+def _only(circuit: "Circuit", other: "Circuit") -> list[str]:
+    """Edges that `other` lacks."""
+    return [circuit.graph.edge_name(*entry) for entry in (circuit.keep & ~other.keep).nonzero().tolist()]
+
+
+def _match(left: "Circuit", right: "Circuit") -> "tuple[Circuit, Circuit] | None":
+    """Both at the size of the smaller; None where they have one size, or the larger has no scores to be cut by."""
+    from edgeprune.metrics.overlap import cut_to
+
+    size = min(left.num_edges, right.num_edges)
+    larger = left if left.num_edges > right.num_edges else right
+    if left.num_edges == right.num_edges or larger.scores is None:
+        return None
+    return cut_to(left, size) if larger is left else left, cut_to(right, size) if larger is right else right
+
+
+def _matched_figures(left: "Circuit", right: "Circuit") -> dict[str, Any]:
+    from edgeprune.metrics.overlap import by_chance, edge_overlap
+
+    size, existing = left.num_edges, left.graph.num_edges
+    overlap = edge_overlap(left.keep, right.keep, left.graph.exists)
+    return {"edges": size, **overlap, **by_chance(int(overlap["both"]), size, size, existing)}
+
+
+def _add_measures(
+    result: dict[str, Any],
+    circuits: "list[Circuit]",
+    matched: "dict[tuple[int, int], tuple[Circuit, Circuit] | None]",
+    model: "MaskedModel",
+    ablation: Any,
+    name: str,
+    options: argparse.Namespace,
+) -> None:
+    """Run every circuit, at its own and at its matched size, on the same pairs, and add the measures."""
+    from rich.progress import track
+
+    from edgeprune.cli.data import read_data_config
+    from edgeprune.metrics.evaluate import evaluate_gates
+    from edgeprune.models.runs import ReferenceRuns
+
+    data = read_data_config(options.config, tokenizer=name)
+    data.setup()
+    runs = ReferenceRuns(model, ablation)
+    cuts = [circuit for pair in matched.values() if pair is not None for circuit in pair]
+    gates = [model.graph.all_open(), *(circuit.gates() for circuit in (*circuits, *cuts))]
+    loader: Any = data.ordered_dataloader(options.split)
+    batches = track(loader, description="running circuits", transient=True)
+    full, *measured = evaluate_gates(model, runs, batches, gates, options.split)
+    result |= {"model": name, "ablation": ablation, "split": options.split, "full_model": full}
+    measures = iter(measured)
+    for row in result["circuits"]:
+        row |= next(measures)
+    for row in result["pairs"]:
+        if row["matched"] is not None:
+            row["matched"] |= {side: next(measures) for side in ("measures_a", "measures_b")}
+
+
+# -------------------------------------------------------------------- tables
+def _print(result: dict[str, Any], options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    console = Console()
+    console.print(_circuit_table(result))
+    console.print(_pair_table(result))
+    if any(pair["matched"] for pair in result["pairs"]):
+        console.print(_matched_table(result))
+    for pair in result["pairs"]:
+        left, right = _letter(pair["a"]), _letter(pair["b"])
+        if options.breakdown or len(result["pairs"]) == 1:
+            for heading, parts in (("kind of edge", pair["kinds"]), ("read in layer", pair["layers"])):
+                console.print(_part_table(f"{left} and {right} by {heading}", heading, parts, left, right))
+        if options.edges:
+            for letter, side in ((left, "a"), (right, "b")):
+                edges = pair[f"edges_only_{side}"]
+                console.print(f"only in {letter} of {left}, {right}: {len(edges)} edges", highlight=False)
+                for edge in edges:
+                    console.print(f"  {edge}", highlight=False)
+
+
+def _letter(number: int) -> str:
+    """A, B, ..., Z, A1, B1, ..."""
+    return ascii_uppercase[number % 26] + str(number // 26 or "")
+
+
+def _table(title: str, left: list[str], right: list[str]) -> "Table":
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for heading in left:
+        table.add_column(heading, overflow="fold")
+    for heading in right:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _shown_measures(result: dict[str, Any]) -> list[str]:
+    """Measures that exist for these pairs; the squared error only where outputs are no logits."""
+    full = result.get("full_model")
+    if full is None:
+        return []
+    hidden = "squared_error" if not math.isnan(full["kl"]) else "kl"
+    return [name for name in _MEASURES if name != hidden and not math.isnan(full[name])]
+
+
+def _circuit_table(result: dict[str, Any]) -> "Table":
+    shown = _shown_measures(result)
+    title = "Circuits"
+    if shown:
+        number = f"{result['full_model']['num_examples']:.0f}"
+        title += f" of {result['model']} on {number} {result['split']} pairs, {result['ablation']} ablation"
+    columns = ["edges", "sparsity", "dangling", "nodes", *(_MEASURES[name] for name in shown)]
+    table = _table(title, ["", "circuit"], columns)
+    for number, row in enumerate(result["circuits"]):
+        sizes = (f"{row['edges']:,}", f"{row['sparsity']:.4f}", f"{row['dangling']:,}", f"{row['nodes']:,}")
+        table.add_row(_letter(number), row["circuit"], *sizes, *(f"{row[name]:.3f}" for name in shown))
+    if shown:
+        table.add_row("", FULL, "", "", "", "", *(f"{result['full_model'][name]:.3f}" for name in shown))
+    return table
+
+
+def _pair_table(result: dict[str, Any]) -> "Table":
+    columns = ["both", "only 1st", "only 2nd", *_SHARES.values(), "by chance", "p", "nodes, Jaccard"]
+    table = _table("Shared edges (precision and recall of the 1st, with the 2nd as the truth)", ["pair"], columns)
+    for pair in result["pairs"]:
+        table.add_row(
+            f"{_letter(pair['a'])}, {_letter(pair['b'])}",
+            *(f"{pair[name]:,}" for name in ("both", "only_found", "only_reference")),
+            *(f"{pair[name]:.3f}" for name in _SHARES),
+            f"{pair['expected']:,.1f}",
+            scientific(pair["log10_p_value"]),
+            f"{pair['nodes']['jaccard']:.3f}",
+        )
+    return table
+
+
+def _matched_table(result: dict[str, Any]) -> "Table":
+    shown = _shown_measures(result)
+    measured = [f"{_MEASURES[name]} {side}" for name in shown for side in ("1st", "2nd")]
+    columns = ["edges", "both", "Jaccard", "p", *measured]
+    table = _table("At the size of the smaller, the larger cut by its scores", ["pair"], columns)
+    for pair in result["pairs"]:
+        row = pair["matched"]
+        if row is None:
+            continue
+        table.add_row(
+            f"{_letter(pair['a'])}, {_letter(pair['b'])}",
+            f"{row['edges']:,}",
+            f"{row['both']:,}",
+            f"{row['jaccard']:.3f}",
+            scientific(row["log10_p_value"]),
+            *(f"{row[side][name]:.3f}" for name in shown for side in ("measures_a", "measures_b")),
+        )
+    return table
+
+
+def _part_table(title: str, heading: str, parts: dict[str, Any], left: str, right: str) -> "Table":
+    table = _table(title, [heading], ["both", f"only {left}", f"only {right}", "Jaccard"])
+    for name, part in parts.items():
+        counts = [int(part[key]) for key in ("both", "only_found", "only_reference")]
+        if any(counts):
+            table.add_row(name, *(f"{count:,}" for count in counts), f"{part['jaccard']:.3f}")
+    return table
+
+
+def scientific(log10: float) -> str:
+    """A probability from its logarithm, in a form that does not underflow: 1.2e-1234."""
+    if log10 > -3:
+        return f"{10**log10:.3f}"
+    exponent = math.floor(log10)
+    mantissa = f"{10 ** (log10 - exponent):.1f}"
+    return f"1.0e{exponent + 1}" if mantissa == "10.0" else f"{mantissa}e{exponent}"
