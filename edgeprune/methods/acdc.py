@@ -24,11 +24,12 @@ from torch import Tensor
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
-from edgeprune.methods.acdc_losses import AbstractLosses, PlainLosses
+from edgeprune.methods.acdc_losses import AbstractLosses, PlainLosses, TailLosses
 from edgeprune.methods.acdc_order import Order, receiver_order, sender_order
 from edgeprune.methods.acdc_state import Run, State, identify
 from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
 from edgeprune.methods.problem import Problem
+from edgeprune.models.partial_plan import writers_behind
 
 Evaluation = Literal["plain", "reuse", "speculative"]
 FREE_CHANGE_LIMIT = 3e-3  # what the published code asserts of removals without a test
@@ -119,7 +120,9 @@ class ACDC(AbstractDiscovery):
 
     # ---------------------------------------------------------------- one receiver
     def _losses(self, problem: Problem) -> AbstractLosses:
-        return PlainLosses(problem)
+        if self.evaluation == "plain":
+            return PlainLosses(problem)
+        return TailLosses(problem, self.memory_gb, self.max_ahead)
 
     def _decisive(self) -> dict[str, Any]:
         """Settings that a run must keep. Less memory may be the reason to start again, and changes rounding only."""
@@ -215,20 +218,6 @@ class ACDC(AbstractDiscovery):
 def is_heard(graph: EdgeGraph, keep: Tensor, reader: int) -> bool:
     """Whether a kept edge leaves the node behind `reader`; for k and v readers, one of the heads that use it."""
     return reader == len(graph.readers) - 1 or bool(keep[:, writers_behind(graph, reader)].any())
-
-
-def writers_behind(graph: EdgeGraph, reader: int) -> list[int]:
-    """The writers that depend on `reader` directly: its MLP, its head, or the heads that share its keys or values."""
-    arch, layer = graph.arch, _layer(graph, reader)
-    row = reader - graph.first_reader(layer)
-    first = graph.first_writer(layer)
-    if row >= arch.num_attention_readers:
-        return [first + arch.num_heads]
-    if row < arch.num_heads:
-        return [first + row]
-    shared = arch.num_heads // arch.num_kv_readers
-    start = first + (row - arch.num_heads) % arch.num_kv_readers * shared
-    return list(range(start, start + shared))
 
 
 def smallest_taus(runs: list[Run]) -> Tensor:

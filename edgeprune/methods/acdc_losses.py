@@ -1,12 +1,17 @@
 """Losses of the circuits that ACDC asks about: the current one, and that without some edges into a receiver."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, final
 
+import torch
 from torch import Tensor
 
+from edgeprune.batch import PairBatch
 from edgeprune.methods.problem import Problem
+from edgeprune.models.masked import MaskedModel
+from edgeprune.models.partial import CleanRun, Tail
 
 
 class AbstractLosses(ABC):
@@ -45,3 +50,108 @@ class PlainLosses(AbstractLosses):
             keep[self.reader, candidate] = False
             losses.append(self.exact(keep))
         return losses
+
+
+@final
+class TailLosses(AbstractLosses):
+    """Only what lies downstream of the receiver is run, for several candidates at once.
+
+    Args:
+        problem: The problem.
+        memory_gb: Half of it bounds what is kept of all examples from question to question (else that is made anew for
+            each), half of it what one question needs. Batches are cut to fit; one example is the least.
+        max_ahead: The most candidates in one question.
+    """
+
+    def __init__(self, problem: Problem, memory_gb: float, max_ahead: int) -> None:
+        super().__init__(problem)
+        half = memory_gb * 1e9 / 2
+        self.batches = [part for batch in problem.batches for part in _cut(batch, self._fitting(batch, half))]
+        kept = sum(_state_bytes(problem.model) * batch.clean.numel() for batch in self.batches)
+        self.keeps = kept <= half
+        self.half, self.max_ahead = half, max_ahead
+        self.clean: dict[int, tuple[CleanRun, Tensor]] = {}
+        self.tails: dict[int, Tail] = {}
+
+    def begin(self, keep: Tensor, reader: int) -> float:
+        """Loss of the circuit."""
+        self.keep, self.reader = keep.clone(), reader
+        self.tails.clear()
+        return self._mean([self._losses(number, self._tail(number).logits[None]) for number in self._numbers()])[0]
+
+    def prefixes(self, closed: Sequence[int], candidates: Sequence[int]) -> list[float]:
+        """One sweep for as many candidates as memory allows."""
+        sums: list[Tensor] = []
+        for number in self._numbers():
+            tail, found = self._tail(number), list[Tensor]()
+            step = max(1, int(self.half / _sweep_bytes(self.problem.model) / self.batches[number].clean.numel()) - 1)
+            done = list(closed)
+            for start in range(0, len(candidates), step):
+                asked = candidates[start : start + step]
+                found.append(self._losses(number, tail.ahead(done, asked)))
+                done += asked
+            sums.append(torch.cat(found))
+        return self._mean(sums)
+
+    def _numbers(self) -> range:
+        return range(len(self.batches))
+
+    def _mean(self, sums: list[Tensor]) -> list[float]:
+        return (torch.stack(sums).sum(0) / self.problem.num_examples).tolist()
+
+    def _fitting(self, batch: PairBatch, half: float) -> int:
+        """Examples whose state and whose question about one candidate stay within half of the memory each."""
+        per_token = max(_state_bytes(self.problem.model), 2 * _sweep_bytes(self.problem.model))
+        return max(1, int(half / per_token / batch.clean.shape[1]))
+
+    def _clean(self, number: int) -> tuple[CleanRun, Tensor]:
+        if number in self.clean:
+            return self.clean[number]
+        batch = self.batches[number].to(self.problem.model.device)
+        full, ablated = self.problem.runs(batch, self.problem.split)
+        made = CleanRun(self.problem.model, batch, ablated), full
+        if self.keeps:
+            self.clean[number] = made
+        return made
+
+    def _tail(self, number: int) -> Tail:
+        if number in self.tails:
+            return self.tails[number]
+        tail = Tail(self._clean(number)[0], self.keep, self.reader)
+        if self.keeps:
+            self.tails[number] = tail
+        return tail
+
+    def _losses(self, number: int, logits: Tensor) -> Tensor:
+        """Summed over examples, float64 `[candidates]`, from `[candidates, batch, positions, vocab]`."""
+        clean, full = self._clean(number)
+        return torch.stack([self.problem.losses(full, one, clean.batch).double().sum() for one in logits]).cpu()
+
+
+def _state_bytes(model: MaskedModel) -> int:
+    """Bytes per token of a clean run and a tail, at most: deltas, inputs of all readers, values of all layers."""
+    writers, readers = len(model.graph.writers), len(model.graph.readers)
+    return (writers + readers + 16 * model.graph.arch.num_layers) * _row_bytes(model)
+
+
+def _sweep_bytes(model: MaskedModel) -> int:
+    """Bytes per token and candidate of a sweep, at most: changes of all writers, twice, and one layer's values."""
+    return (2 * len(model.graph.writers) + 16) * _row_bytes(model)
+
+
+def _row_bytes(model: MaskedModel) -> int:
+    return model.family.output_weight(0).shape[-1] * model.dtype.itemsize
+
+
+def _cut(batch: PairBatch, size: int) -> list[PairBatch]:
+    """The batch in parts of at most `size` examples."""
+
+    def rows(value: Any, start: int) -> Any:
+        if isinstance(value, Mapping):
+            return {key: tensor[start : start + size] for key, tensor in value.items()}  # pyright: ignore
+        return None if value is None else value[start : start + size]
+
+    return [
+        type(batch)(**{item.name: rows(getattr(batch, item.name), start) for item in fields(batch)})
+        for start in range(0, len(batch), size)
+    ]

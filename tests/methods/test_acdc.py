@@ -15,13 +15,14 @@ from edgeprune.compiled import minimal_circuits
 from edgeprune.compiled.tracr_format import read_circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import ArchSpec, EdgeGraph
-from edgeprune.methods.acdc import ACDC, writers_behind
+from edgeprune.methods.acdc import ACDC
 from edgeprune.methods.acdc_order import receiver_order, sender_order
 from edgeprune.methods.discovery import Discovery
 from edgeprune.methods.problem import Problem
 from edgeprune.models.family import registry
 from edgeprune.models.loading import load_model
 from edgeprune.models.masked import MaskedModel
+from edgeprune.models.partial_plan import writers_behind
 from edgeprune.models.runs import ReferenceRuns
 from tests.methods.sequential import sequential
 from tests.models.reference import in_float64
@@ -29,7 +30,7 @@ from tests.models.test_conformance import build
 
 GROUND_TRUTH = Path(__file__).resolve().parents[3] / "shared" / "ground_truth"
 VOCAB = 29
-EVALUATIONS = ("plain",)
+EVALUATIONS = ("plain", "reuse", "speculative")
 
 
 def silent(what: str, done: int, total: int) -> None:

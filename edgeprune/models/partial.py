@@ -1,0 +1,370 @@
+"""The masked model from one reader on: what lies before it is taken from the clean run, and only what changes is run.
+
+Closing edges from the logits back leaves everything before the reader in question as it is in the full model. With
+d_w = ablated_w - clean_w, and c_w = own_w - clean_w for a writer whose output differs from that of the clean run,
+
+    x_reader = stream + sum over closed edges of d_w + sum over open edges of c_w                                  (1)
+
+gives the circuit's state (`Tail`), once per reader. Closing further edges into that reader adds their d_w to its
+input, and from there on each reader's input moves by what its open edges bring:
+
+    x'_reader = x_reader + sum over open edges of (own'_w - own_w)                                                 (2)
+
+for several sets of further edges at once, the copies. Shapes: K copies, B examples, S positions, T = B * S tokens,
+P = B * scored positions, D width, H heads, C head width.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from edgeprune.batch import PairBatch
+from edgeprune.models.masked import MaskedModel, _position_ids
+from edgeprune.models.partial_plan import LayerPlan, Plan, make_plan
+from edgeprune.models.stack import CHUNK_BYTES
+from edgeprune.models.states import WriterStates
+
+
+class LayerValues(NamedTuple):
+    """What one layer computed: q, k, v `[T, heads * C]`, head values `[T, H, C]`, MLP output `[T, D]`."""
+
+    qkv: tuple[Tensor, ...]
+    heads: Tensor
+    mlp: Tensor | None
+
+
+@final
+class CleanRun:
+    """The full model on one batch, and how far each ablated writer is from it: what no circuit changes.
+
+    Attributes:
+        layers: What each layer computed.
+        streams: Input of each layer's attention and MLP, and of the logits, `[T, D]` each.
+        delta: `ablated - clean` of every writer, `[writer, T, D]`.
+        tokens: Scored positions as rows of T, long `[P]`.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: MaskedModel, batch: PairBatch, ablated: WriterStates) -> None:
+        self.model, self.batch = model, batch
+        family, graph, (size, seq) = model.family, model.graph, batch.clean.shape
+        embeddings, stream, context = model._start(batch.clean, batch.attention_mask)
+        self.embedded = stream
+        self.delta = stream.new_empty((len(graph.writers), size * seq, stream.shape[-1]))
+        for row, (own, other) in enumerate(zip(embeddings, ablated.embeddings, strict=True)):
+            self.delta[row] = (other - own).flatten(0, 1)
+        self.streams: list[Tensor] = []
+        self.layers: list[LayerValues] = []
+        for layer in range(graph.arch.num_layers):
+            self.streams.append(stream.flatten(0, 1))
+            qkv = model._repeat_kv(family.qkv(layer, family.attention_norm(layer)(stream)))
+            values = family.attend(layer, *qkv, context)
+            first, heads = graph.first_writer(layer), values.flatten(0, 1)
+            other = ablated.heads[layer].expand_as(values).flatten(0, 1)
+            rows = self.delta[first : first + graph.arch.num_heads]
+            torch.bmm((other - heads).transpose(0, 1), family.output_weight(layer), out=rows)
+            before, mlp = stream, None
+            stream = stream + family.attention_output(layer, values)
+            if ablated.mlps is not None:
+                read = before if graph.arch.parallel_blocks else stream
+                self.streams.append(read.flatten(0, 1))
+                mlp = family.mlp(layer, read).flatten(0, 1)
+                self.delta[first + graph.arch.num_heads] = ablated.mlps[layer].expand_as(stream).flatten(0, 1) - mlp
+                stream = stream + mlp.view_as(stream)
+            self.layers.append(LayerValues(tuple(part.flatten(0, 1) for part in qkv), heads, mlp))
+        self.streams.append(stream.flatten(0, 1))
+        rows = torch.arange(size, device=stream.device)[:, None] * seq
+        self.tokens = (rows + batch.positions).flatten()
+
+    def stream(self, reader: int) -> Tensor:
+        """What `reader` sees in the full model, `[T, D]`."""
+        arch = self.model.graph.arch
+        layer, row = divmod(reader, arch.readers_per_layer)
+        return self.streams[layer * (1 + arch.has_mlp) + (row >= arch.num_attention_readers)]
+
+    def context(self, copies: int) -> Any:
+        """Masks and position tables for some copies of the batch."""
+        mask = self.batch.attention_mask
+        positions = _position_ids(self.batch.clean, mask)
+        stream, mask, positions = (
+            part.repeat(copies, *[1] * (part.dim() - 1)) for part in (self.embedded, mask, positions)
+        )
+        return self.model.family.context(stream, mask, positions)
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """A state that changes are relative to: inputs of a plan's readers, and what the layers computed."""
+
+    attention: dict[int, Tensor]  # by layer, [readers in the plan, T, D]
+    mlps: dict[int, Tensor]  # by layer, [T, D]
+    logits: Tensor  # [P, D]
+    layers: Sequence[LayerValues]
+
+
+@final
+class Tail:
+    """A circuit from one reader on, ready for questions about further closed edges into that reader.
+
+    Args:
+        clean: The clean run.
+        keep: The circuit, bool `[reader, writer]`; all edges into earlier layers' readers must be open.
+        reader: The reader.
+    """
+
+    @torch.no_grad()
+    def __init__(self, clean: CleanRun, keep: Tensor, reader: int) -> None:
+        graph = clean.model.graph
+        self.clean, self.reader = clean, reader
+        self.keep = keep & graph.exists
+        self.open = self.keep.to(clean.delta)
+        closed = graph.exists & ~self.keep
+        starts = torch.zeros(len(graph.readers), dtype=torch.bool)
+        starts[reader] = True
+        self.plan = make_plan(graph, self.keep, starts)
+        base = make_plan(graph, self.keep, closed.any(1))
+        self.logits, self._reference = self._settle(base, closed.to(clean.delta))
+
+    @torch.no_grad()
+    def ahead(self, closed: Sequence[int], candidates: Sequence[int]) -> Tensor:
+        """Logits with the edges from `closed` and the first 1, 2, ... of `candidates` into the reader closed.
+
+        Returns:
+            Float32 `[candidates, batch, positions, vocab]`.
+        """
+        delta = self.clean.delta
+        moves = delta[list(candidates)].cumsum(0) + delta[list(closed)].sum(0)
+        sweep = _Sweep(self.clean, self.open, self.plan, self._reference, len(candidates))
+        return sweep.run({self.reader: moves})[0]
+
+    def _settle(self, base: Plan, closed: Tensor) -> tuple[Tensor, _Reference]:
+        """The circuit itself, from the clean run by (1): its logits, and its state at the readers of `self.plan`."""
+        clean, graph = self.clean, self.clean.model.graph
+        attention = {
+            layer: torch.stack([self._mixed(reader, closed) for reader in plan.readers])
+            for layer, plan in enumerate(base.layers)
+            if plan.readers
+        }
+        rows = [graph.first_reader(layer) + graph.arch.num_attention_readers for layer in range(len(base.layers))]
+        mlps = {layer: self._mixed(rows[layer], closed) for layer, plan in enumerate(base.layers) if plan.mlp}
+        last = self._mixed(len(graph.readers) - 1, closed)[clean.tokens]
+        start = _Reference(attention, mlps, last, clean.layers)
+        sweep = _Sweep(clean, self.open, base, start, 1, wanted=self.plan)
+        logits, layers = sweep.run({})
+        kept = sweep.inputs
+        attention = {
+            layer: torch.stack([kept.get(reader, clean.stream(reader)) for reader in plan.readers])
+            for layer, plan in enumerate(self.plan.layers)
+            if plan.readers
+        }
+        mlps = {
+            layer: kept.get(rows[layer], clean.stream(rows[layer]))
+            for layer, plan in enumerate(self.plan.layers)
+            if plan.mlp
+        }
+        return logits[0], _Reference(attention, mlps, sweep.last, layers)
+
+    def _mixed(self, reader: int, closed: Tensor) -> Tensor:
+        """The clean stream with what closed edges bring, `[T, D]`."""
+        stream, n = self.clean.stream(reader), self.clean.model.graph.num_visible[reader]
+        delta = self.clean.delta[:n].view(n, -1)
+        return torch.addmm(stream.view(1, -1), closed[reader : reader + 1, :n], delta).view_as(stream)
+
+
+class _Sweep:
+    """One pass over what a plan says changes, for K copies at once. `moved` holds own' - own of changed writers."""
+
+    def __init__(
+        self, clean: CleanRun, open_: Tensor, plan: Plan, reference: _Reference, copies: int, wanted: Plan | None = None
+    ) -> None:
+        self.clean, self.open, self.plan, self.reference, self.copies = clean, open_, plan, reference, copies
+        self.family, self.graph = clean.model.family, clean.model.graph
+        self.shape = clean.batch.clean.shape
+        self.wanted = wanted  # keep the state that this plan needs, at all positions
+        self.inputs: dict[int, Tensor] = {}
+        self.layers: list[LayerValues] = []
+        everywhere = set(plan.writers) if wanted else plan.everywhere
+        self.full_writers = [writer for writer in plan.writers if writer in everywhere]
+        new = clean.delta.new_empty
+        width = clean.delta.shape[-1]
+        self.full = new((len(self.full_writers), copies, clean.delta.shape[1], width))
+        self.scored = new((len(plan.writers), copies, len(clean.tokens), width))
+        self.full_row = {writer: row for row, writer in enumerate(self.full_writers)}
+        self.scored_row = {writer: row for row, writer in enumerate(plan.writers)}
+
+    def run(self, moves: dict[int, Tensor]) -> tuple[Tensor, list[LayerValues]]:
+        """Logits `[K, B, positions, vocab]` after the inputs of some readers moved by `[K, T, D]`; the state."""
+        context = self.clean.context(self.copies) if any(plan.readers for plan in self.plan.layers) else None
+        for layer, plan in enumerate(self.plan.layers):
+            values = self.reference.layers[layer]
+            if plan.readers:
+                qkv, heads = self._attention(layer, plan, values, context, moves)
+                values = LayerValues(qkv, heads, values.mlp)
+            if plan.mlp:
+                values = values._replace(mlp=self._mlp(layer, values.mlp, moves))
+            if self.wanted is not None:
+                self.layers.append(values)
+        return self._logits(moves), self.layers
+
+    # ---------------------------------------------------------------- attention
+    def _attention(
+        self, layer: int, plan: LayerPlan, values: LayerValues, context: Any, moves: dict[int, Tensor]
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        tokens = self.full.shape[2]
+        kinds = self._by_kind(layer, plan.readers)
+        qkv = [
+            part.expand(self.copies, *part.shape).clone() if rows else part.expand(self.copies, *part.shape)
+            for part, (rows, _) in zip(values.qkv, kinds, strict=True)
+        ]
+        self._project(layer, plan.readers, kinds, qkv, moves)
+        joined = (part.reshape(self.copies * self.shape[0], self.shape[1], -1) for part in qkv)
+        heads = self.family.attend(layer, *joined, context)
+        heads = heads.reshape(self.copies, tokens, *heads.shape[2:])
+        if plan.heads:
+            self._write_heads(layer, plan.heads, heads, values.heads)
+        return tuple(part[0] for part in qkv), heads[0]
+
+    def _by_kind(self, layer: int, readers: list[int]) -> list[tuple[list[int], int]]:
+        """For q, k and v: which of its rows change, and where they begin among `readers`."""
+        arch, begin, place = self.graph.arch, self.graph.first_reader(layer), 0
+        kinds: list[tuple[list[int], int]] = []
+        for size in (arch.num_heads, arch.num_kv_readers, arch.num_kv_readers):
+            rows = [reader - begin for reader in readers if begin <= reader < begin + size]
+            kinds.append((rows, place))
+            begin, place = begin + size, place + len(rows)
+        return kinds
+
+    def _project(
+        self,
+        layer: int,
+        readers: list[int],
+        kinds: list[tuple[list[int], int]],
+        qkv: list[Tensor],
+        moves: dict[int, Tensor],
+    ) -> None:
+        """Write the changed rows of q, k, v `[K, T, heads * C]`, a cache-sized piece of tokens at a time."""
+        norm = self.family.attention_norm(layer)
+        weights = [self._weights(weight, rows) for weight, (rows, _) in zip(self._qkv(layer), kinds, strict=True)]
+        biases = self._biases(layer)
+        for copies, tokens in self._pieces(len(readers)):
+            inputs = self._read(readers, self.reference.attention[layer], copies, tokens, moves)
+            normed = norm(inputs).flatten(1, 2)
+            for (rows, place), weight, bias, out in zip(kinds, weights, biases, qkv, strict=True):
+                if not rows:
+                    continue
+                found = torch.bmm(normed[place : place + len(rows)], weight).view(len(rows), *inputs.shape[1:3], -1)
+                target = out.view(*out.shape[:2], -1, weight.shape[-1])[copies, tokens]
+                target[:, :, rows] = found.permute(1, 2, 0, 3) + bias.view(-1, weight.shape[-1])[rows]
+
+    def _qkv(self, layer: int) -> tuple[Tensor, ...]:
+        """Projections by reader: q, k, v `[readers of the kind, D, C]`."""
+        arch = self.graph.arch
+        q, k, v = self.family.qkv_weights(layer)
+        times = arch.num_kv_readers // arch.num_kv_heads
+        return q, *(part if times == 1 else part.repeat_interleave(times, 0) for part in (k, v))
+
+    @staticmethod
+    def _weights(weight: Tensor, rows: list[int]) -> Tensor:
+        return weight if len(rows) == len(weight) else weight[rows]
+
+    def _biases(self, layer: int) -> tuple[Tensor, ...]:
+        """What the projections give for no input."""
+        nothing = self.clean.embedded.new_zeros(1, 1, self.clean.delta.shape[-1])
+        return self.clean.model._repeat_kv(self.family.qkv(layer, nothing))
+
+    def _pieces(self, num_rows: int) -> Iterator[tuple[slice, slice]]:
+        """Copies and tokens whose readers' inputs fill about `CHUNK_BYTES`."""
+        _, copies, tokens, width = self.full.shape
+        fit = max(1, CHUNK_BYTES // (num_rows * width * self.full.element_size()))
+        together = max(1, fit // tokens)
+        size = -(-tokens // -(-tokens // min(fit, tokens)))
+        for copy in range(0, copies, together):
+            for token in range(0, tokens, size):
+                yield slice(copy, min(copy + together, copies)), slice(token, min(token + size, tokens))
+
+    def _read(
+        self, readers: list[int], reference: Tensor, copies: slice, tokens: slice, moves: dict[int, Tensor]
+    ) -> Tensor:
+        """Inputs `[readers, copies, tokens, D]` by (2); `reference` `[readers, T, D]`."""
+        num = copies.stop - copies.start
+        inputs = reference[:, None, tokens].expand(-1, num, -1, -1)
+        before = [writer for writer in self.full_writers if writer < self.graph.num_visible[readers[0]]]
+        if before:
+            moved = self.full[: len(before), copies, tokens]
+            mixed = self.open[readers][:, before] @ moved.reshape(len(before), -1)
+            inputs = inputs + mixed.view(len(readers), *moved.shape[1:])
+        started = [(place, reader) for place, reader in enumerate(readers) if reader in moves]
+        if started:
+            inputs = inputs.clone()
+            for place, reader in started:
+                inputs[place] += moves[reader][copies, tokens]
+        if self.wanted is not None:
+            self._keep(readers, inputs, tokens)
+        return inputs
+
+    def _keep(self, readers: list[int], inputs: Tensor, tokens: slice) -> None:
+        """Note the input of each reader that the wanted plan will ask for."""
+        assert self.wanted is not None
+        layer = self.wanted.layers[readers[0] // self.graph.arch.readers_per_layer]
+        for place, reader in enumerate(readers):
+            if reader in layer.readers:
+                kept = self.inputs.setdefault(reader, torch.empty_like(self.clean.stream(reader)))
+                kept[tokens] = inputs[place, 0]
+
+    def _write_heads(self, layer: int, writers: list[int], own: Tensor, before: Tensor) -> None:
+        """Changes of heads, from values `[K, T, H, C]` and `[T, H, C]`."""
+        weight, first = self.family.output_weight(layer), self.graph.first_writer(layer)
+        everywhere = [writer for writer in writers if writer in self.full_row]
+        elsewhere = [writer for writer in writers if writer not in self.full_row]
+        if everywhere:
+            heads = [writer - first for writer in everywhere]
+            change = (own[:, :, heads] - before[:, heads]).permute(2, 0, 1, 3).flatten(1, 2)
+            start = self.full_row[everywhere[0]]
+            rows = self.full[start : start + len(heads)]
+            torch.bmm(change, weight[heads], out=rows.view(len(heads), -1, rows.shape[-1]))
+            self.scored[[self.scored_row[writer] for writer in everywhere]] = rows[:, :, self.clean.tokens]
+        if elsewhere:
+            heads = [writer - first for writer in elsewhere]
+            change = own[:, self.clean.tokens][:, :, heads] - before[self.clean.tokens][:, heads]
+            change = torch.bmm(change.permute(2, 0, 1, 3).flatten(1, 2), weight[heads])
+            shape = (len(heads), *self.scored.shape[1:])
+            self.scored[[self.scored_row[writer] for writer in elsewhere]] = change.view(shape)
+
+    # ---------------------------------------------------------------- MLP and logits
+    def _mlp(self, layer: int, before: Tensor | None, moves: dict[int, Tensor]) -> Tensor:
+        """Run the MLP where it counts; its output of the first copy, at all positions if they were run."""
+        assert before is not None
+        arch = self.graph.arch
+        reader, writer = self.graph.first_reader(layer) + arch.num_attention_readers, self.graph.first_writer(layer)
+        writer += arch.num_heads
+        reference = self.reference.mlps[layer]
+        if writer not in self.full_row:
+            inputs = self._read_scored(reader, reference[self.clean.tokens], moves)
+            self.scored[self.scored_row[writer]] = self.family.mlp(layer, inputs) - before[self.clean.tokens]
+            return before
+        inputs = self._read([reader], reference[None], slice(0, self.copies), slice(0, self.full.shape[2]), moves)[0]
+        if self.wanted is not None and self.wanted.layers[layer].mlp:
+            self.inputs[reader] = inputs[0]
+        after = self.family.mlp(layer, inputs.reshape(-1, self.shape[1], inputs.shape[-1])).view_as(inputs)
+        row = self.full[self.full_row[writer]]
+        torch.sub(after, before, out=row)
+        self.scored[self.scored_row[writer]] = row[:, self.clean.tokens]
+        return after[0]
+
+    def _read_scored(self, reader: int, reference: Tensor, moves: dict[int, Tensor]) -> Tensor:
+        """Input `[K, P, D]` of a reader at the scored positions, by (2); `reference` `[P, D]`."""
+        inputs = reference.expand(self.scored.shape[1:])
+        before = [writer for writer in self.plan.writers if writer < self.graph.num_visible[reader]]
+        if before:
+            moved = self.scored[: len(before)].view(len(before), -1)
+            inputs = inputs + (self.open[reader, before] @ moved).view_as(inputs)
+        return inputs + moves[reader][:, self.clean.tokens] if reader in moves else inputs
+
+    def _logits(self, moves: dict[int, Tensor]) -> Tensor:
+        inputs = self._read_scored(len(self.graph.readers) - 1, self.reference.logits, moves)
+        self.last = inputs[0]
+        logits = self.family.finish(inputs.reshape(-1, self.clean.batch.positions.shape[1], inputs.shape[-1]))
+        return logits.unflatten(0, (self.copies, -1)).float()

@@ -1,0 +1,129 @@
+"""The model from one reader on against the masked model."""
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from edgeprune.methods.acdc import ACDC
+from edgeprune.methods.acdc_losses import PlainLosses, TailLosses
+from edgeprune.methods.problem import Problem
+from edgeprune.models.partial import CleanRun, Tail
+from edgeprune.models.partial_plan import make_plan
+from edgeprune.models.runs import ReferenceRuns
+from tests.methods.test_acdc import edges_of, random_batches, random_problem, silent, small
+from tests.models.test_conformance import CASES
+
+ABLATIONS = ("interchange", "zero")
+
+
+def circuit_from(problem: Problem, reader: int, share: float, seed: int) -> Tensor:
+    """A circuit as ACDC has it at `reader`: a random share of the edges into later receivers is open, all others are."""
+    graph = problem.model.graph
+    noise = torch.rand(graph.shape, generator=torch.Generator().manual_seed(seed))
+    tested = torch.arange(len(graph.readers))[:, None] > reader
+    return graph.exists & ((noise < share) | ~tested)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("ablation", ABLATIONS)
+@pytest.mark.parametrize(("family", "index"), CASES)
+def test_logits_are_those_of_the_masked_model(family: Any, index: int, ablation: Any, share: float) -> None:
+    problem = random_problem(family.model_types[0], index, ablation)
+    graph = problem.model.graph
+    (batch, _, ablated), *_ = problem.frozen()
+    clean = CleanRun(problem.model, batch, ablated)
+    rng = random.Random(index)
+    for reader in range(len(graph.readers)):
+        keep = circuit_from(problem, reader, share, reader)
+        writers = rng.sample(range(graph.num_visible[reader]), min(4, graph.num_visible[reader]))
+        closed, asked = writers[:-3], writers[-3:]
+        tail = Tail(clean, keep, reader)
+        for number in range(len(asked) + 1):
+            gates = keep.double()
+            gates[reader, [*closed, *asked[:number]] if number else []] = 0
+            expected = problem.model(batch.clean, gates, ablated, batch.attention_mask, batch.positions).float()
+            found = tail.ahead(closed, asked)[number - 1] if number else tail.logits
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)  # both are rounded to float32
+
+
+@pytest.mark.parametrize("chunk", [1, 5000])
+def test_small_pieces_change_nothing(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = random_problem("llama", 1)
+    reader, graph = problem.model.graph.readers.index("a0.h1.q"), problem.model.graph
+    keep = circuit_from(problem, reader, 0.5, 0)
+    found = []
+    for size in (8 * 2**20, chunk):
+        monkeypatch.setattr("edgeprune.models.partial.CHUNK_BYTES", size)
+        losses = TailLosses(problem, 1.0, 8)
+        found.append([losses.begin(keep, reader), *losses.prefixes([], range(graph.num_visible[reader]))])
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("memory_gb", [1e-9, 3e-4, 1.0])
+def test_less_memory_gives_the_same_losses(memory_gb: float) -> None:
+    problem = random_problem("gpt2", 0)
+    graph, plain, tail = problem.model.graph, PlainLosses(problem), TailLosses(problem, memory_gb, 8)
+    assert tail.keeps == (memory_gb == 1.0)
+    assert (len(tail.batches) == problem.num_examples) == (memory_gb == 1e-9)
+    for name in ("a1.h2.v", "m0", "logits"):
+        reader = graph.readers.index(name)
+        keep = circuit_from(problem, reader, 0.5, 1)
+        asked = list(range(graph.num_visible[reader]))
+        assert tail.begin(keep, reader) == pytest.approx(plain.begin(keep, reader), abs=1e-6)
+        assert tail.prefixes(asked[:1], asked[1:]) == pytest.approx(plain.prefixes(asked[:1], asked[1:]), abs=1e-6)
+    assert bool(tail.tails) == tail.keeps
+
+
+def test_speculation_evaluates_more_but_decides_alike() -> None:
+    problem = random_problem("gpt2", 0)
+    found = {
+        ahead: ACDC((0.01,), evaluation="speculative", max_ahead=ahead).discover(problem, silent)
+        for ahead in (1, 3, 50)
+    }
+    assert len({frozenset(edges_of(one, 0.01)) for one in found.values()}) == 1
+    counts = {ahead: one.about["tau-0.01"]["evaluated"] for ahead, one in found.items()}
+    assert counts[1] < counts[3] < counts[50]
+
+
+def test_what_lies_at_the_threshold_is_decided_by_the_whole_model() -> None:
+    """An effect is taken as tau itself: without the margin, rounding would decide."""
+    problem = random_problem("edgeprune_compiled", 1)
+    tau = max(
+        ACDC((0.01,), evaluation="plain").discover(problem, silent).circuits["tau-0.01"].scores.flatten().tolist()
+    )  # pyright: ignore
+    plain, fast = (ACDC((tau,), evaluation=kind).discover(problem, silent) for kind in ("plain", "speculative"))  # pyright: ignore
+    assert edges_of(plain, tau) == edges_of(fast, tau)
+    assert fast.about[f"tau-{tau!r}"]["ties"] >= 1
+
+
+def test_a_plan_follows_open_edges_only() -> None:
+    graph = small("gpt2", 0).graph
+    keep = graph.keep_matrix(["embed->a0.h1.q", "a0.h1->m0", "m0->m1", "m1->logits", "a0.h2->m0", "a0.h3->a1.h0.k"])
+    starts = torch.zeros(len(graph.readers), dtype=torch.bool)
+    starts[[graph.readers.index("a0.h1.q"), graph.readers.index("a0.h3.v")]] = True
+    plan = make_plan(graph, keep, starts)
+    assert [graph.writers[writer] for writer in plan.writers] == ["a0.h1", "m0", "m1"]  # a1.h0 is not heard
+    assert plan.everywhere == frozenset()
+    assert plan.logits
+    keep |= graph.keep_matrix(["m0->a1.h0.k", "a1.h0->logits"])
+    plan = make_plan(graph, keep, starts)
+    assert [graph.writers[writer] for writer in plan.writers] == ["a0.h1", "a0.h3", "m0", "a1.h0", "m1"]
+    assert {graph.writers[writer] for writer in plan.everywhere} == {"a0.h1", "a0.h3", "m0"}
+
+
+def test_runs_are_made_once_where_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    init = CleanRun.__init__
+
+    def count(self: CleanRun, *arguments: Any) -> None:
+        made.append(1)
+        init(self, *arguments)
+
+    monkeypatch.setattr(CleanRun, "__init__", count)
+    model = small("gpt2", 0)
+    problem = Problem(model, random_batches(), ReferenceRuns(model, "interchange"))
+    ACDC((0.05,)).discover(problem, silent)
+    assert len(made) == len(problem.batches)
