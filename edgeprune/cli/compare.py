@@ -188,14 +188,17 @@ def _print(result: dict[str, Any], options: argparse.Namespace) -> None:
     from rich.console import Console
 
     console = Console()
+    for number, row in enumerate(result["circuits"]):
+        console.print(f"{_letter(number)}: {row['circuit']}", soft_wrap=True, highlight=False, markup=False)
     console.print(_circuit_table(result))
     console.print(_pair_table(result))
+    console.print(_share_table(result))
     if any(pair["matched"] for pair in result["pairs"]):
         console.print(_matched_table(result))
     for pair in result["pairs"]:
         left, right = _letter(pair["a"]), _letter(pair["b"])
         if options.breakdown or len(result["pairs"]) == 1:
-            for heading, parts in (("kind of edge", pair["kinds"]), ("read in layer", pair["layers"])):
+            for heading, parts in (("kind of edge", pair["kinds"]), ("layer", pair["layers"])):
                 console.print(_part_table(f"{left} and {right} by {heading}", heading, parts, left, right))
         if options.edges:
             for letter, side in ((left, "a"), (right, "b")):
@@ -210,12 +213,16 @@ def _letter(number: int) -> str:
     return ascii_uppercase[number % 26] + str(number // 26 or "")
 
 
+def _pair_name(pair: dict[str, Any]) -> str:
+    return f"{_letter(pair['a'])}, {_letter(pair['b'])}"
+
+
 def _table(title: str, left: list[str], right: list[str]) -> "Table":
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
     for heading in left:
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, no_wrap=True)
     for heading in right:
         table.add_column(heading, justify="right", no_wrap=True)
     return table
@@ -237,47 +244,52 @@ def _circuit_table(result: dict[str, Any]) -> "Table":
         number = f"{result['full_model']['num_examples']:.0f}"
         title += f" of {result['model']} on {number} {result['split']} pairs, {result['ablation']} ablation"
     columns = ["edges", "sparsity", "dangling", "nodes", *(_MEASURES[name] for name in shown)]
-    table = _table(title, ["", "circuit"], columns)
+    table = _table(title, ["circuit"], columns)
     for number, row in enumerate(result["circuits"]):
         sizes = (f"{row['edges']:,}", f"{row['sparsity']:.4f}", f"{row['dangling']:,}", f"{row['nodes']:,}")
-        table.add_row(_letter(number), row["circuit"], *sizes, *(f"{row[name]:.3f}" for name in shown))
+        table.add_row(_letter(number), *sizes, *(f"{row[name]:.3f}" for name in shown))
     if shown:
-        table.add_row("", FULL, "", "", "", "", *(f"{result['full_model'][name]:.3f}" for name in shown))
+        table.add_row(FULL, "", "", "", "", *(f"{result['full_model'][name]:.3f}" for name in shown))
     return table
 
 
 def _pair_table(result: dict[str, Any]) -> "Table":
-    columns = ["both", "only 1st", "only 2nd", *_SHARES.values(), "by chance", "p", "nodes, Jaccard"]
-    table = _table("Shared edges (precision and recall of the 1st, with the 2nd as the truth)", ["pair"], columns)
+    columns = ["both", "by chance", "p", "only 1st", "only 2nd"]
+    table = _table("Shared edges", ["pair"], columns)
     for pair in result["pairs"]:
         table.add_row(
-            f"{_letter(pair['a'])}, {_letter(pair['b'])}",
-            *(f"{pair[name]:,}" for name in ("both", "only_found", "only_reference")),
-            *(f"{pair[name]:.3f}" for name in _SHARES),
+            _pair_name(pair),
+            f"{pair['both']:,}",
             f"{pair['expected']:,.1f}",
             scientific(pair["log10_p_value"]),
-            f"{pair['nodes']['jaccard']:.3f}",
+            *(f"{pair[name]:,}" for name in ("only_found", "only_reference")),
         )
     return table
 
 
+def _share_table(result: dict[str, Any]) -> "Table":
+    columns = [*_SHARES.values(), "Jaccard of nodes"]
+    table = _table("Shares; the 2nd is taken as the truth", ["pair"], columns)
+    for pair in result["pairs"]:
+        shares = (f"{pair[name]:.3f}" for name in _SHARES)
+        table.add_row(_pair_name(pair), *shares, f"{pair['nodes']['jaccard']:.3f}")
+    return table
+
+
 def _matched_table(result: dict[str, Any]) -> "Table":
+    """Two lines for every pair, one for each circuit."""
     shown = _shown_measures(result)
-    measured = [f"{_MEASURES[name]} {side}" for name in shown for side in ("1st", "2nd")]
-    columns = ["edges", "both", "Jaccard", "p", *measured]
-    table = _table("At the size of the smaller, the larger cut by its scores", ["pair"], columns)
+    columns = ["edges", "both", "Jaccard", "p", *(_MEASURES[name] for name in shown)]
+    table = _table("At the size of the smaller, the larger cut by its scores", ["pair", ""], columns)
     for pair in result["pairs"]:
         row = pair["matched"]
         if row is None:
             continue
-        table.add_row(
-            f"{_letter(pair['a'])}, {_letter(pair['b'])}",
-            f"{row['edges']:,}",
-            f"{row['both']:,}",
-            f"{row['jaccard']:.3f}",
-            scientific(row["log10_p_value"]),
-            *(f"{row[side][name]:.3f}" for name in shown for side in ("measures_a", "measures_b")),
-        )
+        common = (f"{row['both']:,}", f"{row['jaccard']:.3f}", scientific(row["log10_p_value"]))
+        for side, start in (("a", (_pair_name(pair), *common)), ("b", ("",) * 4)):
+            measures = (f"{row[f'measures_{side}'][name]:.3f}" for name in shown)
+            table.add_row(start[0], _letter(pair[side]), f"{row['edges']:,}", *start[1:], *measures)
+        table.add_section()
     return table
 
 

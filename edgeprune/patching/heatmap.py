@@ -1,16 +1,16 @@
 """Heat maps of results of patching."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.patching.result import PatchingResult
 
-CELL = 0.34  # inches
+WIDTH, HEIGHT = 0.36, 0.2  # of a cell, inches
 _UNITS = {"kl": "KL, nats", "logit_difference": "logit difference", "squared_error": "squared error"}
 _SITES = {
     "residual": "residual stream",
@@ -52,10 +52,10 @@ def panels(result: PatchingResult) -> list[Panel]:
 
 
 def draw_heatmaps(results: Sequence[PatchingResult], path: str | Path) -> Path:
-    """Draw results side by side, on one scale, to an image file.
+    """Draw results side by side to an image file; each has a scale of its own, symmetric about 0.
 
-    Colours show the effect: 0 is white, no effect; red takes the metric towards the corrupted run, blue towards (or
-    beyond) the clean one. The scale is symmetric about 0. Sites without a value are grey.
+    Colours show the effect: white is none; red takes the metric towards the corrupted run, blue towards the clean one,
+    or beyond it. Sites without a value are grey.
 
     Args:
         results: Results of one model, metric and direction.
@@ -70,31 +70,22 @@ def draw_heatmaps(results: Sequence[PatchingResult], path: str | Path) -> Path:
     for name in ("model", "metric", "direction"):
         values = list(dict.fromkeys(getattr(result, name) for result in results))
         if len(values) > 1:
-            raise EdgepruneError(f"results with {name} {values[0]!r} and {values[1]!r} share no scale; draw them apart")
-    maps = [panel for result in results for panel in panels(result)]
-    known = torch.cat([panel.effect[panel.effect.isfinite()] for panel in maps])
-    if not len(known):
-        raise EdgepruneError("no site has a value: the clean and the corrupted run have the same metric everywhere")
-    limit = max(float(known.abs().max()), 1e-6)
-    wide = max(len(panel.columns) for panel in maps)
-    across = max(1, min(len(maps), 3, int(45 / max(wide, 6))))
+            raise EdgepruneError(f"{name} {values[0]!r} and {values[1]!r} do not go into one image; draw them apart")
+    maps = [(panel, _limit(result)) for result in results for panel in panels(result)]
+    across = min(len(maps), 3)
     down = -(-len(maps) // across)
-    width = across * (CELL * max(wide, 6) + 1.1) + 1.2
-    height = down * (CELL * max(len(panel.rows) for panel in maps) + 1.5) + 0.6
-    figure = Figure(figsize=(max(width, 5.5), max(height, 2.2)), layout="constrained")
-    grid: Any = figure.subplots(down, across, squeeze=False)
-    image: Any = None
-    for axes, panel in zip(grid.flat, maps, strict=False):
+    widths = [max(4, *(len(panel.columns) for panel, _ in maps[column::across])) for column in range(across)]
+    width = max(4.5, WIDTH * sum(widths) + 1.9 * across)
+    height = 0.8 + down * (HEIGHT * max(2, *(len(panel.rows) for panel, _ in maps)) + 1.0)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    grid: Any = figure.subplots(down, across, squeeze=False, width_ratios=widths)
+    for axes, (panel, limit) in zip(grid.flat, maps, strict=False):
         image = _draw(axes, panel, limit)
+        bar = figure.colorbar(image, ax=axes, aspect=max(8, 5 * height / down), pad=0.03)
+        bar.ax.tick_params(labelsize=7, length=2)
     for axes in grid.flat[len(maps) :]:
         axes.axis("off")
-    unit = _UNITS.get(first.metric, first.metric)
-    end = "clean run restored" if first.direction == "denoising" else "corrupted run reached"
-    target = 1 if first.direction == "denoising" else -1
-    bar = figure.colorbar(image, ax=grid, shrink=min(1.0, 4 / height + 0.4), pad=0.02)
-    bar.set_label(f"effect on {unit}\n(0: none, {target}: {end})", fontsize=8)
-    bar.ax.tick_params(labelsize=8)
-    figure.suptitle(f"{first.model or 'model'}, {unit}, {first.direction}", fontsize=11)
+    figure.suptitle("\n".join(_title(first, int(width * 13))), fontsize=9)
     try:
         figure.savefig(path, dpi=150)
     except ValueError as error:  # matplotlib names the formats it knows
@@ -102,9 +93,25 @@ def draw_heatmaps(results: Sequence[PatchingResult], path: str | Path) -> Path:
     return Path(path)
 
 
+def _limit(result: PatchingResult) -> float:
+    """The largest effect either way."""
+    known = result.effect[result.effect.isfinite()]
+    if not len(known):
+        raise EdgepruneError(f"{result.what}: no site has a value, for both runs have the same metric; nothing to draw")
+    return max(float(known.abs().max()), 1e-6)
+
+
+def _title(result: PatchingResult, width: int) -> list[str]:
+    """Model, metric, direction, and what a colour says, in lines of at most `width` characters."""
+    unit = _UNITS.get(result.metric, result.metric)
+    told = f"{result.model or 'a model'}: effect on {unit}, {result.direction}"
+    legend = "0: none, -1: the corrupted run" if result.direction == "noising" else "0: none, 1: the clean run"
+    return textwrap.wrap(told, width) + textwrap.wrap(legend, width)
+
+
 def _draw(axes: Any, panel: Panel, limit: float) -> Any:
     axes.set_facecolor("0.75")
-    image = axes.imshow(panel.effect.numpy(), cmap="RdBu", vmin=-limit, vmax=limit, aspect="equal")
+    image = axes.imshow(panel.effect.numpy(), cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
     axes.set_title(panel.title, fontsize=9)
     axes.set_xlabel(panel.column_axis, fontsize=8)
     axes.set_ylabel(panel.row_axis, fontsize=8)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import get_args
 
 import torch
@@ -189,6 +190,7 @@ def _axes(
 
 
 def name_of(model: MaskedModel) -> str:
-    """Name of a model for titles: where its weights came from, else its type."""
+    """Name of a model for titles: that of the hub, of the folder its weights came from, or its type."""
     config = model.hf.config
-    return str(getattr(config, "_name_or_path", "") or config.model_type)
+    name = str(getattr(config, "_name_or_path", "") or config.model_type)
+    return Path(name).name if Path(name).is_absolute() else name

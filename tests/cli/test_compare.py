@@ -1,0 +1,161 @@
+"""`edgeprune compare` on circuits of a compiled model."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from edgeprune.circuit import Circuit
+from edgeprune.cli import main
+from edgeprune.cli.compare import scientific
+from edgeprune.compiled import true_circuit
+from edgeprune.graph import ArchSpec, EdgeGraph
+from edgeprune.metrics.overlap import by_chance, cut_to, edge_overlap
+
+ROOT = Path(__file__).parents[2]
+QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+GRAPH = EdgeGraph(ArchSpec(num_layers=4, num_heads=1, num_kv_heads=1, split_embedding=True))
+HEADER = {"model": "compiled:reverse", "ablation": "zero"}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    """The true circuit, one of 30 edges that scores its edges highest, and the true one without two edges as JSON."""
+    folder = tmp_path / "circuits"
+    truth = Circuit.from_edges(GRAPH, true_circuit("reverse", "zero"), HEADER)
+    noise = torch.rand(GRAPH.shape, generator=torch.Generator().manual_seed(0))
+    scored = Circuit.from_scores(GRAPH, noise + truth.keep, num_edges=30, header=HEADER)
+    paths = [truth.save(folder / "truth.safetensors"), scored.save(folder / "scored.safetensors")]
+    (folder / "partial.json").write_text(json.dumps(truth.edges()[2:]))
+    return [str(path) for path in (*paths, folder / "partial.json")]
+
+
+def compare(tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    out = tmp_path / "out.json"
+    assert main(["compare", *arguments, "--json", str(out)]) == 0
+    return json.loads(out.read_text())
+
+
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_figures_of_every_pair(tmp_path: Path, files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    result = compare(tmp_path, *files, "--edges")
+    assert [row["edges"] for row in result["circuits"]] == [11, 30, 9]
+    assert [(pair["a"], pair["b"]) for pair in result["pairs"]] == [(0, 1), (0, 2), (1, 2)]
+    truth, scored = (Circuit.load(path) for path in files[:2])
+    pair = result["pairs"][0]
+    expected = edge_overlap(truth.keep, scored.keep, GRAPH.exists)
+    assert {name: pair[name] for name in expected} == expected
+    assert (pair["precision"], pair["recall"]) == (1.0, 11 / 30)
+    assert pair["log10_p_value"] == by_chance(11, 11, 30, 94)["log10_p_value"]
+    assert pair["expected"] == pytest.approx(11 * 30 / 94)
+    assert pair["edges_only_a"] == []
+    assert sorted(pair["edges_only_b"]) == sorted(set(scored.edges()) - set(truth.edges()))
+    assert sum(part["both"] for part in pair["kinds"].values()) == 11
+    assert sum(part["only_reference"] for part in pair["layers"].values()) == 19
+    shown = capsys.readouterr().out
+    assert "only in B of A, B: 19 edges" in shown
+    assert pair["edges_only_b"][0] in shown
+
+
+def test_the_larger_is_cut_to_the_smaller_by_its_scores(tmp_path: Path, files: list[str]) -> None:
+    result = compare(tmp_path, *files)
+    matched = [pair["matched"] for pair in result["pairs"]]
+    assert matched[0]["edges"] == matched[0]["both"] == 11  # the best eleven are the true ones
+    assert matched[1] is None  # the larger one has no scores
+    assert matched[2]["edges"] == 9
+    best = set(cut_to(Circuit.load(files[1]), 9).edges())
+    assert matched[2]["both"] == len(best & set(json.loads(Path(files[2]).read_text())))
+
+
+def test_two_circuits_are_broken_down(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", *files[:2]]) == 0
+    shown = capsys.readouterr().out
+    assert "by kind of edge" in shown
+    assert "embed->v" in shown
+    assert "by layer" in shown
+    assert main(["compare", *files]) == 0
+    assert "kind of edge" not in capsys.readouterr().out
+    assert main(["compare", *files, "--breakdown"]) == 0
+    assert capsys.readouterr().out.count("by kind of edge") == 3
+
+
+def test_with_pairs_the_circuits_are_run(tmp_path: Path, files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    result = compare(tmp_path, *files, "--config", str(QUICKSTART), "--split", "validation")
+    assert (result["model"], result["ablation"], result["split"]) == ("compiled:reverse", "zero", "validation")
+    evaluated = tmp_path / "evaluated.json"
+    arguments = ["--config", str(QUICKSTART), "--split", "validation", "--json", str(evaluated)]
+    assert main(["evaluate", *files[:2], *arguments]) == 0
+    for row, same in zip(result["circuits"], json.loads(evaluated.read_text()), strict=False):
+        assert row["kl"] == same["kl"]
+        assert row["accuracy"] == same["accuracy"]
+    assert result["full_model"]["kl"] == 0
+    matched = result["pairs"][0]["matched"]
+    assert matched["measures_a"]["kl"] == matched["measures_b"]["kl"] == result["circuits"][0]["kl"]
+    assert result["circuits"][2]["kl"] > result["circuits"][0]["kl"]
+    assert "(full model)" in capsys.readouterr().out
+
+
+def test_lists_alone_need_a_model(tmp_path: Path, files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", files[2], files[2]]) == 2
+    assert "give --model" in error_line(capsys)
+    result = compare(tmp_path, files[2], files[2], "--model", "compiled:reverse")
+    assert result["pairs"][0]["jaccard"] == 1.0
+    assert result["circuits"][0]["nodes"] == result["circuits"][1]["nodes"]
+
+
+def test_nothing_is_wider_than_a_terminal(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*files[:2], "--config", str(QUICKSTART), "--split", "validation", "--breakdown"]
+    assert main(["compare", *arguments]) == 0
+    shown = capsys.readouterr().out
+    tables = [line for line in shown.splitlines() if not line.startswith(("A: ", "B: "))]
+    assert max(map(len, tables)) <= 80
+    assert "…" not in shown
+
+
+# ---------------------------------------------------------------- mistakes
+def test_mistakes_are_one_line_and_nothing_is_written(
+    tmp_path: Path, files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.json"
+    other = Circuit.random(EdgeGraph(ArchSpec(num_layers=4, num_heads=1, num_kv_heads=1)), 5).save(
+        tmp_path / "o.safetensors"
+    )
+    foreign = tmp_path / "foreign.json"
+    foreign.write_text('["m0->a9.h0.q"]')
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(Path(files[0]).read_bytes()[:100])
+    for arguments, named in (
+        ([files[0]], "needs two circuits"),
+        ([files[0], str(other)], "split_embedding=False"),
+        ([files[0], str(foreign)], "a9.h0.q"),
+        ([files[0], str(broken)], "broken.safetensors"),
+        ([files[0], str(tmp_path / "none.json")], "none.json"),
+        ([*files, "--config", "missing.yaml"], "missing.yaml"),
+        ([*files, "--split", "all"], "all"),
+        ([*files, "--model", "compiled:nope", "--config", str(QUICKSTART)], "nope"),
+    ):
+        assert main(["compare", *arguments, "--json", str(out)]) == 2
+        assert named in error_line(capsys)
+        assert not out.exists()
+    assert main(["compare", *files, "--json", str(tmp_path / "no" / "out.json")]) == 2
+    assert "no folder" in error_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("probability", "shown"),
+    [(1.0, "1.000"), (0.0304, "0.030"), (0.00012, "1.2e-4"), (9.99e-5, "1.0e-4")],
+)
+def test_probabilities(probability: float, shown: str) -> None:
+    assert scientific(math.log10(probability)) == shown
+
+
+def test_probabilities_below_the_smallest_float() -> None:
+    assert scientific(-1234.5) == "3.2e-1235"

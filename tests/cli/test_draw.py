@@ -1,0 +1,134 @@
+"""`edgeprune draw`: what is in the image, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+
+from edgeprune.circuit import Circuit
+from edgeprune.cli import main
+from edgeprune.errors import EdgepruneError
+from edgeprune.graph import ArchSpec, EdgeGraph
+from edgeprune.patching import PatchingResult
+from edgeprune.patching.heatmap import draw_heatmaps, panels
+
+LABELS = {"layer": ("0", "1", "end"), "head": ("0", "1"), "role": ("IO", "S1+1", "S2", "END")}
+
+
+def result(*dims: str, **more: Any) -> PatchingResult:
+    """Random effects over these axes."""
+    labels = tuple(LABELS[name] for name in dims)
+    shape = [len(names) for names in labels]
+    values = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    options: dict[str, Any] = {
+        "values": values,
+        "clean": torch.ones_like(values),
+        "corrupted": torch.zeros_like(values),
+        "count": torch.ones(shape).long(),
+        "what": "residual",
+        "metric": "logit_difference",
+        "direction": "noising",
+        "model": "a-model",
+    }
+    return PatchingResult(**{**options, "dims": dims, "labels": labels, **more})
+
+
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def colours(path: Path) -> np.ndarray:
+    """Distinct colours of an image, `[number, 3]`."""
+    return np.unique(matplotlib.image.imread(path)[..., :3].reshape(-1, 3), axis=0)
+
+
+def test_a_result_becomes_an_image_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = result("layer", "role").save(tmp_path / "residual.safetensors")
+    assert main(["draw", str(path)]) == 0
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["residual.png", "residual.safetensors"]
+    assert "residual.png" in capsys.readouterr().out
+    assert colours(tmp_path / "residual.png").shape[0] > 50
+
+
+def test_several_results_share_an_image(tmp_path: Path) -> None:
+    one = result("layer", "role").save(tmp_path / "one.safetensors")
+    two = result("layer", "head", what="z").save(tmp_path / "two.safetensors")
+    assert main(["draw", str(one), str(two), "--out", str(tmp_path / "both.png")]) == 0
+    assert main(["draw", str(one), "--out", str(tmp_path / "one.png")]) == 0
+    both, alone = (matplotlib.image.imread(tmp_path / f"{name}.png") for name in ("both", "one"))
+    assert both.shape[1] > alone.shape[1]
+
+
+def test_one_panel_for_each_entry_of_a_third_axis() -> None:
+    found = panels(result("layer", "head", "role", what="z"))
+    assert [panel.title for panel in found] == [f"heads, output z, role {name}" for name in LABELS["role"]]
+    assert [panel.effect.shape for panel in found] == [(3, 2)] * 4
+    assert (found[1].row_axis, found[1].column_axis) == ("layer", "head")
+    (row,) = panels(result("role"))
+    assert (row.effect.shape, row.columns) == ((1, 4), LABELS["role"])
+    (paths,) = panels(result("layer", "head", what="paths to logits", about={"mlps": "freeze"}))
+    assert paths.title == "paths to logits (MLPs between: freeze)"
+
+
+@pytest.mark.parametrize("dims", [("role",), ("layer", "head"), ("layer", "head", "role")])
+def test_every_shape_is_drawn(tmp_path: Path, dims: tuple[str, ...]) -> None:
+    path = draw_heatmaps([result(*dims, direction="denoising")], tmp_path / "map.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_effect_is_white_and_the_scale_is_symmetric(tmp_path: Path) -> None:
+    values = torch.tensor([[1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)  # one site corrupts, none helps
+    options: dict[str, Any] = {"labels": (("0", "1"), ("0", "1")), "clean": torch.ones(2, 2), "count": torch.ones(2, 2)}
+    one = result("layer", "head", values=values, corrupted=torch.zeros(2, 2), **options)
+    image = matplotlib.image.imread(draw_heatmaps([one], tmp_path / "map.png"))[..., :3]
+    darkest_red, middle, darkest_blue = ([103, 0, 31], [247, 247, 247], [5, 48, 97])  # ends and middle of RdBu
+    share = [(np.abs(image * 255 - colour) < 12).all(-1).mean() for colour in (darkest_red, middle, darkest_blue)]
+    assert share[0] > 0.05  # a quarter of the map
+    assert share[1] > 2.5 * share[0]
+    assert 0 < share[2] < 0.01  # only in the bar
+
+
+def test_sites_without_a_value_are_grey(tmp_path: Path) -> None:
+    values = result("layer", "head").values.clone()
+    values[0] = torch.nan
+    image = matplotlib.image.imread(draw_heatmaps([result("layer", "head", values=values)], tmp_path / "map.png"))
+    assert (np.abs(image[..., :3] - 0.75) < 0.01).all(-1).mean() > 0.05
+
+
+# ---------------------------------------------------------------- mistakes
+def test_results_of_two_experiments_are_refused(tmp_path: Path) -> None:
+    for more in ({"direction": "denoising"}, {"metric": "kl"}, {"model": "another"}):
+        with pytest.raises(EdgepruneError, match="draw them apart"):
+            draw_heatmaps([result("role"), result("role", **more)], tmp_path / "map.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_to_draw_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EdgepruneError, match="nothing to draw"):
+        draw_heatmaps([result("role", clean=torch.zeros(4))], tmp_path / "map.png")
+
+
+def test_files_that_draw_does_not_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    graph = EdgeGraph(ArchSpec(num_layers=1, num_heads=1, num_kv_heads=1))
+    circuit = Circuit.random(graph, 3).save(tmp_path / "circuit.safetensors")
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(circuit.read_bytes()[:50])
+    for file, named in ((broken, "not a whole file"), (tmp_path / "none", "no file at")):
+        assert main(["draw", str(file)]) == 2
+        assert named in error_line(capsys)
+    path = result("role").save(tmp_path / "result.safetensors")
+    for out, named in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "no" / "x.png", "no folder"),
+        (tmp_path / "x.xyz", "xyz"),
+    ):
+        assert main(["draw", str(path), "--out", str(out)]) == 2
+        assert named in error_line(capsys)
+    assert main(["draw"]) == 2
+    assert "FILE" in error_line(capsys)
+    assert len(list(tmp_path.iterdir())) == 3
