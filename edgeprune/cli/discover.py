@@ -119,7 +119,7 @@ def run(arguments: list[str]) -> None:
         return
     except (TypeError, ValueError) as error:  # jsonargparse wraps what a constructor raised
         raise _innermost(error) from None
-    plain = parser.dump(config.clone(), skip_none=False)
+    plain = parser.dump(config.clone())
     Run(cast("Any", built), plain).go()
 
 

@@ -29,7 +29,9 @@ class EAPIG(AbstractDiscovery):
     - `"inputs"`: embeddings `ablated + k/m (own - ablated)` for k = 0 ... m-1, as published: the ablated end is in, the
       clean end is not. All embedding writers move together.
     - `"activations"`: for each group of writers (embeddings; the heads of a layer; an MLP), runs in which the group's
-      output is held at `ablated + k/m (own - ablated)`, k = 1 ... m. Every run counts for every edge, as published.
+      output is held at `ablated + k/m (own - ablated)`, k = 1 ... m. Every run counts for every edge, as published, and
+      no gradient passes a held output: edges upstream of it miss the paths through it in that group's runs, so even in
+      a linear model only the edges into the logits get their exact effect.
     - `"clean_corrupted"`: two runs, clean embeddings and ablated ones.
     - `"gates"`: all gates of the masked model together at (k - 1/2)/m, k = 1 ... m (midpoint rule); the score is minus
       the average gate gradient. As m grows, the scores sum to the loss with every edge closed minus that with every

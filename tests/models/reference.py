@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from edgeprune.models.masked import MaskedModel, _position_ids
-from edgeprune.models.states import WriterStates
+from edgeprune.models.masked import COMPUTED, MaskedModel, _position_ids
+from edgeprune.models.states import FixedOutputs, WriterStates
 
 
 def writer_outputs(model: MaskedModel, states: WriterStates) -> list[Tensor]:
@@ -25,13 +25,20 @@ def output_bias(model: MaskedModel, layer: int) -> Tensor:
 
 
 def slow_logits(
-    model: MaskedModel, ids: Tensor, gates: Tensor, ablated: WriterStates, mask: Tensor | None = None
+    model: MaskedModel,
+    ids: Tensor,
+    gates: Tensor,
+    ablated: WriterStates,
+    mask: Tensor | None = None,
+    fixed: FixedOutputs = COMPUTED,
+    relative: bool = False,
 ) -> Tensor:
     """Logits by explicit sums over edges; shares only the leaves with the fast model."""
     graph, arch, family = model.graph, model.graph.arch, model.family
     positions = _position_ids(ids, mask)
     parts = family.embed(ids, positions)
     own = list(parts) if arch.split_embedding else [sum(parts[1:], parts[0])]
+    own = own if fixed.embeddings is None else list(fixed.embeddings)
     context = family.context(own[0], mask, positions)
     other = writer_outputs(model, ablated)
     bias = torch.zeros_like(own[0])
@@ -40,7 +47,8 @@ def slow_logits(
         total = bias.clone()
         for writer in range(graph.num_visible[reader]):
             gate = gates[reader, writer]
-            total = total + gate * own[writer] + (1 - gate) * other[writer]
+            closed = own[writer] + other[writer] if relative else other[writer]
+            total = total + gate * own[writer] + (1 - gate) * closed
         return total
 
     def head_slice(flat: Tensor, heads: int, head: int) -> Tensor:
@@ -57,18 +65,19 @@ def slow_logits(
                 columns[kind].append(head_slice(flat, heads, index * heads // count))
                 reader += 1
         values = family.attend(layer, *(torch.cat(column, -1) for column in columns), context)
+        values = fixed.heads.get(layer, values)
         weight = family.output_weight(layer)
         before = list(own)
         own += [values[:, :, head] @ weight[head] for head in range(arch.num_heads)]
         if arch.has_mlp and arch.parallel_blocks:
             own, new = before, own[len(before) :]
-            mlp = family.mlp(layer, read(reader))
+            mlp = fixed.mlps.get(layer, family.mlp(layer, read(reader)))
             own += [*new, mlp]
             bias = bias + output_bias(model, layer)
         else:
             bias = bias + output_bias(model, layer)
             if arch.has_mlp:
-                own.append(family.mlp(layer, read(reader)))
+                own.append(fixed.mlps.get(layer, family.mlp(layer, read(reader))))
     return family.finish(read(len(graph.readers) - 1))
 
 

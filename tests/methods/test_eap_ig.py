@@ -1,0 +1,144 @@
+"""EAP-IG: completeness, agreement with definitions written slowly, and invariances."""
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from edgeprune.errors import EdgepruneError
+from edgeprune.methods import EAP, EAPIG, ExactEdgePatching
+from edgeprune.methods.eap_ig import Variant
+from edgeprune.methods.problem import Problem
+from edgeprune.metrics.functional import logit_difference
+from edgeprune.models.states import FixedOutputs, WriterStates
+from tests.methods.small_problems import compiled_problem, ignore_progress, linear_model, problem, random_pairs, tiny
+from tests.models.reference import slow_logits
+
+VARIANTS = get_args(Variant)
+ALONG_RUNS = [name for name in VARIANTS if name != "gates"]
+
+
+def scores_of(method: EAPIG, question: Problem) -> Tensor:
+    scores = method.discover(question, ignore_progress).scores
+    assert scores is not None
+    return scores
+
+
+def published_runs(variant: str, steps: int, own: WriterStates, other: WriterStates) -> Iterator[FixedOutputs]:
+    """The runs of the paper and its code, from the two ends (a shared end is expanded)."""
+    if variant == "clean_corrupted":
+        yield from (FixedOutputs(embeddings=own.embeddings), FixedOutputs(embeddings=other.embeddings))
+    elif variant == "inputs":
+        for k in range(steps):
+            yield FixedOutputs(embeddings=other.embeddings + k / steps * (own.embeddings - other.embeddings))
+    else:
+        for k in range(1, steps + 1):
+            assert own.mlps is not None
+            assert other.mlps is not None
+            share = k / steps
+            yield FixedOutputs(embeddings=share * own.embeddings + (1 - share) * other.embeddings)
+            for layer in range(len(own.heads)):
+                yield FixedOutputs(heads={layer: share * own.heads[layer] + (1 - share) * other.heads[layer]})
+                yield FixedOutputs(mlps={layer: share * own.mlps[layer] + (1 - share) * other.mlps[layer]})
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("variant", ALONG_RUNS)
+def test_is_the_average_gradient_at_readers_times_the_clean_run_s_differences(variant: Any, name: str) -> None:
+    question, steps = problem(tiny(name), cuts=()), 3
+    ((batch, full, other),) = question.frozen()
+    own = question.model.record(batch.clean, batch.attention_mask)
+    gates = question.model.graph.all_open(torch.float64).requires_grad_()
+    found: list[Tensor] = []
+    for fixed in published_runs(variant, steps, own, other):
+        logits = slow_logits(
+            question.model, batch.clean, gates, other.minus(own), batch.attention_mask, fixed, relative=True
+        )
+        scored = logits[torch.arange(len(batch))[:, None], batch.positions]
+        loss = -logit_difference(full, scored, batch).mean()
+        found.append(-torch.autograd.grad(loss, gates)[0])
+    expected = torch.stack(found).mean(0)
+    torch.testing.assert_close(scores_of(EAPIG(variant, steps), question), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("metric", ["kl", "logit_difference", "squared_error"])
+def test_gate_scores_sum_to_the_loss_of_closing_everything(metric: Any) -> None:
+    question = problem(tiny(), random_pairs(2), metric=metric)
+    graph = question.model.graph
+    whole = question.mean_loss(graph.all_closed(torch.float64)) - question.mean_loss(graph.all_open(torch.float64))
+    errors = [abs(scores_of(EAPIG("gates", steps), question).sum().item() - whole) for steps in (2, 8, 32)]
+    assert errors[2] < 1e-3
+    assert errors[2] < errors[1] / 8  # the midpoint rule's error falls with the square of the steps
+
+
+@pytest.mark.parametrize("variant", ALONG_RUNS)
+def test_equals_eap_and_exact_patching_in_a_linear_model(variant: Any) -> None:
+    question = problem(linear_model(), random_pairs(2), cuts=())
+    scores = scores_of(EAPIG(variant, 3), question)
+    others = [method.discover(question, ignore_progress).scores for method in (EAP(), ExactEdgePatching())]
+    for other in others:
+        assert other is not None
+        # Holding a group's output cuts the paths through it, so upstream "activations" misses a share, as published.
+        rows = slice(-1, None) if variant == "activations" else slice(None)
+        torch.testing.assert_close(scores[rows], other[rows], rtol=1e-4, atol=1e-5)
+        if variant == "activations":
+            assert (scores - other).abs().max() > 1e-3
+
+
+def test_differs_from_eap_where_the_model_is_not_linear() -> None:
+    question = problem(tiny(), random_pairs(2))
+    first = EAP().discover(question, ignore_progress).scores
+    assert first is not None
+    found = [scores_of(EAPIG(variant, 3), question) for variant in VARIANTS]
+    for number, scores in enumerate(found):
+        assert all((scores - other).abs().max() > 1e-3 for other in [first, *found[:number]])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_scores_do_not_depend_on_batches(variant: Any) -> None:
+    model = tiny()
+    whole, cut = (scores_of(EAPIG(variant, 2), problem(model, cuts=cuts)) for cuts in ((), (2, 4)))
+    torch.testing.assert_close(cut, whole, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("ablation", ["interchange", "zero"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_two_embedding_writers_and_both_ablations(variant: Any, ablation: Any) -> None:
+    question = problem(tiny(split_embedding=True), metric="kl", ablation=ablation)
+    scores = scores_of(EAPIG(variant, 2), question)
+    assert scores.isfinite().all()
+    assert (scores[:, 0] != 0).all()  # the token embedding differs at every reader
+    if ablation == "interchange":
+        assert (scores[:, 1] == 0).all()  # the position embedding is the same in both runs
+
+
+def test_gates_share_the_credit_of_an_or_gate() -> None:
+    """Closing one head's edge does nothing, so only a path on which both close sees them."""
+    question = compiled_problem("or_gate", "zero", 12)
+    graph = question.model.graph
+    either = [graph.index(edge) for edge in ("a0.h0->m0", "a0.h1->m0")]
+    exact = ExactEdgePatching().discover(question, ignore_progress).scores
+    assert exact is not None
+    shared = scores_of(EAPIG("gates", 50), question)
+    assert [exact[edge].item() for edge in either] == [0, 0]
+    assert shared[either[0]] == pytest.approx(shared[either[1]].item(), abs=1e-6)
+    assert shared[either[0]] > 0.01
+
+
+def test_reports_every_run() -> None:
+    seen: list[tuple[int, int]] = []
+    question = problem(tiny())
+    found = EAPIG("activations", 2).discover(question, lambda what, done, total: seen.append((done, total)))
+    runs = 3 * 2 * (1 + 2 * question.model.graph.arch.num_layers)  # batches, steps, groups
+    assert seen == [(done, runs) for done in range(1, runs + 1)]
+    assert found.about["backward_passes"] == runs
+
+
+def test_settings_are_checked_and_described() -> None:
+    with pytest.raises(EdgepruneError, match="'nope'"):
+        EAPIG("nope")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(EdgepruneError, match="got 0"):
+        EAPIG(steps=0)
+    assert EAPIG("gates", 7).describe() == {"method": "eap_ig", "variant": "gates", "steps": 7}
