@@ -60,6 +60,11 @@ class HISP(AbstractDiscovery):
             report("scoring nodes", number, len(problem.batches))
             total += node_slopes(problem, batch, full, self._baseline(problem, batch)).abs().sum(0).double().cpu()
         report("scoring nodes", len(problem.batches), len(problem.batches))
+        if not total.any():
+            raise EdgepruneError(
+                f"no node changes metric {problem.metric!r} in first order: divergences have their minimum, and no "
+                "slope, at the full model; use logit_difference"
+            )
         values = total / problem.num_examples if self.formula == "paper" else total
         return _ranked(nodes, normalized(problem.model, values) if self.normalize else values)
 
