@@ -1,5 +1,6 @@
 """Snapshots against a circuit that is known already: the truth, an ACDC run, another method's circuit."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast, final
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
-from edgeprune.metrics.overlap import edge_overlap
+from edgeprune.metrics.overlap import by_chance, edge_overlap, scientific
 from edgeprune.models.loading import COMPILED
 from edgeprune.reference import read_reference
 from lit_modules.pruning import PruningModule
@@ -27,9 +28,31 @@ class Known(NamedTuple):
     measures: dict[str, float]
 
 
+class Compared(NamedTuple):
+    """A snapshot against the nearest reference, as it is and with as many edges as the reference.
+
+    Attributes:
+        snapshot: The snapshot.
+        known: The reference.
+        overlap: Shared edges of the two, and what chance would give.
+        cut: Shared edges when the snapshot's best edges, as many as the reference has, take its place.
+        measures: Faithfulness of these edges.
+    """
+
+    snapshot: Snapshot
+    known: Known
+    overlap: dict[str, float]
+    cut: dict[str, float]
+    measures: dict[str, float]
+
+
 @final
 class CompareToReference(pl.Callback):
-    """Log precision, recall, Jaccard and the difference in faithfulness of every snapshot against a reference.
+    """Log how every snapshot compares with a reference.
+
+    Under `reference/`: precision, recall, Jaccard; `missing` and `extra`, the edges that only one of the two has;
+    `log10_p_value` of the overlap; the difference in faithfulness; and, with the snapshot cut to the reference's size
+    (or grown to it) by its scores, `matched_jaccard` and the measures of both, `matched_kl` and `kl` among them.
 
     Args:
         reference: A circuit file, a saved ACDC edge list (`.pth`, `.pkl`, `.json`), or `"truth"`: the known circuit of
@@ -44,7 +67,7 @@ class CompareToReference(pl.Callback):
             raise EdgepruneError(f"no reference circuit at {reference}; give a file, or 'truth' for a compiled model")
         self.reference = reference
         self.show_edges = show_edges
-        self.rows: list[tuple[Snapshot, Known, dict[str, float]]] = []
+        self.rows: list[Compared] = []
         self._circuits: list[Circuit] = []
         self._known: list[Known] = []
 
@@ -57,29 +80,46 @@ class CompareToReference(pl.Callback):
 
     def on_snapshot(self, trainer: pl.Trainer, module: PruningModule, snapshot: Snapshot) -> None:
         """Compare one snapshot and log it."""
-        known, overlap = self._nearest(trainer, module, snapshot.circuit)
-        values = {f"reference/{name}": overlap[name] for name in SHOWN}
+        row = self._compare(trainer, module, snapshot)
+        values = {f"reference/{name}": row.overlap[name] for name in (*SHOWN, "log10_p_value")}
+        values |= {"reference/missing": row.overlap["only_reference"], "reference/extra": row.overlap["only_found"]}
+        values["reference/matched_jaccard"] = row.cut["jaccard"]
         for name in (module.objective, "logit_difference"):
-            values[f"reference/{name}_minus_reference"] = snapshot.measures[name] - known.measures[name]
+            values[f"reference/{name}_minus_reference"] = snapshot.measures[name] - row.known.measures[name]
+        for name in dict.fromkeys((module.objective, "kl", "logit_difference")):
+            values[f"reference/{name}"] = row.known.measures[name]
+            values[f"reference/matched_{name}"] = row.measures[name]
         log_values(trainer, values)
-        self.rows.append((snapshot, known, overlap))
+        self.rows.append(row)
+
+    def _compare(self, trainer: pl.Trainer, module: PruningModule, snapshot: Snapshot) -> Compared:
+        circuit = snapshot.circuit
+        known, overlap = self._nearest(trainer, module, circuit)
+        size, existing = known.circuit.num_edges, circuit.graph.num_edges
+        overlap |= by_chance(int(overlap["both"]), circuit.num_edges, size, existing)
+        scores = circuit.keep.float() if circuit.scores is None else circuit.scores
+        best = Circuit.from_scores(circuit.graph, scores, num_edges=size)
+        cut = edge_overlap(best.keep, known.circuit.keep, circuit.graph.exists)
+        return Compared(snapshot, known, overlap, cut, *judge(trainer, module, [best]))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the comparison; by now every snapshot is taken."""
         if not self.rows or not trainer.is_global_zero:
             return
         objective = cast("PruningModule", pl_module).objective
-        last, known, _ = self.rows[-1]
+        last, known, *_ = self.rows[-1]
+        rows = sorted(self.rows, key=lambda row: row.snapshot.circuit.sparsity)
         error = f"{objective.replace('_', ' ')} {known.measures[objective]:.4g}"
         table = Table(title=f"Against the reference, {known.circuit.num_edges} edges ({error})")
         for name in ("sparsity", "edges", "recovered", "missing", "extra", *SHOWN):
             table.add_column(name, justify="right")
-        for snapshot, _, overlap in sorted(self.rows, key=lambda row: row[0].circuit.sparsity):
-            counts = (f"{overlap[name]:.0f}" for name in ("both", "only_reference", "only_found"))
-            shares = (f"{overlap[name]:.3f}" for name in SHOWN)
-            circuit = snapshot.circuit
+        for row in rows:
+            counts = (f"{row.overlap[name]:.0f}" for name in ("both", "only_reference", "only_found"))
+            shares = (f"{row.overlap[name]:.3f}" for name in SHOWN)
+            circuit = row.snapshot.circuit
             table.add_row(f"{circuit.sparsity:.4f}", f"{circuit.num_edges:,}", *counts, *shares)
         Console().print(table)
+        Console().print(_matched_table(rows, objective))
         if self.show_edges:
             self._show(last.circuit, known.circuit)
 
@@ -128,3 +168,18 @@ def _known_edges(name: str, ablation: Any) -> Sequence[Sequence[str]]:
     if not is_tracr_folder(Path(name)):
         raise EdgepruneError(f"the true circuit of {name!r} is not known; give `reference` a circuit file")
     return [read_circuit(Path(name), ablation)]
+
+
+def _matched_table(rows: list[Compared], objective: str) -> Table:
+    """How likely each overlap is by chance, and both circuits at the reference's size."""
+    known = rows[-1].known
+    shown = [name for name in (objective, "logit_difference") if not math.isnan(known.measures[name])]
+    table = Table(title=f"Chance, and at the reference's size ({known.circuit.num_edges} edges by score)")
+    for name in ("sparsity", "p-value", "recovered", "jaccard", *(name.replace("_", " ") for name in shown)):
+        table.add_column(name, justify="right")
+    for row in rows:
+        found = (f"{row.cut['both']:.0f}", f"{row.cut['jaccard']:.3f}", *(f"{row.measures[x]:.3f}" for x in shown))
+        table.add_row(f"{row.snapshot.circuit.sparsity:.4f}", scientific(row.overlap["log10_p_value"]), *found)
+    table.add_section()
+    table.add_row("reference", "", str(known.circuit.num_edges), "", *(f"{known.measures[name]:.3f}" for name in shown))
+    return table

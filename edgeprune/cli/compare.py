@@ -254,6 +254,8 @@ def _circuit_table(result: dict[str, Any]) -> "Table":
 
 
 def _pair_table(result: dict[str, Any]) -> "Table":
+    from edgeprune.metrics.overlap import scientific
+
     columns = ["both", "by chance", "p", "only 1st", "only 2nd"]
     table = _table("Shared edges", ["pair"], columns)
     for pair in result["pairs"]:
@@ -278,6 +280,8 @@ def _share_table(result: dict[str, Any]) -> "Table":
 
 def _matched_table(result: dict[str, Any]) -> "Table":
     """Two lines for every pair, one for each circuit."""
+    from edgeprune.metrics.overlap import scientific
+
     shown = _shown_measures(result)
     columns = ["edges", "both", "Jaccard", "p", *(_MEASURES[name] for name in shown)]
     table = _table("At the size of the smaller, the larger cut by its scores", ["pair", ""], columns)
@@ -300,12 +304,3 @@ def _part_table(title: str, heading: str, parts: dict[str, Any], left: str, righ
         if any(counts):
             table.add_row(name, *(f"{count:,}" for count in counts), f"{part['jaccard']:.3f}")
     return table
-
-
-def scientific(log10: float) -> str:
-    """A probability from its logarithm, in a form that does not underflow: 1.2e-1234."""
-    if log10 > -3:
-        return f"{10**log10:.3f}"
-    exponent = math.floor(log10)
-    mantissa = f"{10 ** (log10 - exponent):.1f}"
-    return f"1.0e{exponent + 1}" if mantissa == "10.0" else f"{mantissa}e{exponent}"

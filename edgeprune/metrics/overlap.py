@@ -86,6 +86,15 @@ def _log_choose(n: int, k: Tensor) -> Tensor:
     return math.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
 
 
+def scientific(log10: float) -> str:
+    """A probability from its logarithm, in a form that does not underflow: 1.2e-1234."""
+    if log10 > -3:
+        return f"{10**log10:.3f}"
+    exponent = math.floor(log10)
+    mantissa = f"{10 ** (log10 - exponent):.1f}"
+    return f"1.0e{exponent + 1}" if mantissa == "10.0" else f"{mantissa}e{exponent}"
+
+
 # -------------------------------------------------------------------- nodes, kinds of edges, layers
 def nodes(circuit: Circuit) -> list[str]:
     """Embeddings, heads, MLPs and `logits` that a kept edge leaves or enters.

@@ -1,7 +1,6 @@
 """`edgeprune compare` on circuits of a compiled model."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 
 from edgeprune.circuit import Circuit
 from edgeprune.cli import main
-from edgeprune.cli.compare import scientific
 from edgeprune.compiled import true_circuit
 from edgeprune.graph import ArchSpec, EdgeGraph
 from edgeprune.metrics.overlap import by_chance, cut_to, edge_overlap
@@ -147,15 +145,3 @@ def test_mistakes_are_one_line_and_nothing_is_written(
         assert not out.exists()
     assert main(["compare", *files, "--json", str(tmp_path / "no" / "out.json")]) == 2
     assert "no folder" in error_line(capsys)
-
-
-@pytest.mark.parametrize(
-    ("probability", "shown"),
-    [(1.0, "1.000"), (0.0304, "0.030"), (0.00012, "1.2e-4"), (9.99e-5, "1.0e-4")],
-)
-def test_probabilities(probability: float, shown: str) -> None:
-    assert scientific(math.log10(probability)) == shown
-
-
-def test_probabilities_below_the_smallest_float() -> None:
-    assert scientific(-1234.5) == "3.2e-1235"

@@ -22,6 +22,7 @@ from edgeprune.metrics.overlap import (
     edge_overlap,
     nodes,
     reader_layers,
+    scientific,
 )
 
 EXISTS = torch.tensor([[1, 1, 0], [1, 1, 1]]).bool()
@@ -129,6 +130,18 @@ def test_a_large_graph_is_summed_to_its_end() -> None:
 def test_counts_that_cannot_be() -> None:
     with pytest.raises(EdgepruneError, match="of 9 edges, 3 and 4 cannot share 5"):
         by_chance(5, 3, 4, 9)
+
+
+@pytest.mark.parametrize(
+    ("probability", "shown"),
+    [(1.0, "1.000"), (0.0304, "0.030"), (0.00012, "1.2e-4"), (9.99e-5, "1.0e-4")],
+)
+def test_probabilities(probability: float, shown: str) -> None:
+    assert scientific(math.log10(probability)) == shown
+
+
+def test_probabilities_below_the_smallest_float() -> None:
+    assert scientific(-1234.5) == "3.2e-1235"
 
 
 # ---------------------------------------------------------------- nodes, kinds, layers
