@@ -143,14 +143,10 @@ class Tail:
     def _settle(self, base: Plan, closed: Tensor) -> tuple[Tensor, _Reference]:
         """The circuit itself, from the clean run by (1): its logits, and its state at the readers of `self.plan`."""
         clean, graph = self.clean, self.clean.model.graph
-        attention = {
-            layer: torch.stack([self._mixed(reader, closed) for reader in plan.readers])
-            for layer, plan in enumerate(base.layers)
-            if plan.readers
-        }
+        attention = {layer: self._mixed(plan.readers, closed) for layer, plan in enumerate(base.layers) if plan.readers}
         rows = [graph.first_reader(layer) + graph.arch.num_attention_readers for layer in range(len(base.layers))]
-        mlps = {layer: self._mixed(rows[layer], closed) for layer, plan in enumerate(base.layers) if plan.mlp}
-        last = self._mixed(len(graph.readers) - 1, closed)[clean.tokens]
+        mlps = {layer: self._mixed([rows[layer]], closed)[0] for layer, plan in enumerate(base.layers) if plan.mlp}
+        last = self._mixed([len(graph.readers) - 1], closed)[0, clean.tokens]
         start = _Reference(attention, mlps, last, clean.layers)
         sweep = _Sweep(clean, self.open, base, start, 1, wanted=self.plan)
         logits, layers = sweep.run({})
@@ -167,11 +163,11 @@ class Tail:
         }
         return logits[0], _Reference(attention, mlps, sweep.last, layers)
 
-    def _mixed(self, reader: int, closed: Tensor) -> Tensor:
-        """The clean stream with what closed edges bring, `[T, D]`."""
-        stream, n = self.clean.stream(reader), self.clean.model.graph.num_visible[reader]
-        delta = self.clean.delta[:n].view(n, -1)
-        return torch.addmm(stream.view(1, -1), closed[reader : reader + 1, :n], delta).view_as(stream)
+    def _mixed(self, readers: list[int], closed: Tensor) -> Tensor:
+        """The clean stream with what closed edges bring, `[readers, T, D]`, for readers that see the same writers."""
+        stream, n = self.clean.stream(readers[0]), self.clean.model.graph.num_visible[readers[0]]
+        mixed = closed[readers, :n] @ self.clean.delta[:n].view(n, -1)
+        return mixed.view(-1, *stream.shape).add_(stream)
 
 
 class _Sweep:
@@ -220,8 +216,8 @@ class _Sweep:
             for part, (rows, _) in zip(values.qkv, kinds, strict=True)
         ]
         self._project(layer, plan.readers, kinds, qkv, moves)
-        joined = (part.reshape(self.copies * self.shape[0], self.shape[1], -1) for part in qkv)
-        heads = self.family.attend(layer, *joined, context)
+        q, k, v = (part.reshape(self.copies * self.shape[0], self.shape[1], -1) for part in qkv)
+        heads = self.family.attend(layer, q, k, v, context)
         heads = heads.reshape(self.copies, tokens, *heads.shape[2:])
         if plan.heads:
             self._write_heads(layer, plan.heads, heads, values.heads)
@@ -295,10 +291,10 @@ class _Sweep:
         if before:
             moved = self.full[: len(before), copies, tokens]
             mixed = self.open[readers][:, before] @ moved.reshape(len(before), -1)
-            inputs = inputs + mixed.view(len(readers), *moved.shape[1:])
+            inputs = mixed.view(len(readers), *moved.shape[1:]).add_(inputs)
         started = [(place, reader) for place, reader in enumerate(readers) if reader in moves]
         if started:
-            inputs = inputs.clone()
+            inputs = inputs if before else inputs.clone()
             for place, reader in started:
                 inputs[place] += moves[reader][copies, tokens]
         if self.wanted is not None:
