@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from edgeprune.batch import PairBatch
 from edgeprune.graph import EdgeGraph
+from edgeprune.methods.acdc import next_guess
 from edgeprune.methods.acdc_losses import AbstractLosses, PlainLosses, TailLosses
 from edgeprune.methods.acdc_order import sender_order
 from edgeprune.methods.problem import Problem
@@ -88,11 +89,10 @@ def answer(losses: AbstractLosses, asked: list[int], kept: set[int], ahead: int,
     while asked:
         some = asked[: min(ahead, most)]
         losses.prefixes(closed, some)
-        done = next((number for number, writer in enumerate(some, start=1) if writer in kept), len(some))
-        closed += [writer for writer in some[:done] if writer not in kept]
-        held = done == len(some) and some[-1] not in kept
-        ahead = len(some) + 1 if held else max(1, (len(some) + done) // 2)
-        asked = asked[done:]
+        removed = next((number for number, writer in enumerate(some) if writer in kept), len(some))
+        closed += some[:removed]
+        ahead = next_guess(len(some), removed)
+        asked = asked[removed + 1 :] if removed < len(some) else asked[removed:]
     return ahead
 
 

@@ -145,9 +145,10 @@ class ACDC(AbstractDiscovery):
             asked = pending[: self._ahead(run)]
             found = losses.prefixes(closed, asked)
             run.counts.evaluated += len(asked)
+            removed = run.counts.removed
             done = self._take(run, reader, asked, found, losses.exact)
             closed = [writer for writer in range(graph.num_visible[reader]) if not run.keep[reader, writer]]
-            run.ahead = _adapt(run.ahead, len(asked), done)
+            run.ahead = next_guess(len(asked), run.counts.removed - removed)
             pending = pending[done:]
 
     def _ahead(self, run: Run) -> int:
@@ -233,6 +234,6 @@ def _layer(graph: EdgeGraph, reader: int) -> int:
     return reader // graph.arch.readers_per_layer
 
 
-def _adapt(ahead: int, asked: int, decided: int) -> int:
-    """One more after a guess that held to the end; half of it after one that failed early."""
-    return asked + 1 if decided == asked else max(1, (asked + decided) // 2)
+def next_guess(asked: int, removed: int) -> int:
+    """How many candidates to evaluate at once after `asked`, of which the first `removed` were removed."""
+    return asked + 1 if removed == asked else max(1, removed)

@@ -14,7 +14,7 @@ for several sets of further edges at once, the copies. Shapes: K copies, B examp
 P = B * scored positions, D width, H heads, C head width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
@@ -99,7 +99,7 @@ class CleanRun:
 class _Reference:
     """A state that changes are relative to: inputs of a plan's readers, and what the layers computed."""
 
-    attention: dict[int, Tensor]  # by layer, [readers in the plan, T, D]
+    attention: Callable[[int], Tensor]  # of a layer, [readers in the plan, T, D]
     mlps: dict[int, Tensor]  # by layer, [T, D]
     logits: Tensor  # [P, D]
     layers: Sequence[LayerValues]
@@ -143,16 +143,15 @@ class Tail:
     def _settle(self, base: Plan, closed: Tensor) -> tuple[Tensor, _Reference]:
         """The circuit itself, from the clean run by (1): its logits, and its state at the readers of `self.plan`."""
         clean, graph = self.clean, self.clean.model.graph
-        attention = {layer: self._mixed(plan.readers, closed) for layer, plan in enumerate(base.layers) if plan.readers}
         rows = [graph.first_reader(layer) + graph.arch.num_attention_readers for layer in range(len(base.layers))]
         mlps = {layer: self._mixed([rows[layer]], closed)[0] for layer, plan in enumerate(base.layers) if plan.mlp}
         last = self._mixed([len(graph.readers) - 1], closed)[0, clean.tokens]
-        start = _Reference(attention, mlps, last, clean.layers)
+        start = _Reference(lambda layer: self._mixed(base.layers[layer].readers, closed), mlps, last, clean.layers)
         sweep = _Sweep(clean, self.open, base, start, 1, wanted=self.plan)
         logits, layers = sweep.run({})
         kept = sweep.inputs
         attention = {
-            layer: torch.stack([kept.get(reader, clean.stream(reader)) for reader in plan.readers])
+            layer: torch.stack([kept.pop(reader, clean.stream(reader)) for reader in plan.readers])
             for layer, plan in enumerate(self.plan.layers)
             if plan.readers
         }
@@ -161,7 +160,7 @@ class Tail:
             for layer, plan in enumerate(self.plan.layers)
             if plan.mlp
         }
-        return logits[0], _Reference(attention, mlps, sweep.last, layers)
+        return logits[0], _Reference(attention.__getitem__, mlps, sweep.last, layers)
 
     def _mixed(self, readers: list[int], closed: Tensor) -> Tensor:
         """The clean stream with what closed edges bring, `[readers, T, D]`, for readers that see the same writers."""
@@ -244,9 +243,9 @@ class _Sweep:
         """Write the changed rows of q, k, v `[K, T, heads * C]`, a cache-sized piece of tokens at a time."""
         norm = self.family.attention_norm(layer)
         weights = [self._weights(weight, rows) for weight, (rows, _) in zip(self._qkv(layer), kinds, strict=True)]
-        biases = self._biases(layer)
+        biases, reference = self._biases(layer), self.reference.attention(layer)
         for copies, tokens in self._pieces(len(readers)):
-            inputs = self._read(readers, self.reference.attention[layer], copies, tokens, moves)
+            inputs = self._read(readers, reference, copies, tokens, moves)
             normed = norm(inputs).flatten(1, 2)
             for (rows, place), weight, bias, out in zip(kinds, weights, biases, qkv, strict=True):
                 if not rows:

