@@ -1,0 +1,219 @@
+"""HISP: node scores against gradients taken inside the Hugging Face model, and edges against masking node by node."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from edgeprune import ablations
+from edgeprune.batch import PairBatch
+from edgeprune.circuit import Circuit
+from edgeprune.errors import EdgepruneError
+from edgeprune.methods import HISP
+from edgeprune.methods.hisp import circuit_after, node_slopes, node_values, normalized
+from edgeprune.methods.node_gates import NodeMap
+from edgeprune.methods.problem import Problem
+from edgeprune.metrics.evaluate import gated_logits
+from edgeprune.models.masked import MaskedModel
+from edgeprune.models.states import WriterStates
+from tests.methods.small_problems import compiled_problem, ignore_progress, problem, tiny
+from tests.methods.test_subnetwork_probing import kept_by_rule
+from tests.models.test_conformance import CASES, build
+
+
+def scores_of(question: Problem, **options: Any) -> dict[str, float]:
+    found = HISP(**options).discover(question, ignore_progress)
+    return dict(found.about["node_scores"])
+
+
+def hooked(model: MaskedModel, tokens: Tensor, mask: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """GPT-2's logits, and each node's values `[batch, seq, width]` with gradients kept, by hooks into the model."""
+    found: dict[str, Tensor] = {}
+
+    def keep_qkv(layer: int) -> Any:
+        def hook(module: Any, inputs: Any, output: Tensor) -> Tensor:
+            parts = output.unflatten(-1, (3, model.graph.arch.num_heads, -1)).requires_grad_()
+            for index, kind in enumerate("qkv"):
+                for head in range(model.graph.arch.num_heads):
+                    found[f"a{layer}.h{head}.{kind}"] = one = parts[:, :, index, head].clone()
+                    one.retain_grad()
+            rows = [[found[f"a{layer}.h{head}.{kind}"] for head in range(model.graph.arch.num_heads)] for kind in "qkv"]
+            return torch.stack([torch.stack(row, 2) for row in rows], 2).flatten(2)
+
+        return hook
+
+    def keep_mlp(layer: int) -> Any:
+        def hook(module: Any, inputs: Any, output: Tensor) -> Tensor:
+            found[f"m{layer}"] = output
+            output.retain_grad()
+            return output
+
+        return hook
+
+    handles = [block.attn.c_attn.register_forward_hook(keep_qkv(i)) for i, block in enumerate(model.hf.transformer.h)]
+    handles += [block.mlp.register_forward_hook(keep_mlp(i)) for i, block in enumerate(model.hf.transformer.h)]
+    logits = model.hf(tokens, attention_mask=mask).logits
+    for handle in handles:
+        handle.remove()
+    return logits, found
+
+
+def slow_scores(question: Problem, formula: str) -> dict[str, float]:
+    """`sum_i |(C - C') . dL_i/dC|`, one example at a time, C' = 0 or the corrupted prompt's."""
+    total: dict[str, float] = {}
+    for batch, full, _ in question.frozen():
+        for row in range(len(batch)):
+            one = pick(batch, row)
+            logits, own = hooked(question.model, one.clean, one.attention_mask)
+            _, other = hooked(question.model, one.corrupted, one.attention_mask)
+            circuit = logits[torch.zeros_like(one.positions), one.positions].float()
+            question.losses(full[row : row + 1], circuit, one).sum().backward()
+            for name, values in own.items():
+                baseline = other[name].detach() if formula == "paper" else torch.zeros_like(values)
+                assert values.grad is not None
+                total[name] = total.get(name, 0.0) + ((values.detach() - baseline) * values.grad).sum().abs().item()
+    return total
+
+
+def pick(batch: PairBatch, row: int) -> PairBatch:
+    values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    one = {name: value[row : row + 1] if isinstance(value, Tensor) else value for name, value in values.items()}
+    return PairBatch(**one)
+
+
+# ------------------------------------------------------------------ node scores
+@pytest.mark.parametrize("formula", ["published_code", "paper"])
+def test_scores_are_those_of_hooks_inside_the_model(formula: Any) -> None:
+    question = problem(tiny())
+    expected = slow_scores(question, formula)
+    found = scores_of(question, formula=formula, normalize=False)
+    scale = question.num_examples if formula == "paper" else 1
+    assert set(found) == set(expected) == set(question.model.graph.readers[:-1])
+    for name, value in expected.items():
+        assert found[name] * scale == pytest.approx(value, rel=1e-5, abs=1e-8), name  # losses are float32
+    assert max(expected.values()) > 1e-3
+
+
+def gate_slopes(question: Problem, batch: PairBatch, full: Tensor, ablated: WriterStates) -> Tensor:
+    gates = question.model.graph.all_open(torch.float64).requires_grad_()
+    circuit = gated_logits(question.model, batch, gates, ablated)
+    (slopes,) = torch.autograd.grad(question.losses(full, circuit, batch).sum(), gates)
+    return slopes
+
+
+@pytest.mark.parametrize("kv_readers", ["group", "head"])
+@pytest.mark.parametrize(("family", "index"), CASES)
+def test_slopes_of_mlps_and_values_are_those_of_their_writers_gates(family: Any, index: int, kv_readers: str) -> None:
+    """An MLP's gate is all its outgoing edges' gates; attention is linear in v, so heads stand for their v."""
+    question = problem(build(family, index, kv_readers=kv_readers))
+    model, nodes = question.model, NodeMap(question.model.graph)
+    for batch, full, ablated in question.frozen():
+        zero = gate_slopes(question, batch, full, ablations.zero(model)).sum(0)
+        slopes = node_slopes(question, batch, full, {}).sum(0)
+        expected = torch.zeros(nodes.num_nodes + 1, dtype=torch.float64)
+        expected = expected.index_add(0, nodes.behind[:, 2], zero)[:-1]
+        compared = [name.endswith(".v") or name.startswith("m") for name in nodes.names]
+        torch.testing.assert_close(slopes[compared], expected[compared], rtol=1e-5, atol=1e-7)
+        corrupted = gate_slopes(question, batch, full, ablated).sum(0)
+        slopes = node_slopes(question, batch, full, node_values(model, batch)).sum(0)
+        mlps = nodes.is_mlp
+        torch.testing.assert_close(slopes[nodes.behind[mlps, 0]], corrupted[mlps], rtol=1e-5, atol=1e-7)
+
+
+def test_slopes_of_q_and_k_are_equal_from_zero() -> None:
+    """Attention scores are bilinear in them, so scaling one is scaling the other."""
+    found = scores_of(problem(tiny()), normalize=False)
+    for layer in range(3):
+        for head in range(4):
+            assert found[f"a{layer}.h{head}.q"] == pytest.approx(found[f"a{layer}.h{head}.k"], rel=1e-4, abs=1e-8)
+
+
+@pytest.mark.parametrize("formula", ["published_code", "paper"])
+@pytest.mark.parametrize("cuts", [(), (1, 2, 3, 4), (4,)])
+def test_scores_do_not_depend_on_batches(cuts: tuple[int, ...], formula: Any) -> None:
+    model = tiny()
+    one, other = (scores_of(problem(model, cuts=each), formula=formula) for each in (cuts, (3,)))
+    assert one == pytest.approx(other, rel=1e-5, abs=1e-8)
+
+
+def test_scores_are_divided_by_the_norm_of_their_layer() -> None:
+    model = tiny()
+    raw, done = (scores_of(problem(model), normalize=choice) for choice in (False, True))
+    for layer in range(3):
+        names = [name for name in raw if name.startswith(f"a{layer}.") or name == f"m{layer}"]
+        norm = sum(raw[name] ** 2 for name in names) ** 0.5
+        assert len(names) == 13
+        assert [done[name] for name in names] == pytest.approx([raw[name] / norm for name in names])
+    assert (normalized(model, torch.zeros(39)) == 0).all()  # an idle layer is not divided by 0
+
+
+def test_the_paper_s_formula_with_zero_ablation_starts_from_zero() -> None:
+    question = problem(tiny(), ablation="zero")
+    paper = scores_of(question, formula="paper", normalize=False)
+    code = scores_of(question, formula="published_code", normalize=False)
+    assert {name: value * question.num_examples for name, value in paper.items()} == pytest.approx(code)
+    assert paper != pytest.approx(scores_of(problem(tiny()), formula="paper", normalize=False))
+
+
+def test_corrupted_values_are_moved_to_the_positions_they_stand_for() -> None:
+    question = problem(tiny(), cuts=())
+    (batch,) = (batch for batch, _, _ in question.frozen())
+    plain = node_values(question.model, batch)
+    seq = batch.clean.shape[1]
+    alignment = torch.arange(seq).flip(0).expand(len(batch), seq)
+    moved = node_values(question.model, dataclasses.replace(batch, alignment=alignment))
+    for first, values in plain.items():
+        assert torch.equal(moved[first], values.flip(1))
+
+
+# ------------------------------------------------------------------ edges
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_the_best_edges_are_those_left_by_masking_node_by_node(name: str) -> None:
+    question = problem(tiny(name))
+    graph, found = question.model.graph, HISP().discover(question, ignore_progress)
+    assert found.scores is not None
+    order, nodes = found.about["node_order"], NodeMap(graph)
+    assert sorted(order) == sorted(graph.readers[:-1])
+    values = [found.about["node_scores"][node] for node in order]
+    assert values == sorted(values)
+    for masked, left in enumerate(found.about["edges_left"], 1):
+        kept = kept_by_rule(graph, set(order[:masked]))
+        assert left == len(kept)
+        best = Circuit.from_scores(graph, found.scores, num_edges=left)
+        assert set(best.edges()) == kept
+        assert circuit_after(found, nodes, masked).edges() == best.edges()
+    assert circuit_after(found, nodes, 0).num_edges == graph.num_edges
+    assert found.about["edges_left"][-1] == 1  # embed->logits touches no node
+    with pytest.raises(EdgepruneError, match="got 99"):
+        circuit_after(found, nodes, 99)
+
+
+def test_nodes_with_equal_scores_go_by_index() -> None:
+    question = problem(tiny())
+    found = HISP().discover(question, ignore_progress)
+    order, scores = found.about["node_order"], found.about["node_scores"]
+    tied = sorted(scores, key=lambda name: (scores[name], question.model.graph.readers.index(name)))
+    assert order == tied
+
+
+# ------------------------------------------------------------------ mistakes and records
+def test_the_model_is_left_as_it_was() -> None:
+    question = problem(tiny())
+    (batch, full, _), *_ = question.frozen()
+    HISP(formula="paper").discover(question, ignore_progress)
+    assert torch.equal(question.model.full(batch.clean, batch.attention_mask, batch.positions).float(), full)
+    assert "attend" not in vars(question.model.family)
+
+
+@pytest.mark.parametrize("formula", ["published_code", "paper"])
+def test_a_loss_without_slope_is_refused(formula: Any) -> None:
+    with pytest.raises(EdgepruneError, match="'squared_error' in first order.*use logit_difference"):
+        HISP(formula=formula).discover(compiled_problem("reverse"), ignore_progress)
+
+
+def test_settings() -> None:
+    assert HISP(formula="paper").describe() == {"method": "hisp", "formula": "paper", "normalize": True}
+    with pytest.raises(EdgepruneError, match="'thesis'"):
+        HISP(formula="thesis")  # pyright: ignore[reportArgumentType]
