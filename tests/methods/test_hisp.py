@@ -209,7 +209,7 @@ def test_the_model_is_left_as_it_was() -> None:
 
 @pytest.mark.parametrize("formula", ["published_code", "paper"])
 def test_a_loss_without_slope_is_refused(formula: Any) -> None:
-    with pytest.raises(EdgepruneError, match="'squared_error' in first order.*use logit_difference"):
+    with pytest.raises(EdgepruneError, match=r"'squared_error' in first order.*use logit_difference"):
         HISP(formula=formula).discover(compiled_problem("reverse"), ignore_progress)
 
 
