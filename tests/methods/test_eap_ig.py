@@ -69,7 +69,7 @@ def test_gate_scores_sum_to_the_loss_of_closing_everything(metric: Any) -> None:
     graph = question.model.graph
     whole = question.mean_loss(graph.all_closed(torch.float64)) - question.mean_loss(graph.all_open(torch.float64))
     errors = [abs(scores_of(EAPIG("gates", steps), question).sum().item() - whole) for steps in (2, 8, 32)]
-    assert errors[2] < 1e-3 * max(1, abs(whole))
+    assert errors[2] < 2e-3 * max(1, abs(whole))
     assert errors[2] < errors[1] / 8  # the midpoint rule's error falls with the square of the steps
 
 
