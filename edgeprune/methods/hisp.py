@@ -15,6 +15,7 @@ from torch import Tensor
 from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
+from edgeprune.methods.attribution import require_slope
 from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
 from edgeprune.methods.node_gates import NodeMap
 from edgeprune.methods.problem import Problem
@@ -37,7 +38,7 @@ class HISP(AbstractDiscovery):
     Edge scores are whole numbers: when an edge goes, if nodes are masked in order of their scores (the lowest first,
     ties by the lower index in `graph.readers`). The best n edges are the circuit after masking k nodes wherever n is
     one of the `edges_left` of the record; in between, edges that go with the same node are tied, and the lower index
-    stays.
+    stays. Losses without a slope at the full model, KL and squared error, are refused.
 
     Attributes:
         formula: `"published_code"`: q0 = 0 whatever the ablation, sums over examples. `"paper"`: q0 is the node's value
@@ -54,17 +55,13 @@ class HISP(AbstractDiscovery):
 
     def discover(self, problem: Problem, report: Report, folder: Path | None = None) -> Discovery:
         """One run forward and backward per batch, and one more forward for `"paper"`; nothing to resume."""
+        require_slope(problem, "HISP")
         nodes = NodeMap(problem.model.graph)
         total = torch.zeros(nodes.num_nodes, dtype=torch.float64)
         for number, (batch, full, _) in enumerate(problem.frozen()):
             report("scoring nodes", number, len(problem.batches))
             total += node_slopes(problem, batch, full, self._baseline(problem, batch)).abs().sum(0).double().cpu()
         report("scoring nodes", len(problem.batches), len(problem.batches))
-        if not total.any():
-            raise EdgepruneError(
-                f"no node changes metric {problem.metric!r} in first order: divergences have their minimum, and no "
-                "slope, at the full model; use logit_difference"
-            )
         values = total / problem.num_examples if self.formula == "paper" else total
         return _ranked(nodes, normalized(problem.model, values) if self.normalize else values)
 
@@ -131,8 +128,9 @@ def node_slopes(problem: Problem, batch: PairBatch, full: Tensor, baseline: dict
         closed = gate * own
         return closed + (1 - gate) * baseline[first] if first in baseline else closed
 
-    circuit = tapped(model, gated).full(batch.clean, batch.attention_mask, batch.positions).float()
-    (slopes,) = torch.autograd.grad(problem.losses(full, circuit, batch).sum(), gates)
+    with torch.enable_grad():
+        circuit = tapped(model, gated).full(batch.clean, batch.attention_mask, batch.positions).float()
+        (slopes,) = torch.autograd.grad(problem.losses(full, circuit, batch).sum(), gates)
     return slopes
 
 
