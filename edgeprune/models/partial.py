@@ -284,13 +284,18 @@ class _Sweep:
         self, readers: list[int], reference: Tensor, copies: slice, tokens: slice, moves: dict[int, Tensor]
     ) -> Tensor:
         """Inputs `[readers, copies, tokens, D]` by (2); `reference` `[readers, T, D]`."""
-        num = copies.stop - copies.start
-        inputs = reference[:, None, tokens].expand(-1, num, -1, -1)
+        num, start = copies.stop - copies.start, reference[:, None, tokens]
         before = [writer for writer in self.full_writers if writer < self.graph.num_visible[readers[0]]]
         if before:
             moved = self.full[: len(before), copies, tokens]
-            mixed = self.open[readers][:, before] @ moved.reshape(len(before), -1)
-            inputs = mixed.view(len(readers), *moved.shape[1:]).add_(inputs)
+            shape, brings = (len(readers), *moved.shape[1:]), self.open[readers][:, before]
+            moved = moved.reshape(len(before), -1)
+            if num == 1:  # one pass less over memory
+                inputs = torch.addmm(start.flatten(1), brings, moved).view(shape)
+            else:
+                inputs = (brings @ moved).view(shape).add_(start)
+        else:
+            inputs = start.expand(-1, num, -1, -1)
         started = [(place, reader) for place, reader in enumerate(readers) if reader in moves]
         if started:
             inputs = inputs if before else inputs.clone()
