@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from edgeprune.batch import PairBatch
 from edgeprune.graph import EdgeGraph
-from edgeprune.methods.acdc import next_guess
+from edgeprune.methods.acdc import ahead, updated
 from edgeprune.methods.acdc_losses import AbstractLosses, PlainLosses, TailLosses
 from edgeprune.methods.acdc_order import sender_order
 from edgeprune.methods.problem import Problem
@@ -83,17 +83,19 @@ def circuit_at(graph: EdgeGraph, reader: int, share: float) -> Tensor:
     return graph.exists & ((noise < share) | ~later)
 
 
-def answer(losses: AbstractLosses, asked: list[int], kept: set[int], ahead: int, most: int) -> int:
-    """Decide on all of `asked` as the method does, guessing `ahead`; returns the guess to go on with."""
+def answer(losses: AbstractLosses, asked: list[int], kept: set[int], rate: float, most: int) -> float:
+    """Decide on all of `asked` as the method does, at most `most` at once; returns the rate of removals after it."""
     closed: list[int] = []
     while asked:
-        some = asked[: min(ahead, most)]
+        some = asked[: ahead(rate, 0.15, most)]
         losses.prefixes(closed, some)
         removed = next((number for number, writer in enumerate(some) if writer in kept), len(some))
         closed += some[:removed]
-        ahead = next_guess(len(some), removed)
-        asked = asked[removed + 1 :] if removed < len(some) else asked[removed:]
-    return ahead
+        decided = some[: removed + 1]
+        for writer in decided:
+            rate = updated(rate, writer not in kept)
+        asked = asked[len(decided) :]
+    return rate
 
 
 def timed(function: Callable[[], object]) -> float:
@@ -108,7 +110,7 @@ def measure(problem: Problem, share: float, stretch: int, max_ahead: int) -> dic
     graph = problem.model.graph
     makers = {"plain": PlainLosses(problem)} | {kind: TailLosses(problem, 4.0, max_ahead) for kind in KINDS[1:]}
     rows: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
-    ahead = max_ahead
+    rate = 1 - share
     for sample in samples(graph):
         keep = circuit_at(graph, sample.reader, share)
         asked = sender_order(graph, sample.reader, "normal", "normal", 0)[:stretch]
@@ -118,11 +120,11 @@ def measure(problem: Problem, share: float, stretch: int, max_ahead: int) -> dic
             losses = makers[kind]
             begin = timed(lambda losses=losses, keep=keep, sample=sample: losses.begin(keep, sample.reader))
             some = asked[: max(1, stretch // 4)] if kind == "plain" else asked  # plain costs the same for each
-            guess, most = (ahead, max_ahead) if kind == "speculative" else (1, 1)
+            most = max_ahead if kind == "speculative" else 1
             start = time.perf_counter()
-            guess = answer(losses, some, kept, guess, most)
+            after = answer(losses, some, kept, rate, most)
             seconds = (time.perf_counter() - start) / len(some)
-            ahead = guess if kind == "speculative" else ahead
+            rate = after if kind == "speculative" else rate
             rows[kind].append({"begin": begin, "candidate": seconds})
         print(
             graph.readers[sample.reader], {kind: round(rows[kind][-1]["candidate"] * 1e3) for kind in KINDS}, flush=True

@@ -51,6 +51,8 @@ class ACDC(AbstractDiscovery):
         evaluation: `"plain"`: the whole masked model for each test. `"reuse"`: only what lies downstream of the
             receiver. `"speculative"`: that, and several tests at once on the guess that edges go.
         max_ahead: Largest number of tests at once.
+        waste: Share of the evaluations that may turn out void because their guess was wrong. Where several at once cost
+            little more than one, as on an idle GPU, more is better.
         memory_gb: Bound on what reuse and speculation keep, in 1e9 bytes.
         tie_margin: A test nearer than this to tau (relative to the loss where that is above 1) is decided by the whole
             masked model, so that reuse cannot change it by rounding.
@@ -63,6 +65,7 @@ class ACDC(AbstractDiscovery):
     seed: int = 0
     evaluation: Evaluation = "speculative"
     max_ahead: int = 8
+    waste: float = 0.15
     memory_gb: float = 2.0
     tie_margin: float = 1e-7
 
@@ -75,6 +78,8 @@ class ACDC(AbstractDiscovery):
                 raise EdgepruneError(f"{name} must be one of {', '.join(get_args(known))}, got {getattr(self, name)!r}")
         if self.max_ahead < 1:
             raise EdgepruneError(f"max_ahead must be at least 1, got {self.max_ahead}: one edge is tested at a time")
+        if not self.waste >= 0:
+            raise EdgepruneError(f"waste must be at least 0, got {self.waste}: it is a share of the evaluations")
         if not (self.memory_gb > 0 and self.tie_margin >= 0):
             raise EdgepruneError(
                 f"memory_gb must be above 0 and tie_margin at least 0, got {self.memory_gb} and {self.tie_margin}"
@@ -145,14 +150,12 @@ class ACDC(AbstractDiscovery):
             asked = pending[: self._ahead(run)]
             found = losses.prefixes(closed, asked)
             run.counts.evaluated += len(asked)
-            removed = run.counts.removed
             done = self._take(run, reader, asked, found, losses.exact)
             closed = [writer for writer in range(graph.num_visible[reader]) if not run.keep[reader, writer]]
-            run.ahead = next_guess(len(asked), run.counts.removed - removed)
             pending = pending[done:]
 
     def _ahead(self, run: Run) -> int:
-        return min(run.ahead, self.max_ahead) if self.evaluation == "speculative" else 1
+        return ahead(run.rate, self.waste, self.max_ahead) if self.evaluation == "speculative" else 1
 
     def _take(
         self, run: Run, reader: int, asked: list[int], found: list[float], exact: Callable[[Tensor], float]
@@ -168,6 +171,7 @@ class ACDC(AbstractDiscovery):
                 effect = self._exact_effect(run, reader, writer, exact)
             run.counts.tested += 1
             run.effects[reader, writer] = effect
+            run.rate = updated(run.rate, self._size(effect) < run.tau)
             if not self._size(effect) < run.tau:
                 return number
             run.keep[reader, writer] = False
@@ -234,6 +238,14 @@ def _layer(graph: EdgeGraph, reader: int) -> int:
     return reader // graph.arch.readers_per_layer
 
 
-def next_guess(asked: int, removed: int) -> int:
-    """How many candidates to evaluate at once after `asked`, of which the first `removed` were removed."""
-    return asked + 1 if removed == asked else max(1, removed)
+def ahead(rate: float, waste: float, most: int) -> int:
+    """How many candidates to evaluate at once if each goes with probability `rate`.
+
+    Of K evaluations about (K - 1) (1 - rate) / 2 of a share turn out void, as they lie after the first that is kept.
+    """
+    return max(1, min(most, int(1 + 2 * waste / max(1 - rate, 1e-9))))
+
+
+def updated(rate: float, removed: bool) -> float:
+    """The share of removals, as the last twenty or so decisions have it."""
+    return rate + (removed - rate) / 20

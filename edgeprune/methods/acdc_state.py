@@ -50,7 +50,7 @@ class Run:
         keep: Bool `[reader, writer]`, edges not removed so far.
         effects: Float64 `[reader, writer]`, rise of the loss when the edge was tested; 0 where it was not.
         next_receiver: How many receivers are done.
-        ahead: Candidates to evaluate at once next.
+        rate: Share of tested edges that were removed lately; what speculation is built on.
         loss: Of the circuit so far.
         unchecked: Edges were removed without a test since the plain model last looked.
         counts: What happened.
@@ -60,7 +60,7 @@ class Run:
     keep: Tensor
     effects: Tensor
     next_receiver: int = 0
-    ahead: int = 1
+    rate: float = 0.5
     loss: float = 0.0
     unchecked: bool = False
     counts: Counts = field(default_factory=Counts)

@@ -322,6 +322,7 @@ def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
         ({"names": "sideways"}, "names must be one of normal, reverse, random"),
         ({"evaluation": "quick"}, "evaluation must be one of plain"),
         ({"max_ahead": 0}, "max_ahead must be at least 1"),
+        ({"waste": -0.1}, "waste must be at least 0"),
         ({"memory_gb": 0.0}, "memory_gb must be above 0"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgeprune.methods.acdc import ACDC, next_guess
+from edgeprune.methods.acdc import ACDC, ahead, updated
 from edgeprune.methods.acdc_losses import PlainLosses, TailLosses
 from edgeprune.methods.acdc_order import sender_order
 from edgeprune.methods.problem import Problem
@@ -80,19 +80,22 @@ def test_less_memory_gives_the_same_losses(memory_gb: float) -> None:
 
 def test_speculation_evaluates_more_but_decides_alike() -> None:
     problem = random_problem("gpt2", 0)
-    found = {
-        ahead: ACDC((0.01,), evaluation="speculative", max_ahead=ahead).discover(problem, silent)
-        for ahead in (1, 3, 50)
-    }
-    assert len({frozenset(edges_of(one, 0.01)) for one in found.values()}) == 1
-    counts = {ahead: one.about["tau-0.01"]["evaluated"] for ahead, one in found.items()}
-    assert counts[1] < counts[3]
-    assert counts[1] < counts[50]
+    settings = ({"max_ahead": 1}, {"max_ahead": 3}, {"max_ahead": 50, "waste": 5.0})
+    results = [ACDC((0.01,), evaluation="speculative", **one).discover(problem, silent) for one in settings]
+    assert len({frozenset(edges_of(found, 0.01)) for found in results}) == 1
+    counts = [found.about["tau-0.01"]["evaluated"] for found in results]
+    assert counts[0] < counts[1] < counts[2]
 
 
-def test_the_guess_grows_while_it_holds() -> None:
-    assert [next_guess(4, removed) for removed in range(5)] == [1, 1, 2, 3, 5]
-    assert [next_guess(1, removed) for removed in range(2)] == [1, 2]
+def test_more_is_guessed_where_more_goes() -> None:
+    assert [ahead(rate, 0.15, 8) for rate in (0.0, 0.5, 0.71, 0.86, 0.951, 1.0)] == [1, 1, 2, 3, 7, 8]
+    assert [ahead(rate, 0.5, 100) for rate in (0.0, 0.51, 0.951, 1.0)] == [2, 3, 21, 100]
+    assert ahead(1.0, 0.0, 8) == 1
+    rate = 0.5
+    for _ in range(100):
+        rate = updated(rate, removed=True)
+    assert 0.99 < rate < 1
+    assert updated(rate, removed=False) < rate
 
 
 def test_what_lies_at_the_threshold_is_decided_by_the_whole_model() -> None:
