@@ -144,7 +144,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             exact = sum(not row["missing"] and not row["extra"] for row in runs)
             missing, extra = (sum(len(row[key]) for row in runs) / max(1, len(runs)) for key in ("missing", "extra"))
             slowest = max((row["seconds"] for row in runs), default=0)
-            cells += f" {exact} of {len(runs)} | {missing:.1f} | {extra:.1f} | {slowest:.0f} |"
+            cells += f" {exact} of {len(runs)} | {missing:.1f} | {extra:.1f} | {slowest:.0f} |" if runs else " - |" * 4
         lines.append(cells)
     return "\n".join(lines)
 

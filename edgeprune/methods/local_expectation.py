@@ -12,8 +12,9 @@ def local_expectation(
     """One sample of `E[error(z)]`, z_i ~ Bernoulli(prob_open_i), with its local expectation gradient.
 
     dE/dp_i = E[error(z, z_i = 1) - error(z, z_i = 0)] exactly (the local expectation gradient of Titsias and
-    Lazaro-Gredilla 2015, arXiv 1503.01494, for a factorised Bernoulli). The difference is measured for the `chosen` gates, with the others as sampled. A
-    gate on which nothing depends gets a gradient of exactly 0, whatever the other gates do.
+    Lazaro-Gredilla 2015, arXiv 1503.01494, for a factorised Bernoulli). The difference is measured for the `chosen`
+    gates, with the others as sampled. A gate on which nothing depends gets a gradient of exactly 0, whatever the other
+    gates do.
 
     Args:
         error_of: Error (scalar) of 0/1 gates `[num_gates]`; run without gradients, `1 + len(chosen)` times.

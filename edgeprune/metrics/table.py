@@ -9,7 +9,9 @@ from rich.table import Table
 from edgeprune.objectives import Objective
 
 MEASURES = ("kl", "squared_error", "logit_difference", "accuracy", "exact_match")
-_HEADINGS = dict(zip(MEASURES, ("KL", "sq. error", "logit diff.", "accuracy", "exact match"), strict=True))
+_HEADINGS: dict[str, str] = dict(
+    zip(MEASURES, ("KL", "sq. error", "logit diff.", "accuracy", "exact match"), strict=True)
+)
 
 
 class TableRow(NamedTuple):
