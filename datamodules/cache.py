@@ -9,8 +9,6 @@ import inspect
 import json
 import mmap
 import operator
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -26,7 +24,7 @@ from safetensors.numpy import save_file
 from datamodules import align, encode, texts
 from datamodules.tasks.base import SPLITS, AbstractTask, TokenPair
 from edgeprune.errors import EdgepruneError
-from edgeprune.paths import cache_root
+from edgeprune.paths import cache_root, whole_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -119,16 +117,9 @@ def _load_all(paths: Mapping[str, Path]) -> Splits | None:
 
 def save_pairs(path: Path, pairs: Sequence[TokenPair]) -> None:
     """Write pairs to `path`; a reader sees the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-    os.close(handle)
-    part = Path(name)
     columns = pack(pairs)
-    try:
-        save_file(columns, part, metadata={"sha256": _hash(columns)})
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole_file(path) as partial:
+        save_file(columns, partial, metadata={"sha256": _hash(columns)})
 
 
 def load_pairs(path: Path) -> "KeptPairs | None":

@@ -6,7 +6,6 @@ JSON in the file's metadata. No pickle; written whole or not at all.
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 from edgeprune.errors import EdgepruneError
 from edgeprune.gates.base import top_k
 from edgeprune.graph import EdgeGraph
+from edgeprune.paths import whole_file
 
 FORMAT = "edgeprune-circuit/1"
 
@@ -165,16 +165,8 @@ class Circuit:
             "num_dangling": self.num_dangling,
         }
         header["sha256"] = _digest(tensors, header)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
-            temporary = Path(file.name)
-        try:
-            save_file(tensors, temporary, metadata={"edgeprune": json.dumps(header, default=str)})
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with whole_file(path) as partial:
+            save_file(tensors, partial, metadata={"edgeprune": json.dumps(header, default=str)})
         return path
 
     @classmethod

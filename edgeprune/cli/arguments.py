@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn, final
 
 from edgeprune.errors import EdgepruneError
+from edgeprune.paths import whole_file
 
 
 @final
@@ -27,6 +28,5 @@ def check_file(path: Path | None, option: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods.problem import Problem
+from edgeprune.paths import whole_file
 
 FORMAT = "edgeprune-acdc-state/1"
 FILE = "acdc.safetensors"
@@ -87,15 +87,8 @@ class State:
         """Write the state file, whole or not at all."""
         header = {"format": FORMAT, "identity": self.identity, "runs": [run.plain() for run in self.runs]}
         tensors = {name: torch.stack([getattr(run, name) for run in self.runs]) for name in ("keep", "effects")}
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, suffix=".partial", delete=False) as file:
-            temporary = Path(file.name)
-        try:
-            save_file(tensors, temporary, metadata={"edgeprune": json.dumps(header)})
-            temporary.replace(folder / FILE)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with whole_file(folder / FILE) as partial:
+            save_file(tensors, partial, metadata={"edgeprune": json.dumps(header)})
 
     @classmethod
     def load(cls, folder: Path, identity: Mapping[str, Any]) -> Self:

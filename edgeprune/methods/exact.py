@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from edgeprune.methods.attribution import open_gates
 from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
 from edgeprune.methods.problem import Problem
 from edgeprune.models.loading import fingerprint
+from edgeprune.paths import whole_file
 
 SAVE_SECONDS = 20.0  # between two saves of the state; an interruption by Ctrl-C saves too
 STATE_FILE = "exact.safetensors"
@@ -118,16 +118,9 @@ class _Sweep:
         self.saved_at = time.monotonic()
         if self.path is None or not self.done:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self.path.parent, suffix=".partial", delete=False) as file:
-            partial = Path(file.name)
-        try:
-            about = json.dumps({"key": self.key, "done": self.done})
+        about = json.dumps({"key": self.key, "done": self.done})
+        with whole_file(self.path) as partial:
             save_file({"values": self.values}, partial, metadata={"sweep": about})
-            partial.replace(self.path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
 
 
 def _key(problem: Problem, edges: Sequence[tuple[int, int]]) -> str:

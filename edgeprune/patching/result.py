@@ -1,7 +1,6 @@
 """What patching measured: a tensor whose axes have names and labels, and the file that keeps it."""
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.patching.run import Direction
+from edgeprune.paths import whole_file
 
 FORMAT = "edgeprune-patching/1"
 _TENSORS = ("values", "clean", "corrupted", "count")
@@ -112,17 +112,9 @@ class PatchingResult:
             **{name: getattr(self, name) for name in ("dims", "labels", "what", "metric", "direction", "model")},
             "about": dict(self.about),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
-            temporary = Path(file.name)
-        try:
-            tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
-            save_file(tensors, temporary, metadata={"edgeprune": json.dumps(header, default=str)})
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
+        with whole_file(path) as partial:
+            save_file(tensors, partial, metadata={"edgeprune": json.dumps(header, default=str)})
         return path
 
     @classmethod
