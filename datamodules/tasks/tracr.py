@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 
 from datamodules.tasks.base import SPLITS, AbstractTask, TokenPair
+from datamodules.tasks.files import check_fractions
 from edgeprune.batch import IGNORE
 from edgeprune.compiled import tracr_format
 from edgeprune.compiled.tracr_format import Examples, read_examples, read_folder
@@ -48,12 +49,7 @@ class TracrTask(AbstractTask):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        fractions = self.validation_fraction, self.test_fraction
-        if min(fractions) < 0 or sum(fractions) >= 1:
-            raise EdgepruneError(
-                f"validation_fraction and test_fraction = {fractions} must not be negative and must leave "
-                "something to train on"
-            )
+        check_fractions(self.validation_fraction, self.test_fraction)
 
     @property
     def needs_tokenizer(self) -> bool:

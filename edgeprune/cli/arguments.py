@@ -18,6 +18,16 @@ class Arguments(argparse.ArgumentParser):
         raise EdgepruneError(f"{message}; see {self.prog} --help")
 
 
+def innermost(error: BaseException) -> BaseException:
+    """The user's mistake at the bottom of a chain of causes, or the error itself."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, EdgepruneError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return error
+
+
 def check_file(path: Path | None, option: str) -> None:
     """Refuse, before any work is done, a file that could not be written."""
     if path is not None and path.is_dir():

@@ -1,9 +1,9 @@
 """Data sections of configs, for the commands that need no Trainer; and `edgeprune data CONFIG`, which shows pairs."""
 
-import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, final
+from typing import TYPE_CHECKING, Any
 
+from edgeprune.cli.arguments import Arguments
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
@@ -51,17 +51,9 @@ def _read_yaml(path: str) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-@final
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong argument as the other mistakes are reported: one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise EdgepruneError(f"{message}; see {self.prog} --help")
-
-
 def run(arguments: list[str]) -> None:
     """Print some pairs of a config."""
-    parser = _Parser(prog="edgeprune data", description="Show some pairs of a data config.")
+    parser = Arguments(prog="edgeprune data", description="Show some pairs of a data config.")
     parser.add_argument("config", help="YAML file with a `data` section")
     parser.add_argument("--split", choices=["train", "validation", "test"], default="train")
     parser.add_argument("-n", type=int, default=10, help="how many pairs")

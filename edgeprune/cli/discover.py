@@ -19,6 +19,7 @@ from datamodules.pairs import collate
 from edgeprune import __version__
 from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
+from edgeprune.cli.arguments import innermost
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import KVReaders
 from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
@@ -118,7 +119,7 @@ def run(arguments: list[str]) -> None:
             sys.exit(stop.code)
         return
     except (TypeError, ValueError) as error:  # jsonargparse wraps what a constructor raised
-        raise _innermost(error) from None
+        raise innermost(error) from None
     plain = parser.dump(config.clone())
     Run(cast("Any", built), plain).go()
 
@@ -126,16 +127,6 @@ def run(arguments: list[str]) -> None:
 def _default_tokenizer(config: Namespace) -> None:
     if config.data.tokenizer is None:
         config.data.tokenizer = config.model.name
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """The user's mistake at the bottom of a chain of causes, or the error itself."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, EdgepruneError):
-            return cause
-        cause = cause.__cause__ or cause.__context__
-    return error
 
 
 @final

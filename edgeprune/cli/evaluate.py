@@ -1,17 +1,17 @@
 """`edgeprune evaluate CIRCUIT... --config DATA`: faithfulness of circuit files, beside random ones of their sizes."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from edgeprune.cli.arguments import Arguments, check_file, write_json
 from edgeprune.errors import EdgepruneError
 
 
 def run(arguments: list[str]) -> None:
     """Evaluate, print a table, and optionally write JSON."""
-    parser = argparse.ArgumentParser(prog="edgeprune evaluate", description=__doc__)
+    parser = Arguments(prog="edgeprune evaluate", description=__doc__)
     parser.add_argument("circuits", nargs="+", metavar="CIRCUIT", help="circuit files")
     parser.add_argument("--config", required=True, help="YAML file with a `data` section")
     parser.add_argument("--split", choices=["train", "validation", "test"], default="test")
@@ -21,12 +21,11 @@ def run(arguments: list[str]) -> None:
     parser.add_argument("--control-seed", type=int, default=0, help="seed of the random circuits")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args(arguments[1:])
+    check_file(options.json, "--json")
     rows = evaluate_files(options)
     _print(rows)
     if options.json:
-        partial = options.json.with_name(options.json.name + ".partial")
-        partial.write_text(json.dumps(rows, indent=1) + "\n")
-        partial.replace(options.json)
+        write_json(options.json, rows)
 
 
 def evaluate_files(options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ import edgeprune.methods
 import edgeprune.objectives
 from datamodules import PairDataModule
 from edgeprune.circuit import read_checkpoint
+from edgeprune.cli.arguments import innermost
 from edgeprune.errors import EdgepruneError
 from lit_modules import PruningModule, UploadCircuits
 
@@ -122,17 +123,7 @@ def run(arguments: list[str]) -> None:
             seed_everything_default=0,
         )
     except (TypeError, ValueError) as error:  # jsonargparse wraps what a constructor raised
-        raise _innermost(error) from None
+        raise innermost(error) from None
     except SystemExit as stop:  # --help and --print_config
         if stop.code not in (0, None):
             sys.exit(stop.code)
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """The user's mistake at the bottom of a chain of causes, or the error itself."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, EdgepruneError):
-            return cause
-        cause = cause.__cause__ or cause.__context__
-    return error
