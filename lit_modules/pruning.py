@@ -1,5 +1,6 @@
 """The LightningModule that trains a recipe's gates on a frozen model. It connects and logs; formulas live elsewhere."""
 
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,8 +23,8 @@ from edgeprune.objectives import OBJECTIVES, Objective, masked_mean
 class PruningModule(pl.LightningModule):
     """Learn which edges of a frozen transformer carry a behaviour.
 
-    Each step: the full and the ablated run (kept per example where they fit), one sample of the gates, one masked
-    forward, the objective at the scored positions plus the recipe's penalty.
+    Each step: the full and the ablated run (kept per example where they fit), one sample of the gates (or one
+    for each group of examples), one masked forward, the objective at the scored positions plus the recipe's penalty.
 
     Args:
         name: Model: hub id, local folder, `smollm2`, `compiled:reverse`, or a ground-truth folder.
@@ -136,6 +137,8 @@ class PruningModule(pl.LightningModule):
         full, ablated = self.runs(batch, "train")
 
         def error_of(gates: Tensor) -> Tensor:
+            if gates.ndim == 3:  # as many groups as both the samples and the batch fall into
+                gates = gates[: math.gcd(len(gates), len(batch))]
             circuit = gated_logits(self.masked, batch, gates, ablated)
             return masked_mean(OBJECTIVES[self.objective](full, circuit), batch.position_mask)
 

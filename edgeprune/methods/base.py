@@ -36,7 +36,8 @@ class AbstractRecipe(nn.Module, ABC):
         """Error of one sample of the gates, differentiable in the parameters; and the sample `[reader, writer]`.
 
         Args:
-            error_of: Error (scalar) of the model with given gates `[reader, writer]`; gradients pass through it.
+            error_of: Error (scalar) of the model with given gates `[reader, writer]`, or `[group, reader, writer]` for
+                groups of the batch; gradients pass through it.
             seed: Of the noise.
             step: Of the run; the noise is a function of both.
         """
@@ -116,6 +117,8 @@ def mean_over_samples(error_of: Callable[[Tensor], Tensor], samples: Iterable[Te
     return torch.stack(values).mean() + (pull - pull.detach()), total / len(values)
 
 
-def sample_stream(number: int) -> int:
-    """Noise stream of a step's sample `number`: 0 for the first, and apart from those of node gates and flips."""
-    return 0 if number == 0 else FIRST_EXTRA_STREAM + number
+def sample_stream(number: int, *, nodes: bool = False) -> int:
+    """Noise stream of a step's sample `number`: 0 and, for its node gates, 1; apart from those of flips."""
+    if number == 0:
+        return int(nodes)
+    return FIRST_EXTRA_STREAM + number if not nodes else -FIRST_EXTRA_STREAM - number

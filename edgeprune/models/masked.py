@@ -120,7 +120,8 @@ class MaskedModel(nn.Module):
         Args:
             input_ids: Long `[batch, seq]`.
             gates: Float `[reader, writer]`, 1 = open, 0 = closed; entries of edges that do not exist are ignored.
-                Gradients reach the gates only.
+                Gradients reach the gates only. Or `[group, reader, writer]`: the batch falls into as many groups of
+                equal size, one after the other, each with its own gates.
             ablated: What closed edges carry: `record(...)` of the corrupted prompts, or one of `edgeprune.ablations`.
             attention_mask: 1 for a token, 0 for padding, `[batch, seq]`; padding may be on either side.
             positions: Long `[batch, n]`: return the logits at these positions only.
@@ -136,7 +137,8 @@ class MaskedModel(nn.Module):
         batch, seq = input_ids.shape
         arch, family, graph = self.graph.arch, self.family, self.graph
         embeddings, stream, context = self._start(input_ids, attention_mask, fixed.embeddings)
-        closed = (1 - gates).to(stream).split([arch.readers_per_layer] * arch.num_layers + [1])
+        closed = (1 - gates).to(stream).view(-1, *graph.shape)
+        closed = closed.split([arch.readers_per_layer] * arch.num_layers + [1], dim=1)
         stream = stream.flatten(0, 1)
         stack = DeltaStack(len(graph.writers), stream)
         token = stream.new_zeros((), requires_grad=gates.requires_grad)
@@ -152,7 +154,7 @@ class MaskedModel(nn.Module):
             token = self._write_heads(token, values, ablated.heads[layer], stack, layer, relative)
             stream = stream + family.attention_output(layer, values).flatten(0, 1)
             if ablated.mlps is not None:
-                own_heads = closed[layer][-1:, first : first + arch.num_heads]
+                own_heads = closed[layer][:, -1:, first : first + arch.num_heads]
                 inputs, token = ReadStream.apply(token, stream + mlp_mix, own_heads, stack, first, None)
                 inputs = inputs.view(batch, seq, -1)
                 mlp = fixed.mlps[layer].detach() if layer in fixed.mlps else family.mlp(layer, inputs)
@@ -185,11 +187,11 @@ class MaskedModel(nn.Module):
         self, token: Tensor, stream: Tensor, closed: Tensor, stack: DeltaStack, layer: int
     ) -> tuple[Tensor, ...]:
         arch, visible = self.graph.arch, self.graph.first_writer(layer)
-        attention = closed[: arch.num_attention_readers, :visible]
-        mlp = closed[-1:, :visible] if arch.has_mlp else torch.zeros_like(attention[:1])
+        attention = closed[:, : arch.num_attention_readers, :visible]
+        mlp = closed[:, -1:, :visible] if arch.has_mlp else torch.zeros_like(attention[:, :1])
         sizes = (arch.num_heads, arch.num_kv_readers, arch.num_kv_readers)
         norm, weights = self.family.attention_norm(layer), self.family.qkv_weights(layer)
-        return ReadLayer.apply(token, stream, torch.cat([mlp, attention]), stack, norm, weights, sizes)
+        return ReadLayer.apply(token, stream, torch.cat([mlp, attention], dim=1), stack, norm, weights, sizes)
 
     def _finish(
         self,
@@ -209,10 +211,12 @@ class MaskedModel(nn.Module):
         return self.family.finish(inputs.view(*positions.shape, -1))
 
     def _check(self, input_ids: Tensor, gates: Tensor, ablated: WriterStates) -> None:
-        if tuple(gates.shape) != self.graph.shape:
+        if tuple(gates.shape[-2:]) != self.graph.shape or gates.ndim not in (2, 3):
             raise EdgepruneError(
                 f"gates have shape {tuple(gates.shape)}, this model's graph needs [reader, writer] = {self.graph.shape}"
             )
+        if gates.ndim == 3 and (not len(gates) or len(input_ids) % len(gates)):
+            raise EdgepruneError(f"{len(input_ids)} examples do not fall into {len(gates)} groups of equal size")
         fits = ablated.heads.shape[1:3]
         if any(have not in (1, want) for have, want in zip(fits, input_ids.shape, strict=True)):
             raise EdgepruneError(

@@ -11,10 +11,11 @@ instead of keeping them, and adds to one gradient stack. Reads and writes are ch
 takes and returns: it carries no value, but makes autograd visit them in exactly reverse order, so a writer's row of
 the gradient stack is complete when its backward needs it.
 
-Shapes: T tokens (batch x seq), D residual width, R attention readers, H heads, K key/value heads, C head width.
+Shapes: T tokens (batch x seq), D residual width, R attention readers, H heads, K key/value heads, C head width. The
+tokens fall into G groups of equal size, one after the other, each with its own gates: G = 1 where all share them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ class DeltaStack:
 class ReadLayer(torch.autograd.Function):
     """Corrections for q, k, v of one layer, and for the part of its MLP's input that precedes the layer.
 
-    Inputs: token; stream `[T, D]`; closed `[1 + R, n]`, row 0 the MLP's, then all q, k, v; the stack; the layer's
+    Inputs: token; stream `[T, D]`; closed `[G, 1 + R, n]`, row 0 the MLP's, then all q, k, v; the stack; the layer's
     attention norm; q, k, v weights `[H or K, D, C]`.
     Returns: corrections of q `[T, H*C]`, k and v `[T, readers*C]`; of the MLP's input `[T, D]`; the next token.
     """
@@ -70,8 +71,8 @@ class ReadLayer(torch.autograd.Function):
         ]
         mlp = torch.empty_like(stream)
         with _no_autocast(stream):
-            for rows in _chunks(stream, len(closed)):
-                inputs = _reader_inputs(stream[rows], closed, stack.delta, rows, mlp[rows])
+            for own, rows in _chunks(stream, closed):
+                inputs = _reader_inputs(stream[rows], own, stack.delta, rows, mlp[rows])
                 normed = norm(inputs)
                 normed = (normed[1:] - normed[:1]).to(dtype)
                 for part, weight, out in zip(normed.split(sizes), weights, outputs, strict=True):
@@ -83,11 +84,11 @@ class ReadLayer(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         stream, closed = ctx.saved_tensors
         stack, (*grad_outputs, grad_mlp, grad_token) = ctx.stack, grads
-        grad_stack, n = stack.take_grad(), closed.shape[1]
+        grad_stack, n = stack.take_grad(), closed.shape[-1]
         grad_stream, grad_closed = torch.empty_like(stream), torch.zeros_like(closed)
         with _no_autocast(stream):
-            for rows in _chunks(stream, len(closed)):
-                inputs = _reader_inputs(stream[rows], closed, stack.delta, rows, None)
+            for (own, rows), (grad_own, _) in zip(_chunks(stream, closed), _chunks(stream, grad_closed), strict=True):
+                inputs = _reader_inputs(stream[rows], own, stack.delta, rows, None)
                 grad_normed = torch.empty_like(inputs)
                 parts = grad_normed[1:].split(ctx.sizes)
                 for part, weight, grad in zip(parts, ctx.weights, grad_outputs, strict=True):
@@ -99,9 +100,9 @@ class ReadLayer(torch.autograd.Function):
                 (grad_inputs,) = torch.autograd.grad(normed, inputs, grad_normed)
                 torch.sum(grad_inputs, dim=0, out=grad_stream[rows])
                 grad_inputs[0] = grad_mlp[rows]  # row 0 is now the MLP's, as in `closed`
-                flat = grad_inputs.view(len(closed), -1)
-                grad_closed.addmm_(flat, _rows(stack.delta, n, rows).T)
-                _rows(grad_stack, n, rows).addmm_(closed.T, flat)
+                flat = grad_inputs.view(len(own), -1)
+                grad_own.addmm_(flat, _rows(stack.delta, n, rows).T)
+                _rows(grad_stack, n, rows).addmm_(own.T, flat)
         if not ctx.needs_input_grad[1]:
             stack.grad = None  # the first read of the forward: nothing is left to collect
         return grad_token, grad_stream, grad_closed, None, None, None, None
@@ -110,8 +111,9 @@ class ReadLayer(torch.autograd.Function):
 class ReadStream(torch.autograd.Function):
     """Input of one reader: `base + closed @ delta[first : first + n]`, at all tokens or at `tokens` only.
 
-    Inputs: token; base `[T, D]`, the stream with the corrections it has already; closed `[1, n]`; the stack; the first
-    writer; optionally `tokens`, long `[P]`. Returns: input `[T, D]` (or `[P, D]`; base has then P rows); next token.
+    Inputs: token; base `[T, D]`, the stream with the corrections it has already; closed `[G, 1, n]`; the stack; the
+    first writer; optionally `tokens`, long `[P]`, as many from each group. Returns: input `[T, D]` (or `[P, D]`; base
+    has then P rows); next token.
     """
 
     @staticmethod
@@ -126,24 +128,29 @@ class ReadStream(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(closed, tokens)
         ctx.stack, ctx.first = stack, first
-        delta = _select(stack.delta, first, closed.shape[1], tokens)
+        delta = _select(stack.delta, first, closed.shape[-1], tokens)
         with _no_autocast(base):
-            out = torch.addmm(base.reshape(1, -1), closed, delta).view_as(base)
+            parts = zip(base.reshape(len(closed), 1, -1), closed, _groups(delta, len(closed)), strict=True)
+            out = torch.cat([torch.addmm(own_base, own, rows) for own_base, own, rows in parts]).view_as(base)
         return out, token.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, grad_token: Tensor) -> tuple[Tensor | None, ...]:
         closed, tokens = ctx.saved_tensors
-        stack, first, n = ctx.stack, ctx.first, closed.shape[1]
+        stack, first, n = ctx.stack, ctx.first, closed.shape[-1]
         grad_stack = stack.take_grad()
-        flat = grad.reshape(1, -1)
+        flat = grad.reshape(len(closed), 1, -1)
         with _no_autocast(grad):
-            grad_closed = flat @ _select(stack.delta, first, n, tokens).T
+            delta = _groups(_select(stack.delta, first, n, tokens), len(closed))
+            grad_closed = torch.stack([own @ rows.T for own, rows in zip(flat, delta, strict=True)])
             if tokens is None:
-                grad_stack[first : first + n].view(n, -1).addmm_(closed.T, flat)
+                grad_delta = _groups(_select(grad_stack, first, n, None), len(closed))
+                for rows, own, own_grad in zip(grad_delta, closed, flat, strict=True):
+                    rows.addmm_(own.T, own_grad)
             else:
-                grad_stack[first : first + n].index_add_(1, tokens, (closed.T @ flat).view(n, *grad.shape))
+                parts = [own.T @ own_grad for own, own_grad in zip(closed, flat, strict=True)]
+                grad_stack[first : first + n].index_add_(1, tokens, torch.cat(parts, 1).view(n, *grad.shape))
         return grad_token, grad, grad_closed, None, None, None
 
 
@@ -223,12 +230,21 @@ def _select(stack: Tensor, first: int, n: int, tokens: Tensor | None) -> Tensor:
     return (part if tokens is None else part.index_select(1, tokens)).view(n, -1)
 
 
-def _chunks(stream: Tensor, num_rows: int) -> list[slice]:
-    """Slices of tokens whose readers' inputs fill about `CHUNK_BYTES`."""
-    total, width = stream.shape
-    size = max(1, CHUNK_BYTES // (num_rows * width * stream.element_size()))
+def _groups(rows: Tensor, num_groups: int) -> tuple[Tensor, ...]:
+    """Views of the groups' parts, `[n, tokens of one group * D]`, of `rows` `[n, tokens * D]`."""
+    return rows.view(len(rows), num_groups, -1).unbind(1)
+
+
+def _chunks(stream: Tensor, per_group: Tensor) -> Iterator[tuple[Tensor, slice]]:
+    """Slices of tokens of one group whose readers' inputs fill about `CHUNK_BYTES`, with its part of `per_group`."""
+    (num_groups, num_readers, _), (tokens, width) = per_group.shape, stream.shape
+    total = tokens // num_groups
+    size = max(1, CHUNK_BYTES // (num_readers * width * stream.element_size()))
     size = -(-total // -(-total // size))  # the same number of chunks, evenly filled
-    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+    for group, own in enumerate(per_group):
+        first = group * total
+        for start in range(0, total, size):
+            yield own, slice(first + start, first + min(start + size, total))
 
 
 def _no_autocast(tensor: Tensor) -> torch.autocast:
