@@ -16,10 +16,12 @@ from jsonargparse import ArgumentParser, Namespace
 import edgeprune.methods
 from datamodules import PairDataModule
 from datamodules.pairs import collate
+from datamodules.tasks.base import AbstractTask
 from edgeprune import __version__
 from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.cli.arguments import innermost
+from edgeprune.cli.mistakes import one_sentence
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import KVReaders
 from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
@@ -38,6 +40,7 @@ _ = edgeprune.methods  # imported so that configs can name its classes without a
 CONFIG, SCORES, CIRCUITS, STATE = "config.yaml", "scores.safetensors", "circuits", "state"
 OWN = (CONFIG, SCORES, CIRCUITS, STATE, "frontier.csv", "frontier.png")
 DONE = "frontier.csv"  # written last
+KINDS: dict[str, type] = {"method": AbstractDiscovery, "data.task": AbstractTask}  # options that name a class
 
 
 @final
@@ -85,8 +88,7 @@ class _Parser(ArgumentParser):
     """Reports a bad argument or config on one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        lines = [line.strip(" -") for line in str(message).splitlines() if line.strip()]
-        raise EdgepruneError(" ".join(lines) or str(ex))
+        raise EdgepruneError(one_sentence(message or str(ex), KINDS))
 
 
 def make_parser() -> ArgumentParser:
@@ -99,7 +101,12 @@ def make_parser() -> ArgumentParser:
     parser.add_class_arguments(PairDataModule, "data")
     parser.add_argument("--split", type=Literal["train", "validation", "test"], default="train", help="pairs to use")
     parser.add_argument("--limit", type=int | None, default=None, help="how many of them, from the first; null: all")
-    parser.add_class_arguments(Selection, "selection")
+    parser.add_argument(
+        "--selection",
+        type=Selection | None,
+        default=None,
+        help="how circuits are cut from scores; null: not, if the method makes circuits itself, else with the defaults",
+    )
     parser.add_argument("--control_seed", type=int, default=0, help="seed of the random circuits to compare with")
     parser.add_argument("--out", type=str, default="runs/discover", help="folder for scores, circuits and frontier")
     parser.add_argument("--overwrite", action="store_true", help="replace the results that are in that folder")
@@ -145,7 +152,7 @@ class Run:
         self.data: PairDataModule = options.data
         self.split: str = options.split
         self.limit: int | None = options.limit
-        self.selection: Selection = options.selection
+        self.selection: Selection | None = options.selection
         self.control_seed: int = options.control_seed
         self.overwrite: bool = options.overwrite
         self.folder = Path(options.out)
@@ -229,10 +236,10 @@ class Run:
         }
 
     def _circuits(self, problem: Problem, found: Discovery, header: dict[str, Any]) -> dict[str, Circuit]:
-        """The method's own circuits, and those that are cut from its scores."""
+        """The method's own circuits, and those that are cut from its scores if it has none or a selection is given."""
         circuits = dict(found.circuits)
-        if found.scores is not None:
-            circuits |= self.selection.circuits(problem.model.graph, found.scores)
+        if found.scores is not None and (self.selection is not None or not circuits):
+            circuits |= (self.selection or Selection()).circuits(problem.model.graph, found.scores)
         if not circuits:
             raise EdgepruneError(f"method {type(self.method).__name__} found neither scores nor circuits")
         return {

@@ -14,9 +14,12 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 import edgeprune.methods
 import edgeprune.objectives
 from datamodules import PairDataModule
+from datamodules.tasks.base import AbstractTask
 from edgeprune.circuit import read_checkpoint
 from edgeprune.cli.arguments import innermost
+from edgeprune.cli.mistakes import one_sentence
 from edgeprune.errors import EdgepruneError
+from edgeprune.methods import AbstractRecipe
 from lit_modules import PruningModule, UploadCircuits
 
 __all__ = ["EdgepruneCLI", "run"]
@@ -24,6 +27,7 @@ _ = (
     edgeprune.methods,
     edgeprune.objectives,
 )  # imported so that configs can name their classes without a path
+KINDS: dict[str, type] = {"model.recipe": AbstractRecipe, "data.task": AbstractTask}  # options that name a class
 
 
 class OneLineParser(LightningArgumentParser):
@@ -31,8 +35,7 @@ class OneLineParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise what the command line prints: the innermost reason, which names the key."""
-        lines = [line.strip(" -") for line in str(message).splitlines() if line.strip()]
-        raise EdgepruneError(" ".join(lines) or str(ex))
+        raise EdgepruneError(one_sentence(message or str(ex), KINDS))
 
 
 class SaveConfig(SaveConfigCallback):

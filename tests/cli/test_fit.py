@@ -170,9 +170,10 @@ def test_print_config_shows_the_config_and_leaves_with_zero(tmp_path: Path, caps
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown key": (["--model.nonsense", "1"], "nonsense"),
-    "sparsity outside (0, 1)": (["--trainer.callbacks.init_args.sparsities", "[1.5]"], "1.5"),
+    "option of another callback": (["--trainer.callbacks.init_args.sparsities", "[0.5]"], "has no option 'sparsities'"),
     "unknown compiled model": (["--model.name", "compiled:nope"], "nope"),
-    "unknown task": (["--data.task", "NoSuchTask"], "NoSuchTask"),
+    "unknown task": (["--data.task", "NoSuchTask"], "there is no 'NoSuchTask'; known are AutoCircuitTask, "),
+    "unknown recipe": (["--model.recipe", "Nope"], "there is no 'Nope'; known are EdgePruning, "),
     "unknown ablation": (["--model.ablation", "noise"], "noise"),
     "negative batch": (["--data.batch_size", "-1"], "-1"),
     "truth without embeddings apart": (["--model.split_embedding", "false"], "set model.split_embedding to true"),
