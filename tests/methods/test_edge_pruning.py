@@ -256,6 +256,27 @@ def test_the_pathwise_estimator_is_the_error_of_the_sample() -> None:
     assert torch.equal(gradient, by_hand)
 
 
+@pytest.mark.parametrize("node_gates", [False, True])
+def test_groups_of_a_batch_have_samples_of_their_own(node_gates: bool) -> None:
+    recipe = spread(build(node_gates=node_gates, masks_per_batch=4))
+    seen: list[Tensor] = []
+
+    def error_of(gates: Tensor) -> Tensor:
+        seen.append(gates)
+        return gates.square().sum((1, 2)).mean()
+
+    error, mean = recipe.expected_error(error_of, seed=3, step=5)
+    (gates,) = seen
+    assert gates.shape == (4, *GRAPH.shape)
+    assert len({tuple(mask.flatten().tolist()) for mask in gates}) == 4
+    assert torch.equal(gates[0], recipe.sample(3, 5))
+    torch.testing.assert_close(mean, gates.mean(0))
+    (gradient,) = torch.autograd.grad(error, recipe.edges.log_alpha, retain_graph=True)
+    assert (gradient != 0).any()
+    (by_hand,) = torch.autograd.grad(gates.square().sum() / 4, recipe.edges.log_alpha)
+    torch.testing.assert_close(gradient, by_hand)
+
+
 def test_the_local_estimator_rounds_gates_and_measures_flips() -> None:
     recipe = spread(build(estimator="local", num_flips=GRAPH.num_edges))
     weights = torch.randn(GRAPH.shape, generator=torch.Generator().manual_seed(1))
@@ -293,6 +314,8 @@ def test_the_local_estimator_penalises_what_it_samples() -> None:
         ({"estimator": "local", "penalty_on": "sample"}, "penalty_on='sample'"),
         ({"estimator": "local", "node_gates": True}, "node_gates=True"),
         ({"estimator": "local", "num_flips": 0}, "num_flips"),
+        ({"estimator": "local", "masks_per_batch": 2}, "masks_per_batch"),
+        ({"masks_per_batch": 0}, "masks_per_batch"),
     ],
 )
 def test_estimators_that_cannot_be_are_refused(options: dict[str, Any], named: str) -> None:
