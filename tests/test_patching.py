@@ -526,6 +526,15 @@ def test_mistakes_of_a_path(arguments: tuple[Any, ...], named: str) -> None:
         ep.patching.path(random_problem(build(*GPT2)), *arguments)
 
 
+def test_pairs_of_another_model_are_refused() -> None:
+    model, (clean, corrupted) = build(*GPT2), prompts(2, 6)
+    corrupted[1, 2] = 500
+    problem = problem_of(model, batch_of(clean, corrupted))
+    for question in (lambda: ep.patching.activation(problem), lambda: ep.patching.path(problem, "m0", "logits")):
+        with pytest.raises(EdgepruneError, match=r"corrupted input id 500.* made for another model"):
+            question()
+
+
 def test_zero_ablation_has_no_other_run() -> None:
     model = build(*GPT2)
     problem = Problem(model, [batch_of(*prompts(2, 6))], ReferenceRuns(model, "zero"))

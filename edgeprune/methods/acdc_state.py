@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
+from edgeprune.methods.identity import data_hash
 from edgeprune.methods.problem import Problem
 from edgeprune.paths import whole_file
 
@@ -120,7 +121,7 @@ def identify(problem: Problem, settings: Mapping[str, Any]) -> dict[str, Any]:
         "ablation": problem.runs.ablation,
         "graph": problem.model.graph.to_dict(),
         "model": _model_hash(problem.model.hf),
-        "data": _data_hash(problem),
+        "data": data_hash(problem.batches),
     }
 
 
@@ -131,16 +132,6 @@ def _model_hash(hf: Any) -> str:
         values = parameter.detach().flatten()
         sample = values[:: max(1, -(-len(values) // 1024))].double().cpu()
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode() + sample.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _data_hash(problem: Problem) -> str:
-    digest = hashlib.sha256()
-    for batch in problem.batches:
-        for item in fields(batch):
-            value = getattr(batch, item.name)
-            if isinstance(value, Tensor):
-                digest.update(f"{item.name} {tuple(value.shape)}".encode() + value.cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

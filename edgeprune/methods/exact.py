@@ -18,6 +18,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
 from edgeprune.methods.attribution import open_gates
 from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
+from edgeprune.methods.identity import data_hash
 from edgeprune.methods.problem import Problem
 from edgeprune.models.loading import fingerprint
 from edgeprune.paths import whole_file
@@ -125,10 +126,12 @@ class _Sweep:
 
 def _key(problem: Problem, edges: Sequence[tuple[int, int]]) -> str:
     """Hash of everything that the sums depend on, the cut into batches included."""
-    about = [problem.metric, problem.runs.ablation, fingerprint(problem.model), str(problem.model.dtype), list(edges)]
-    digest = hashlib.sha256(json.dumps(about).encode())
-    for batch in problem.batches:
-        for tensor in (batch.clean, batch.corrupted, batch.attention_mask, batch.positions, batch.targets):
-            digest.update(str(tuple(tensor.shape)).encode() + tensor.cpu().contiguous().numpy().tobytes())
-        digest.update(batch.distractors.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    about = {
+        "metric": problem.metric,
+        "ablation": problem.runs.ablation,
+        "model": fingerprint(problem.model),
+        "dtype": str(problem.model.dtype),
+        "edges": list(edges),
+        "data": data_hash(problem.batches),
+    }
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()

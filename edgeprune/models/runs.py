@@ -45,21 +45,25 @@ class ReferenceRuns:
         """Full logits `[batch, positions, vocab]` (float32) and the states that closed edges carry.
 
         Args:
-            batch: Pairs; right-padded, and `index` is their number in `split`.
+            batch: Pairs; `index` is their number in `split`. Examples padded on the left are not kept.
             split: Which numbering `index` belongs to.
         """
         kept = [self._kept.get((split, int(index))) for index in batch.index]
         found = [item for item in kept if item is not None]
         if len(found) == len(kept):
             return self._assemble(found, batch)
-        self._check(batch)
+        self.check(batch)
         full = self.model.full(batch.clean, batch.attention_mask, batch.positions).float()
         states = self._states(batch)
         self._keep(batch, split, full, None if self.ablation == "zero" else states)
         return full, states
 
-    def _check(self, batch: PairBatch) -> None:
-        """Refuse pairs made for another model; an index out of bounds says less, and on a GPU it ends the process."""
+    def check(self, batch: PairBatch) -> None:
+        """Refuse pairs made for another model; an index out of bounds says less, and on a GPU it ends the process.
+
+        Raises:
+            EdgepruneError: A token id that the model does not know.
+        """
         config = self.model.hf.config
         num_inputs = self.model.hf.get_input_embeddings().num_embeddings
         num_outputs = getattr(config, "d_out", num_inputs)
@@ -91,7 +95,8 @@ class ReferenceRuns:
             one = None if states is None else _row(states, row, length)
             item = _Kept(full[row, :num_positions].cpu().clone(), one)
             size = _bytes(item)
-            if size > self.free_bytes or (split, index) in self._kept:
+            padded_left = not batch.attention_mask[row, :length].all()
+            if padded_left or size > self.free_bytes or (split, index) in self._kept:
                 continue
             self.free_bytes -= size
             self._kept[split, index] = item

@@ -80,7 +80,8 @@ def path(
         The metric per sender; for `"heads"` with axes layer and head.
 
     Raises:
-        EdgepruneError: An unknown name or option, or a receiver that reads before the sender writes.
+        EdgepruneError: An unknown name or option, a receiver that reads before the sender writes, or pairs made for
+            another model.
     """
     check(problem, direction)
     if mlps not in get_args(Between):
@@ -94,6 +95,7 @@ def path(
     done, total = 0, len(writers) * len(problem.batches)
     for batch in problem.batches:
         moved = batch.to(model.device)
+        problem.runs.check(moved)
         pair = run_pair(model, moved, direction, _KEPT, ("z", "mlp_out"))
         ends = [metric_of(problem, pair.clean, logits, moved) for logits in (pair.clean, pair.corrupted)]
         every = torch.ones(len(moved), dtype=torch.bool, device=model.device)

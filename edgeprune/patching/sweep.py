@@ -55,7 +55,8 @@ def activation(
         The metric per site, its axes in the order layer, head, position or role.
 
     Raises:
-        EdgepruneError: An unknown kind, axis or direction; an axis that the kind or the pairs do not have.
+        EdgepruneError: An unknown kind, axis or direction; an axis that the kind or the pairs do not have; pairs made
+            for another model.
     """
     check(problem, direction)
     model = problem.model
@@ -66,6 +67,7 @@ def activation(
     done, total = 0, len(axes.layers) * len(problem.batches)
     for batch in problem.batches:
         moved = batch.to(model.device)
+        problem.runs.check(moved)
         pair = run_pair(model, moved, direction, {"residual"}, {what})
         ends = [metric_of(problem, pair.clean, logits, moved) for logits in (pair.clean, pair.corrupted)]
         wheres = [_where(moved, place) for _, place in sites]
@@ -129,14 +131,14 @@ def _one_head(heads: Sequence[int | None], num_heads: int, device: torch.device)
 
 def _where(batch: PairBatch, place: int | str | None) -> Tensor:
     """Bool `[batch, seq]`: the real tokens of the clean prompts that a place means."""
-    columns = torch.arange(batch.clean.shape[1], device=batch.clean.device)[None]
     real = batch.attention_mask.bool()
     if place is None:
         return real
-    if isinstance(place, int):
-        return real & (columns == place)
+    if isinstance(place, int):  # counted from the first token, wherever the padding is
+        return real & (real.cumsum(1) == place + 1)
     if place not in batch.roles:
         return torch.zeros_like(real)
+    columns = torch.arange(batch.clean.shape[1], device=batch.clean.device)[None]
     first, last = batch.roles[place].to(columns.device).unbind(1)
     return real & (first[:, None] <= columns) & (columns < last[:, None])
 

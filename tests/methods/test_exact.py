@@ -1,5 +1,6 @@
 """Exact edge patching: single effects, resuming, subsets."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +81,15 @@ def test_an_interrupted_sweep_goes_on_and_ends_the_same(tmp_path: Path, after: i
     assert [path.name for path in tmp_path.iterdir()] == [STATE_FILE]
 
 
-@pytest.mark.parametrize("other", ["metric", "edges", "ablation"])
+@pytest.mark.parametrize("other", ["metric", "edges", "ablation", "alignment"])
 def test_the_state_of_another_sweep_is_refused(tmp_path: Path, other: str) -> None:
     scores_of(ExactEdgePatching(EDGES), question_of(), tmp_path)
     question = question_of("squared_error" if other == "metric" else "kl")
     if other == "ablation":
         question = question_of(ablation="zero")
+    if other == "alignment":  # closed edges carry values of other positions
+        batches = [dataclasses.replace(batch, alignment=batch.clean.argsort(1)) for batch in question.batches]
+        question = dataclasses.replace(question, batches=batches)
     method = ExactEdgePatching(EDGES[:3] if other == "edges" else EDGES)
     with pytest.raises(EdgepruneError, match="another model"):
         scores_of(method, question, tmp_path)
