@@ -74,7 +74,7 @@ def _method(name: str, metric: str, *more: str) -> tuple[str, ...]:
     return (f"--method={name}", f"--metric={metric}", *more)
 
 
-IG_STEPS = "--method.steps=5"
+IG_STEPS = ("--method.steps=5", "--limit=100")
 ENTRIES: dict[str, Entry] = {
     "random": Entry("random", "discover", _method("RandomScores", "kl")),
     "activation_magnitude": Entry("activation magnitude", "discover", _method("ActivationMagnitude", "kl")),
@@ -83,16 +83,16 @@ ENTRIES: dict[str, Entry] = {
     "eap_ld": Entry("EAP, logit difference", "discover", _method("EAP", "logit_difference")),
     "eap_kl": Entry("EAP, KL", "discover", _method("EAP", "kl")),
     "eap_ig_inputs_ld": Entry(
-        "EAP-IG-inputs, logit difference", "discover", _method("EAPIG", "logit_difference", IG_STEPS)
+        "EAP-IG-inputs, logit difference", "discover", _method("EAPIG", "logit_difference", *IG_STEPS)
     ),
-    "eap_ig_inputs_kl": Entry("EAP-IG-inputs, KL", "discover", _method("EAPIG", "kl", IG_STEPS)),
+    "eap_ig_inputs_kl": Entry("EAP-IG-inputs, KL", "discover", _method("EAPIG", "kl", *IG_STEPS)),
     "eap_ig_activations_kl": Entry(
         "EAP-IG-activations, KL",
         "discover",
-        _method("EAPIG", "kl", IG_STEPS, "--method.variant=activations", "--limit=24", "--data.batch_size=24"),
+        _method("EAPIG", "kl", *IG_STEPS, "--method.variant=activations", "--limit=8"),
     ),
     "eap_ig_gates_kl": Entry(
-        "IG over all gates, KL", "discover", _method("EAPIG", "kl", IG_STEPS, "--method.variant=gates")
+        "IG over all gates, KL", "discover", _method("EAPIG", "kl", *IG_STEPS, "--method.variant=gates")
     ),
     "acdc": Entry("ACDC", "discover", _method("ACDC", "kl", "--method.taus=[0.1,0.03,0.01]", "--limit=8")),
     "sp_nodes": Entry(

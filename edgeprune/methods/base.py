@@ -99,8 +99,8 @@ def mean_over_samples(error_of: Callable[[Tensor], Tensor], samples: Iterable[Te
     Each sample's backward through the model is done at once, so that the memory is that of one run.
 
     Args:
-        error_of: Error (scalar) of the model with given gates `[reader, writer]`.
-        samples: Gates `[reader, writer]`, each differentiable.
+        error_of: Error (scalar) of the model with given gates.
+        samples: Gates `[reader, writer]`, or `[group, reader, writer]` for groups of the batch, each differentiable.
     """
     values: list[Tensor] = []
     pulls: list[Tensor] = []
@@ -114,7 +114,8 @@ def mean_over_samples(error_of: Callable[[Tensor], Tensor], samples: Iterable[Te
         total = gates.detach() if total is None else total + gates.detach()
     assert total is not None
     pull = torch.stack(pulls).mean()
-    return torch.stack(values).mean() + (pull - pull.detach()), total / len(values)
+    mean = total.view(-1, *total.shape[-2:]).mean(0) / len(values)
+    return torch.stack(values).mean() + (pull - pull.detach()), mean
 
 
 def sample_stream(number: int, *, nodes: bool = False) -> int:

@@ -1,6 +1,6 @@
 """Uniform gradient sampling (Li and Janson 2024, arXiv 2409.09951), with the settings of MIB (arXiv 2504.13151)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
@@ -25,9 +25,9 @@ class UGS(AbstractRecipe):
     `tanh(2 in / (L H)) + tanh(2 out / (L H))`, where `in` and `out` sum theta over the edges into and out of the node,
     and L and H are layers and heads.
 
-    Deviations from MIB: a step's samples are shared by the batch, so that 12 samples are 12 circuits per step rather
-    than per example; dangling edges of a sample are left in it, because nothing flows through them. Clipping of the
-    gradient's norm (MIB: 5) is the Trainer's `gradient_clip_val`.
+    Deviations from MIB: unless `masks_per_batch` is the batch size, examples share samples; dangling edges of a sample
+    are left in it, because nothing flows through them. Clipping of the gradient's norm (MIB: 5) is the Trainer's
+    `gradient_clip_val`.
 
     Args:
         edge_weight: Price of an open edge, in units of the error (MIB: 0.001).
@@ -37,7 +37,9 @@ class UGS(AbstractRecipe):
         rate_divisor: 5 where closed edges carry the corrupted prompt (MIB), 2 where they carry another example's
             values, 1 otherwise.
         betas: Of AdamW (MIB: 0.9, 0.995, no decay).
-        samples_per_step: Samples of the gates that each step's error is averaged over (MIB: 12, for each example).
+        samples_per_step: Samples of the gates that each example's error is averaged over (MIB: 12). Each costs a run.
+        masks_per_batch: Groups of equal size that the batch falls into, each with samples of its own (MIB: one group per
+            example). It costs nothing.
         init: Initial alpha; theta is its sigmoid (MIB: 1).
         scaled_gradient: Multiply each gate's gradient by theta (1 - theta) once more, see `UniformWindow`.
     """
@@ -51,6 +53,7 @@ class UGS(AbstractRecipe):
         rate_divisor: float = 5.0,
         betas: tuple[float, float] = (0.9, 0.995),
         samples_per_step: int = 12,
+        masks_per_batch: int = 1,
         init: float = 1.0,
         scaled_gradient: bool = False,
     ) -> None:
@@ -62,6 +65,8 @@ class UGS(AbstractRecipe):
                 "need learning_rate > 0, rate_divisor > 0 and samples_per_step >= 1, got "
                 f"{learning_rate}, {rate_divisor} and {samples_per_step}"
             )
+        if masks_per_batch < 1:
+            raise EdgepruneError(f"masks_per_batch must be at least 1, got {masks_per_batch}")
         if not all(0 <= beta < 1 for beta in betas):
             raise EdgepruneError(f"both betas must lie in [0, 1), got {tuple(betas)}")
         self.edge_weight = edge_weight
@@ -69,6 +74,7 @@ class UGS(AbstractRecipe):
         self.learning_rate = published_rate(edge_weight) / rate_divisor if learning_rate is None else learning_rate
         self.betas = (float(betas[0]), float(betas[1]))
         self.samples_per_step = samples_per_step
+        self.masks_per_batch = masks_per_batch
         self._gate_options: dict[str, Any] = {"init": init, "scaled_gradient": scaled_gradient}
 
     def build(self, graph: EdgeGraph) -> None:
@@ -88,8 +94,14 @@ class UGS(AbstractRecipe):
 
     def expected_error(self, error_of: Callable[[Tensor], Tensor], seed: int, step: int) -> tuple[Tensor, Tensor]:
         """Mean error of the step's samples, and their mean `[reader, writer]`."""
-        numbers = range(self.samples_per_step)
-        return mean_over_samples(error_of, (self._sample(seed, step, number) for number in numbers))
+        masks = self.masks_per_batch
+        numbers = [range(run * masks, (run + 1) * masks) for run in range(self.samples_per_step)]
+        return mean_over_samples(error_of, (self._samples(seed, step, own) for own in numbers))
+
+    def _samples(self, seed: int, step: int, numbers: Sequence[int]) -> Tensor:
+        """One sample `[reader, writer]`, or several `[group, reader, writer]`."""
+        samples = [self._sample(seed, step, number) for number in numbers]
+        return samples[0] if len(samples) == 1 else torch.stack(samples)
 
     def penalty(self, gates: Tensor, progress: float) -> Tensor:
         """Price of edges and of nodes, the same all through the run; it sees theta, not the sample."""
@@ -140,6 +152,7 @@ class UGS(AbstractRecipe):
             "learning_rate": self.learning_rate,
             "betas": list(self.betas),
             "samples_per_step": self.samples_per_step,
+            "masks_per_batch": self.masks_per_batch,
             **self._gate_options,
         }
 
