@@ -122,6 +122,16 @@ class Circuit:
         return 1 - self.num_edges / self.graph.num_edges
 
     @property
+    def ranking(self) -> Tensor | None:
+        """What the edges were ranked by when the circuit was made, `[reader, writer]`; None without scores.
+
+        That is the scores, or their absolute values where the header says so: under `selection`, or ACDC of its own rule.
+        """
+        selection: Any = self.header.get("selection")
+        absolute = (selection if isinstance(selection, dict) else self.header).get("absolute")
+        return self.scores.abs() if self.scores is not None and absolute is True else self.scores
+
+    @property
     def num_dangling(self) -> int:
         """Kept edges that lie on no path of kept edges from an embedding to the logits."""
         return int(self.graph.dangling(self.keep).sum())

@@ -16,6 +16,7 @@ from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.gates import top_k
 from edgeprune.graph import EdgeGraph
+from edgeprune.reference import read_reference
 
 
 @final
@@ -24,18 +25,19 @@ class WarmStart:
     """Where gates start.
 
     Attributes:
-        path: A circuit or score file (`.safetensors`) for the same graph. With scores, edges are ranked by them;
-            without, kept edges come first and all are tied.
+        path: A circuit or score file for the same graph, or a list of edges in one of the forms of `read_reference`, ACDC's
+            among them. With scores, edges are ranked by them; without, kept edges come first and all are tied.
         spread: Log-alpha of the best edge above `init_mean`, and of the worst below it; linear in rank between, tied
             edges alike.
         keep_below: Train only this best share of all edges, in (0, 1], and close the others for good; null: train all.
-        magnitude: Rank by the absolute value of the scores, as circuits of attribution patching are often cut.
+        magnitude: True: rank by the absolute value of the scores, as circuits of attribution patching are often cut. False:
+            by the scores. Null: as the file was made, kept edges before the others, both by `Circuit.ranking`.
     """
 
     path: str
     spread: float = 1.0
     keep_below: float | None = None
-    magnitude: bool = False
+    magnitude: bool | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.spread < math.inf:
@@ -75,8 +77,7 @@ class Start(nn.Module):
 
     def _read(self, graph: EdgeGraph) -> None:
         path = Path(self.settings.path)
-        circuit = Circuit.load(path)
-        circuit.check_fits(graph)
+        circuit = read_reference(path, graph)
         self.sha256.copy_(torch.tensor(list(hashlib.sha256(path.read_bytes()).digest()), dtype=torch.uint8))
         values = _values(circuit, self.settings.magnitude)
         self.offsets = self.settings.spread * (_binary(values) if circuit.scores is None else ranks(values))
@@ -114,11 +115,15 @@ def _binary(keep: Tensor) -> Tensor:
     return 2 * keep.float() - 1
 
 
-def _values(circuit: Circuit, magnitude: bool) -> Tensor:
+def _values(circuit: Circuit, magnitude: bool | None) -> Tensor:
     """What ranks the edges of a file, `[num_edges]`."""
-    if circuit.scores is None:
-        return circuit.graph.to_vector(circuit.keep).float()
-    scores = circuit.graph.to_vector(circuit.scores)
+    keep, ranking = circuit.graph.to_vector(circuit.keep), circuit.ranking
+    if circuit.scores is None or ranking is None:
+        return keep.float()
+    scores = circuit.graph.to_vector(ranking if magnitude is None else circuit.scores)
     if not scores.isfinite().all():
         raise EdgepruneError("scores to start from must be finite: NaN or infinity cannot be ranked")
+    if magnitude is None:
+        places = scores.unique(return_inverse=True)[1]  # equal scores have one place
+        return (places + keep * len(places)).double()
     return scores.abs() if magnitude else scores

@@ -162,17 +162,18 @@ def compare_circuits(found: Circuit, reference: Circuit) -> dict[str, Any]:
 
 
 def cut_to(circuit: Circuit, num_edges: int) -> Circuit:
-    """The `num_edges` kept edges with the best scores; ties go to the earlier edge.
+    """The `num_edges` kept edges with the best scores (`Circuit.ranking`); ties go to the earlier edge.
 
     Raises:
         EdgepruneError: The circuit has no scores, or fewer edges.
     """
-    if circuit.scores is None:
+    ranking = circuit.ranking
+    if ranking is None:
         raise EdgepruneError("the circuit has no scores to be cut by; compare it at its own size")
     if num_edges > circuit.num_edges:
         raise EdgepruneError(f"the circuit has {circuit.num_edges} edges, it cannot be cut to {num_edges}")
     kept = circuit.keep.nonzero()
-    order = circuit.scores[circuit.keep].double().argsort(descending=True, stable=True)
+    order = ranking[circuit.keep].double().argsort(descending=True, stable=True)
     keep = torch.zeros_like(circuit.keep)
     keep[tuple(kept[order[:num_edges]].T)] = True
     return Circuit(circuit.graph, keep, circuit.scores, circuit.header)

@@ -1,6 +1,7 @@
 """Warm starts of Edge Pruning: ranks, frozen edges, and runs that go on without the file."""
 
 import hashlib
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,33 @@ def test_scores_can_be_ranked_by_magnitude(scores: Path) -> None:
     assert torch.equal(found.argsort(), GRAPH.to_vector(noise()).abs().argsort())
 
 
+@pytest.mark.parametrize("header", [{"selection": {"absolute": True}}, {"method": "acdc", "absolute": True}])
+def test_a_circuit_is_taken_as_it_was_cut(tmp_path: Path, header: dict[str, Any]) -> None:
+    """By absolute scores, and not every best edge kept: what dangled is gone."""
+    sizes = noise().abs()
+    keep = Circuit.from_scores(GRAPH, sizes, num_edges=30).keep & ~Circuit.random(GRAPH, 40).keep
+    path = Circuit(GRAPH, keep, noise(), header).save(tmp_path / "circuit.safetensors")
+    trained = int(keep.sum())
+    found = build(path, keep_below=trained / GRAPH.num_edges)
+    assert found.num_open() == trained
+    assert torch.equal(Circuit.from_scores(GRAPH, found.scores(), num_edges=trained).keep, keep)
+    kept = GRAPH.to_vector(keep)
+    assert torch.equal(start(build(path))[kept].argsort(), GRAPH.to_vector(sizes)[kept].argsort())
+    assert not torch.equal(start(build(path, magnitude=False))[kept].argsort(), GRAPH.to_vector(sizes)[kept].argsort())
+
+
+def test_an_edge_list_of_another_tool_is_a_start(tmp_path: Path) -> None:
+    edges = [
+        ["blocks.1.hook_resid_post", [None], "blocks.0.hook_mlp_out", [None]],
+        ["blocks.1.hook_q_input", [None, None, 3], "blocks.0.attn.hook_result", [None, None, 1]],
+        ["blocks.0.hook_mlp_in", [None], "blocks.0.hook_resid_pre", [None]],
+    ]
+    (tmp_path / "acdc.json").write_text(json.dumps(edges))
+    kept = GRAPH.keep_matrix(["m0->logits", "a0.h1->a1.h3.q", "embed->m0"])
+    found = build(tmp_path / "acdc.json", keep_below=3 / GRAPH.num_edges)
+    assert torch.equal(found.circuit().keep, kept)
+
+
 def test_a_circuit_without_scores_has_two_levels(tmp_path: Path) -> None:
     circuit = Circuit.from_edges(GRAPH, ["embed->a0.h1.q", "m1->logits"])
     found = start(build(circuit.save(tmp_path / "circuit.safetensors"), spread=0.5))
@@ -93,7 +121,7 @@ def test_the_header_records_file_and_settings(scores: Path) -> None:
         "path": str(scores),
         "spread": 0.25,
         "keep_below": 0.5,
-        "magnitude": False,
+        "magnitude": None,
         "sha256": hashlib.sha256(scores.read_bytes()).hexdigest(),
     }
 

@@ -1,6 +1,7 @@
 import math
 from fractions import Fraction
 from itertools import combinations, product
+from typing import Any
 
 import pytest
 import torch
@@ -206,3 +207,13 @@ def test_a_circuit_is_cut_to_its_best_kept_edges() -> None:
         cut_to(Circuit(GRAPH, keep), 2)
     with pytest.raises(EdgepruneError, match="cannot be cut to 9"):
         cut_to(small, 9)
+
+
+@pytest.mark.parametrize("header", [{"selection": {"absolute": True}}, {"absolute": True}])
+def test_a_circuit_is_cut_as_it_was_made(header: dict[str, Any]) -> None:
+    scores = torch.randn(GRAPH.shape, generator=torch.Generator().manual_seed(0))
+    circuit = Circuit(GRAPH, GRAPH.exists, scores, header)
+    expected = Circuit.from_scores(GRAPH, scores.abs(), num_edges=9).keep
+    assert torch.equal(cut_to(circuit, 9).keep, expected)
+    signed = Circuit(GRAPH, GRAPH.exists, scores, {**header, "selection": {"absolute": False}})
+    assert torch.equal(cut_to(signed, 9).keep, Circuit.from_scores(GRAPH, scores, num_edges=9).keep)
