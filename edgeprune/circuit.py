@@ -125,7 +125,7 @@ class Circuit:
     def ranking(self) -> Tensor | None:
         """What the edges were ranked by when the circuit was made, `[reader, writer]`; None without scores.
 
-        That is the scores, or their absolute values where the header says so: under `selection`, or ACDC of its own rule.
+        That is the scores, or their absolute values where the header says so: under `selection`, or of ACDC's own rule.
         """
         selection: Any = self.header.get("selection")
         absolute = (selection if isinstance(selection, dict) else self.header).get("absolute")

@@ -25,13 +25,13 @@ class WarmStart:
     """Where gates start.
 
     Attributes:
-        path: A circuit or score file for the same graph, or a list of edges in one of the forms of `read_reference`, ACDC's
-            among them. With scores, edges are ranked by them; without, kept edges come first and all are tied.
+        path: A circuit or score file for the same graph, or a list of edges in one of the forms of `read_reference`,
+            ACDC's among them. With scores, edges are ranked by them; without, kept edges come first and all are tied.
         spread: Log-alpha of the best edge above `init_mean`, and of the worst below it; linear in rank between, tied
             edges alike.
         keep_below: Train only this best share of all edges, in (0, 1], and close the others for good; null: train all.
-        magnitude: True: rank by the absolute value of the scores, as circuits of attribution patching are often cut. False:
-            by the scores. Null: as the file was made, kept edges before the others, both by `Circuit.ranking`.
+        magnitude: True: rank by the absolute value of the scores, as circuits of attribution patching are often cut.
+            False: by the scores. Null: as the file was made, kept edges before the others, both by `Circuit.ranking`.
     """
 
     path: str
