@@ -1,17 +1,19 @@
-"""First-order effects of closing edges: what all gradient scores are made of."""
+"""First- and second-order effects of closing edges: what all gradient scores are made of."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
-from edgeprune.methods.problem import Problem
+from edgeprune.methods.problem import Metric, Problem
 from edgeprune.models.masked import COMPUTED, MaskedModel
 from edgeprune.models.states import FixedOutputs, WriterStates
 
 BatchScores = Callable[[PairBatch, Tensor, WriterStates], Tensor]
+Noise = Callable[[int, tuple[int, int]], Iterable[Tensor]]  # number of the example, shape -> tensors of that shape
 
 
 def open_gates(model: MaskedModel) -> Tensor:
@@ -53,6 +55,71 @@ def closing_effects(
     return -gradient.double()
 
 
+def closing_curvatures(
+    problem: Problem, batch: PairBatch, full: Tensor, ablated: WriterStates, gates: Tensor, noise: Noise
+) -> Tensor:
+    """Squared slopes of random functions of the logits in each gate, summed over noise and examples.
+
+    The functions are `curvature_probe`s, so that for a single noise tensor per example the mean over the noise is half
+    the second derivative of the batch's summed loss in each gate at the full model. Slopes are those of one example,
+    whose scored positions share one function. Memory is that of one example: one forward pass each, and one backward
+    pass per noise tensor.
+
+    Args:
+        problem: Model and metric (`"kl"` or `"squared_error"`).
+        batch: Pairs on the model's device.
+        full: Logits of the full model at the scored positions.
+        ablated: What closed edges carry.
+        gates: Every edge open, float `[reader, writer]`.
+        noise: From the number of an example in its split and (scored positions, outputs), noise of mean 0 and
+            covariance 1.
+
+    Returns:
+        Float64 `[reader, writer]`, nowhere negative.
+    """
+    problem.losses(full, full, batch)  # refuses pairs for which the metric is not defined
+    total = torch.zeros(gates.shape, dtype=torch.float64, device=gates.device)
+    for row, index in enumerate(batch.index.tolist()):
+        real, length = int(batch.position_mask[row].sum()), int(batch.attention_mask[row].nonzero().max()) + 1
+        clean, mask, positions = (
+            field[row : row + 1, :size]
+            for field, size in ((batch.clean, length), (batch.attention_mask, length), (batch.positions, real))
+        )
+        states = ablated.map(lambda field, row=row, length=length: _of_example(field, row, length))
+        leaf = gates.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            logits = problem.model(clean, leaf, states, mask, positions)[0].float()
+        for draw in noise(index, (real, full.shape[-1])):
+            probe = curvature_probe(problem.metric, full[row, :real], draw.to(full))
+            (slope,) = torch.autograd.grad((logits * probe).sum(), leaf, retain_graph=True)
+            total += slope.double().square()
+    return total
+
+
+def curvature_probe(metric: Metric, full: Tensor, noise: Tensor) -> Tensor:
+    """Noise of covariance 1 made into noise whose covariance is half the Hessian of an example's loss in its logits.
+
+    At the full model the loss and its slope are zero, so that for a function w of the logits with weights drawn so, the
+    mean of (dw / dgate)^2 is half the second derivative of the loss in the gate, exactly: second derivatives of the
+    logits do not enter. For KL the Hessian is the Fisher information of the answer (Amari 1998, Neural Computation
+    10(2)): its factor used here is `(diag(p) - p p^T) diag(p)^(-1/2)`.
+
+    Args:
+        metric: `"kl"` or `"squared_error"`.
+        full: The full model's logits at the example's scored positions, `[positions, outputs]`.
+        noise: Of the same shape.
+    """
+    if metric == "squared_error":
+        return noise / math.sqrt(len(full))
+    root = full.softmax(-1).sqrt()
+    return root * (noise - root * (root * noise).sum(-1, keepdim=True)) / math.sqrt(2 * len(full))
+
+
+def _of_example(field: Tensor, row: int, length: int) -> Tensor:
+    """One example's first tokens of a field of states `[item, batch or 1, seq or 1, ...]`."""
+    return field[:, :, :length] if field.shape[1] == 1 else field[:, row : row + 1, :length]
+
+
 def mean_over_examples(problem: Problem, score: BatchScores, report: Callable[[int, int], None]) -> Tensor:
     """Sum of `score` over all batches, divided by the number of examples: how they are batched does not matter.
 
@@ -76,5 +143,5 @@ def require_slope(problem: Problem, method: str) -> None:
     if problem.metric in ("kl", "squared_error"):
         raise EdgepruneError(
             f"{method} takes the gradient at the full model, where that of metric {problem.metric!r} is zero: "
-            "use metric logit_difference, or method EAPIG"
+            "use metric logit_difference, or method EAP or EAPIG"
         )

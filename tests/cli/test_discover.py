@@ -223,7 +223,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "unknown method": (["--method", "Guessing"], "Guessing"),
     "unknown setting": (["--method.depth", "1"], "depth"),
     "setting outside its range": (["--method.steps", "0"], "steps"),
-    "metric without slope": (["--method", "EAP"], "squared_error"),
+    "metric without slope": (["--method", "HISP"], "squared_error"),
     "metric that is not defined": (["--metric", "logit_difference"], "logit_difference"),
     "unknown metric": (["--metric", "bleu"], "bleu"),
     "unknown model": (["--model.name", "compiled:nope"], "nope"),

@@ -1,36 +1,52 @@
 """EAP: against finite differences, exact patching and node attribution."""
 
+import random
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from datamodules.pairs import collate
 from edgeprune.batch import PairBatch
+from edgeprune.circuit import Circuit
+from edgeprune.compiled import minimal_circuits
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods import EAP, ExactEdgePatching
+from edgeprune.methods.attribution import closing_curvatures, curvature_probe, open_gates
 from edgeprune.methods.problem import Problem
-from edgeprune.metrics.functional import logit_difference
+from edgeprune.metrics import functional
 from edgeprune.models.outputs import writer_outputs
 from edgeprune.models.states import FixedOutputs, WriterStates
-from tests.methods.small_problems import ignore_progress, linear_model, problem, random_pairs, tiny
+from tests.methods.small_problems import (
+    compiled_problem,
+    ignore_progress,
+    linear_model,
+    problem,
+    random_pairs,
+    tiny,
+)
 from tests.models.reference import slow_logits
 from tests.models.test_conformance import CASES, build
 
+SECOND_ORDER: list[Any] = ["kl", "squared_error"]
 
-def scores_of(question: Problem) -> Tensor:
-    scores = EAP().discover(question, ignore_progress).scores
+
+def scores_of(question: Problem, **options: Any) -> Tensor:
+    scores = EAP(**options).discover(question, ignore_progress).scores
     assert scores is not None
     return scores
 
 
 def slow_loss(question: Problem, gates: Tensor) -> Tensor:
-    """Mean negative logit difference by sums over edges, in double precision."""
+    """Mean loss by sums over edges, in double precision."""
     total = torch.zeros((), dtype=torch.float64)
     for batch, full, ablated in question.frozen():
         logits = slow_logits(question.model, batch.clean, gates, ablated, batch.attention_mask)
         rows = torch.arange(len(batch))[:, None]
-        total = total - logit_difference(full, logits[rows, batch.positions], batch).sum()
+        total = total + question.losses(full.double(), logits[rows, batch.positions], batch).sum()
     return total / question.num_examples
 
 
@@ -101,7 +117,7 @@ def test_scores_of_a_writer_sum_to_its_node_attribution(name: str) -> None:
             gates = model.graph.all_open(torch.float64)
             with torch.no_grad():
                 logits = model(batch.clean, gates, ablated, batch.attention_mask, batch.positions, fixed=fixed)
-            return -logit_difference(full, logits, batch).sum()
+            return question.losses(full, logits, batch).sum()
 
         slope += (loss(step) - loss(-step)).item() / (2 * step)
     total = scores_of(question)[:, writer].sum().item()
@@ -120,7 +136,111 @@ def test_a_writer_that_is_not_ablated_scores_zero() -> None:
     assert scores_of(question).abs().max() == 0
 
 
-@pytest.mark.parametrize("metric", ["kl", "squared_error"])
-def test_metrics_without_slope_are_refused(metric: Any) -> None:
-    with pytest.raises(EdgepruneError, match=f"{metric}.*logit_difference"):
-        scores_of(problem(tiny(), metric=metric))
+# ---------------------------------------------------------------- metrics without a slope at the full model
+def every_direction(index: int, shape: tuple[int, int]) -> Iterator[Tensor]:
+    """In place of random signs: one output at one position after the other, whose squares add up to the mean."""
+    size = shape[0] * shape[1]
+    yield from torch.eye(size).view(size, *shape)
+
+
+def exact_scores(question: Problem) -> Tensor:
+    """What the scores are estimates of."""
+    total, gates = torch.zeros(question.model.graph.shape, dtype=torch.float64), open_gates(question.model)
+    for batch, full, ablated in question.frozen():
+        total += closing_curvatures(question, batch, full, ablated, gates, every_direction)
+    return total / question.num_examples
+
+
+@pytest.mark.parametrize("metric", SECOND_ORDER)
+@pytest.mark.parametrize(("family", "index"), CASES)
+def test_is_half_the_second_derivative_of_the_loss_in_each_gate(family: Any, index: int, metric: Any) -> None:
+    question = problem(build(family, index), random_pairs(2), cuts=(), metric=metric)
+    scores, graph, step = exact_scores(question), question.model.graph, 1e-3
+    edges = graph.exists.nonzero().tolist()
+    for edge in random.Random(0).sample(edges, 8):
+        nudge = torch.zeros(graph.shape, dtype=torch.float64)
+        nudge[tuple(edge)] = step
+        with torch.no_grad():
+            below, at, above = (slow_loss(question, graph.all_open(torch.float64) + k * nudge) for k in (-1, 0, 1))
+        expected = (below - 2 * at + above) / step**2 / 2
+        torch.testing.assert_close(scores[tuple(edge)], expected, rtol=1e-3, atol=1e-6)
+    assert (scores[graph.exists] > 1e-6).sum() > len(edges) / 2
+
+
+@pytest.mark.parametrize("metric", SECOND_ORDER)
+def test_probes_have_half_the_hessian_of_the_loss_as_covariance(metric: Any) -> None:
+    batch = collate(list(enumerate(random_pairs(1))))
+    full = 2 * torch.randn(1, 2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    hessian: Any = torch.autograd.functional.hessian(
+        lambda logits: getattr(functional, metric)(full, logits, batch).sum(), full
+    )
+    noise = torch.eye(10, dtype=torch.float64).view(10, 2, 5)
+    probes = torch.stack([curvature_probe(metric, full[0], draw).flatten() for draw in noise])
+    torch.testing.assert_close(probes.T @ probes, hessian.view(10, 10) / 2)
+
+
+@pytest.mark.parametrize("metric", SECOND_ORDER)
+@pytest.mark.parametrize("ablation", ["interchange", "zero"])
+def test_estimates_approach_the_exact_scores(metric: Any, ablation: Any) -> None:
+    question = problem(tiny(), metric=metric, ablation=ablation)
+    exact, exists = exact_scores(question), question.model.graph.exists
+    errors = []
+    for samples in (4, 64):
+        scores = scores_of(question, samples=samples)
+        assert (scores >= 0).all()
+        assert (scores[~exists] == 0).all()
+        errors.append(((scores - exact).norm() / exact.norm()).item())
+    assert errors[0] < 0.8  # sqrt(2 / samples) is .71 and .18: what they would be with a single example
+    assert errors[1] < 0.35
+
+
+@pytest.mark.parametrize("metric", SECOND_ORDER)
+@pytest.mark.parametrize("ablation", ["interchange", "zero"])
+def test_estimates_depend_on_neither_batches_nor_order(metric: Any, ablation: Any) -> None:
+    model, pairs = tiny(), list(enumerate(random_pairs()))
+    whole = scores_of(problem(model, cuts=(), metric=metric, ablation=ablation))
+    cut = problem(model, cuts=(1, 3), metric=metric, ablation=ablation)
+    torch.testing.assert_close(scores_of(cut), whole, rtol=1e-5, atol=1e-9)
+    mixed = replace(cut, batches=[collate([pairs[3], pairs[0]]), collate([pairs[4], pairs[2], pairs[1]])])
+    torch.testing.assert_close(scores_of(mixed), whole, rtol=1e-5, atol=1e-9)
+    assert (scores_of(cut, seed=1) - whole).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("metric", SECOND_ORDER)
+def test_examples_are_squared_apart(metric: Any) -> None:
+    """The score of two examples is the mean of their own: slopes are squared before they are added."""
+    model, pairs = tiny(), random_pairs(2)
+    alone = [exact_scores(problem(model, [pair], metric=metric)) for pair in pairs]
+    torch.testing.assert_close(exact_scores(problem(model, pairs, cuts=(), metric=metric)), (alone[0] + alone[1]) / 2)
+
+
+@pytest.mark.parametrize("program", ["reverse", "xproportion", "hist", "sort", "or_gate", "and_gate", "induction"])
+def test_finds_the_circuits_of_compiled_programs(program: str) -> None:
+    question, truth = compiled_problem(program), minimal_circuits(program, "interchange")[0]  # pyright: ignore
+    scores = scores_of(question)
+    circuit = Circuit.from_scores(question.model.graph, scores, num_edges=len(truth))
+    assert set(circuit.edges()) == set(truth)
+
+
+def test_samples_change_nothing_where_the_metric_has_a_slope() -> None:
+    question = problem(tiny())
+    assert torch.equal(scores_of(question, samples=1), scores_of(question, samples=7, seed=3))
+
+
+def test_says_which_term_it_took() -> None:
+    about = [
+        EAP(samples=3).discover(problem(tiny(), metric=metric), ignore_progress).about
+        for metric in ("logit_difference", "kl")
+    ]
+    assert about == [{"order": 1, "backward_passes": 3}, {"order": 2, "backward_passes": 15}]
+
+
+def test_a_metric_that_is_not_defined_is_refused() -> None:
+    with pytest.raises(EdgepruneError, match="'kl' is not defined"):
+        scores_of(replace(compiled_problem("xproportion"), metric="kl"))
+
+
+def test_settings() -> None:
+    assert EAP(samples=2).describe() == {"method": "eap", "samples": 2, "seed": 0}
+    with pytest.raises(EdgepruneError, match="samples must be at least 1, got 0"):
+        EAP(samples=0)
