@@ -21,10 +21,21 @@ def proximity(part: Tensor, whole: Tensor, norm: int = 1) -> Tensor:
     return (whole.norm(norm, -1) - (whole - part).norm(norm, -1)).clamp(min=0)
 
 
-def shares(proximities: Tensor) -> Tensor:
-    """Proximities `[part, ...]` divided by their sum over parts; all 0 where no part is near (published: NaN)."""
-    total = proximities.sum(0)
-    return torch.where(total > 0, proximities / total.where(total > 0, 1.0), 0.0)
+def shares(proximities: Tensor, threshold: float = 0.0) -> Tensor:
+    """Proximities `[part, ...]` divided by their sum over parts; all 0 where no part is near (published: NaN).
+
+    Shares that are not above the threshold become 0, and the others are divided by their own sum.
+
+    >>> shares(torch.tensor([1.0, 3.0, 16.0]), 0.1)
+    tensor([0.0000, 0.1579, 0.8421])
+    """
+    found = _over_sum(proximities)
+    return _over_sum(torch.where(found > threshold, found, 0.0)) if threshold else found
+
+
+def _over_sum(parts: Tensor) -> Tensor:
+    total = parts.sum(0)
+    return torch.where(total > 0, parts / total.where(total > 0, 1.0), 0.0)
 
 
 @final
@@ -38,13 +49,20 @@ class InformationFlowRoutes(AbstractDiscovery):
 
     Attributes:
         norm: 1: L1, as published. 2: L2.
+        threshold: At each token, shares up to this count as none, and the others sum to 1 (published: an option of the
+            authors' tool; EAP-IG and MIB have none). In [0, 1).
     """
 
     norm: int = 1
+    threshold: float = 0.0
 
     def __post_init__(self) -> None:
         if self.norm not in (1, 2):
             raise EdgepruneError(f"norm must be 1 or 2, got {self.norm}")
+        if not 0 <= self.threshold < 1:
+            raise EdgepruneError(
+                f"threshold must lie in [0, 1), got {self.threshold}: it is a share of what a reader hears"
+            )
 
     def discover(self, problem: Problem, report: Report, folder: Path | None = None) -> Discovery:
         """Score every edge."""
@@ -70,9 +88,9 @@ class InformationFlowRoutes(AbstractDiscovery):
         weights = mask / mask.sum(1, keepdim=True)
         scores = torch.zeros(graph.shape, dtype=torch.float64)
         for number, item in enumerate(inputs):
-            scores[item.rows] = (shares(near[number]) * weights).sum((1, 2)).cpu()
+            scores[item.rows] = (shares(near[number], self.threshold) * weights).sum((1, 2)).cpu()
         return scores
 
     def describe(self) -> dict[str, Any]:
         """The method and its settings."""
-        return {"method": "information_flow_routes", "norm": self.norm}
+        return {"method": "information_flow_routes", "norm": self.norm, "threshold": self.threshold}

@@ -36,6 +36,27 @@ def test_published_numbers_with_the_l2_norm(parts: list[tuple[int, int]], expect
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), atol=1e-5, rtol=0)
 
 
+def test_published_numbers_with_a_threshold() -> None:
+    parts = torch.tensor([[0.05, 0.05], [0.15, 0.05], [0.8, 0.9]], dtype=torch.float64)
+    expected = torch.tensor([[0, 0], [0.157894, 0], [0.842105, 1]], dtype=torch.float64)
+    torch.testing.assert_close(shares(parts, 0.1), expected, atol=1e-6, rtol=0)
+    assert shares(parts[:2], 0.9).tolist() == [[0, 0]] * 2
+
+
+def test_shares_above_a_threshold_sum_to_one_at_every_token() -> None:
+    """What one token drops does not come back, though another token keeps it."""
+    question = problem(tiny(), random_pairs(3))
+    plain = scores_of(question)
+    found = InformationFlowRoutes(threshold=0.2).discover(question, ignore_progress).scores
+    assert found is not None
+    heard = found.sum(1) > 0
+    torch.testing.assert_close(
+        found.sum(1)[heard], torch.ones(int(heard.sum()), dtype=torch.float64), atol=1e-9, rtol=0
+    )
+    assert heard.sum() > len(heard) / 2
+    assert (found == 0).sum() > (plain == 0).sum()
+
+
 def test_shares_of_parts_none_of_which_is_near_are_zero() -> None:
     assert shares(torch.zeros(3, 2)).tolist() == [[0, 0]] * 3
 
@@ -92,3 +113,5 @@ def test_one_head_per_layer_and_an_embedding_that_is_zero() -> None:
 def test_another_norm_is_refused() -> None:
     with pytest.raises(EdgepruneError, match="got 3"):
         InformationFlowRoutes(3)
+    with pytest.raises(EdgepruneError, match=r"threshold must lie in \[0, 1\), got 1"):
+        InformationFlowRoutes(threshold=1)
