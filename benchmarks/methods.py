@@ -75,6 +75,7 @@ def _method(name: str, metric: str, *more: str) -> tuple[str, ...]:
 
 
 IG_STEPS = ("--method.steps=5", "--limit=100")
+FEWER_STEPS = "--trainer.max_steps=450"
 ENTRIES: dict[str, Entry] = {
     "random": Entry("random", "discover", _method("RandomScores", "kl")),
     "activation_magnitude": Entry("activation magnitude", "discover", _method("ActivationMagnitude", "kl")),
@@ -100,13 +101,22 @@ ENTRIES: dict[str, Entry] = {
         "fit",
         (
             *_recipe("SubnetworkProbing", granularity="nodes", penalty_weight=20, learning_rate=0.05),
-            "--trainer.max_steps=400",
+            "--trainer.max_steps=300",
         ),
     ),
     "sp_edges": Entry(
-        "SP, edges", "fit", _recipe("SubnetworkProbing", granularity="edges", penalty_weight=1000, learning_rate=0.1)
+        "SP, edges",
+        "fit",
+        (*_recipe("SubnetworkProbing", granularity="edges", penalty_weight=1000, learning_rate=0.1), FEWER_STEPS),
     ),
-    "ugs": Entry("UGS", "fit", _recipe("UGS", edge_weight=0.014, learning_rate=0.03, samples_per_step=1)),
+    "ugs": Entry(
+        "UGS",
+        "fit",
+        (
+            *_recipe("UGS", edge_weight=0.014, learning_rate=0.03, samples_per_step=1, masks_per_batch=8),
+            FEWER_STEPS,
+        ),
+    ),
     "edge_pruning": Entry("Edge Pruning", "fit"),
     "edge_pruning_warm": Entry(
         "Edge Pruning, warm-started",

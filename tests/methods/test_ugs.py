@@ -139,6 +139,21 @@ def test_a_step_s_samples_are_averaged() -> None:
     assert not torch.equal(samples[0], samples[1])
 
 
+def test_groups_of_a_batch_have_samples_of_their_own() -> None:
+    seen: list[Tensor] = []
+
+    def error_of(gates: Tensor) -> Tensor:
+        seen.append(gates.detach())
+        return gates.square().sum((1, 2)).mean()
+
+    recipe = spread(build(samples_per_step=2, masks_per_batch=3))
+    _, mean = recipe.expected_error(error_of, seed=3, step=5)
+    samples = torch.cat(seen)
+    assert [len(gates) for gates in seen] == [3, 3]
+    assert len({tuple(gates.flatten().tolist()) for gates in samples}) == 6
+    torch.testing.assert_close(mean, samples.mean(0))
+
+
 def test_each_sample_is_differentiated_before_the_next_is_run() -> None:
     running: list[str] = []
 
