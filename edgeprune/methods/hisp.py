@@ -24,6 +24,7 @@ from edgeprune.models.masked import MaskedModel
 Formula = Literal["published_code", "paper"]
 Change = Callable[[int, Tensor], Tensor]  # first node, values [batch, seq, nodes, width] -> values
 
+TIE = 1e-5  # scores nearer than this, relative to their size, differ by rounding: q and k of a head from zero
 SMALLEST_NORM = 1e-6  # of a layer's scores, as in the published code: an idle layer is not divided by 0
 
 
@@ -35,10 +36,11 @@ class HISP(AbstractDiscovery):
     A node's gate g stands behind its projection: q becomes `g * q + (1 - g) * q0`. Its score is the sum over examples
     of `|dL/dg|` at g = 1, which is `|(q - q0) . dL/dq|` summed over positions.
 
-    Edge scores are whole numbers: when an edge goes, if nodes are masked in order of their scores (the lowest first,
-    ties by the lower index in `graph.readers`). The best n edges are the circuit after masking k nodes wherever n is
-    one of the `edges_left` of the record; in between, edges that go with the same node are tied, and the lower index
-    stays. Losses without a slope at the full model, KL and squared error, are refused.
+    Edge scores are whole numbers: when an edge goes, if nodes are masked in order of their scores (the lowest
+    first, ties, up to rounding, by the lower index in `graph.readers`). The best n edges are the circuit after
+    masking k nodes wherever n is one of the `edges_left` of the record; in between, edges that go with the same
+    node are tied, and the lower index stays. Losses without a slope at the full model, KL and squared error, are
+    refused.
 
     Attributes:
         formula: `"published_code"`: q0 = 0 whatever the ablation, sums over examples. `"paper"`: q0 is the node's value
@@ -79,7 +81,7 @@ def _ranked(nodes: NodeMap, values: Tensor) -> Discovery:
     """Edges by the node that takes them away, when nodes are masked from the lowest value on."""
     if not values.isfinite().all():
         raise EdgepruneError("a node's score is not finite: the loss has no slope there; use another metric or dtype")
-    order = values.argsort(stable=True)
+    order = _order(values)
     turn = torch.empty(nodes.num_nodes)
     turn[order] = torch.arange(1.0, nodes.num_nodes + 1)
     scores = nodes.edge_values(turn, nodes.num_nodes + 1.0)
@@ -91,6 +93,14 @@ def _ranked(nodes: NodeMap, values: Tensor) -> Discovery:
         "edges_left": left.tolist(),
     }
     return Discovery(scores=scores, about=about)
+
+
+def _order(values: Tensor) -> Tensor:
+    """Nodes from the lowest value on, long `[num_nodes]`; those whose values are one but for rounding go by index."""
+    found, nodes = values.sort(stable=True)
+    groups = torch.zeros_like(nodes)
+    groups[nodes[1:]] = (found.diff() > TIE * found[1:].abs()).cumsum(0)
+    return groups.argsort(stable=True)
 
 
 def circuit_after(discovery: Discovery, nodes: NodeMap, num_masked: int) -> Circuit:

@@ -1,4 +1,4 @@
-"""Prompts padded on the left give what prompts padded on the right give, whatever the method."""
+"""Neither the order of examples, nor how they are cut into batches, nor on which side they are padded matters."""
 
 import dataclasses
 from typing import Any
@@ -57,9 +57,23 @@ def close(found: Tensor, expected: Tensor) -> None:
     assert (found != 0).any()
 
 
+@pytest.mark.parametrize("cuts", [(), (1, 2, 3), (3,)])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_order_and_cut_do_not_matter(method: AbstractDiscovery, cuts: tuple[int, ...]) -> None:
+    model, pairs = tiny("llama"), random_pairs(4)
+    order = [pairs[number] for number in (2, 0, 3, 1)]
+    found = method.discover(problem(model, order, cuts=cuts), ignore_progress)
+    expected = method.discover(problem(model, pairs, cuts=(2,)), ignore_progress)
+    assert found.scores is not None
+    assert expected.scores is not None
+    close(found.scores, expected.scores)
+    for key, circuit in expected.circuits.items():
+        assert circuit.edges() == found.circuits[key].edges()
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_scores_are_the_same(method: AbstractDiscovery, name: str) -> None:
+def test_the_side_of_padding_does_not_matter(method: AbstractDiscovery, name: str) -> None:
     found, expected = (method.discover(question, ignore_progress) for question in reversed(both(name)))
     assert found.scores is not None
     assert expected.scores is not None
