@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -99,32 +100,43 @@ def of_program(name: str) -> list[Problem]:
     ]
 
 
-def run(problem: Problem, estimator: str, seed: int, folder: str) -> dict[str, Any]:
-    """One process; its circuit against the nearest truth."""
-    begin = time.perf_counter()
-    command = [sys.executable, "-m", "edgeprune", "fit", f"--config={CONFIG}", *problem.arguments]
-    command += [f"--model.ablation={problem.ablation}", f"--seed_everything={seed}"]
-    command += [*ESTIMATORS[estimator], "--trainer.enable_progress_bar=false"]
+def fit(config: Path, arguments: Sequence[str], folder: str) -> Circuit:
+    """One process in `folder`, one thread; the circuit that the gates end at."""
+    command = [sys.executable, "-m", "edgeprune", "fit", f"--config={config}", *arguments]
+    command += ["--trainer.enable_progress_bar=false"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
-    seconds = time.perf_counter() - begin
     (path,) = Path(folder).rglob("final.safetensors")
-    circuit = Circuit.load(path)
+    return Circuit.load(path)
+
+
+def compared(problem: Problem, circuit: Circuit) -> dict[str, Any]:
+    """A circuit against the nearest truth."""
     found = set(circuit.edges())
     truth = min((set(edges) for edges in problem.truths), key=lambda edges: len(edges ^ found))
+    return {
+        "true_edges": len(truth),
+        "all_edges": circuit.graph.num_edges,
+        "missing": sorted(truth - found),
+        "extra": sorted(found - truth),
+    }
+
+
+def run(problem: Problem, estimator: str, seed: int, folder: str) -> dict[str, Any]:
+    """One process; its circuit against the nearest truth."""
+    begin = time.perf_counter()
+    arguments = [*problem.arguments, f"--model.ablation={problem.ablation}", f"--seed_everything={seed}"]
+    circuit = fit(CONFIG, [*arguments, *ESTIMATORS[estimator]], folder)
     return {
         "problem": problem.name,
         "ablation": problem.ablation,
         "estimator": estimator,
         "seed": seed,
-        "true_edges": len(truth),
-        "all_edges": circuit.graph.num_edges,
-        "missing": sorted(truth - found),
-        "extra": sorted(found - truth),
+        **compared(problem, circuit),
         "squared_error": circuit.header["metrics"]["squared_error"],
-        "seconds": round(seconds, 1),
+        "seconds": round(time.perf_counter() - begin, 1),
     }
 
 
