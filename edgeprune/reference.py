@@ -49,6 +49,8 @@ def read_reference(path: str | Path, graph: EdgeGraph) -> Circuit:
         EdgepruneError: The file is missing, damaged or of another kind, or has an edge that the graph lacks.
     """
     path = Path(path)
+    if path.is_dir():
+        raise EdgepruneError(f"{path} is a folder; name one file, such as a circuit in {path / 'circuits'}")
     if not path.is_file():
         raise EdgepruneError(f"no reference circuit at {path}")
     if path.suffix == ".safetensors":

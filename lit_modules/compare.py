@@ -147,7 +147,13 @@ class CompareToReference(pl.Callback):
         graph: Any = module.masked.graph
         kind, _, ablation = self.reference.partition(":")
         if kind != TRUTH:
-            return [read_reference(self.reference, graph)]
+            circuit = read_reference(self.reference, graph)
+            if circuit.num_edges == graph.num_edges:
+                raise EdgepruneError(
+                    f"{self.reference} keeps every edge, as a file of scores does; there is nothing to compare with: "
+                    "give a circuit, such as one of `circuits/` beside it"
+                )
+            return [circuit]
         circuits = _known_edges(module.name, ablation or module.ablation)
         if not graph.arch.split_embedding:
             raise EdgepruneError(

@@ -180,6 +180,10 @@ def test_damaged(tmp_path: Path, suffix: str, content: bytes) -> None:
     assert str(path) in message(path, MERGED)
 
 
+def test_a_folder_is_no_circuit(tmp_path: Path) -> None:
+    assert "is a folder; name one file" in message(tmp_path, MERGED)
+
+
 def test_files_of_another_kind(tmp_path: Path) -> None:
     assert "no reference circuit" in message(tmp_path / "absent.json", MERGED)
     assert "got a dict" in message(written(tmp_path / "graph.json", {"edges": []}), MERGED)

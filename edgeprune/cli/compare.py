@@ -60,7 +60,7 @@ def compare_files(options: argparse.Namespace) -> dict[str, Any]:
     own = {path: Circuit.load(path) for path in options.circuits if Path(path).suffix == ".safetensors"}
     header: dict[str, Any] = next((circuit.header for circuit in own.values()), {})
     name = options.model or header.get("model")
-    model = _load(name, own, options) if options.config or not own else None
+    model = _load(name, own, options) if options.config or options.model or not own else None
     circuits = _read(options.circuits, own, model)
     matched = {pair: _match(circuits[pair[0]], circuits[pair[1]]) for pair in combinations(range(len(circuits)), 2)}
     result: dict[str, Any] = {

@@ -48,10 +48,11 @@ def load_model(
 
     Raises:
         UnsupportedFamilyError: No adapter for the architecture, or a flag that the adapter does not know.
-        EdgepruneError: The name leads nowhere.
+        EdgepruneError: The name leads nowhere, or there is no such dtype or device.
     """
     if dtype not in DTYPES:
         raise EdgepruneError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    _check_device(device)
     if not isinstance(name, (str, os.PathLike)):
         return MaskedModel(name, split_embedding=bool(split_embedding), kv_readers=kv_readers).to(device)
     name, compiled = str(name), _compiled(str(name))
@@ -67,6 +68,15 @@ def load_model(
         }
         hf = _from_transformers(name, {key: value for key, value in options.items() if value is not None})
     return MaskedModel(hf, split_embedding=bool(split_embedding), kv_readers=kv_readers).to(device)
+
+
+def _check_device(device: str) -> None:
+    """Refuse a device that is not there before anything is loaded; torch raises several kinds."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise EdgepruneError(f"cannot use device {device!r} ({reason}); 'cpu' is always there") from None
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokenizerBase | None":

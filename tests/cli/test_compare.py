@@ -138,6 +138,8 @@ def test_mistakes_are_one_line_and_nothing_is_written(
         ([files[0], str(tmp_path / "none.json")], "none.json"),
         ([*files, "--config", "missing.yaml"], "missing.yaml"),
         ([*files, "--split", "all"], "all"),
+        ([*files[:2], "--model", "compiled:sort"], "'compiled:sort'"),
+        ([files[0], str(tmp_path)], "is a folder"),
         ([*files, "--model", "compiled:nope", "--config", str(QUICKSTART)], "nope"),
     ):
         assert main(["compare", *arguments, "--json", str(out)]) == 2

@@ -34,6 +34,7 @@ SAID: dict[str, tuple[list[str], str]] = {
     "an unknown option": (["--depth", "3"], "unrecognized arguments: --depth 3; see --help"),
     "a value out of its range": (["--method.steps", "0"], "steps must be at least 1, got 0"),
     "a selection out of its range": (["--selection.sparsities", "[1.5]"], "sparsities must lie in [0, 1), got 1.5"),
+    "no such device": (["--model.device", "tpu9"], "cannot use device 'tpu9'"),
     "no such file": (["--config", "missing.yaml"], "File does not exist"),
 }
 

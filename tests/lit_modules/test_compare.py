@@ -1,15 +1,20 @@
 """What a run logs and shows about its snapshots and the true circuit."""
 
 import csv
+import pickle
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import yaml
 
 from edgeprune.circuit import Circuit
 from edgeprune.cli import main
 from edgeprune.compiled import true_circuit
 from edgeprune.metrics.overlap import by_chance, edge_overlap
+from edgeprune.models.loading import load_model
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
@@ -48,3 +53,70 @@ def test_snapshots_are_compared_at_their_own_size_and_at_the_reference_s(
     shown = " ".join(capsys.readouterr().out.split())  # titles are folded
     assert "at the reference's size (11 edges by score)" in shown
     assert "reference │" in shown
+
+
+# ---------------------------------------------------------------- references of ACDC
+class TorchIndex:
+    """As ACDC's, in a pickle: only the class's name and this attribute count."""
+
+    def __init__(self, *entries: int | None) -> None:
+        self.hashable_tuple = entries
+
+
+WHOLE, HEAD = (None,), (None, None, 0)
+ACDC = [  # the last one lies inside a head and is no edge of ours
+    ("blocks.3.hook_resid_post", WHOLE, "blocks.3.attn.hook_result", HEAD),
+    ("blocks.3.hook_v_input", HEAD, "hook_embed", WHOLE),
+    ("blocks.3.attn.hook_v", HEAD, "blocks.3.hook_v_input", HEAD),
+]
+OURS = ["a3.h0->logits", "tok_embed->a3.h0.v"]
+
+
+def reference_of(kind: str, folder: Path) -> Path:
+    """The same circuit as ACDC's repository saves it, or as `discover` does."""
+    path = folder / f"reference.{kind}"
+    if kind == "pth":
+        torch.save(dict.fromkeys(ACDC, True), path)
+    elif kind == "pkl":
+        edges = [((child, TorchIndex(*at), parent, TorchIndex(*to)), 0.5) for child, at, parent, to in ACDC]
+        path.write_bytes(pickle.dumps(edges))
+    else:
+        Circuit.from_edges(load_model("compiled:reverse").graph, OURS, {"method": "acdc", "tau": 0.1}).save(path)
+    return path
+
+
+def short_run(reference: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["edgeprune"])
+    config: Any = yaml.safe_load(QUICKSTART.read_text())
+    callbacks = [callback for callback in config["trainer"]["callbacks"] if "Compare" not in callback["class_path"]]
+    callbacks.append({"class_path": "CompareToReference", "init_args": {"reference": str(reference)}})
+    config["trainer"] |= {"callbacks": callbacks, "max_steps": 3, "val_check_interval": 3, "log_every_n_steps": 1}
+    config["trainer"] |= {"default_root_dir": str(folder), "enable_progress_bar": False}
+    config["trainer"]["logger"]["init_args"]["save_dir"] = str(folder)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return main(["fit", "--config", str(folder / "config.yaml")])
+
+
+@pytest.mark.parametrize("kind", ["pth", "pkl", "safetensors"])
+def test_a_run_of_acdc_is_a_reference(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert short_run(reference_of(kind, tmp_path), tmp_path, monkeypatch) == 0
+    (metrics,) = tmp_path.rglob("metrics.csv")
+    rows = [row for row in csv.DictReader(metrics.read_text().splitlines()) if row["reference/jaccard"]]
+    (final,) = tmp_path.rglob("final.safetensors")
+    circuit = Circuit.load(final)
+    overlap = edge_overlap(circuit.keep, circuit.graph.keep_matrix(OURS), circuit.graph.exists)
+    for name in ("precision", "recall", "jaccard"):
+        assert float(rows[-1][f"reference/{name}"]) == pytest.approx(overlap[name])
+    assert float(rows[-1]["reference/missing"]) == overlap["only_reference"]
+    assert all(float(row[f"reference/{name}"]) >= 0 for row in rows for name in ("kl", "matched_kl"))
+
+
+def test_a_file_of_scores_is_no_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graph = load_model("compiled:reverse").graph
+    path = Circuit(graph, graph.exists, torch.rand(graph.shape)).save(tmp_path / "scores.safetensors")
+    assert short_run(path, tmp_path, monkeypatch) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "keeps every edge, as a file of scores does" in line
+    assert not list(tmp_path.rglob("*.ckpt"))
