@@ -71,24 +71,25 @@ class TailLosses(AbstractLosses):
         self.keeps = kept <= half
         self.half, self.max_ahead = half, max_ahead
         self.clean: dict[int, tuple[CleanRun, Tensor]] = {}
-        self.tails: dict[int, Tail] = {}
+        self.tails: dict[int, tuple[Tail, Tensor]] = {}
 
     def begin(self, keep: Tensor, reader: int) -> float:
         """Loss of the circuit."""
         self.keep, self.reader = keep.clone(), reader
         self.tails.clear()
-        return self._mean([self._losses(number, self._tail(number).logits[None]) for number in self._numbers()])[0]
+        tails = (self._tail(number) for number in self._numbers())
+        return self._mean([self._losses(tail, full, tail.logits[None]) for tail, full in tails])[0]
 
     def prefixes(self, closed: Sequence[int], candidates: Sequence[int]) -> list[float]:
         """One sweep for as many candidates as memory allows."""
         sums: list[Tensor] = []
         for number in self._numbers():
-            tail, found = self._tail(number), list[Tensor]()
+            (tail, full), found = self._tail(number), list[Tensor]()
             step = max(1, int(self.half / _sweep_bytes(self.problem.model) / self.batches[number].clean.numel()) - 1)
             done = list(closed)
             for start in range(0, len(candidates), step):
                 asked = candidates[start : start + step]
-                found.append(self._losses(number, tail.ahead(done, asked)))
+                found.append(self._losses(tail, full, tail.ahead(done, asked)))
                 done += asked
             sums.append(torch.cat(found))
         return self._mean(sums)
@@ -114,18 +115,19 @@ class TailLosses(AbstractLosses):
             self.clean[number] = made
         return made
 
-    def _tail(self, number: int) -> Tail:
+    def _tail(self, number: int) -> tuple[Tail, Tensor]:
+        """The circuit on a batch, and the full model's logits at the scored positions."""
         if number in self.tails:
             return self.tails[number]
-        tail = Tail(self._clean(number)[0], self.keep, self.reader)
-        if self.keeps:
-            self.tails[number] = tail
-        return tail
-
-    def _losses(self, number: int, logits: Tensor) -> Tensor:
-        """Summed over examples, float64 `[candidates]`, from `[candidates, batch, positions, vocab]`."""
         clean, full = self._clean(number)
-        return torch.stack([self.problem.losses(full, one, clean.batch).double().sum() for one in logits]).cpu()
+        made = Tail(clean, self.keep, self.reader), full
+        if self.keeps:
+            self.tails[number] = made
+        return made
+
+    def _losses(self, tail: Tail, full: Tensor, logits: Tensor) -> Tensor:
+        """Summed over examples, float64 `[candidates]`, from `[candidates, batch, positions, vocab]`."""
+        return torch.stack([self.problem.losses(full, one, tail.clean.batch).double().sum() for one in logits]).cpu()
 
 
 def _state_bytes(model: MaskedModel) -> int:

@@ -128,7 +128,8 @@ def test_a_plan_follows_open_edges_only() -> None:
     assert {graph.writers[writer] for writer in plan.everywhere} == {"a0.h1", "a0.h3", "m0"}
 
 
-def test_runs_are_made_once_where_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+def count_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows with every clean run that is made."""
     made: list[int] = []
     init = CleanRun.__init__
 
@@ -137,7 +138,20 @@ def test_runs_are_made_once_where_memory_allows(monkeypatch: pytest.MonkeyPatch)
         init(self, *arguments)
 
     monkeypatch.setattr(CleanRun, "__init__", count)
-    model = small("gpt2", 0)
+    return made
+
+
+def test_runs_are_made_once_where_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, model = count_runs(monkeypatch), small("gpt2", 0)
     problem = Problem(model, random_batches(), ReferenceRuns(model, "interchange"))
     ACDC((0.05,)).discover(problem, silent)
     assert len(made) == len(problem.batches)
+
+
+def test_runs_are_made_once_for_a_question_where_memory_does_not_allow_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, problem = count_runs(monkeypatch), random_problem("gpt2", 0)
+    losses, exists = TailLosses(problem, 1e-9, 8), problem.model.graph.exists
+    losses.begin(exists, 5)
+    assert len(made) == problem.num_examples
+    losses.prefixes([], [0, 1, 2])
+    assert len(made) == 2 * problem.num_examples
