@@ -196,6 +196,9 @@ def _print(result: dict[str, Any], options: argparse.Namespace) -> None:
     if any(pair["matched"] for pair in result["pairs"]):
         console.print(_matched_table(result))
     for pair in result["pairs"]:
+        if note := _unmatched(pair, result["circuits"]):
+            console.print(note, soft_wrap=True, highlight=False, markup=False)
+    for pair in result["pairs"]:
         left, right = _letter(pair["a"]), _letter(pair["b"])
         if options.breakdown or len(result["pairs"]) == 1:
             for heading, parts in (("kind of edge", pair["kinds"]), ("layer", pair["layers"])):
@@ -206,6 +209,15 @@ def _print(result: dict[str, Any], options: argparse.Namespace) -> None:
                 console.print(f"only in {letter} of {left}, {right}: {len(edges)} edges", highlight=False)
                 for edge in edges:
                     console.print(f"  {edge}", highlight=False)
+
+
+def _unmatched(pair: dict[str, Any], circuits: list[dict[str, Any]]) -> str | None:
+    """Why two circuits are not compared at one size, where there is something to say."""
+    sizes = {side: circuits[pair[side]]["edges"] for side in ("a", "b")}
+    if pair["matched"] is not None or sizes["a"] == sizes["b"]:
+        return None
+    larger = _letter(pair[max(sizes, key=sizes.__getitem__)])
+    return f"{_pair_name(pair)}: not compared at one size, for {larger} is larger and has no scores to be cut by"
 
 
 def _letter(number: int) -> str:

@@ -63,11 +63,16 @@ def test_figures_of_every_pair(tmp_path: Path, files: list[str], capsys: pytest.
     assert pair["edges_only_b"][0] in shown
 
 
-def test_the_larger_is_cut_to_the_smaller_by_its_scores(tmp_path: Path, files: list[str]) -> None:
+def test_the_larger_is_cut_to_the_smaller_by_its_scores(
+    tmp_path: Path, files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     result = compare(tmp_path, *files)
     matched = [pair["matched"] for pair in result["pairs"]]
     assert matched[0]["edges"] == matched[0]["both"] == 11  # the best eleven are the true ones
     assert matched[1] is None  # the larger one has no scores
+    shown = capsys.readouterr().out
+    assert "A, C: not compared at one size, for A is larger and has no scores to be cut by" in shown
+    assert shown.count("not compared at one size") == 1
     assert matched[2]["edges"] == 9
     best = set(cut_to(Circuit.load(files[1]), 9).edges())
     assert matched[2]["both"] == len(best & set(json.loads(Path(files[2]).read_text())))
