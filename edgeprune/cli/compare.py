@@ -12,6 +12,7 @@ from edgeprune.cli.arguments import Arguments, check_file, write_json
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from edgeprune.circuit import Circuit
@@ -195,20 +196,24 @@ def _print(result: dict[str, Any], options: argparse.Namespace) -> None:
     console.print(_share_table(result))
     if any(pair["matched"] for pair in result["pairs"]):
         console.print(_matched_table(result))
+    for note in filter(None, (_unmatched(pair, result["circuits"]) for pair in result["pairs"])):
+        console.print(note, soft_wrap=True, highlight=False, markup=False)
     for pair in result["pairs"]:
-        if note := _unmatched(pair, result["circuits"]):
-            console.print(note, soft_wrap=True, highlight=False, markup=False)
-    for pair in result["pairs"]:
-        left, right = _letter(pair["a"]), _letter(pair["b"])
-        if options.breakdown or len(result["pairs"]) == 1:
-            for heading, parts in (("kind of edge", pair["kinds"]), ("layer", pair["layers"])):
-                console.print(_part_table(f"{left} and {right} by {heading}", heading, parts, left, right))
-        if options.edges:
-            for letter, side in ((left, "a"), (right, "b")):
-                edges = pair[f"edges_only_{side}"]
-                console.print(f"only in {letter} of {left}, {right}: {len(edges)} edges", highlight=False)
-                for edge in edges:
-                    console.print(f"  {edge}", highlight=False)
+        _print_pair(console, pair, parts=options.breakdown or len(result["pairs"]) == 1, edges=options.edges)
+
+
+def _print_pair(console: "Console", pair: dict[str, Any], *, parts: bool, edges: bool) -> None:
+    """Two circuits by kind of edge and by layer, and the edges that only one of them has, where asked for."""
+    left, right = _letter(pair["a"]), _letter(pair["b"])
+    if parts:
+        for heading, figures in (("kind of edge", pair["kinds"]), ("layer", pair["layers"])):
+            console.print(_part_table(f"{left} and {right} by {heading}", heading, figures, left, right))
+    if edges:
+        for letter, side in ((left, "a"), (right, "b")):
+            names = pair[f"edges_only_{side}"]
+            console.print(f"only in {letter} of {left}, {right}: {len(names)} edges", highlight=False)
+            for name in names:
+                console.print(f"  {name}", highlight=False)
 
 
 def _unmatched(pair: dict[str, Any], circuits: list[dict[str, Any]]) -> str | None:
