@@ -205,3 +205,51 @@ def test_scores_of_a_writer_sum_to_its_node_attribution(name: str, writer: str, 
     total = scores_of(EAP(), question)[:, model.graph.writers.index(writer)].sum().item()
     assert total == pytest.approx(slope / question.num_examples, rel=1e-4)
     assert abs(total) > 1e-4
+
+
+# ---------------------------------------------------------------- one model, several graphs
+FIRST_ORDER = {
+    "EAP": EAP(),
+    **{f"EAPIG, {variant}": EAPIG(variant, 2) for variant in ("inputs", "activations", "clean_corrupted")},
+}
+
+
+@pytest.mark.parametrize("ablation", ["interchange", "zero"])
+@pytest.mark.parametrize("method", FIRST_ORDER.values(), ids=FIRST_ORDER)
+def test_heads_of_a_group_share_the_score_of_its_reader(method: Any, ablation: Any) -> None:
+    """Closing a shared k or v reader's edge is closing that of every head that uses it."""
+    group, head = (
+        problem(tiny("llama", 1, kv_readers=readers), random_pairs(3), ablation=ablation)
+        for readers in ("group", "head")
+    )
+    arch = group.model.graph.arch
+    assert arch.num_kv_heads < arch.num_heads
+    found, parts = scores_of(method, group), scores_of(method, head)
+    expected = torch.zeros_like(found)
+    for row, name in enumerate(head.model.graph.readers):
+        place, _, kind = name.rpartition(".")
+        if kind in ("k", "v"):
+            layer, number = place.split(".h")
+            name = f"{layer}.h{int(number) * arch.num_kv_heads // arch.num_heads}.{kind}"
+        expected[group.model.graph.readers.index(name)] += parts[row]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("ablation", ["interchange", "zero"])
+@pytest.mark.parametrize("method", FIRST_ORDER.values(), ids=FIRST_ORDER)
+def test_two_embeddings_share_the_score_of_one(method: Any, ablation: Any) -> None:
+    one, two = (
+        scores_of(method, problem(tiny("gpt2", split_embedding=split), random_pairs(3), ablation=ablation))
+        for split in (False, True)
+    )
+    torch.testing.assert_close(one, torch.cat([two[:, :2].sum(1, keepdim=True), two[:, 2:]], 1), rtol=1e-5, atol=1e-6)
+    assert (two[:, 1].abs().max() > 1e-4) == (ablation == "zero")  # positions are the same in both prompts
+
+
+@pytest.mark.parametrize(("method", "runs"), [(EAP(), 1), (EAPIG("inputs", 4), 4), (EAPIG("gates", 3), 3)])
+def test_one_run_per_step_and_batch(method: Any, runs: int) -> None:
+    question, made = problem(tiny()), []
+    handle = question.model.register_forward_hook(lambda *_: made.append(1))
+    scores_of(method, question)
+    handle.remove()
+    assert len(made) == runs * len(question.batches)
