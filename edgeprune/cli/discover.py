@@ -105,7 +105,8 @@ def make_parser() -> ArgumentParser:
         "--selection",
         type=Selection | None,
         default=None,
-        help="how circuits are cut from scores; null: not, if the method makes circuits itself, else with the defaults",
+        help="how circuits are cut from scores (--selection.rule, ...: see --selection.help); null: not, if the method "
+        "makes circuits itself, else with the defaults",
     )
     parser.add_argument("--control_seed", type=int, default=0, help="seed of the random circuits to compare with")
     parser.add_argument("--out", type=str, default="runs/discover", help="folder for scores, circuits and frontier")

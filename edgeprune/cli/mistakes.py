@@ -91,7 +91,7 @@ def _said(reason: str, key: str, given: str, kinds: Mapping[str, type]) -> str:
     if _NO_CLASS.match(reason):
         return _no_class(reason.partition(": ")[2] or given, key, kinds.get(key))
     if match := _NO_OPTION.fullmatch(reason):
-        return f"{key} has no option {match[1]!r}; see --help" if key else reason
+        return f"{key} has no option {match[1]!r}; see --{key}.help" if key else reason
     if match := _MISSING.fullmatch(reason):
         return f"missing: {match[1]}; give them as options (--{match[1].split(', ')[0]}) or in --config"
     if reason.startswith("unrecognized arguments"):

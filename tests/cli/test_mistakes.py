@@ -19,7 +19,7 @@ SAID: dict[str, tuple[list[str], str]] = {
     ),
     "an unknown task": (["--data.task", "Nope"], "data.task: there is no 'Nope'; known are "),
     "an abstract class": (["--data.task", "AbstractTask"], "data.task must name a class; known are "),
-    "an option that the method lacks": (["--method.depth", "1"], "method has no option 'depth'"),
+    "an option that the method lacks": (["--method.depth", "1"], "method has no option 'depth'; see --method.help"),
     "an option that the task lacks": (["--data.task.depth", "1"], "data.task has no option 'depth'"),
     "not one of several": (
         ["--method.variant", "x"],
