@@ -182,7 +182,8 @@ PAGE = """# Known circuits: which methods find them?
 
 Programs of this project, whose circuits are known under both ablations. Written by
 
-    python benchmarks/known_circuits.py --attribution --training --out docs/results/known_circuits
+    python benchmarks/known_circuits.py --attribution --seeds {seeds} --training --training-seeds {training_seeds} \\
+      --out docs/results/known_circuits
 
 `edges` is the size of the known circuit and of the graph. Where two circuits are minimal (`or_gate`, zero), the nearer
 one counts. Edge Pruning is in [ground_truth.md](ground_truth.md), what to conclude in
@@ -203,7 +204,7 @@ These runs took {minutes:.1f} minutes together, one thread.
 Needed edges found, edges too many, and in brackets how many seeds, for edges whose gate ends above one half (lowest to
 highest where seeds differ). The shipped configs `subnetwork_probing.yaml`, `edge_probing.yaml` and `ugs.yaml`; for
 `xproportion` 200 steps, squared error and prices {prices}. The last two columns start from the published initial
-values instead of open gates. Slowest run: {slowest:.0f} s, one thread.
+values instead of open gates. Slowest run: {slowest:.0f} s, one thread (other work may have used the machine beside it).
 
 {training}
 
@@ -222,6 +223,7 @@ def page(record: dict[str, Any]) -> str:
         attribution=table(scored, COLUMNS, score_cell),
         minutes=sum(row["seconds"] for row in scored) / 60,
         prices=", ".join(recipe.price.split("=")[1] for recipe in TRAINED.values() if recipe.price),
+        training_seeds=len({row["seed"] for row in trained}),
         slowest=max((row["seconds"] for row in trained), default=0),
         training=table(trained, tuple(TRAINED), gate_cell),
         **record["versions"],
