@@ -247,7 +247,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("known_circuits"), help="without the ending")
     options = parser.parse_args()
     data, text = options.out.with_suffix(".json"), options.out.with_suffix(".md")
-    record = json.loads(data.read_text()) if data.exists() else {part: [] for part in PARTS}
+    record: dict[str, Any] = json.loads(data.read_text()) if data.exists() else {part: [] for part in PARTS}
     record["versions"] = {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
