@@ -95,7 +95,9 @@ ENTRIES: dict[str, Entry] = {
     "eap_ig_gates_kl": Entry(
         "IG over all gates, KL", "discover", _method("EAPIG", "kl", *IG_STEPS, "--method.variant=gates")
     ),
-    "acdc": Entry("ACDC", "discover", _method("ACDC", "kl", "--method.taus=[0.1,0.03,0.01]", "--limit=8")),
+    "acdc": Entry(
+        "ACDC", "discover", _method("ACDC", "kl", "--method.taus=[0.1,0.03,0.01]", "--limit=4", "--data.batch_size=4")
+    ),
     "sp_nodes": Entry(
         "SP, nodes",
         "fit",
