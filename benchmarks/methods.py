@@ -75,7 +75,7 @@ def _method(name: str, metric: str, *more: str) -> tuple[str, ...]:
 
 
 IG_STEPS = ("--method.steps=5", "--limit=100")
-FEWER_STEPS = "--trainer.max_steps=450"
+FEWER_STEPS = "--trainer.max_steps=350"
 ENTRIES: dict[str, Entry] = {
     "random": Entry("random", "discover", _method("RandomScores", "kl")),
     "activation_magnitude": Entry("activation magnitude", "discover", _method("ActivationMagnitude", "kl")),
@@ -96,14 +96,16 @@ ENTRIES: dict[str, Entry] = {
         "IG over all gates, KL", "discover", _method("EAPIG", "kl", *IG_STEPS, "--method.variant=gates")
     ),
     "acdc": Entry(
-        "ACDC", "discover", _method("ACDC", "kl", "--method.taus=[0.1,0.03,0.01]", "--limit=4", "--data.batch_size=4")
+        "ACDC",
+        "discover",
+        _method("ACDC", "kl", "--method.taus=[0.1,0.03,0.01]", "--limit=4", "--data.batch_size=4", "--selection=null"),
     ),
     "sp_nodes": Entry(
         "SP, nodes",
         "fit",
         (
-            *_recipe("SubnetworkProbing", granularity="nodes", penalty_weight=20, learning_rate=0.05),
-            "--trainer.max_steps=300",
+            *_recipe("SubnetworkProbing", granularity="nodes", penalty_weight=20, learning_rate=0.1),
+            "--trainer.max_steps=200",
         ),
     ),
     "sp_edges": Entry(
@@ -127,6 +129,7 @@ ENTRIES: dict[str, Entry] = {
             f"{RECIPE}.init_args.warm_start.path={{folder}}/eap_ig_inputs_kl/scores.safetensors",
             f"{RECIPE}.init_args.warm_start.magnitude=true",
             f"{RECIPE}.init_args.warm_start.keep_below=0.3",
+            "--trainer.max_steps=400",
         ),
     ),
 }
