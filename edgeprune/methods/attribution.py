@@ -8,7 +8,7 @@ from torch import Tensor
 
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
-from edgeprune.methods.problem import Metric, Problem
+from edgeprune.methods.problem import FLAT, Metric, Problem
 from edgeprune.models.masked import COMPUTED, MaskedModel
 from edgeprune.models.states import FixedOutputs, WriterStates
 
@@ -140,7 +140,7 @@ def mean_over_examples(problem: Problem, score: BatchScores, report: Callable[[i
 
 def require_slope(problem: Problem, method: str) -> None:
     """Refuse a metric that has its minimum at the full model: its gradient there is zero for every edge."""
-    if problem.metric in ("kl", "squared_error"):
+    if problem.metric in FLAT:
         raise EdgepruneError(
             f"{method} takes the gradient at the full model, where that of metric {problem.metric!r} is zero: "
             "use metric logit_difference, or method EAP or EAPIG"

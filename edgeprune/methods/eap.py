@@ -12,7 +12,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.gates import uniform_noise
 from edgeprune.methods.attribution import closing_curvatures, closing_effects, mean_over_examples, open_gates
 from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
-from edgeprune.methods.problem import Problem
+from edgeprune.methods.problem import FLAT, Problem
 from edgeprune.models.states import WriterStates
 
 
@@ -21,11 +21,11 @@ from edgeprune.models.states import WriterStates
 class EAP(AbstractDiscovery):
     """Lowest-order term of what closing an edge does to the loss, at the full model.
 
-    Under `logit_difference` that is the published score: (ablated - own output of the edge's writer) times the gradient
-    of the loss at its reader's input, which is minus the gradient of the loss with respect to the edge's gate, all
-    gates open. Inner products are summed over positions and averaged over examples (deviation: the published code
-    divides by the number of examples after a metric that is a mean over the batch, so its scores depend on the batch
-    size). One forward and one backward pass per batch, beside the ablated run.
+    Under a metric with a slope there, such as `logit_difference`, that is the published score: (ablated - own output of
+    the edge's writer) times the gradient of the loss at its reader's input, which is minus the gradient of the loss
+    with respect to the edge's gate, all gates open. Inner products are summed over positions and averaged over examples
+    (deviation: the published code divides by the number of examples after a metric that is a mean over the batch, so
+    its scores depend on the batch size). One forward and one backward pass per batch, beside the ablated run.
 
     Under `kl` and `squared_error` every such gradient is zero, since the full model is their minimum. The score is then
     half the second derivative of the loss in the edge's gate (deviation: the published method stops at the first). It
@@ -36,7 +36,7 @@ class EAP(AbstractDiscovery):
     backward passes.
 
     Attributes:
-        samples: Random functions per example; no use under `logit_difference`.
+        samples: Random functions per example; of use under `kl` and `squared_error` alone.
         seed: Of those functions, which depend on it and on the number of the example in its split alone.
     """
 
@@ -50,7 +50,7 @@ class EAP(AbstractDiscovery):
     def discover(self, problem: Problem, report: Report, folder: Path | None = None) -> Discovery:
         """Score every edge."""
         gates = open_gates(problem.model)
-        first_order = problem.metric == "logit_difference"
+        first_order = problem.metric not in FLAT
 
         def score(batch: PairBatch, full: Tensor, ablated: WriterStates) -> Tensor:
             if first_order:

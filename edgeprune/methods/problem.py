@@ -1,6 +1,6 @@
 """What every method is asked: which edges does this model need, on these pairs, under this ablation?"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, final, get_args
 
@@ -9,13 +9,29 @@ from torch import Tensor
 
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
-from edgeprune.metrics import functional
+from edgeprune.metrics import functional, greater_than
 from edgeprune.metrics.evaluate import gated_logits
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.runs import ReferenceRuns
 from edgeprune.models.states import WriterStates
 
-Metric = Literal["kl", "logit_difference", "squared_error"]
+Metric = Literal[
+    "kl",
+    "squared_error",
+    "logit_difference",
+    "logit_difference_max",
+    "probability_difference",
+    "greater_than",
+    "nll",
+]
+MEASURES: dict[Metric, Callable[[Tensor, PairBatch], Tensor]] = {  # high is good
+    "logit_difference": lambda logits, batch: functional.logit_difference(logits, logits, batch),
+    "logit_difference_max": functional.logit_difference_max,
+    "probability_difference": functional.probability_difference_sets,
+    "greater_than": greater_than.probability_difference,
+    "nll": functional.log_likelihood,
+}
+FLAT: tuple[Metric, ...] = ("kl", "squared_error")  # smallest, and so without a slope, at the full model
 
 
 @final
@@ -27,8 +43,11 @@ class Problem:
         model: The masked model.
         batches: All pairs, in batches. Results of a method must not depend on how they are cut.
         runs: Full and ablated runs of the batches; holds the ablation.
-        metric: What a loss is: `"kl"` (of the full model to the circuit), `"logit_difference"` (its negative), or
-            `"squared_error"` of the raw outputs.
+        metric: What a loss is. Of the circuit against the full model: `"kl"`, or `"squared_error"` of the raw outputs.
+            Of the circuit alone, the negative of: `"logit_difference"`; `"logit_difference_max"` (the right answer
+            against the best wrong one, ACDC's docstring measure); `"probability_difference"` (of all right and all
+            wrong answers); `"greater_than"` (of years above and not above, as in ACDC); `"nll"` (log-probability of the
+            right answer).
         split: Which split the pairs are of.
     """
 
@@ -57,13 +76,13 @@ class Problem:
 
     def losses(self, full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
         """Loss of each example, `[batch]`, from logits `[batch, positions, vocab]`; low is faithful."""
-        if self.metric == "logit_difference":
-            values = -functional.logit_difference(full, circuit, batch)
+        if self.metric in MEASURES:
+            values = -MEASURES[self.metric](circuit, batch)
         else:
             values = getattr(functional, self.metric)(full, circuit, batch)
         if values.isnan().any():
             raise EdgepruneError(
-                f"metric {self.metric!r} is not defined for some pairs (no distractor, or a single output): "
+                f"metric {self.metric!r} is not defined for some pairs (no right or wrong answer, or a single output): "
                 "choose another metric"
             )
         return values

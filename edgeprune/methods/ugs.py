@@ -38,8 +38,8 @@ class UGS(AbstractRecipe):
             values, 1 otherwise.
         betas: Of AdamW (MIB: 0.9, 0.995, no decay).
         samples_per_step: Samples of the gates that each example's error is averaged over (MIB: 12). Each costs a run.
-        masks_per_batch: Groups of equal size that the batch falls into, each with samples of its own (MIB: one group per
-            example). It costs nothing.
+        masks_per_batch: Groups of equal size that the batch falls into, each with samples of its own (MIB: one group
+            per example). It costs nothing.
         init: Initial alpha; theta is its sigmoid (MIB: 1).
         scaled_gradient: Multiply each gate's gradient by theta (1 - theta) once more, see `UniformWindow`.
     """

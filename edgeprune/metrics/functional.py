@@ -61,6 +61,12 @@ def exact_match(full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
     return values if full.shape[-1] > 1 else torch.full_like(values, torch.nan)
 
 
+def log_likelihood(logits: Tensor, batch: PairBatch) -> Tensor:
+    """Log-probability of the right answer, mean over the positions at which it is known, `[batch]`; NaN without any."""
+    mask = batch.position_mask & (batch.targets != IGNORE)
+    return _mean(_at(logits.log_softmax(-1), batch.targets), mask)
+
+
 def logit_difference_max(logits: Tensor, batch: PairBatch) -> Tensor:
     """Logit of the right answer minus the largest of the wrong ones, the docstring measure of ACDC, `[batch]`.
 

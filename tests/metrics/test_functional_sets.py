@@ -7,7 +7,12 @@ import torch
 from torch import Tensor
 
 from edgeprune.batch import IGNORE, PairBatch
-from edgeprune.metrics.functional import logit_difference, logit_difference_max, probability_difference_sets
+from edgeprune.metrics.functional import (
+    log_likelihood,
+    logit_difference,
+    logit_difference_max,
+    probability_difference_sets,
+)
 
 Sets = list[list[list[int]]]
 
@@ -45,6 +50,15 @@ def test_probabilities_of_the_sets_are_summed() -> None:
     p, q = LOGITS[0].softmax(-1).tolist()
     expected = ((p[0] + p[3]) - (p[1] + p[2] + p[4]) + q[4] - q[2]) / 2
     torch.testing.assert_close(probability_difference_sets(LOGITS, PAIR), torch.tensor([expected]).double())
+
+
+def test_the_likelihood_is_that_of_the_target() -> None:
+    p, q = LOGITS[0].softmax(-1).tolist()
+    torch.testing.assert_close(
+        log_likelihood(LOGITS, PAIR), torch.tensor([(math.log(p[0]) + math.log(q[4])) / 2]).double()
+    )
+    unknown = batch([[[IGNORE]]], None, [[IGNORE]])
+    assert log_likelihood(LOGITS[:, :1], unknown).isnan().all()
 
 
 @pytest.mark.parametrize("measure", [logit_difference_max, probability_difference_sets])
