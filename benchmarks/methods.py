@@ -6,11 +6,14 @@
     python benchmarks/methods.py print --out docs/results/methods.json --plot docs/results/methods.png
 
 Each method is one command, `edgeprune fit` or `edgeprune discover`, in a process of its own. Time is that of the whole
-process: model, pairs, search, and the circuits' validation. Processor time is given beside it, because it says what the
-same run takes where nothing else uses the machine. `judge` runs every circuit on the test pairs, which no method saw.
+process: model, pairs, search, and the circuits' validation; processor time of the same process says what it takes on
+one core where nothing else uses the machine. `judge` runs every circuit on the test pairs, which no method saw: those
+that the run wrote; where scores have signs, also those of the highest signed scores; and of methods that pay a fixed
+price for an edge (and so pass sparsities on the way to theirs) also those that are cut from the final gates.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -51,13 +54,13 @@ class Entry:
         label: As the tables say it.
         command: `fit` or `discover`.
         arguments: Beside the config; `{folder}` is the folder of all runs.
-        note: What a reader of the table should know.
+        more: Circuits to judge beside those that the run writes: `signed` or `final`.
     """
 
     label: str
     command: str
     arguments: tuple[str, ...] = ()
-    note: str = ""
+    more: str = ""
 
     def line(self, folder: Path | str) -> list[str]:
         """The command's arguments."""
@@ -81,12 +84,12 @@ ENTRIES: dict[str, Entry] = {
     "activation_magnitude": Entry("activation magnitude", "discover", _method("ActivationMagnitude", "kl")),
     "ifr": Entry("IFR", "discover", _method("InformationFlowRoutes", "kl", "--selection.rule=greedy")),
     "hisp": Entry("HISP", "discover", _method("HISP", "logit_difference", "--selection.absolute=false")),
-    "eap_ld": Entry("EAP, logit difference", "discover", _method("EAP", "logit_difference")),
+    "eap_ld": Entry("EAP, logit difference", "discover", _method("EAP", "logit_difference"), "signed"),
     "eap_kl": Entry("EAP, KL", "discover", _method("EAP", "kl")),
     "eap_ig_inputs_ld": Entry(
-        "EAP-IG-inputs, logit difference", "discover", _method("EAPIG", "logit_difference", *IG_STEPS)
+        "EAP-IG-inputs, logit difference", "discover", _method("EAPIG", "logit_difference", *IG_STEPS), "signed"
     ),
-    "eap_ig_inputs_kl": Entry("EAP-IG-inputs, KL", "discover", _method("EAPIG", "kl", *IG_STEPS)),
+    "eap_ig_inputs_kl": Entry("EAP-IG-inputs, KL", "discover", _method("EAPIG", "kl", *IG_STEPS), "signed"),
     "eap_ig_activations_kl": Entry(
         "EAP-IG-activations, KL",
         "discover",
@@ -107,11 +110,13 @@ ENTRIES: dict[str, Entry] = {
             *_recipe("SubnetworkProbing", granularity="nodes", penalty_weight=20, learning_rate=0.1),
             "--trainer.max_steps=200",
         ),
+        "final",
     ),
     "sp_edges": Entry(
         "SP, edges",
         "fit",
         (*_recipe("SubnetworkProbing", granularity="edges", penalty_weight=1000, learning_rate=0.1), FEWER_STEPS),
+        "final",
     ),
     "ugs": Entry(
         "UGS",
@@ -120,6 +125,7 @@ ENTRIES: dict[str, Entry] = {
             *_recipe("UGS", edge_weight=0.014, learning_rate=0.03, samples_per_step=1, masks_per_batch=8),
             FEWER_STEPS,
         ),
+        "final",
     ),
     "edge_pruning": Entry("Edge Pruning", "fit"),
     "edge_pruning_warm": Entry(
@@ -180,7 +186,7 @@ def judge(options: argparse.Namespace) -> None:
     """Run all circuits on the test pairs; those that the output file has already are not repeated."""
     result: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"methods": {}}
     names = [name for name in ENTRIES if (options.folder / name / DONE).exists()]
-    found = {name: dict(_circuits(options.folder / name)) for name in names}
+    found = {name: dict(_circuits(options.folder / name, ENTRIES[name].more)) for name in names}
     jobs = [
         (name, key, circuit)
         for name in names
@@ -191,7 +197,7 @@ def judge(options: argparse.Namespace) -> None:
     for name in names:
         record = json.loads((options.folder / name / DONE).read_text())
         own = result["methods"].setdefault(name, {"circuits": {}})
-        own |= {"label": ENTRIES[name].label, "note": ENTRIES[name].note, **record}
+        own |= {"label": ENTRIES[name].label, **record}
         own["command"] = " ".join(["edgeprune", *ENTRIES[name].line("runs/methods")])
     for (name, key, circuit), measures in zip(jobs, rows, strict=True):
         result["methods"][name]["circuits"][key] = _row(circuit, measures)
@@ -200,18 +206,17 @@ def judge(options: argparse.Namespace) -> None:
     options.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def _circuits(folder: Path) -> Iterator[tuple[str, Circuit]]:
-    """The circuits of a run by name; of scores, also those by signed rank."""
+def _circuits(folder: Path, more: str) -> Iterator[tuple[str, Circuit]]:
+    """The circuits of a run by name, and those that are cut once more from its scores."""
     for path in sorted(folder.rglob("circuits/*.safetensors")):
         yield path.stem, Circuit.load(path)
-    scores = folder / "scores.safetensors"
-    if scores.exists() and not any(folder.glob("circuits/tau-*")):
-        ranked = Circuit.load(scores)
+    if more:
+        (path,) = folder.rglob("scores.safetensors" if more == "signed" else "final.safetensors")
+        ranked = Circuit.load(path)
         assert ranked.scores is not None
         for sparsity in SPARSITIES:
-            count = round((1 - sparsity) * ranked.graph.num_edges)
-            keep = prune_dangling(ranked.graph, top_n(ranked.graph, ranked.scores, count))
-            yield f"signed-{sparsity:.4f}", Circuit(ranked.graph, keep, None, ranked.header)
+            keep = top_n(ranked.graph, ranked.scores, round((1 - sparsity) * ranked.graph.num_edges))
+            yield f"{more}-{sparsity:.4f}", Circuit(ranked.graph, prune_dangling(ranked.graph, keep), None, {})
 
 
 def _measure(circuits: Sequence[Circuit]) -> list[dict[str, float]]:
@@ -242,8 +247,6 @@ def _row(circuit: Circuit, measures: dict[str, float]) -> dict[str, Any]:
 
 
 def _digest(circuit: Circuit) -> str:
-    import hashlib
-
     return hashlib.sha256(circuit.keep.numpy().tobytes()).hexdigest()[:16]
 
 
@@ -261,39 +264,107 @@ def _about(num_examples: float) -> dict[str, Any]:
 
 # -------------------------------------------------------------------- print
 def show(options: argparse.Namespace) -> None:
-    """Markdown tables of KL, logit difference and accuracy, and a plot of KL."""
+    """Markdown tables, and a plot of KL."""
     result = json.loads(options.out.read_text())
-    for key in ("kl", "logit_difference", "accuracy"):
-        print(table(result, key) + "\n")
+    methods: dict[str, Any] = result["methods"]
+    print(cost_and_kl(methods), answers(methods), own_sizes(methods["acdc"]), signed(methods), sep="\n\n")
+    print("\n".join(f"- {own['label']}: `{own['command']}`" for own in methods.values()))
     if options.plot:
-        plot(result, options.plot)
+        plot(methods, options.plot)
 
 
-def table(result: dict[str, Any], key: str) -> str:
-    """One line per method, one column per sparsity."""
-    heads = "".join(f" {100 * sparsity:.0f} % |" for sparsity in SPARSITIES)
-    lines = [f"| {key} |{heads} minutes | of one core |", "|---|" + "---|" * (len(SPARSITIES) + 2)]
-    for own in result["methods"].values():
-        cells = [own["circuits"].get(f"sparsity-{sparsity:.4f}") for sparsity in SPARSITIES]
-        if any(cells):
-            values = "".join(f" {'-' if cell is None else format(cell[key], '.3f')} |" for cell in cells)
-            lines.append(f"| {own['label']} |{values} {own['minutes']:.1f} | {own['processor_minutes']:.1f} |")
-    return "\n".join(lines)
+def at(own: dict[str, Any], sparsity: float) -> dict[str, Any]:
+    """The circuit of a sparsity: of those cut on the way and from the final gates the one with the lower KL."""
+    rows = [own["circuits"].get(f"{kind}-{sparsity:.4f}") for kind in ("sparsity", "final")]
+    return min((row for row in rows if row), key=lambda row: row["kl"])
 
 
-def plot(result: dict[str, Any], path: Path) -> None:
+def at_all(methods: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """By method, the circuits of all sparsities; methods without them are left out."""
+    named = {name: own for name, own in methods.items() if f"sparsity-{SPARSITIES[0]:.4f}" in own["circuits"]}
+    return {name: [at(own, sparsity) for sparsity in SPARSITIES] for name, own in named.items()}
+
+
+def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *lines))
+
+
+def cost_and_kl(methods: dict[str, Any]) -> str:
+    """KL by method and sparsity, the lowest in bold, and what the run took."""
+    rows = at_all(methods)
+    best = [min(own[i]["kl"] for own in rows.values()) for i in range(len(SPARSITIES))]
+    lines = [
+        [
+            methods[name]["label"],
+            *(
+                f"**{row['kl']:.3f}**" if row["kl"] == low else f"{row['kl']:.3f}"
+                for row, low in zip(own, best, strict=True)
+            ),
+            *(f"{methods[name][key]:.1f}" for key in ("minutes", "processor_minutes", "peak_gb")),
+        ]
+        for name, own in rows.items()
+    ]
+    heads = ["KL", *(f"{100 * sparsity:.0f} %" for sparsity in SPARSITIES), "minutes", "of one core", "GB"]
+    return markdown(heads, lines)
+
+
+def answers(methods: dict[str, Any]) -> str:
+    """Logit difference and accuracy by method and sparsity."""
+    lines = [
+        [methods[name]["label"], *(f"{row['logit_difference']:.2f}, {row['accuracy']:.3f}" for row in own)]
+        for name, own in at_all(methods).items()
+    ]
+    return markdown(["logit diff., accuracy", *(f"{100 * sparsity:.0f} %" for sparsity in SPARSITIES)], lines)
+
+
+def own_sizes(own: dict[str, Any]) -> str:
+    """Circuits whose size the method chose."""
+    lines = [
+        [
+            *(name, f"{row['edges']:,}", f"{100 * row['sparsity']:.2f} %"),
+            *(f"{row['kl']:.3f}", f"{row['logit_difference']:.2f}", f"{row['accuracy']:.3f}"),
+        ]
+        for name, row in own["circuits"].items()
+    ]
+    heads = [own["label"], "edges", "sparsity", "KL", "logit diff.", "accuracy"]
+    return markdown(heads, lines) + f"\n\n{own['minutes']:.1f} minutes, {own['processor_minutes']:.1f} of one core"
+
+
+def signed(methods: dict[str, Any]) -> str:
+    """KL, logit difference and accuracy of circuits of the highest signed scores."""
+    rows = {
+        name: [own["circuits"].get(f"signed-{sparsity:.4f}") for sparsity in SPARSITIES]
+        for name, own in methods.items()
+    }
+    lines = [
+        [methods[name]["label"]]
+        + [f"{row['kl']:.3f}, {row['logit_difference']:.2f}, {row['accuracy']:.3f}" for row in own if row]
+        for name, own in rows.items()
+        if all(own)
+    ]
+    return markdown(["KL, logit diff., accuracy", *(f"{100 * sparsity:.0f} %" for sparsity in SPARSITIES)], lines)
+
+
+def plot(methods: dict[str, Any], path: Path) -> None:
     """KL against the share of edges kept, one line per method, both axes logarithmic."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5.2), layout="constrained")
+    figure = Figure(figsize=(9, 5.2), layout="constrained")
     axes = figure.subplots()
-    for own in result["methods"].values():
-        points = [
-            (100 * (1 - row["sparsity"]), row["kl"]) for key, row in own["circuits"].items() if "signed" not in key
-        ]
-        points = sorted(point for point in points if point[0] > 0)
-        axes.plot(*zip(*points, strict=True), "o-", label=own["label"])
+    lines = {methods[name]["label"]: own for name, own in at_all(methods).items()}
+    lines |= {methods["acdc"]["label"]: list(methods["acdc"]["circuits"].values())}
+    styles = ("o-", "s--", "^:")
+    for number, (label, rows) in enumerate(lines.items()):
+        points = sorted((100 * row["edges"] / row["all_edges"], row["kl"]) for row in rows if row["edges"])
+        bold = label.startswith("Edge Pruning")
+        axes.plot(
+            *zip(*points, strict=True), styles[number % 3], label=label, lw=2.5 if bold else 1, color=f"C{number % 10}"
+        )
     axes.set(xlabel="edges kept (%)", ylabel="KL(full || circuit), nats", xscale="log", yscale="log")
+    ticks = [10, 5, 3, 2, 1, 0.5, 0.2, 0.1, 0.05]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
     axes.invert_xaxis()
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
