@@ -70,7 +70,7 @@ class Entry:
 
 
 def _recipe(name: str, **settings: Any) -> tuple[str, ...]:
-    return (f"{RECIPE}={name}", *(f"{RECIPE}.init_args.{key}={json.dumps(value)}" for key, value in settings.items()))
+    return (f"{RECIPE}={name}", *(f"{RECIPE}.init_args.{key}={value}" for key, value in settings.items()))
 
 
 def _method(name: str, metric: str, *more: str) -> tuple[str, ...]:
@@ -101,7 +101,7 @@ ENTRIES: dict[str, Entry] = {
     "acdc": Entry(
         "ACDC",
         "discover",
-        _method("ACDC", "kl", "--method.taus=[0.1,0.03,0.01]", "--limit=4", "--data.batch_size=4", "--selection=null"),
+        _method("ACDC", "kl", "--method.taus=[0.01,0.003,0.001]", "--limit=4", "--data.batch_size=4", "--selection=null"),
     ),
     "sp_nodes": Entry(
         "SP, nodes",
