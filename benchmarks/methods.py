@@ -78,6 +78,7 @@ def _method(name: str, metric: str, *more: str) -> tuple[str, ...]:
 
 
 IG_STEPS = ("--method.steps=5", "--limit=100")
+FEW = "--limit=4"
 FEWER_STEPS = "--trainer.max_steps=350"
 ENTRIES: dict[str, Entry] = {
     "random": Entry("random", "discover", _method("RandomScores", "kl")),
@@ -101,7 +102,7 @@ ENTRIES: dict[str, Entry] = {
     "acdc": Entry(
         "ACDC",
         "discover",
-        _method("ACDC", "kl", "--method.taus=[0.01,0.003,0.001]", "--limit=4", "--data.batch_size=4", "--selection=null"),
+        _method("ACDC", "kl", "--method.taus=[0.01,0.003,0.001]", FEW, "--data.batch_size=4", "--selection=null"),
     ),
     "sp_nodes": Entry(
         "SP, nodes",
