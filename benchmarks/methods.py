@@ -78,7 +78,7 @@ def _method(name: str, metric: str, *more: str) -> tuple[str, ...]:
 
 
 IG_STEPS = ("--method.steps=5", "--limit=100")
-FEW = "--limit=4"
+FEW = ("--limit=4", "--data.batch_size=4", "--selection=null")
 FEWER_STEPS = "--trainer.max_steps=350"
 ENTRIES: dict[str, Entry] = {
     "random": Entry("random", "discover", _method("RandomScores", "kl")),
@@ -99,11 +99,8 @@ ENTRIES: dict[str, Entry] = {
     "eap_ig_gates_kl": Entry(
         "IG over all gates, KL", "discover", _method("EAPIG", "kl", *IG_STEPS, "--method.variant=gates")
     ),
-    "acdc": Entry(
-        "ACDC",
-        "discover",
-        _method("ACDC", "kl", "--method.taus=[0.01,0.003,0.001]", FEW, "--data.batch_size=4", "--selection=null"),
-    ),
+    "acdc": Entry("ACDC", "discover", _method("ACDC", "kl", "--method.taus=[0.1,0.03,0.01]", *FEW)),
+    "acdc_fine": Entry("ACDC, fine", "discover", _method("ACDC", "kl", "--method.taus=[0.002]", *FEW)),
     "sp_nodes": Entry(
         "SP, nodes",
         "fit",
@@ -268,7 +265,7 @@ def show(options: argparse.Namespace) -> None:
     """Markdown tables, and a plot of KL."""
     result = json.loads(options.out.read_text())
     methods: dict[str, Any] = result["methods"]
-    print(cost_and_kl(methods), answers(methods), own_sizes(methods["acdc"]), signed(methods), sep="\n\n")
+    print(cost_and_kl(methods), answers(methods), own_sizes(methods), signed(methods), sep="\n\n")
     print("\n".join(f"- {own['label']}: `{own['command']}`" for own in methods.values()))
     if options.plot:
         plot(methods, options.plot)
@@ -319,17 +316,21 @@ def answers(methods: dict[str, Any]) -> str:
     return markdown(["logit diff., accuracy", *(f"{100 * sparsity:.0f} %" for sparsity in SPARSITIES)], lines)
 
 
-def own_sizes(own: dict[str, Any]) -> str:
+def own_sizes(methods: dict[str, Any]) -> str:
     """Circuits whose size the method chose."""
     lines = [
         [
-            *(name, f"{row['edges']:,}", f"{100 * row['sparsity']:.2f} %"),
+            *(f"{own['label']}, {name}", f"{row['edges']:,}", f"{100 * row['sparsity']:.2f} %"),
             *(f"{row['kl']:.3f}", f"{row['logit_difference']:.2f}", f"{row['accuracy']:.3f}"),
+            f"{own['minutes']:.1f}",
+            f"{own['processor_minutes']:.1f}",
         ]
+        for own in methods.values()
         for name, row in own["circuits"].items()
+        if name.startswith("tau")
     ]
-    heads = [own["label"], "edges", "sparsity", "KL", "logit diff.", "accuracy"]
-    return markdown(heads, lines) + f"\n\n{own['minutes']:.1f} minutes, {own['processor_minutes']:.1f} of one core"
+    heads = ["circuit", "edges", "sparsity", "KL", "logit diff.", "accuracy", "minutes (whole run)", "of one core"]
+    return markdown(heads, lines)
 
 
 def signed(methods: dict[str, Any]) -> str:
@@ -354,7 +355,8 @@ def plot(methods: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(9, 5.2), layout="constrained")
     axes = figure.subplots()
     lines = {methods[name]["label"]: own for name, own in at_all(methods).items()}
-    lines |= {methods["acdc"]["label"]: list(methods["acdc"]["circuits"].values())}
+    acdc = [own["circuits"] for own in methods.values() if own["label"].startswith("ACDC")]
+    lines |= {"ACDC": [row for circuits in acdc for row in circuits.values()]}
     styles = ("o-", "s--", "^:")
     for number, (label, rows) in enumerate(lines.items()):
         points = sorted((100 * row["edges"] / row["all_edges"], row["kl"]) for row in rows if row["edges"])
