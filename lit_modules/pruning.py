@@ -1,6 +1,7 @@
 """The LightningModule that trains a recipe's gates on a frozen model. It connects and logs; formulas live elsewhere."""
 
 import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from edgeprune import __version__
+from edgeprune.ablations import Ablation
 from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
@@ -16,7 +18,7 @@ from edgeprune.methods import AbstractRecipe
 from edgeprune.metrics.evaluate import gated_logits
 from edgeprune.metrics.faithfulness import faithfulness
 from edgeprune.models.loading import fingerprint, load_model
-from edgeprune.models.runs import Ablation, ReferenceRuns
+from edgeprune.models.runs import ReferenceRuns
 from edgeprune.objectives import OBJECTIVES, Objective, masked_mean
 
 
@@ -31,7 +33,9 @@ class PruningModule(pl.LightningModule):
         recipe: How gates are learned.
         objective: What faithfulness is while learning: `"kl"`, or `"squared_error"` of the raw outputs for models whose
             outputs are no logits (compiled programs).
-        ablation: What closed edges carry: `"interchange"` (the corrupted prompt's values) or `"zero"`.
+        ablation: What closed edges carry: `interchange` (the corrupted prompt's values), `zero`, `resample`, `mean`,
+            `mean:corrupted:positional`, `optimal`, ...: see `edgeprune.ablations.Ablation`. Means and constants come
+            from the training pairs.
         split_embedding: Token and position embedding are two writers; null: only for compiled models.
         kv_readers: `"group"` or `"head"`, for grouped-query attention.
         dtype: Of the frozen weights; gates stay float32.
@@ -48,7 +52,7 @@ class PruningModule(pl.LightningModule):
         recipe: AbstractRecipe,
         *,
         objective: Objective = "kl",
-        ablation: Ablation = "interchange",
+        ablation: str = "interchange",
         split_embedding: bool | None = None,
         kv_readers: KVReaders = "group",
         dtype: str = "float32",
@@ -64,7 +68,7 @@ class PruningModule(pl.LightningModule):
         self.name = name
         self.objective: Objective = objective
         self.recipe = recipe
-        self.ablation: Ablation = ablation
+        self.ablation = str(Ablation.parse(ablation))
         self.cache_gb = cache_gb
         self.seed = seed
         self._load_options: dict[str, Any] = {
@@ -97,8 +101,23 @@ class PruningModule(pl.LightningModule):
             self.recipe.check_started()
 
     def on_fit_start(self) -> None:
-        """Check that the gates have their start."""
+        """Check that the gates have their start; give the ablation its values."""
         self.check_started()
+        self._prepare_runs("train", "validation")
+
+    def _prepare_runs(self, *splits: str) -> None:
+        """Give the ablation the pairs that it takes its values from, all of them on every rank."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        for split in splits:
+            if not self.runs.wants(split):
+                continue
+            if data is None:
+                raise EdgepruneError(
+                    f"ablation {self.ablation!r} takes values from the {split} pairs: give the trainer a data module"
+                )
+            loader = data.ordered_dataloader(split)
+            batches = _every_batch(loader.dataset, loader.collate_fn, data.eval_batch_size)
+            self.runs.prepare(batches, split, objective=self.objective)
 
     def configure_optimizers(self) -> Any:
         """AdamW over the recipe's groups (gates descend, multipliers ascend); the recipe's learning-rate schedule."""
@@ -169,6 +188,10 @@ class PruningModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Fix the circuit that the gates stand for now."""
+        self._fix_circuit()
+        self._prepare_runs("train", "validation")
+
+    def _fix_circuit(self) -> None:
         self.check_started()
         self._gates = self.recipe.circuit().gates(device=self.device)
         self.measures.reset()
@@ -186,7 +209,8 @@ class PruningModule(pl.LightningModule):
 
     def on_test_epoch_start(self) -> None:
         """Fix the circuit to test."""
-        self.on_validation_epoch_start()
+        self._fix_circuit()
+        self._prepare_runs("train", "test")
 
     def test_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Judge the circuit on a test batch."""
@@ -258,3 +282,9 @@ class PruningModule(pl.LightningModule):
                 f"the checkpoint does not fit this recipe: missing {sorted(want - have)}, unknown {sorted(have - want)}"
             )
         self._restored = True
+
+
+def _every_batch(examples: Any, collate: Callable[[Sequence[Any]], PairBatch], size: int) -> Iterator[PairBatch]:
+    """All examples of a data set in order. A loader would give each rank its share, and draw from the global seed."""
+    for start in range(0, len(examples), size):
+        yield collate([examples[number] for number in range(start, min(start + size, len(examples)))])

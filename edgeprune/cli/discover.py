@@ -18,6 +18,7 @@ from datamodules import PairDataModule
 from datamodules.pairs import collate
 from datamodules.tasks.base import AbstractTask
 from edgeprune import __version__
+from edgeprune.ablations import Ablation
 from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.cli.arguments import innermost
@@ -31,7 +32,7 @@ from edgeprune.metrics.evaluate import evaluate_gates
 from edgeprune.metrics.frontier import Row, frontier_row, frontier_table, write_frontier
 from edgeprune.models.loading import fingerprint, load_model
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.runs import Ablation, ReferenceRuns
+from edgeprune.models.runs import TRAIN, ReferenceRuns
 from edgeprune.objectives import Objective
 
 __all__ = ["make_parser", "run"]
@@ -50,7 +51,9 @@ class ModelSection:
 
     Attributes:
         name: Model: hub id, local folder, `smollm2`, `compiled:reverse`, or a ground-truth folder.
-        ablation: What closed edges carry: `"interchange"` (the corrupted prompt's values) or `"zero"`.
+        ablation: What closed edges carry: `interchange` (the corrupted prompt's values), `zero`, `resample`, `mean`,
+            `mean:corrupted:positional`, `optimal`, ...: see `edgeprune.ablations.Ablation`. Means and constants come
+            from all training pairs.
         split_embedding: Token and position embedding are two writers; null: only for compiled models.
         kv_readers: `"group"` or `"head"`, for grouped-query attention.
         dtype: Of the frozen weights.
@@ -62,7 +65,7 @@ class ModelSection:
     """
 
     name: str
-    ablation: Ablation = "interchange"
+    ablation: str = "interchange"
     split_embedding: bool | None = None
     kv_readers: KVReaders = "group"
     dtype: str = "float32"
@@ -71,6 +74,9 @@ class ModelSection:
     revision: str | None = None
     attn_implementation: str | None = None
     cache_gb: float = 2.0
+
+    def __post_init__(self) -> None:
+        Ablation.parse(self.ablation)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -170,6 +176,7 @@ class Run:
         runs = ReferenceRuns(model, self.section.ablation, self.section.cache_gb)
         problem = Problem(model, batches, runs, self.metric, self.split)
         with self._prepared(), _progress() as report:
+            self._prepare_runs(runs, (*batches, *validation), report)
             start = time.perf_counter()
             found = self.method.discover(problem, report, self.folder / STATE)
             header = self._header(problem, found, time.perf_counter() - start)
@@ -177,6 +184,15 @@ class Run:
             rows = self._judge(problem, validation, circuits, report)
             self._finish(problem, found, header, rows)
         self._show(rows)
+
+    def _prepare_runs(self, runs: ReferenceRuns, batches: Sequence[PairBatch], report: Report) -> None:
+        """Give the ablation the pairs that it takes its values from; refuse `batches` that it cannot serve."""
+        for split in (TRAIN, self.split, "validation"):
+            if runs.wants(split):
+                pairs = pair_batches(self.data, split, None, self.data.eval_batch_size)
+                runs.prepare(pairs, split, report, _objective(self.metric))
+        for batch in batches:
+            runs.check(batch)
 
     # ---------------------------------------------------------------- the folder
     def _check_folder(self) -> None:
@@ -229,7 +245,7 @@ class Run:
             "model": self.section.name,
             "model_fingerprint": fingerprint(problem.model),
             "model_options": self.section.options,
-            "ablation": self.section.ablation,
+            "ablation": problem.runs.ablation,
             "direction": "clean run, closed edges carry ablated values (noising)",
             "task": self.data.describe(),
             "edgeprune": __version__,

@@ -13,7 +13,7 @@ from edgeprune.methods.problem import Metric, Problem
 from edgeprune.models.family import registry
 from edgeprune.models.loading import load_model
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.runs import Ablation, ReferenceRuns
+from edgeprune.models.runs import ReferenceRuns
 from tests.models.test_conformance import VOCAB, build
 
 
@@ -43,7 +43,7 @@ def problem(
     *,
     cuts: Sequence[int] = (2, 4),
     metric: Metric = "logit_difference",
-    ablation: Ablation = "interchange",
+    ablation: str = "interchange",
 ) -> Problem:
     """Pairs in batches that end at `cuts` and at the end."""
     examples = list(enumerate(random_pairs() if pairs is None else pairs))
@@ -72,7 +72,7 @@ def linear_model() -> MaskedModel:
     return MaskedModel(hf.double().eval(), split_embedding=True)
 
 
-def compiled_problem(name: str, ablation: Ablation = "interchange", number: int = 40) -> Problem:
+def compiled_problem(name: str, ablation: str = "interchange", number: int = 40) -> Problem:
     """Pairs of a compiled program, judged by squared error."""
     pairs = CompiledTask(name).splits(None)["train"][:number]
     model = load_model(f"compiled:{name}")

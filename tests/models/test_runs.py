@@ -12,7 +12,7 @@ from edgeprune.batch import IGNORE, PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.families.gpt2 import GPT2
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.runs import Ablation, ReferenceRuns
+from edgeprune.models.runs import ReferenceRuns
 
 LENGTHS, POSITIONS = [6, 3, 4, 2], [2, 1, 2, 1]
 
@@ -57,7 +57,7 @@ def circuit_logits(model: MaskedModel, runs: ReferenceRuns, batch: PairBatch) ->
 
 @pytest.mark.parametrize("ablation", ["interchange", "zero"])
 @pytest.mark.parametrize(("index", "seq"), [([0, 1, 2, 3], None), ([3, 1], None), ([1, 0], 8), ([2], 4)])
-def test_kept_runs_equal_fresh_ones(model: MaskedModel, ablation: Ablation, index: list[int], seq: int | None) -> None:
+def test_kept_runs_equal_fresh_ones(model: MaskedModel, ablation: str, index: list[int], seq: int | None) -> None:
     kept, fresh = ReferenceRuns(model, ablation, budget_gb=1), ReferenceRuns(model, ablation)
     for group in ([0, 1], [2, 3]):
         kept(make_batch(group), "train")
@@ -134,5 +134,5 @@ def test_pairs_of_another_model_are_refused(model: MaskedModel, field: str) -> N
 
 
 def test_a_wrong_ablation_names_the_right_ones(model: MaskedModel) -> None:
-    with pytest.raises(EdgepruneError, match="interchange, zero, got 'noise'"):
-        ReferenceRuns(model, "noise")  # type: ignore[arg-type]
+    with pytest.raises(EdgepruneError, match="interchange, zero, resample, mean, optimal, got 'noise'"):
+        ReferenceRuns(model, "noise")

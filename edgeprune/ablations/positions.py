@@ -1,0 +1,31 @@
+"""States moved between positions: from corrupted prompts to clean ones, and past padding on the left."""
+
+import torch
+from torch import Tensor
+
+from edgeprune.models.states import WriterStates
+
+
+def aligned(states: WriterStates, alignment: Tensor) -> WriterStates:
+    """States `[item, batch, other_seq, ...]` taken at `alignment`, long `[batch, seq]`."""
+    rows = torch.arange(len(alignment), device=alignment.device)[:, None]
+    return states.map(lambda field: field[:, rows, alignment])
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Position of every column of `mask` `[batch, seq]`, from the row's first token on; padding before it has 0."""
+    return (torch.arange(mask.shape[1], device=mask.device) - _first(mask)).clamp(min=0)
+
+
+def from_first_token(states: WriterStates, mask: Tensor) -> tuple[WriterStates, Tensor]:
+    """States `[item, batch, seq, ...]` and their mask with every row shifted so that its first token comes first."""
+    if mask[:, 0].all():
+        return states, mask
+    columns = torch.arange(mask.shape[1], device=mask.device) + _first(mask)
+    inside, columns = columns < mask.shape[1], columns.clamp(max=mask.shape[1] - 1)
+    return aligned(states, columns), mask.gather(1, columns) * inside
+
+
+def _first(mask: Tensor) -> Tensor:
+    """Column of each row's first token, `[batch, 1]`."""
+    return mask.to(torch.long).argmax(1, keepdim=True)
