@@ -25,6 +25,7 @@ LAYERS = {
     "edgeprune.models": 2,
     "edgeprune.compiled": 2,
     "edgeprune.ablations": 2,
+    "edgeprune.canonical": 2,
     "edgeprune.downloads": 2,
     "edgeprune.reference": 2,
     "edgeprune.methods": 3,

@@ -1,0 +1,203 @@
+"""Published circuits have the published counts, as far as these are known from outside."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgeprune import canonical
+from edgeprune.canonical import CanonicalCircuit
+from edgeprune.circuit import Circuit
+from edgeprune.compiled import true_circuit
+from edgeprune.compiled.tracr_format import read_circuits
+from edgeprune.errors import EdgepruneError
+from edgeprune.graph import ArchSpec, EdgeGraph
+
+SHARED = Path(__file__).parents[3] / "shared" / "ground_truth"
+
+# Edges, direct ones, and edges with both embeddings merged into one.
+PUBLISHED = {
+    "ioi": (963, 78, 963),
+    "greater_than": (235, 27, 235),
+    "docstring": (24, 13, 24),
+    "tracr_reverse": (11, 4, 10),
+    "tracr_xproportion": (7, 3, 5),
+}
+KINDS = {
+    "ioi": {
+        "mlp->head": 567,
+        "head->head": 124,
+        "head->mlp": 123,
+        "mlp->mlp": 66,
+        "embed->head": 45,
+        "head->logits": 13,
+        "mlp->logits": 12,
+        "embed->mlp": 12,
+        "embed->logits": 1,
+    },
+    "greater_than": {
+        "mlp->head": 89,
+        "head->head": 54,
+        "mlp->mlp": 42,
+        "head->mlp": 27,
+        "embed->head": 9,
+        "head->logits": 6,
+        "mlp->logits": 4,
+        "embed->mlp": 4,
+    },
+}
+
+
+def _kind(name: str) -> str:
+    return {"a": "head", "m": "mlp", "e": "embed", "l": "logits"}[name[0]]
+
+
+def _node(end: str) -> str:
+    return ".".join(end.split(".")[:2])
+
+
+def _split(graph: EdgeGraph, split: bool) -> EdgeGraph:
+    return EdgeGraph(replace(graph.arch, split_embedding=split))
+
+
+@pytest.fixture(params=canonical.names())
+def known(request: pytest.FixtureRequest) -> CanonicalCircuit:
+    return canonical.load(request.param)
+
+
+def test_published_counts(known: CanonicalCircuit) -> None:
+    merged = known.circuit(_split(known.graph, split=False))
+    assert (known.circuit().num_edges, len(known.direct), merged.num_edges) == PUBLISHED[known.name]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_published_breakdown(name: str) -> None:
+    edges = [edge.split("->") for edge in canonical.load(name).circuit().edges()]
+    assert Counter(f"{_kind(writer)}->{_kind(reader)}" for writer, reader in edges) == KINDS[name]
+
+
+def test_acdc_counts_1041_edges_in_ioi_and_32923_in_all() -> None:
+    ioi = canonical.load("ioi")
+    assert ioi.circuit().num_edges + len(ioi.direct) == 1041
+    assert ioi.graph.num_edges + 3 * 144 == 32923
+
+
+def test_two_embeddings_stand_for_the_published_one() -> None:
+    ioi = canonical.load("ioi")
+    edges = ioi.circuit(_split(ioi.graph, split=True)).edges()
+    assert len(edges) == 963 + 45 + 12 + 1
+    merged = {edge.replace("tok_embed", "embed").replace("pos_embed", "embed") for edge in edges}
+    assert merged == set(ioi.circuit().edges())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "ioi",
+            ["a0.h1->a7.h3.v", "a2.h2->a5.h5.k", "embed->a9.h9.k", "a7.h3->a9.h9.q", "a10.h7->logits", "m8->a9.h9.q"],
+        ),
+        ("greater_than", ["a0.h1->m0", "a9.h1->m9", "a8.h11->m8", "m8->a9.h1.q", "m4->m8", "embed->a0.h3.q"]),
+    ],
+)
+def test_edges_that_the_papers_describe(name: str, expected: list[str]) -> None:
+    assert set(expected) <= set(canonical.load(name).circuit().edges())
+
+
+@pytest.mark.parametrize(
+    ("name", "unexpected"),
+    [
+        ("ioi", ["a7.h3->logits", "embed->a9.h9.q", "a2.h2->a5.h5.q", "a9.h9->a10.h0.q", "embed->a5.h5.k"]),
+        ("greater_than", ["m4->a5.h5.k", "embed->m4", "a0.h3->m1", "a5.h5->a6.h1.q", "m4->logits"]),
+    ],
+)
+def test_edges_that_they_leave_out(name: str, unexpected: list[str]) -> None:
+    assert set(canonical.load(name).circuit().edges()).isdisjoint(unexpected)
+
+
+def test_every_edge_of_the_docstring_circuit() -> None:
+    movers = [
+        f"{writer}->a3.h{head}.{letter}"
+        for head in (0, 6)
+        for writer, letter in (("embed", "v"), ("a0.h5", "v"), ("a1.h4", "q"), ("a1.h2", "k"), ("a2.h0", "k"))
+    ]
+    sources = [
+        f"{writer}->{head}.{letter}" for writer in ("embed", "a0.h5") for head in ("a1.h2", "a2.h0") for letter in "qk"
+    ]
+    others = ["embed->a0.h5.v", "embed->a1.h4.v", "a0.h5->a1.h4.v", "a1.h4->a2.h0.v", "a3.h0->logits", "a3.h6->logits"]
+    assert sorted(canonical.load("docstring").circuit().edges()) == sorted([*movers, *sources, *others])
+
+
+def test_no_edge_dangles(known: CanonicalCircuit) -> None:
+    assert known.circuit().num_dangling == 0
+
+
+def test_nodes_and_roles(known: CanonicalCircuit) -> None:
+    edges = known.circuit().edges()
+    assert set(known.nodes) == {_node(end) for edge in edges for end in edge.split("->")}
+    with_role = [node for members in known.roles.values() for node in members]
+    assert len(set(with_role)) == len(with_role)
+    assert set(with_role) <= set(known.nodes)
+    assert {node for node in known.nodes if node.startswith("a")} <= set(with_role)
+    assert list(known.nodes) == [name for name in (*known.graph.writers, "logits") if name in known.nodes]
+
+
+def test_numbers_of_roles() -> None:
+    assert {name: len(canonical.load(name).roles) for name in ("ioi", "greater_than", "docstring")} == {
+        "ioi": 7,
+        "greater_than": 5,
+        "docstring": 4,
+    }
+    assert sum(map(len, canonical.load("ioi").roles.values())) == 26
+
+
+def test_direct_edges_are_inputs_of_heads() -> None:
+    heads = sorted(node for members in canonical.load("ioi").roles.values() for node in members)
+    assert sorted(canonical.load("ioi").direct) == sorted(f"{head}.{letter}" for head in heads for letter in "qkv")
+    assert canonical.load("tracr_reverse").direct == ("a0.h0.v", "a3.h0.q", "a3.h0.k", "a3.h0.v")
+
+
+def test_compiled_reverse_is_the_same_circuit() -> None:
+    assert set(true_circuit("reverse", "zero")) == set(canonical.load("tracr_reverse").circuit().edges())
+    assert set(true_circuit("xproportion", "zero")) < set(canonical.load("tracr_xproportion").circuit().edges())
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no ground_truth folder beside the checkout")
+def test_tracr_models_agree() -> None:
+    reverse, xproportion = (canonical.load(f"tracr_{name}") for name in ("reverse", "xproportion"))
+    assert read_circuits(SHARED / "reverse")["zero"].edges() == reverse.circuit().edges()
+    assert read_circuits(SHARED / "xproportion", "structural")["zero"].edges() == xproportion.circuit().edges()
+
+
+def test_a_circuit_says_where_it_comes_from(known: CanonicalCircuit, tmp_path: Path) -> None:
+    path = known.circuit().save(tmp_path / "known.safetensors")
+    header = Circuit.load(path).header
+    assert (header["circuit"], header["model"], header["sources"]) == (known.name, known.model, list(known.sources))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_layers": 6}, "num_layers=12; this graph has 6"),
+        ({"num_heads": 24}, "num_heads=12; this graph has 24"),
+        ({"num_kv_heads": 4}, "num_kv_heads=12; this graph has 4"),
+        ({"has_mlp": False}, "has_mlp=True; this graph has False"),
+        ({"parallel_blocks": True}, "parallel_blocks=False; this graph has True"),
+    ],
+)
+def test_a_graph_of_another_shape(change: dict[str, int], message: str) -> None:
+    values: dict[str, int] = {"num_layers": 12, "num_heads": 12, "num_kv_heads": 12} | change
+    with pytest.raises(EdgepruneError, match=f"'ioi' is one of gpt2, with {message}: use"):
+        canonical.load("ioi").circuit(EdgeGraph(ArchSpec(**values)))
+
+
+def test_kv_readers_make_no_difference_without_shared_heads() -> None:
+    ioi = canonical.load("ioi")
+    per_head = EdgeGraph(replace(ioi.arch, kv_readers="head"))
+    assert ioi.circuit(per_head).edges() == ioi.circuit().edges()
+
+
+def test_an_unknown_name() -> None:
+    with pytest.raises(EdgepruneError, match="no published circuit named 'iol'; the known ones are: ioi, greater_than"):
+        canonical.load("iol")
