@@ -1,6 +1,6 @@
 """What every method is asked: which edges does this model need, on these pairs, under this ablation?"""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, final, get_args
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
-from edgeprune.metrics import functional, greater_than
+from edgeprune.metrics import registry
 from edgeprune.metrics.evaluate import gated_logits
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.runs import ReferenceRuns
@@ -24,14 +24,10 @@ Metric = Literal[
     "greater_than",
     "nll",
 ]
-MEASURES: dict[Metric, Callable[[Tensor, PairBatch], Tensor]] = {  # high is good
-    "logit_difference": lambda logits, batch: functional.logit_difference(logits, logits, batch),
-    "logit_difference_max": functional.logit_difference_max,
-    "probability_difference": functional.probability_difference_sets,
-    "greater_than": greater_than.probability_difference,
-    "nll": functional.log_likelihood,
-}
 FLAT: tuple[Metric, ...] = ("kl", "squared_error")  # smallest, and so without a slope, at the full model
+MEASURES: dict[Metric, registry.Measure] = {  # of the circuit alone
+    name: registry.MEASURES[name] for name in get_args(Metric) if name not in FLAT
+}
 
 
 @final
@@ -76,10 +72,10 @@ class Problem:
 
     def losses(self, full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
         """Loss of each example, `[batch]`, from logits `[batch, positions, vocab]`; low is faithful."""
-        if self.metric in MEASURES:
-            values = -MEASURES[self.metric](circuit, batch)
-        else:
-            values = getattr(functional, self.metric)(full, circuit, batch)
+        measure = registry.MEASURES[self.metric]
+        values = measure.values(full, circuit, batch)
+        if measure.higher_is_better:
+            values = -values
         if values.isnan().any():
             raise EdgepruneError(
                 f"metric {self.metric!r} is not defined for some pairs (no right or wrong answer, or a single output): "

@@ -1,5 +1,9 @@
-"""The same measures as `torchmetrics.Metric`s: sums over examples, so processes and batch sizes do not matter."""
+"""The measures of `edgeprune.metrics.registry` as `torchmetrics.Metric`s.
 
+They hold sums over examples, so processes and batch sizes do not matter.
+"""
+
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -7,90 +11,51 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from edgeprune.batch import PairBatch
-from edgeprune.metrics import functional
+from edgeprune.metrics.registry import STANDARD, Measure, measure_named
 
 
-class _ExampleMean(Metric):
-    """Mean over examples of a function of (full, circuit, batch); examples without a value (NaN) are left out."""
+@final
+class Faithfulness(Metric):
+    """One measure over examples; those for which it is not defined (NaN) are left out.
+
+    Args:
+        measure: Name in the registry.
+        options: Of every `torchmetrics.Metric`.
+
+    Raises:
+        EdgepruneError: No measure has this name.
+    """
 
     full_state_update = False
     total: Tensor
-    count: Tensor
+    weight: Tensor
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, measure: str, **options: Any) -> None:
         super().__init__(**options)
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        self.measure_name = measure_named(measure).name
+        for name in ("total", "weight"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def values(self, full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
-        """One value per example, `[batch]`."""
-        raise NotImplementedError
+    @property
+    def measure(self) -> Measure:
+        """What is measured; looked up by name, so that the metric can be pickled."""
+        return measure_named(self.measure_name)
+
+    @property
+    def higher_is_better(self) -> bool | None:  # pyright: ignore[reportIncompatibleVariableOverride] (torchmetrics forbids setting it)
+        """Which way is good; None where neither is."""
+        return self.measure.higher_is_better
 
     def update(self, full: Tensor, circuit: Tensor, batch: PairBatch) -> None:
         """Add a batch of logits `[batch, positions, vocab]`."""
-        values = self.values(full, circuit, batch)
-        known = ~values.isnan()
+        values, weights = (of(full, circuit, batch) for of in (self.measure.values, self.measure.weights))
+        known = ~(values.isnan() | weights.isnan())
         self.total += values[known].double().sum()
-        self.count += known.sum()
+        self.weight += weights[known].double().sum()
 
     def compute(self) -> Tensor:
-        """The mean; NaN if no example had a value."""
-        return self.total / self.count
-
-
-@final
-class KLDivergence(_ExampleMean):
-    """KL(full || circuit) in nats."""
-
-    higher_is_better = False
-
-    def values(self, full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
-        """One value per example, `[batch]`."""
-        return functional.kl(full, circuit, batch)
-
-
-@final
-class SquaredError(_ExampleMean):
-    """Squared error of the raw outputs."""
-
-    higher_is_better = False
-
-    def values(self, full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
-        """One value per example, `[batch]`."""
-        return functional.squared_error(full, circuit, batch)
-
-
-@final
-class LogitDifference(_ExampleMean):
-    """Logit of the right answer minus that of the distractor."""
-
-    higher_is_better = True
-
-    def values(self, full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
-        """One value per example, `[batch]`."""
-        return functional.logit_difference(full, circuit, batch)
-
-
-@final
-class Accuracy(_ExampleMean):
-    """Share of examples answered right."""
-
-    higher_is_better = True
-
-    def values(self, full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
-        """One value per example, `[batch]`."""
-        return functional.accuracy(full, circuit, batch)
-
-
-@final
-class ExactMatch(_ExampleMean):
-    """Share of examples on which circuit and full model predict the same."""
-
-    higher_is_better = True
-
-    def values(self, full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
-        """One value per example, `[batch]`."""
-        return functional.exact_match(full, circuit, batch)
+        """The figure; NaN if no example had a value."""
+        return self.total / self.weight
 
 
 @final
@@ -116,16 +81,12 @@ class EdgeSparsity(Metric):
         return 1 - self.kept / self.existing
 
 
-def faithfulness(prefix: str | None = None) -> MetricCollection:
-    """KL, squared error, logit difference, accuracy and exact match together."""
-    return MetricCollection(
-        {
-            "kl": KLDivergence(),
-            "squared_error": SquaredError(),
-            "logit_difference": LogitDifference(),
-            "accuracy": Accuracy(),
-            "exact_match": ExactMatch(),
-        },
-        prefix=prefix,
-        compute_groups=False,
-    )
+def faithfulness(prefix: str | None = None, measures: Sequence[str] = STANDARD) -> MetricCollection:
+    """Several measures together.
+
+    Args:
+        prefix: Before each name in the result.
+        measures: Names in the registry. By default KL, squared error, logit difference, accuracy and exact match.
+    """
+    metrics: dict[str, Metric | MetricCollection] = {name: Faithfulness(name) for name in measures}
+    return MetricCollection(metrics, prefix=prefix, compute_groups=False)

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.batch import IGNORE, PairBatch
+from edgeprune.metrics import functional
 
 WINDOW = 10  # years on each side, as in Edge Pruning
 
@@ -62,18 +63,8 @@ def probability_difference_10(logits: Tensor, batch: PairBatch) -> Tensor:
 
 
 def kendall_tau(full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
-    """Kendall's tau-b (corrected for ties) of full and circuit probabilities of the 100 numbers, -1 to 1.
-
-    NaN where digits are tokens, and where a model gives all numbers the same probability.
-    """
-    known = _known(torch.cat([batch.answers[:, 0], batch.wrong_answers[:, 0]], -1))
-    pairs = known[:, :, None] & known[:, None, :]
-    first, second = (
-        _order(torch.cat(_numbers(logits, batch), -1)).masked_fill(~pairs, 0.0) for logits in (full, circuit)
-    )
-    untied = first.abs().sum((-2, -1)) * second.abs().sum((-2, -1))
-    tau = (first * second).sum((-2, -1)) / untied.sqrt()
-    return torch.where(_one_token(batch), tau, torch.nan)
+    """Kendall's tau-b of both models (`functional.kendall_tau`) over the 100 numbers; NaN where digits are tokens."""
+    return torch.where(_one_token(batch), functional.kendall_tau(full, circuit, batch), torch.nan)
 
 
 def _masses(logits: Tensor, batch: PairBatch) -> _Masses:
@@ -100,11 +91,6 @@ def _numbers(logits: Tensor, batch: PairBatch) -> tuple[Tensor, Tensor]:
 def _at(probs: Tensor, ids: Tensor) -> Tensor:
     """Probabilities at `ids`, 0 where there is none."""
     return probs.gather(-1, ids.clamp(min=0)).masked_fill(~_known(ids), 0.0)
-
-
-def _order(values: Tensor) -> Tensor:
-    """Sign of each difference, `[batch, n, n]`."""
-    return (values[:, :, None] - values[:, None, :]).sign()
 
 
 def _known(ids: Tensor) -> Tensor:

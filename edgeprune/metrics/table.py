@@ -6,12 +6,9 @@ from typing import NamedTuple
 
 from rich.table import Table
 
+from edgeprune.metrics.registry import STANDARD as MEASURES
+from edgeprune.metrics.registry import measure_named
 from edgeprune.objectives import Objective
-
-MEASURES = ("kl", "squared_error", "logit_difference", "accuracy", "exact_match")
-_HEADINGS: dict[str, str] = dict(
-    zip(MEASURES, ("KL", "sq. error", "logit diff.", "accuracy", "exact match"), strict=True)
-)
 
 
 class TableRow(NamedTuple):
@@ -37,7 +34,7 @@ def faithfulness_table(title: str, rows: Sequence[TableRow], objective: Objectiv
     table = Table(title=f"{title} (random circuit of the same size in brackets)")
     if named:
         table.add_column("circuit", overflow="fold", min_width=10)
-    for heading in ("sparsity", "edges", "dangling", *(_HEADINGS[name] for name in shown)):
+    for heading in ("sparsity", "edges", "dangling", *(measure_named(name).heading for name in shown)):
         table.add_column(heading, justify="right")
     for row in rows:
         cells = [f"{row.measures[key]:.3f} [dim]({row.control[key]:.3f})[/dim]" for key in shown]
