@@ -187,6 +187,14 @@ def test_examples_without_a_value_are_left_out(name: str) -> None:
     assert math.isnan(figure(name, part(given, slice(1, 2))))
 
 
+def test_an_example_without_a_weight_is_left_out_too() -> None:
+    full = FULL.clone()
+    full[1] = torch.nan
+    rest = [part((FULL, CIRCUIT, BATCH), rows) for rows in (slice(1), slice(2, None))]
+    found = figure("logit_difference_percent", (full, CIRCUIT, BATCH))
+    assert found == pytest.approx(figure("logit_difference_percent", *rest), rel=1e-12)
+
+
 def test_percent_of_means_and_mean_of_percents_by_hand() -> None:
     """Two examples: the full model's differences are 4 and 1, the circuit's 2 and 2."""
     full, circuit = torch.zeros(2, 1, 3), torch.zeros(2, 1, 3)
