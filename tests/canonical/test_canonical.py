@@ -152,6 +152,23 @@ def test_numbers_of_roles() -> None:
     assert sum(map(len, canonical.load("ioi").roles.values())) == 26
 
 
+@pytest.mark.parametrize(
+    ("name", "by_layer"),
+    [
+        (
+            "ioi",
+            "0: 1 10, 2: 2, 3: 0, 4: 11, 5: 5 8 9, 6: 9, 7: 3 9, 8: 6 10, 9: 0 6 7 9, 10: 0 1 2 6 7 10, 11: 2 9 10",
+        ),
+        ("greater_than", "0: 1 3 5, 5: 5, 6: 1 9, 7: 10, 8: 11, 9: 1"),
+        ("docstring", "0: 5, 1: 2 4, 2: 0, 3: 0 6"),
+    ],
+)
+def test_heads_by_layer(name: str, by_layer: str) -> None:
+    layers = (entry.split(":") for entry in by_layer.split(", "))
+    expected = [f"a{layer}.h{head}" for layer, heads in layers for head in heads.split()]
+    assert [node for node in canonical.load(name).nodes if node.startswith("a")] == expected
+
+
 def test_direct_edges_are_inputs_of_heads() -> None:
     heads = sorted(node for members in canonical.load("ioi").roles.values() for node in members)
     assert sorted(canonical.load("ioi").direct) == sorted(f"{head}.{letter}" for head in heads for letter in "qkv")
