@@ -79,7 +79,7 @@ def _method(name: str, metric: str, *more: str) -> tuple[str, ...]:
 
 IG_STEPS = ("--method.steps=5", "--limit=100")
 FEW = ("--limit=4", "--data.batch_size=4", "--selection=null")
-FEWER_STEPS = "--trainer.max_steps=350"
+FEWER_STEPS = "--trainer.max_steps=250"
 ENTRIES: dict[str, Entry] = {
     "random": Entry("random", "discover", _method("RandomScores", "kl")),
     "activation_magnitude": Entry("activation magnitude", "discover", _method("ActivationMagnitude", "kl")),
@@ -94,7 +94,7 @@ ENTRIES: dict[str, Entry] = {
     "eap_ig_activations_kl": Entry(
         "EAP-IG-activations, KL",
         "discover",
-        _method("EAPIG", "kl", *IG_STEPS, "--method.variant=activations", "--limit=8"),
+        _method("EAPIG", "kl", *IG_STEPS, "--method.variant=activations", "--limit=4"),
     ),
     "eap_ig_gates_kl": Entry(
         "IG over all gates, KL", "discover", _method("EAPIG", "kl", *IG_STEPS, "--method.variant=gates")
@@ -106,14 +106,14 @@ ENTRIES: dict[str, Entry] = {
         "fit",
         (
             *_recipe("SubnetworkProbing", granularity="nodes", penalty_weight=20, learning_rate=0.1),
-            "--trainer.max_steps=200",
+            "--trainer.max_steps=150",
         ),
         "final",
     ),
     "sp_edges": Entry(
         "SP, edges",
         "fit",
-        (*_recipe("SubnetworkProbing", granularity="edges", penalty_weight=1000, learning_rate=0.1), FEWER_STEPS),
+        (*_recipe("SubnetworkProbing", granularity="edges", penalty_weight=300, learning_rate=0.1), FEWER_STEPS),
         "final",
     ),
     "ugs": Entry(
@@ -133,7 +133,7 @@ ENTRIES: dict[str, Entry] = {
             f"{RECIPE}.init_args.warm_start.path={{folder}}/eap_ig_inputs_kl/scores.safetensors",
             f"{RECIPE}.init_args.warm_start.magnitude=true",
             f"{RECIPE}.init_args.warm_start.keep_below=0.3",
-            "--trainer.max_steps=400",
+            "--trainer.max_steps=300",
         ),
     ),
 }
