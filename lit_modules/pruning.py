@@ -115,8 +115,8 @@ class PruningModule(pl.LightningModule):
                 raise EdgepruneError(
                     f"ablation {self.ablation!r} takes values from the {split} pairs: give the trainer a data module"
                 )
-            loader = data.ordered_dataloader(split)
-            batches = _every_batch(loader.dataset, loader.collate_fn, data.eval_batch_size)
+            collate = data.ordered_dataloader(split).collate_fn
+            batches = _every_batch(data.pairs(split), collate, data.eval_batch_size)
             self.runs.prepare(batches, split, objective=self.objective)
 
     def configure_optimizers(self) -> Any:
@@ -284,7 +284,7 @@ class PruningModule(pl.LightningModule):
         self._restored = True
 
 
-def _every_batch(examples: Any, collate: Callable[[Sequence[Any]], PairBatch], size: int) -> Iterator[PairBatch]:
-    """All examples of a data set in order. A loader would give each rank its share, and draw from the global seed."""
-    for start in range(0, len(examples), size):
-        yield collate([examples[number] for number in range(start, min(start + size, len(examples)))])
+def _every_batch(pairs: Sequence[Any], collate: Callable[[Sequence[Any]], PairBatch], size: int) -> Iterator[PairBatch]:
+    """All pairs in order. A loader would give each rank its share, and draw from the global seed."""
+    for start in range(0, len(pairs), size):
+        yield collate([(number, pairs[number]) for number in range(start, min(start + size, len(pairs)))])

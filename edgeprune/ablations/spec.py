@@ -91,10 +91,9 @@ class Ablation:
 
 def _option(ablation: Ablation, text: str) -> tuple[str, str | bool | int]:
     """Name and value of an option of `ablation`."""
-    if text == "positional":
-        return "positional", True
-    if text.startswith(SEED) and text.removeprefix(SEED).isdecimal():
+    known = OPTIONS[ablation.kind]
+    if text.startswith(SEED) and text.removeprefix(SEED).isdecimal() and f"{SEED}N" in known:
         return "seed", int(text.removeprefix(SEED))
-    if text in get_args(Source):
-        return "source", text
-    raise EdgepruneError(ablation._unknown(text))
+    if text not in known or text == f"{SEED}N":
+        raise EdgepruneError(ablation._unknown(text))
+    return ("positional", True) if text == "positional" else ("source", text)

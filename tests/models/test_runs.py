@@ -55,10 +55,12 @@ def circuit_logits(model: MaskedModel, runs: ReferenceRuns, batch: PairBatch) ->
     return full[batch.position_mask], logits[batch.position_mask]
 
 
-@pytest.mark.parametrize("ablation", ["interchange", "zero"])
+@pytest.mark.parametrize("ablation", ["interchange", "zero", "resample", "mean:corrupted", "mean:both:positional"])
 @pytest.mark.parametrize(("index", "seq"), [([0, 1, 2, 3], None), ([3, 1], None), ([1, 0], 8), ([2], 4)])
 def test_kept_runs_equal_fresh_ones(model: MaskedModel, ablation: str, index: list[int], seq: int | None) -> None:
     kept, fresh = ReferenceRuns(model, ablation, budget_gb=1), ReferenceRuns(model, ablation)
+    for runs in (kept, fresh):
+        runs.prepare([make_batch([0, 1, 2, 3])])
     for group in ([0, 1], [2, 3]):
         kept(make_batch(group), "train")
     before = model.full
