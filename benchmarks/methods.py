@@ -79,7 +79,6 @@ def _method(name: str, metric: str, *more: str) -> tuple[str, ...]:
 
 IG_STEPS = ("--method.steps=5", "--limit=100")
 FEW = ("--limit=4", "--data.batch_size=4", "--selection=null")
-FEWER_STEPS = "--trainer.max_steps=250"
 ENTRIES: dict[str, Entry] = {
     "random": Entry("random", "discover", _method("RandomScores", "kl")),
     "activation_magnitude": Entry("activation magnitude", "discover", _method("ActivationMagnitude", "kl")),
@@ -106,22 +105,25 @@ ENTRIES: dict[str, Entry] = {
         "fit",
         (
             *_recipe("SubnetworkProbing", granularity="nodes", penalty_weight=20, learning_rate=0.1),
-            "--trainer.max_steps=150",
+            "--trainer.max_steps=100",
         ),
         "final",
     ),
     "sp_edges": Entry(
         "SP, edges",
         "fit",
-        (*_recipe("SubnetworkProbing", granularity="edges", penalty_weight=300, learning_rate=0.1), FEWER_STEPS),
+        (
+            *_recipe("SubnetworkProbing", granularity="edges", penalty_weight=300, learning_rate=0.1),
+            "--trainer.max_steps=250",
+        ),
         "final",
     ),
     "ugs": Entry(
         "UGS",
         "fit",
         (
-            *_recipe("UGS", edge_weight=0.014, learning_rate=0.03, samples_per_step=1, masks_per_batch=8),
-            FEWER_STEPS,
+            *_recipe("UGS", edge_weight=0.014, learning_rate=0.05, samples_per_step=1, masks_per_batch=8),
+            "--trainer.max_steps=150",
         ),
         "final",
     ),
