@@ -164,10 +164,10 @@ class ReferenceRuns:
                     "they are made for another model; change the model or the task"
                 )
         longest = int(batch.attention_mask.sum(1).max())
-        if self.spec.positional and self._shared is not None and longest > self._shared.heads.shape[2]:
+        if self._positional and longest > self.states().heads.shape[2]:
             raise EdgepruneError(
                 f"a prompt has {longest} tokens, ablation {self.ablation!r} knows the first "
-                f"{self._shared.heads.shape[2]} positions, as many as the longest training prompt has: use ablation "
+                f"{self.states().heads.shape[2]} positions, as many as the longest training prompt has: use ablation "
                 "'mean', or training prompts as long"
             )
 
@@ -181,7 +181,12 @@ class ReferenceRuns:
             return aligned(self.model.record(ids, mask), alignment)
         if self.states().heads.device != self.model.device:
             self._shared = self.states().to(self.model.device)
-        return self._at_positions(batch.attention_mask) if self.spec.positional else self.states()
+        return self._at_positions(batch.attention_mask) if self._positional else self.states()
+
+    @property
+    def _positional(self) -> bool:
+        """Whether the values, the same for every example, differ between positions; those of a file may."""
+        return self._shared is not None and (self.spec.positional or self._shared.heads.shape[2] > 1)
 
     def _at_positions(self, mask: Tensor) -> WriterStates:
         """Means of positions, laid out as the tokens of a batch `[batch, seq]`."""

@@ -6,11 +6,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from datamodules.tasks.base import TokenPair
 from edgeprune.ablations import load_states, mean_of_pairs, save_states
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.runs import ReferenceRuns
-from tests.ablations.cases import PAIRS, batch_of, fields
+from tests.ablations.cases import PAIRS, against_the_right_edge, batch_of, fields
 from tests.methods.small_problems import linear_model, random_pairs, tiny
 
 
@@ -32,6 +33,18 @@ def test_states_come_back_as_they_were(model: MaskedModel, path: Path) -> None:
             assert torch.equal(one, other)
             assert one.dtype == other.dtype
     assert [item.name for item in path.parent.iterdir()] == ["means.safetensors"]
+
+
+def test_positional_means_from_a_file_are_positional_means(model: MaskedModel, tmp_path: Path) -> None:
+    batch = against_the_right_edge(batch_of(PAIRS))
+    states = mean_of_pairs(model, [batch], positional=True)
+    runs = ReferenceRuns(model, "mean:positional")
+    runs.prepare([batch])
+    again = ReferenceRuns(model, f"optimal:{save_states(tmp_path / 'means.safetensors', model, states, {})}")
+    for found, wanted in zip(fields(again(batch, "train")[1]), fields(runs(batch, "train")[1]), strict=True):
+        assert torch.equal(found, wanted)
+    with pytest.raises(EdgepruneError, match="knows the first 6 positions"):
+        again(batch_of([TokenPair((1,) * 7, (2,) * 7, (6,), (3,), (4,))]), "train")
 
 
 def test_a_model_without_mlps_has_none_in_its_file(tmp_path: Path) -> None:
