@@ -57,8 +57,8 @@ def prepared(ablation: str, data: PairDataModule) -> ReferenceRuns:
 def test_discover_takes_values_from_all_pairs_of_a_split(tmp_path: Path, ablation: str) -> None:
     """Whatever `--limit` says about those on which circuits are found."""
     out = tmp_path / "out"
-    assert main(discover(out, "--model.ablation", ablation, "--selection.sparsities", "[0.8]")) == 0
-    circuit = Circuit.load(out / "circuits" / "sparsity-0.8000.safetensors")
+    assert main(discover(out, "--model.ablation", ablation, "--selection.sparsities", "[0.98]")) == 0
+    circuit = Circuit.load(out / "circuits" / "sparsity-0.9800.safetensors")
     data = PairDataModule(CompiledTask("reverse", lengths=(3,)), cache=False)
     runs = prepared(ablation, data)
     assert circuit.header["ablation"] == runs.ablation
@@ -87,11 +87,12 @@ def test_discover_reads_constants_from_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ablation", ["mean:both:positional", "resample"])
 def test_fit_validate_and_test_take_values_from_pairs(tmp_path: Path, config: Path, ablation: str) -> None:
+    """The circuit is one of few edges: its gates start nearly closed."""
     more = ("--model.ablation", ablation, "--trainer.max_steps", "3", "--trainer.val_check_interval", "2")
-    assert main(fit(tmp_path, *more, config=config)) == 0
+    assert main(fit(tmp_path, *more, "--model.recipe.init_args.init_mean", "-1", config=config)) == 0
     (checkpoint,) = tmp_path.rglob("last.ckpt")
-    saved = torch.load(checkpoint, weights_only=True)["edgeprune"]["header"]
-    assert saved["ablation"] == ablation
+    circuit = Circuit.from_checkpoint(checkpoint)
+    assert circuit.header["ablation"] == ablation
     for command in ("validate", "test"):
         rest = ("--model.ablation", ablation, "--ckpt_path", str(checkpoint))
         assert main(fit(tmp_path / command, *rest, command=command, config=config)) == 0
@@ -100,9 +101,9 @@ def test_fit_validate_and_test_take_values_from_pairs(tmp_path: Path, config: Pa
     measured = dict(zip(names, values, strict=True))
     data = PairDataModule(CompiledTask("reverse"), cache=False)
     runs, batch = prepared(ablation, data), collate(list(enumerate(data.pairs("test"))))
-    gates = Circuit.from_checkpoint(checkpoint).gates()
-    (found,) = evaluate_gates(runs.model, runs, [batch], [gates], "test")
-    assert float(measured["test/kl"]) == pytest.approx(found["kl"], rel=1e-4, abs=1e-6)
+    (found,) = evaluate_gates(runs.model, runs, [batch], [circuit.gates()], "test")
+    assert float(measured["test/kl"]) == pytest.approx(found["kl"], rel=1e-4)
+    assert found["kl"] > 0.01
 
 
 MISTAKES = {
