@@ -93,22 +93,26 @@ def test_losses_fall_below_those_of_the_means(name: str) -> None:
 
 
 def test_the_optimum_of_a_linear_model_is_found() -> None:
-    """A head of the last layer feeds the logits alone: its best constant is its mean over the scored tokens."""
-    model, batch = linear_model(), batch_of(random_pairs(1))
-    assert batch.positions.shape == (1, 2)
-    options = LearningOptions("squared_error", learning_rate=0.02, max_steps=300, checked=1, patience=30)
+    """A head of the last layer feeds the logits alone: its best constant is its mean over the examples.
+
+    Attention is uniform, so within an example the head says the same at every token; the mean over tokens, where learning
+    starts, counts long examples more.
+    """
+    model, batch = linear_model(), batch_of(random_pairs(3))
+    options = LearningOptions("squared_error", learning_rate=0.01, max_steps=500, checked=3, patience=50)
     learned = learn_constants(model, [batch], options)
-    own = model.record(batch.clean).heads[-1, 0]
+    layer = model.graph.arch.num_layers - 1
+    own = model.record(batch.clean, batch.attention_mask).heads[layer, :, 0]  # [example, head, head_dim]
     gained, possible = 0.0, 0.0
-    for head, weight in enumerate(model.family.output_weight(model.graph.arch.num_layers - 1)):
-        outputs = model.family.finish(own[batch.positions[0], head] @ weight)  # what this head adds to the logits
+    for head, weight in enumerate(model.family.output_weight(layer)):
+        outputs = model.family.finish(own[:, head] @ weight)  # what this head adds to the logits
         best = (outputs - outputs.mean(0)).square().sum(-1).mean().item()
-        writer = model.graph.writers.index(f"a{model.graph.arch.num_layers - 1}.h{head}")
+        writer = model.graph.writers.index(f"a{layer}.h{head}")
         assert learned.losses[writer] > best - 1e-4
         gained += learned.mean_losses[writer].item() - learned.losses[writer].item()
         possible += learned.mean_losses[writer].item() - best
-    assert possible > 0.1
-    assert gained == pytest.approx(possible, rel=0.05)
+    assert possible > 0.01
+    assert gained == pytest.approx(possible, rel=0.1)
 
 
 def test_neither_batches_nor_order_nor_padding_matter(model: MaskedModel) -> None:
