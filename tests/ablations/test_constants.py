@@ -95,8 +95,8 @@ def test_losses_fall_below_those_of_the_means(name: str) -> None:
 def test_the_optimum_of_a_linear_model_is_found() -> None:
     """A head of the last layer feeds the logits alone: its best constant is its mean over the examples.
 
-    Attention is uniform, so within an example the head says the same at every token; the mean over tokens, where learning
-    starts, counts long examples more.
+    Attention is uniform, so within an example the head says the same at every token; the mean over tokens, where
+    learning starts, counts long examples more.
     """
     model, batch = linear_model(), batch_of(random_pairs(3))
     options = LearningOptions("squared_error", learning_rate=0.01, max_steps=500, checked=3, patience=50)
