@@ -40,7 +40,7 @@ class EdgePruning(AbstractRecipe):
         num_flips: Gates flipped per step with `estimator="local"`, drawn at random; all if there are fewer.
         masks_per_batch: Samples of the gates in one step: the batch falls into that many groups, each with a sample of
             its own (published: 1, shared by the batch). A batch that does not divide is cut into fewer groups. It
-            costs nothing, and the gradient's noise, most of which comes from the gates, falls.
+            costs nothing, and the part of the gradient's noise that comes from the gates falls.
         learning_rate: Of the log-alphas (published: 0.8, with AdamW; deviation: 0.3 with Adam).
         betas: Of Adam, for the log-alphas (published: 0.9, 0.999). A low second one forgets the few large gradients
             that an idle edge gets while needed ones are uncertain, so that the penalty can close it afterwards.
