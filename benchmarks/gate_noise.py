@@ -22,7 +22,7 @@ from torch import Tensor
 from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.cli.data import read_data_config
-from edgeprune.cli.discover import pair_batches
+from edgeprune.cli.pairs import pair_batches
 from edgeprune.gates import HardConcrete, uniform_noise
 from edgeprune.metrics.evaluate import gated_logits
 from edgeprune.models.loading import load_model

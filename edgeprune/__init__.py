@@ -28,11 +28,11 @@ _HOMES = {
     "load_model": "edgeprune.models.loading",
     "load_tokenizer": "edgeprune.models.loading",
 }
-__all__ = ["__version__", "ablations", "patching", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["__version__", "ablations", "canonical", "patching", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("ablations", "patching"):
+    if name in ("ablations", "canonical", "patching"):
         return importlib.import_module(f"edgeprune.{name}")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)

@@ -28,6 +28,14 @@ def innermost(error: BaseException) -> BaseException:
     return error
 
 
+def check_ablation(text: str | None) -> None:
+    """Refuse an ablation that cannot be read, before anything slow."""
+    if text is not None:
+        from edgeprune.ablations import Ablation
+
+        Ablation.parse(text)
+
+
 def check_file(path: Path | None, option: str) -> None:
     """Refuse, before any work is done, a file that could not be written."""
     if path is not None and path.is_dir():

@@ -8,7 +8,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.cli.arguments import Arguments, check_file, write_json
+from edgeprune.cli.arguments import Arguments, check_ablation, check_file, write_json
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def run(arguments: list[str]) -> None:
     parser.add_argument("--config", help="YAML file with a `data` section: also run the circuits on its pairs")
     parser.add_argument("--split", choices=["train", "validation", "test"], default="test")
     parser.add_argument("--model", help="model of the circuits; by default the one in the first own file's header")
-    parser.add_argument("--ablation", choices=["interchange", "zero"], help="default: the first own file's")
+    parser.add_argument("--ablation", help="such as interchange, zero or mean; default: the first own file's")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--edges", action="store_true", help="list the edges that only one of two circuits has")
     parser.add_argument(
@@ -46,6 +46,7 @@ def run(arguments: list[str]) -> None:
     if len(options.circuits) < 2:
         raise EdgepruneError(f"compare needs two circuits or more, got only {options.circuits[0]}")
     check_file(options.json, "--json")
+    check_ablation(options.ablation)
     result = compare_files(options)
     _print(result, options)
     if options.json:
@@ -164,18 +165,20 @@ def _add_measures(
     from rich.progress import track
 
     from edgeprune.cli.data import read_data_config
+    from edgeprune.cli.pairs import prepare_runs
     from edgeprune.metrics.evaluate import evaluate_gates
     from edgeprune.models.runs import ReferenceRuns
 
     data = read_data_config(options.config, tokenizer=name)
     data.setup()
     runs = ReferenceRuns(model, ablation)
+    prepare_runs(runs, data, options.split)
     cuts = [circuit for pair in matched.values() if pair is not None for circuit in pair]
     gates = [model.graph.all_open(), *(circuit.gates() for circuit in (*circuits, *cuts))]
     loader: Any = data.ordered_dataloader(options.split)
     batches = track(loader, description="running circuits", transient=True)
     full, *measured = evaluate_gates(model, runs, batches, gates, options.split)
-    result |= {"model": name, "ablation": ablation, "split": options.split, "full_model": full}
+    result |= {"model": name, "ablation": runs.ablation, "split": options.split, "full_model": full}
     measures = iter(measured)
     for row in result["circuits"]:
         row |= next(measures)

@@ -15,7 +15,6 @@ from jsonargparse import ArgumentParser, Namespace
 
 import edgeprune.methods
 from datamodules import PairDataModule
-from datamodules.pairs import collate
 from datamodules.tasks.base import AbstractTask
 from edgeprune import __version__
 from edgeprune.ablations import Ablation
@@ -23,6 +22,7 @@ from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.cli.arguments import innermost
 from edgeprune.cli.mistakes import one_sentence
+from edgeprune.cli.pairs import pair_batches, prepare_runs
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import KVReaders
 from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
@@ -32,7 +32,7 @@ from edgeprune.metrics.evaluate import evaluate_gates
 from edgeprune.metrics.frontier import Row, frontier_row, frontier_table, write_frontier
 from edgeprune.models.loading import fingerprint, load_model
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.runs import TRAIN, ReferenceRuns
+from edgeprune.models.runs import ReferenceRuns
 from edgeprune.objectives import Objective
 
 __all__ = ["make_parser", "run"]
@@ -187,10 +187,7 @@ class Run:
 
     def _prepare_runs(self, runs: ReferenceRuns, batches: Sequence[PairBatch], report: Report) -> None:
         """Give the ablation the pairs that it takes its values from; refuse `batches` that it cannot serve."""
-        for split in (TRAIN, self.split, "validation"):
-            if runs.wants(split):
-                pairs = pair_batches(self.data, split, None, self.data.eval_batch_size)
-                runs.prepare(pairs, split, report, _objective(self.metric))
+        prepare_runs(runs, self.data, self.split, "validation", report=report, objective=_objective(self.metric))
         for batch in batches:
             runs.check(batch)
 
@@ -298,17 +295,6 @@ class Run:
         named = any(not str(row["asked"]).startswith("sparsity-") for row in rows)  # else a column says it
         Console().print(frontier_table(title, rows, _objective(self.metric), named=named))
         Console().print(f"scores, circuits, frontier.csv and frontier.png are in {self.folder}", soft_wrap=True)
-
-
-def pair_batches(
-    data: PairDataModule, split: str, limit: int | None = None, batch_size: int | None = None
-) -> list[PairBatch]:
-    """The first `limit` pairs of a split in order, in batches (of the data's `batch_size` by default)."""
-    examples = list(enumerate(data.pairs(split)))[:limit]
-    if not examples:
-        raise EdgepruneError(f"{type(data.task).__name__} gives no {split} pairs; raise their number or fraction")
-    size = batch_size or data.batch_size
-    return [collate(examples[start : start + size]) for start in range(0, len(examples), size)]
 
 
 def _objective(metric: Metric) -> Objective:

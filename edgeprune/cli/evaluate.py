@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edgeprune.cli.arguments import Arguments, check_file, write_json
+from edgeprune.cli.arguments import Arguments, check_ablation, check_file, write_json
 from edgeprune.errors import EdgepruneError
 
 
@@ -16,12 +16,13 @@ def run(arguments: list[str]) -> None:
     parser.add_argument("--config", required=True, help="YAML file with a `data` section")
     parser.add_argument("--split", choices=["train", "validation", "test"], default="test")
     parser.add_argument("--model", help="model to run; by default the one in the first circuit's header")
-    parser.add_argument("--ablation", choices=["interchange", "zero"], help="default: the first circuit's own")
+    parser.add_argument("--ablation", help="such as interchange, zero or mean; default: the first circuit's own")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--control-seed", type=int, default=0, help="seed of the random circuits")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args(arguments[1:])
     check_file(options.json, "--json")
+    check_ablation(options.ablation)
     rows = evaluate_files(options)
     _print(rows)
     if options.json:
@@ -34,6 +35,7 @@ def evaluate_files(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     from edgeprune.circuit import Circuit
     from edgeprune.cli.data import read_data_config
+    from edgeprune.cli.pairs import prepare_runs
     from edgeprune.metrics.evaluate import evaluate_gates
     from edgeprune.models.loading import fingerprint, load_model
     from edgeprune.models.runs import ReferenceRuns
@@ -55,6 +57,7 @@ def evaluate_files(options: argparse.Namespace) -> list[dict[str, Any]]:
             sys.stderr.write(f"edgeprune: warning: {path} was found on other weights than those of {name!r}\n")
     ablation = options.ablation or header.get("ablation", "interchange")
     runs = ReferenceRuns(model, ablation)
+    prepare_runs(runs, data, options.split)
     data.setup()
     loader: Any = data.ordered_dataloader(options.split)
     random = [Circuit.random(circuit.graph, circuit.num_edges, options.control_seed) for circuit in circuits]
@@ -65,7 +68,7 @@ def evaluate_files(options: argparse.Namespace) -> list[dict[str, Any]]:
         {
             "circuit": str(path),
             "model": name,
-            "ablation": ablation,
+            "ablation": runs.ablation,
             "objective": circuit.header.get("objective", "kl"),
             "split": options.split,
             "sparsity": circuit.sparsity,

@@ -1,5 +1,6 @@
 """`fit`, `validate`, `test` and `discover` with ablations that take their values from pairs."""
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +69,33 @@ def test_discover_takes_values_from_all_pairs_of_a_split(tmp_path: Path, ablatio
     other = ReferenceRuns(runs.model, "interchange")
     (elsewhere,) = evaluate_gates(runs.model, other, [batch], [circuit.gates()], "validation")
     assert found["squared_error"] != pytest.approx(elsewhere["squared_error"], rel=1e-3)
+
+
+def test_evaluate_and_compare_take_values_from_pairs(tmp_path: Path, config: Path) -> None:
+    """A circuit's own ablation is the default; every circuit of `compare` runs under one."""
+    out, figures = tmp_path / "out", tmp_path / "figures.json"
+    assert main(discover(out, "--model.ablation", "mean:corrupted", "--selection.sparsities", "[0.99]")) == 0
+    path = out / "circuits" / "sparsity-0.9900.safetensors"
+    told = Circuit.load(path).header["metrics"]
+    options = yaml.safe_load(config.read_text())
+    options["data"]["task"]["init_args"]["lengths"] = [3]
+    config.write_text(yaml.safe_dump(options))
+    rest = ["--config", str(config), "--split", "validation", "--json", str(figures)]
+    assert main(["evaluate", str(path), *rest]) == 0
+    (row,) = json.loads(figures.read_text())
+    assert row["ablation"] == "mean:corrupted"
+    assert row["squared_error"] == pytest.approx(told["squared_error"], rel=1e-4)
+    assert main(["compare", str(path), str(path), *rest]) == 0
+    assert json.loads(figures.read_text())["circuits"][0]["squared_error"] == pytest.approx(row["squared_error"])
+    assert main(["evaluate", str(path), *rest, "--ablation", "zero"]) == 0
+    assert json.loads(figures.read_text())[0]["squared_error"] != pytest.approx(row["squared_error"], rel=1e-3)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_an_unknown_ablation_is_refused(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = [command, "a.safetensors", "b.safetensors", "--config", str(tmp_path), "--ablation", "noise"]
+    assert main(wrong) == 2
+    assert "'noise'" in error_line(capsys)
 
 
 def test_discover_reads_constants_from_a_file(tmp_path: Path) -> None:
