@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FULL = "(full model)"
 _SHARES = {"precision": "precision", "recall": "recall", "f1": "F1", "jaccard": "Jaccard"}
-_MEASURES = {"kl": "KL", "squared_error": "sq. error", "logit_difference": "logit diff.", "accuracy": "accuracy"}
+_MEASURES = ("kl", "squared_error", "logit_difference", "accuracy")
 
 
 def run(arguments: list[str]) -> None:
@@ -257,13 +257,19 @@ def _shown_measures(result: dict[str, Any]) -> list[str]:
     return [name for name in _MEASURES if name != hidden and not math.isnan(full[name])]
 
 
+def _headings(names: list[str]) -> list[str]:
+    from edgeprune.metrics.registry import measure_named
+
+    return [measure_named(name).heading for name in names]
+
+
 def _circuit_table(result: dict[str, Any]) -> "Table":
     shown = _shown_measures(result)
     title = "Circuits"
     if shown:
         number = f"{result['full_model']['num_examples']:.0f}"
         title += f" of {result['model']} on {number} {result['split']} pairs, {result['ablation']} ablation"
-    columns = ["edges", "sparsity", "dangling", "nodes", *(_MEASURES[name] for name in shown)]
+    columns = ["edges", "sparsity", "dangling", "nodes", *_headings(shown)]
     table = _table(title, ["circuit"], columns)
     for number, row in enumerate(result["circuits"]):
         sizes = (f"{row['edges']:,}", f"{row['sparsity']:.4f}", f"{row['dangling']:,}", f"{row['nodes']:,}")
@@ -303,7 +309,7 @@ def _matched_table(result: dict[str, Any]) -> "Table":
     from edgeprune.metrics.overlap import scientific
 
     shown = _shown_measures(result)
-    columns = ["edges", "both", "Jaccard", "p", *(_MEASURES[name] for name in shown)]
+    columns = ["edges", "both", "Jaccard", "p", *_headings(shown)]
     table = _table("At the size of the smaller, the larger cut by its scores", ["pair", ""], columns)
     for pair in result["pairs"]:
         row = pair["matched"]
