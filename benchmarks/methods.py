@@ -93,7 +93,7 @@ ENTRIES: dict[str, Entry] = {
     "eap_ig_activations_kl": Entry(
         "EAP-IG-activations, KL",
         "discover",
-        _method("EAPIG", "kl", *IG_STEPS, "--method.variant=activations", "--limit=4"),
+        _method("EAPIG", "kl", *IG_STEPS, "--method.variant=activations", "--limit=16"),
     ),
     "eap_ig_gates_kl": Entry(
         "IG over all gates, KL", "discover", _method("EAPIG", "kl", *IG_STEPS, "--method.variant=gates")
@@ -105,7 +105,7 @@ ENTRIES: dict[str, Entry] = {
         "fit",
         (
             *_recipe("SubnetworkProbing", granularity="nodes", penalty_weight=20, learning_rate=0.1),
-            "--trainer.max_steps=100",
+            "--trainer.max_steps=250",
         ),
         "final",
     ),
@@ -123,7 +123,7 @@ ENTRIES: dict[str, Entry] = {
         "fit",
         (
             *_recipe("UGS", edge_weight=0.014, learning_rate=0.05, samples_per_step=1, masks_per_batch=8),
-            "--trainer.max_steps=150",
+            "--trainer.max_steps=250",
         ),
         "final",
     ),

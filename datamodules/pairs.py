@@ -188,6 +188,21 @@ class PairDataModule(pl.LightningDataModule):
             self._pairs = self._load()
         return self._pairs[split]
 
+    def labels(self, split: str) -> dict[str, tuple[str, ...]]:
+        """What is known about the pairs of `split`, such as their template: by name one value per pair, in order.
+
+        `""` stands where a pair lacks a label. Pairs given as tokens have none.
+        """
+        known = [
+            pair.labels if isinstance(pair, PromptPair) else {}
+            for pair in self.task.splits(self.tokenizer_object).get(split, ())
+        ]
+        assert len(known) == len(self.pairs(split))
+        return {
+            name: tuple(item.get(name, "") for item in known)
+            for name in dict.fromkeys(n for item in known for n in item)
+        }
+
     def _load(self) -> Mapping[str, Sequence[TokenPair]]:
         if self.tokenizer_object is None and self.tokenizer is not None:
             from edgeprune.models.loading import load_tokenizer

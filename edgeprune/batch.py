@@ -1,6 +1,6 @@
 """The one form in which prompt pairs reach a model: a batch of aligned clean and corrupted token rows."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
@@ -59,15 +59,23 @@ class PairBatch:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """Apply `function` to every tensor; all have one row per example."""
+
+        def apply(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {key: function(tensor) for key, tensor in value.items()}  # pyright: ignore
+            return None if value is None else function(value)
+
+        return type(self)(**{item.name: apply(getattr(self, item.name)) for item in fields(self)})
+
     def to(self, device: torch.device | str) -> Self:
         """Return the batch with every tensor on `device`."""
+        return self.map(lambda tensor: tensor.to(device))
 
-        def move(value: Any) -> Any:
-            if isinstance(value, Mapping):
-                return {key: tensor.to(device) for key, tensor in value.items()}  # pyright: ignore
-            return None if value is None else value.to(device)
-
-        return type(self)(**{item.name: move(getattr(self, item.name)) for item in fields(self)})
+    def rows(self, chosen: slice | Tensor) -> Self:
+        """Some of the examples: a slice, or their places, long `[n]`."""
+        return self.map(lambda tensor: tensor[chosen])
 
     def __len__(self) -> int:
         return self.clean.shape[0]

@@ -30,6 +30,7 @@ LAYERS = {
     "edgeprune.reference": 2,
     "edgeprune.methods": 3,
     "edgeprune.metrics": 3,
+    "edgeprune.evaluation": 3,
     "edgeprune.patching": 3,
     "lit_modules": 4,
     "datamodules": 4,

@@ -1,9 +1,8 @@
 """Losses of the circuits that ACDC asks about: the current one, and that without some edges into a receiver."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from typing import Any, final
+from collections.abc import Sequence
+from typing import final
 
 import torch
 from torch import Tensor
@@ -147,13 +146,4 @@ def _row_bytes(model: MaskedModel) -> int:
 
 def _cut(batch: PairBatch, size: int) -> list[PairBatch]:
     """The batch in parts of at most `size` examples."""
-
-    def rows(value: Any, start: int) -> Any:
-        if isinstance(value, Mapping):
-            return {key: tensor[start : start + size] for key, tensor in value.items()}  # pyright: ignore
-        return None if value is None else value[start : start + size]
-
-    return [
-        type(batch)(**{item.name: rows(getattr(batch, item.name), start) for item in fields(batch)})
-        for start in range(0, len(batch), size)
-    ]
+    return [batch.rows(slice(start, start + size)) for start in range(0, len(batch), size)]

@@ -198,15 +198,10 @@ class _Search(NamedTuple):
                 ) from None
         half = len(batch) // 2
         first, second = (
-            self.run(_part(batch, rows), ablated.map(lambda field, rows=rows: _rows(field, rows)))
+            self.run(batch.rows(rows), ablated.map(lambda field, rows=rows: _rows(field, rows)))
             for rows in (slice(half), slice(half, None))
         )
         return torch.maximum(first, second) if self.worst else first + second
-
-
-def _part(batch: PairBatch, rows: slice) -> PairBatch:
-    names = ("clean", "corrupted", "attention_mask", "positions", "position_mask", "targets", "distractors", "index")
-    return PairBatch(**{name: getattr(batch, name)[rows] for name in names})
 
 
 def _rows(field: Tensor, rows: slice) -> Tensor:

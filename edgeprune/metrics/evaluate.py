@@ -1,15 +1,19 @@
 """Run circuits on pairs: every circuit sees the same full and ablated runs, which are made once per batch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
-from edgeprune.metrics.faithfulness import faithfulness
+from edgeprune.metrics.examples import ExampleValues
+from edgeprune.metrics.registry import STANDARD, Measure, measure_named
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.runs import ReferenceRuns
 from edgeprune.models.states import WriterStates
+
+TOKENS_AT_ONCE = 512  # of several circuits in one run; more tokens than this make a run no faster per token
 
 
 def gated_logits(model: MaskedModel, batch: PairBatch, gates: Tensor, ablated: WriterStates) -> Tensor:
@@ -17,7 +21,70 @@ def gated_logits(model: MaskedModel, batch: PairBatch, gates: Tensor, ablated: W
     return model(batch.clean, gates, ablated, batch.attention_mask, batch.positions).float()
 
 
+def logits_of_each(
+    model: MaskedModel, batch: PairBatch, gates: Sequence[Tensor], ablated: WriterStates
+) -> Iterator[Tensor]:
+    """Logits of each circuit on a batch, float32 `[batch, positions, vocab]`; one run for several where it is small.
+
+    Args:
+        model: The masked model.
+        batch: On the model's device.
+        gates: Matrices `[reader, writer]`, of any dtype.
+        ablated: What closed edges carry in this batch.
+    """
+    at_once = max(1, TOKENS_AT_ONCE // batch.clean.numel())
+    for start in range(0, len(gates), at_once):
+        group = torch.stack([matrix.to(model.device, model.dtype) for matrix in gates[start : start + at_once]])
+        clean, mask, positions = (
+            part.repeat(len(group), 1) for part in (batch.clean, batch.attention_mask, batch.positions)
+        )
+        logits = model(clean, group, ablated.map(partial(_repeat, times=len(group))), mask, positions).float()
+        yield from logits.split(len(batch))
+
+
+def _repeat(field: Tensor, times: int) -> Tensor:
+    """A field of states `[item, batch or 1, ...]` for several copies of the batch."""
+    return field if field.shape[1] == 1 else field.repeat(1, times, *[1] * (field.dim() - 2))
+
+
 @torch.no_grad()
+def measure_examples(
+    model: MaskedModel,
+    runs: ReferenceRuns,
+    batches: Iterable[PairBatch],
+    gates: Sequence[Tensor],
+    split: str,
+    measures: Sequence[str] = STANDARD,
+) -> ExampleValues:
+    """Measures of each gate matrix `[reader, writer]` on every example of all batches.
+
+    Args:
+        model: The masked model.
+        runs: Its full and ablated runs; made once per batch for all circuits.
+        batches: Pairs of `split`.
+        gates: One matrix per circuit.
+        split: Which split the pairs are of.
+        measures: Names in `edgeprune.metrics.registry`.
+    """
+    functions = [measure_named(name) for name in measures]
+    parts: list[Tensor] = []
+    index: list[Tensor] = []
+    for batch in batches:
+        batch = batch.to(model.device)
+        full, ablated = runs(batch, split)
+        index.append(batch.index.cpu())
+        found = [_values(full, circuit, batch, functions) for circuit in logits_of_each(model, batch, gates, ablated)]
+        parts.append(torch.stack(found).cpu())
+    values, weights = torch.cat(parts, -1).unbind(1)
+    return ExampleValues(tuple(measures), values, weights, torch.cat(index))
+
+
+def _values(full: Tensor, circuit: Tensor, batch: PairBatch, measures: Sequence[Measure]) -> Tensor:
+    """Values and weights of every measure, float64 `[2, measure, batch]`."""
+    both = ([of(full, circuit, batch).double() for of in (item.values, item.weights)] for item in measures)
+    return torch.stack([torch.stack(pair) for pair in both], 1)
+
+
 def evaluate_gates(
     model: MaskedModel, runs: ReferenceRuns, batches: Iterable[PairBatch], gates: Sequence[Tensor], split: str
 ) -> list[dict[str, float]]:
@@ -26,16 +93,4 @@ def evaluate_gates(
     Returns:
         Per matrix: `kl`, `squared_error`, `logit_difference`, `accuracy`, `exact_match`, and `num_examples`.
     """
-    metrics = [faithfulness() for _ in gates]
-    num_examples = 0
-    for batch in batches:
-        batch = batch.to(model.device)
-        num_examples += len(batch)
-        full, ablated = runs(batch, split)
-        for matrix, metric in zip(gates, metrics, strict=True):
-            circuit = gated_logits(model, batch, matrix.to(model.device), ablated)
-            metric.to(model.device).update(full, circuit, batch)
-    return [
-        {name: float(value) for name, value in metric.compute().items()} | {"num_examples": num_examples}
-        for metric in metrics
-    ]
+    return measure_examples(model, runs, batches, gates, split).as_dicts()

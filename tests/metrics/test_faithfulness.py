@@ -42,11 +42,6 @@ def make_batch(**changes: Tensor) -> PairBatch:
     return PairBatch(**(fields | changes))
 
 
-def rows(batch: PairBatch, part: slice) -> PairBatch:
-    names = ("clean", "corrupted", "attention_mask", "positions", "position_mask", "targets", "distractors", "index")
-    return PairBatch(**{name: getattr(batch, name)[part] for name in names})
-
-
 def test_kl_is_torch_s_own_divergence_over_the_scored_positions() -> None:
     values = functional.kl(FULL, CIRCUIT, make_batch())
     for row, length in enumerate(LENGTHS):
@@ -145,7 +140,7 @@ def test_means_do_not_depend_on_the_batch_size(size: int) -> None:
     whole.update(FULL, CIRCUIT, batch)
     for start in range(0, ROWS, size):
         part = slice(start, start + size)
-        split.update(FULL[part], CIRCUIT[part], rows(batch, part))
+        split.update(FULL[part], CIRCUIT[part], batch.rows(part))
     # values of an example are float32 sums, whose order may depend on the shape
     torch.testing.assert_close(split.compute(), whole.compute(), rtol=1e-6, atol=1e-7)
 

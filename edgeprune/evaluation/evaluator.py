@@ -1,0 +1,109 @@
+"""A model on fixed pairs under one ablation, ready to judge any number of circuits."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+import torch
+from torch import Tensor
+
+from edgeprune.batch import PairBatch
+from edgeprune.errors import EdgepruneError
+from edgeprune.graph import EdgeGraph
+from edgeprune.metrics.evaluate import measure_examples
+from edgeprune.metrics.examples import ExampleValues
+from edgeprune.metrics.registry import STANDARD
+from edgeprune.models.masked import MaskedModel
+from edgeprune.models.runs import ReferenceRuns
+
+Progress = Callable[[str, int, int], None]  # what, done, total
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """A progress report that goes nowhere."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Evaluator:
+    """Runs circuits on pairs. Every circuit sees the same full and ablated runs, kept as far as `runs` has room.
+
+    Attributes:
+        model: The masked model.
+        runs: Its full and ablated runs; holds the ablation, prepared for the split.
+        batches: The pairs.
+        split: Which split they are of.
+        measures: What is measured, names in `edgeprune.metrics.registry`.
+        progress: Told what is being run, how many batches are done, and of how many.
+    """
+
+    model: MaskedModel
+    runs: ReferenceRuns
+    batches: Sequence[PairBatch]
+    split: str = "test"
+    measures: tuple[str, ...] = STANDARD
+    progress: Progress = silent
+
+    def __post_init__(self) -> None:
+        if not self.batches:
+            raise EdgepruneError(f"there are no {self.split} pairs to evaluate circuits on; give at least one")
+
+    @property
+    def graph(self) -> EdgeGraph:
+        """The model's edge graph."""
+        return self.model.graph
+
+    @property
+    def num_examples(self) -> int:
+        """Pairs."""
+        return sum(len(batch) for batch in self.batches)
+
+    def __call__(
+        self, gates: Sequence[Tensor], what: str = "circuits", measures: Sequence[str] | None = None
+    ) -> ExampleValues:
+        """Measure circuits.
+
+        Args:
+            gates: One matrix `[reader, writer]` per circuit, bool or float; 1 = open.
+            what: Named in the progress report.
+            measures: Others than the evaluator's own.
+        """
+        chosen = self.measures if measures is None else measures
+        return measure_examples(self.model, self.runs, self._counted(what), gates, self.split, chosen)
+
+    def _counted(self, what: str) -> Iterator[PairBatch]:
+        for number, batch in enumerate(self.batches):
+            self.progress(what, number, len(self.batches))
+            yield batch
+        self.progress(what, len(self.batches), len(self.batches))
+
+    @cached_property
+    def ends(self) -> ExampleValues:
+        """The model with every edge open (circuit 0), and with every edge closed (circuit 1)."""
+        return self([self.graph.all_open(), self.graph.all_closed()], "all edges open, all closed")
+
+    def limited(self, num_examples: int) -> "Evaluator":
+        """The same on the first pairs only: at least `num_examples`, in whole batches where they fit.
+
+        A batch that goes beyond the number is cut.
+        """
+        chosen, left = list[PairBatch](), num_examples
+        for batch in self.batches:
+            if left > 0:
+                chosen.append(batch.rows(slice(left)))
+                left -= len(batch)
+        return Evaluator(self.model, self.runs, chosen, self.split, self.measures, self.progress)
+
+
+def open_edges(evaluator: Evaluator, keep: Tensor) -> Tensor:
+    """Bool `[reader, writer]` on the CPU, without entries that do not exist.
+
+    Raises:
+        EdgepruneError: The matrix is of another graph.
+    """
+    if tuple(keep.shape) != evaluator.graph.shape:
+        raise EdgepruneError(
+            f"keep has shape {tuple(keep.shape)}, this model's graph is [reader, writer] = {evaluator.graph.shape}"
+        )
+    return keep.to("cpu", torch.bool) & evaluator.graph.exists
