@@ -1,6 +1,5 @@
 """Every YAML under configs/ is read and its classes are built, without loading a model."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,12 +18,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.Jsonar
 CONFIGS = Path(__file__).parents[1] / "configs"
 EXPERIMENTS = sorted(CONFIGS.glob("*.yaml"))
 OWN_FILES = {"jsonl.yaml", "auto_circuit.yaml", "eap_csv.yaml"}  # need a file of the user's
-
-
-@pytest.fixture(autouse=True)
-def no_pytest_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lightning warns where it finds arguments of another program in sys.argv."""
-    monkeypatch.setattr(sys, "argv", ["edgeprune"])
 
 
 def names(path: Path) -> str:

@@ -60,12 +60,12 @@ class Evaluator:
         return sum(len(batch) for batch in self.batches)
 
     def __call__(
-        self, gates: Sequence[Tensor], what: str = "circuits", measures: Sequence[str] | None = None
+        self, gates: Sequence[Tensor | None], what: str = "circuits", measures: Sequence[str] | None = None
     ) -> ExampleValues:
         """Measure circuits.
 
         Args:
-            gates: One matrix `[reader, writer]` per circuit, bool or float; 1 = open.
+            gates: One matrix `[reader, writer]` per circuit, bool or float, 1 = open; None for the full model.
             what: Named in the progress report.
             measures: Others than the evaluator's own.
         """
@@ -80,8 +80,8 @@ class Evaluator:
 
     @cached_property
     def ends(self) -> ExampleValues:
-        """The model with every edge open (circuit 0), and with every edge closed (circuit 1)."""
-        return self([self.graph.all_open(), self.graph.all_closed()], "all edges open, all closed")
+        """The full model (circuit 0), and the model with every edge closed (circuit 1)."""
+        return self([None, self.graph.all_closed()], "all edges closed")
 
     def limited(self, num_examples: int) -> "Evaluator":
         """The same on the first pairs only: at least `num_examples`, in whole batches where they fit.

@@ -44,7 +44,8 @@ class HISP(AbstractDiscovery):
 
     Attributes:
         formula: `"published_code"`: q0 = 0 whatever the ablation, sums over examples. `"paper"`: q0 is the node's value
-            on the corrupted prompt (0 if the problem's ablation is zero), means over examples.
+            on the corrupted prompt under interchange, 0 under zero ablation, means over examples; other ablations are
+            refused, for they say nothing of q, k and v.
         normalize: Divide by the L2 norm of the scores of the node's layer, q, k, v and MLP together (published: yes).
     """
 
@@ -58,6 +59,11 @@ class HISP(AbstractDiscovery):
     def discover(self, problem: Problem, report: Report, folder: Path | None = None) -> Discovery:
         """One run forward and backward per batch, and one more forward for `"paper"`; nothing to resume."""
         require_slope(problem, "HISP")
+        if self.formula == "paper" and problem.runs.spec.kind not in ("interchange", "zero"):
+            raise EdgepruneError(
+                f"HISP's formula 'paper' compares with the corrupted prompt or with zero, not "
+                f"{problem.runs.ablation!r}: use ablation 'interchange' or 'zero', or formula 'published_code'"
+            )
         nodes = NodeMap(problem.model.graph)
         total = torch.zeros(nodes.num_nodes, dtype=torch.float64)
         for number, (batch, full, _) in enumerate(problem.frozen()):
@@ -68,7 +74,7 @@ class HISP(AbstractDiscovery):
         return _ranked(nodes, normalized(problem.model, values) if self.normalize else values)
 
     def _baseline(self, problem: Problem, batch: PairBatch) -> dict[int, Tensor]:
-        if self.formula == "published_code" or problem.runs.ablation == "zero":
+        if self.formula == "published_code" or problem.runs.spec.kind == "zero":
             return {}
         return node_values(problem.model, batch)
 

@@ -52,7 +52,7 @@ def measure_examples(
     model: MaskedModel,
     runs: ReferenceRuns,
     batches: Iterable[PairBatch],
-    gates: Sequence[Tensor],
+    gates: Sequence[Tensor | None],
     split: str,
     measures: Sequence[str] = STANDARD,
 ) -> ExampleValues:
@@ -62,7 +62,7 @@ def measure_examples(
         model: The masked model.
         runs: Its full and ablated runs; made once per batch for all circuits.
         batches: Pairs of `split`.
-        gates: One matrix per circuit.
+        gates: One matrix per circuit; None stands for the full model, which needs no further run.
         split: Which split the pairs are of.
         measures: Names in `edgeprune.metrics.registry`.
     """
@@ -73,7 +73,8 @@ def measure_examples(
         batch = batch.to(model.device)
         full, ablated = runs(batch, split)
         index.append(batch.index.cpu())
-        found = [_values(full, circuit, batch, functions) for circuit in logits_of_each(model, batch, gates, ablated)]
+        others = logits_of_each(model, batch, [matrix for matrix in gates if matrix is not None], ablated)
+        found = [_values(full, full if matrix is None else next(others), batch, functions) for matrix in gates]
         parts.append(torch.stack(found).cpu())
     values, weights = torch.cat(parts, -1).unbind(1)
     return ExampleValues(tuple(measures), values, weights, torch.cat(index))

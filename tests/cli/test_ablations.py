@@ -1,8 +1,6 @@
 """`fit`, `validate`, `test` and `discover` with ablations that take their values from pairs."""
 
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,13 +25,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning"),
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_pytest_arguments() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["edgeprune"])
-        yield
 
 
 @pytest.fixture

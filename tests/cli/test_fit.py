@@ -2,8 +2,6 @@
 
 import csv
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +23,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning"),
 ]
-
-# What the command line prints to someone at a terminal is not what is tested here: under pytest the arguments of
-# pytest itself are in sys.argv, which Lightning warns about, and warnings are errors.
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_pytest_arguments() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["edgeprune"])
-        yield
 
 
 def arguments(folder: Path, *more: str, command: str = "fit", config: Path = QUICKSTART) -> list[str]:

@@ -199,6 +199,17 @@ def test_rows_are_the_examples_they_name(words: PreTrainedTokenizerBase) -> None
             assert batch.clean[row, batch.positions[row, 0]] == pair.clean[-1]
 
 
+def test_labels_go_with_the_pairs(words: PreTrainedTokenizerBase) -> None:
+    module = make(IOI(num_train=2, num_validation=2, num_test=6, templates=2), words)
+    found = module.labels("test")
+    assert set(found) == {"template", "order", "io", "subject"}
+    assert [len(values) for values in found.values()] == [6] * 4
+    assert set(found["template"]) == {"0", "1"}
+    text = [words.decode(pair.clean) for pair in module.pairs("test")]
+    assert all(name in prompt for name, prompt in zip(found["io"], text, strict=True))
+    assert make(Ready()).labels("train") == {}
+
+
 def test_tokens_need_no_tokenizer() -> None:
     [batch] = make(Ready()).train_dataloader()
     assert sorted(batch.index.tolist()) == [0, 1, 2]

@@ -215,6 +215,11 @@ def test_a_loss_without_slope_is_refused(formula: Any) -> None:
         HISP(formula=formula).discover(compiled_problem("reverse"), ignore_progress)
 
 
+def test_the_paper_s_formula_refuses_an_ablation_without_a_prompt() -> None:
+    with pytest.raises(EdgepruneError, match=r"'paper' compares with .*not 'mean'"):
+        HISP(formula="paper").discover(problem(tiny(), ablation="mean"), ignore_progress)
+
+
 def test_settings() -> None:
     assert HISP(formula="paper").describe() == {"method": "hisp", "formula": "paper", "normalize": True}
     with pytest.raises(EdgepruneError, match="'thesis'"):

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def no_pytest_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["edgeprune"])
 
 
 def noise(graph: EdgeGraph = GRAPH, seed: int = 0) -> Tensor:
