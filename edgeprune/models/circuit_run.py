@@ -1,0 +1,154 @@
+"""A circuit on one batch, and what it says with one more edge closed: only what that changes is run again.
+
+With own_w what writer w puts out in the circuit, closing the edge from w moves the input of its reader by
+
+    d_w = ablated_w - own_w                                                                                        (1)
+
+and nothing else that comes before or beside it. Downstream the rule of `edgeprune.models.partial` holds, with the
+circuit in the place of the clean run: a reader's input moves by what its open edges bring. Unlike there, the circuit may
+have closed edges anywhere. Shapes: B examples, S positions, T = B * S, P = B * scored positions, D width, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from edgeprune.batch import PairBatch
+from edgeprune.models.masked import MaskedModel, _position_ids
+from edgeprune.models.partial import LayerValues, _Reference, _Sweep
+from edgeprune.models.partial_plan import Plan, make_plan
+from edgeprune.models.stack import DeltaStack
+from edgeprune.models.states import WriterStates
+
+ONE_LAYER = 16  # rows of width D per token: what a layer that is run again works with, at most
+
+
+@final
+class CircuitRun:
+    """A circuit on one batch, ready for questions about one edge less.
+
+    Args:
+        model: The masked model.
+        batch: On the model's device.
+        ablated: What closed edges carry in this batch.
+        keep: The circuit, bool `[reader, writer]`.
+
+    Attributes:
+        logits: Of the circuit itself, float32 `[B, positions, V]`.
+        delta: `ablated - own` of every writer in the circuit, `[writer, T, D]`.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: MaskedModel, batch: PairBatch, ablated: WriterStates, keep: Tensor) -> None:
+        graph = model.graph
+        self.model, self.batch = model, batch
+        self.keep = keep.cpu().bool() & graph.exists
+        embeddings, self.embedded, context = model._start(batch.clean, batch.attention_mask)
+        self.open = self.keep.to(self.embedded)
+        self.closed = graph.exists.to(self.embedded) - self.open
+        rows = torch.arange(len(batch), device=self.embedded.device)[:, None] * batch.clean.shape[1]
+        self.tokens = (rows + batch.positions).flatten()
+        self.layers: list[LayerValues] = []
+        self.attention: dict[int, Tensor] = {}  # inputs of a layer's readers that can change, [readers, T, D]
+        self.mlps: dict[int, Tensor] = {}  # inputs of the MLPs that can change, [T, D]
+        self._changing = make_plan(graph, self.keep, self.keep.any(1))
+        stack = DeltaStack(len(graph.writers), self.embedded.flatten(0, 1))
+        self.delta = stack.delta
+        for row, (own, other) in enumerate(zip(embeddings, ablated.embeddings, strict=True)):
+            self.delta[row] = (other - own).flatten(0, 1)
+        stream = self._run(stack, ablated, context)
+        last = self.closed[-1:] @ self.delta[:, self.tokens].flatten(1)
+        self.last = last.view(len(self.tokens), -1) + stream[self.tokens]  # input of the logits, [P, D]
+        self.logits = model.family.finish(self.last.view(*batch.positions.shape, -1)).float()
+
+    def _run(self, stack: DeltaStack, ablated: WriterStates, context: Any) -> Tensor:
+        """All layers, as the masked model runs them; what they computed is kept. Returns the stream at their end."""
+        model, family, graph, arch = self.model, self.model.family, self.model.graph, self.model.graph.arch
+        shape = self.embedded.shape
+        stream, token = self.embedded.flatten(0, 1), self.embedded.new_zeros(())
+        for layer in range(arch.num_layers):
+            plan, begin = self._changing.layers[layer], graph.first_reader(layer)
+            if plan.readers:
+                self.attention[layer] = self._inputs(plan.readers, stream)
+            closed = self.closed[None, begin : begin + arch.readers_per_layer]
+            *fixes, _, token = model._read_layer(token, stream, closed, stack, layer)
+            qkv = model._repeat_kv(family.qkv(layer, family.attention_norm(layer)(stream).view(shape)))
+            qkv = tuple(own + fix.view_as(own) for own, fix in zip(qkv, fixes, strict=True))
+            values = family.attend(layer, *qkv, context)
+            token = model._write_heads(token, values, ablated.heads[layer], stack, layer, relative=False)
+            before, mlp = stream, None
+            stream = stream + family.attention_output(layer, values).flatten(0, 1)
+            if ablated.mlps is not None:
+                seen = before if arch.parallel_blocks else stream
+                inputs = self._inputs([begin + arch.num_attention_readers], seen)[0]
+                mlp = family.mlp(layer, inputs.view(shape)).flatten(0, 1)
+                row = graph.first_writer(layer) + arch.num_heads
+                self.delta[row] = ablated.mlps[layer].expand(shape).flatten(0, 1) - mlp
+                if plan.mlp:
+                    self.mlps[layer] = inputs
+                stream = stream + mlp
+            self.layers.append(LayerValues(tuple(part.flatten(0, 1) for part in qkv), values.flatten(0, 1), mlp))
+        return stream
+
+    def _inputs(self, readers: list[int], stream: Tensor) -> Tensor:
+        """What readers that see the same writers take in, `[readers, T, D]`."""
+        n = self.model.graph.num_visible[readers[0]]
+        mixed = self.closed[readers, :n] @ self.delta[:n].view(n, -1)
+        return mixed.view(-1, *stream.shape).add_(stream)
+
+    def context(self, copies: int) -> Any:
+        """Masks and position tables for some copies of the batch."""
+        mask = self.batch.attention_mask
+        parts = self.embedded, mask, _position_ids(self.batch.clean, mask)
+        stream, mask, positions = (part.repeat(copies, *[1] * (part.dim() - 1)) for part in parts)
+        return self.model.family.context(stream, mask, positions)
+
+    # ---------------------------------------------------------------- one edge less
+    @torch.no_grad()
+    def without(self, reader: int, writers: Sequence[int], memory_gb: float) -> Iterator[Tensor]:
+        """Logits with the edge from one of `writers` into `reader` closed, one after the other.
+
+        Args:
+            reader: The reader.
+            writers: Kept edges' writers.
+            memory_gb: As many edges are asked about at once as this holds, in 1e9 bytes; one at least.
+
+        Yields:
+            Float32 `[B, positions, V]` for each writer.
+        """
+        starts = torch.zeros(len(self.keep), dtype=torch.bool)
+        starts[reader] = True
+        plan = make_plan(self.model.graph, self.keep, starts)
+        at_once = max(1, int(memory_gb * 1e9 / self._sweep_bytes(plan)))
+        run: Any = self  # a sweep asks nothing of its clean run but what this has too
+        for start in range(0, len(writers), at_once):
+            moves = self.delta[list(writers[start : start + at_once])]
+            sweep = _Sweep(run, self.open, plan, self._reference(plan), len(moves))
+            yield from sweep.run({reader: moves})[0]
+
+    def _reference(self, plan: Plan) -> _Reference:
+        """The circuit's state, as a sweep over `plan` wants it."""
+
+        def attention(layer: int) -> Tensor:
+            known = {reader: place for place, reader in enumerate(self._changing.layers[layer].readers)}
+            wanted = plan.layers[layer].readers
+            if len(wanted) == len(known):
+                return self.attention[layer]
+            return self.attention[layer][[known[reader] for reader in wanted]]
+
+        return _Reference(attention, self.mlps, self.last, self.layers)
+
+    def _sweep_bytes(self, plan: Plan) -> int:
+        """Memory of one copy in a sweep: changes of the writers, one layer's values, the logits."""
+        tokens, width = self.delta.shape[1:]
+        rows = (len(plan.everywhere) + ONE_LAYER) * tokens + 2 * len(plan.writers) * len(self.tokens)
+        return rows * width * self.delta.element_size() + 2 * self.logits.numel() * self.logits.element_size()
+
+
+def state_bytes(model: MaskedModel) -> int:
+    """Memory per token of a `CircuitRun`, at most: deltas, inputs of all readers, values of all layers."""
+    graph = model.graph
+    rows = len(graph.writers) + len(graph.readers) + ONE_LAYER * graph.arch.num_layers
+    return rows * model.family.output_weight(0).shape[-1] * model.dtype.itemsize
