@@ -1,0 +1,390 @@
+"""The circuit track of MIB: faithfulness of the ten circuits that one ranking of the edges gives, and areas below it.
+
+For each share p in `SHARES` the n = int(p |E|) best edges are taken, those on no path from an embedding to the logits
+are dropped, and f(p) = (m(p) - c) / (b - c), with m the figure of a measure, b the full model's and c that of the model
+with every edge closed. Areas are sums of trapezoids over linear p, from 0.001 to 1; the point 0 is not among them:
+
+- `cpr`, below f: a circuit as good as the model at every size has 0.999. f may exceed 1, so it has no upper bound.
+- `cmd`, below |1 - f|: 0 is best; an empty circuit at every size has 0.999.
+- `average`, the mean of f over the ten points.
+
+MIB's tables have CPR from edges by score and CMD from edges by absolute score: `mib_curves` gives both. Large shares
+carry most of the weight: half of the axis lies between the circuits of 50 % and of 100 % of the edges. For
+`cpr_pruned_size` and `cmd_pruned_size` the axis is the share that was really kept, from the smallest of the ten to 1.
+
+Source: MIB (arXiv 2504.13151) and its repository hannamw/MIB-circuit-track, `MIB_circuit_track/evaluation.py`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, final, get_args
+
+import torch
+from torch import Tensor
+
+from edgeprune.circuit import Circuit
+from edgeprune.errors import EdgepruneError
+from edgeprune.evaluation.evaluator import Evaluator
+from edgeprune.evaluation.faithfulness import normalise, plain
+from edgeprune.graph import EdgeGraph
+from edgeprune.methods.selection import greedy, prune_dangling, top_n
+from edgeprune.metrics.examples import ExampleValues
+
+Rule = Literal["top_n", "greedy"]
+SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # of the edges, as MIB asks for them
+GROWN = ("information_flow_routes",)  # methods whose circuits MIB grows from the logits
+
+
+# -------------------------------------------------------------------- areas
+def mib_areas(figures: Tensor, shares: Sequence[float] | Tensor = SHARES) -> Tensor:
+    """CPR, CMD and average from figures alone, for any number of samples of examples at once.
+
+    >>> full, empty = 3.0, 1.0
+    >>> mib_areas(torch.tensor([full, empty, *[3.0] * 10], dtype=torch.float64))
+    tensor([0.9990, 0.0000, 1.0000], dtype=torch.float64)
+
+    Args:
+        figures: One measure of the full model, of the empty circuit, and of the circuits in the order of `shares`,
+            `[..., 2 + points]`.
+        shares: Place of each circuit on the axis, `[points]`, rising.
+
+    Returns:
+        `[..., 3]`; NaN where the full model and the empty circuit do not differ, or a figure is not defined.
+    """
+    faithfulness = mib_faithfulness(figures)
+    axis = torch.as_tensor(shares, dtype=faithfulness.dtype, device=faithfulness.device)
+    areas = (torch.trapezoid(values, axis) for values in (faithfulness, (1 - faithfulness).abs()))
+    return torch.stack([*areas, faithfulness.mean(-1)], -1)
+
+
+def mib_faithfulness(figures: Tensor) -> Tensor:
+    """The f of every point, `[..., points]`, from figures as in `mib_areas`."""
+    return normalise(figures[..., 2:, None], figures[..., :2, None])[..., 0]
+
+
+# -------------------------------------------------------------------- results
+class MibPoint(NamedTuple):
+    """One circuit of a curve.
+
+    Attributes:
+        share: The share of edges that was asked for.
+        num_asked: int(share x edges of the graph).
+        num_kept: Edges of the circuit that was run.
+        circuit: Its number among the circuits given; None where it was cut from scores, is the whole model or is empty.
+        value: Figure of the measure.
+        faithfulness: f.
+    """
+
+    share: float
+    num_asked: int
+    num_kept: int
+    circuit: int | None
+    value: float
+    faithfulness: float
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class MibCurve:
+    """A curve of MIB and its areas.
+
+    `to_dict` has `cpr`, `cmd`, `average`, `cpr_pruned_size`, `cmd_pruned_size` (None where undefined) and
+    `smallest_share` (where the axis of the last two starts); `measure`, `full` and `empty` (its figures at the ends),
+    `split`, `ablation`, `num_examples`; `rule` (`"top_n"`, `"greedy"`, or `"circuits"` where these were given),
+    `ranking` (`"signed"`, `"absolute"`, or None); `num_edges` (|E|), `num_edges_mib` (MIB's count of the model, with
+    one embedding and k and v inputs of every query head) and `edges` (which were counted, in words); `missing` (shares
+    with no circuit small enough) and `unused` (numbers of circuits that no share takes); and `points`, the fields of
+    `MibPoint` by name.
+
+    Attributes:
+        graph: Its edges are those that were counted.
+        values: Of the full model, of the empty circuit, and of the ten circuits, `[12, 1, example]`. Draw examples from
+            it and give `mib_areas` the figures for an interval.
+        chosen: What was run, one per share: what was asked for, the circuit, and its number.
+        rule: As in `to_dict`.
+        ranking: Likewise.
+        num_circuits: How many circuits were given; 0 for scores.
+        split: Which pairs.
+        ablation: What closed edges carried.
+    """
+
+    graph: EdgeGraph
+    values: ExampleValues
+    chosen: "tuple[Choice, ...]"
+    rule: Literal["top_n", "greedy", "circuits"]
+    ranking: Literal["signed", "absolute"] | None
+    num_circuits: int
+    split: str
+    ablation: str
+
+    @property
+    def figures(self) -> Tensor:
+        """Figures of the full model, of the empty circuit, and of the ten circuits, float64 `[12]`."""
+        return self.values.figures()[:, 0]
+
+    @property
+    def points(self) -> tuple[MibPoint, ...]:
+        """The ten circuits."""
+        figures = self.figures
+        pairs = zip(self.chosen, figures[2:].tolist(), mib_faithfulness(figures).tolist(), strict=True)
+        return tuple(
+            MibPoint(choice.share, choice.num_asked, int(choice.keep.sum()), choice.circuit, *values)
+            for choice, *values in pairs
+        )
+
+    @property
+    def kept_shares(self) -> tuple[float, ...]:
+        """Share of the edges that each circuit really has, rising."""
+        return tuple(int(choice.keep.sum()) / self.graph.num_edges for choice in self.chosen)
+
+    @property
+    def areas(self) -> dict[str, float]:
+        """`cpr`, `cmd`, `average`, `cpr_pruned_size`, `cmd_pruned_size`; NaN where undefined."""
+        asked: list[float] = mib_areas(self.figures).tolist()
+        kept: list[float] = mib_areas(self.figures, self.kept_shares).tolist()
+        names = ("cpr", "cmd", "average", "cpr_pruned_size", "cmd_pruned_size")
+        return dict(zip(names, (*asked, *kept[:2]), strict=True))
+
+    @property
+    def missing(self) -> tuple[float, ...]:
+        """Shares for which no circuit given was small enough: the empty one stands in."""
+        return tuple(choice.share for choice in self.chosen if self.num_circuits and choice.stands_in)
+
+    @property
+    def unused(self) -> tuple[int, ...]:
+        """Numbers of the circuits given that no share takes."""
+        used = {choice.circuit for choice in self.chosen}
+        return tuple(number for number in range(self.num_circuits) if number not in used)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; see the class."""
+        full, empty = self.figures[:2].tolist()
+        return {
+            **{name: plain(value) for name, value in self.areas.items()},
+            "smallest_share": self.kept_shares[0],
+            "measure": self.values.measures[0],
+            "full": plain(full),
+            "empty": plain(empty),
+            "split": self.split,
+            "ablation": self.ablation,
+            "num_examples": self.values.num_examples,
+            "rule": self.rule,
+            "ranking": self.ranking,
+            "num_edges": self.graph.num_edges,
+            "num_edges_mib": mib_graph(self.graph).num_edges,
+            "edges": counted_edges(self.graph),
+            "missing": list(self.missing),
+            "unused": list(self.unused),
+            "points": [
+                {**point._asdict(), "value": plain(point.value), "faithfulness": plain(point.faithfulness)}
+                for point in self.points
+            ],
+        }
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class MibCurves:
+    """Both curves of one set of scores.
+
+    `to_dict` has `cpr` (of edges by score) and `cmd` (of edges by absolute score), the two that MIB publishes, and
+    `signed` and `absolute`, all of each curve.
+
+    Attributes:
+        signed: Edges by score.
+        absolute: Edges by absolute score.
+    """
+
+    signed: MibCurve
+    absolute: MibCurve
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; see the class."""
+        signed, absolute = self.signed.to_dict(), self.absolute.to_dict()
+        return {"cpr": signed["cpr"], "cmd": absolute["cmd"], "signed": signed, "absolute": absolute}
+
+
+def mib_graph(graph: EdgeGraph) -> EdgeGraph:
+    """The graph of the same model as MIB counts it: one embedding, k and v inputs of every query head."""
+    return EdgeGraph(replace(graph.arch, split_embedding=False, kv_readers="head"))
+
+
+def counted_edges(graph: EdgeGraph) -> str:
+    """In words, which edges are counted.
+
+    >>> from edgeprune.graph import ArchSpec
+    >>> counted_edges(EdgeGraph(ArchSpec(num_layers=2, num_heads=4, num_kv_heads=2)))
+    'one embedding, k and v inputs of every key/value head; MIB counts otherwise'
+    """
+    apart, per_head = graph.arch.split_embedding, graph.arch.num_kv_readers == graph.arch.num_heads
+    embeddings = "token and position embedding apart" if apart else "one embedding"
+    inputs = "query" if per_head else "key/value"
+    theirs = "as MIB counts" if per_head and not apart else "MIB counts otherwise"
+    return f"{embeddings}, k and v inputs of every {inputs} head; {theirs}"
+
+
+# -------------------------------------------------------------------- curves
+def mib_curve(
+    evaluator: Evaluator,
+    circuits: Circuit | Sequence[Circuit],
+    measure: str = "logit_difference",
+    *,
+    absolute: bool = False,
+    rule: Rule | None = None,
+) -> MibCurve:
+    """The curve of the scores of one circuit, or of several circuits as they are.
+
+    Of several circuits, each share takes the largest one with at most int(share x edges) edges, the first of equals. It
+    is run as it is, dangling edges and all. Where none is small enough, the empty circuit stands in, and `missing` says
+    so; share 1 is the whole model.
+
+    Deviation: of circuits instead of scores MIB's code takes nine, sorted by size, and puts them on the first nine
+    shares by rank, whatever their sizes are. If each fits its share but not the one before, both are the same.
+
+    Args:
+        evaluator: Runs the circuits, all in one call.
+        circuits: A circuit with scores, whatever edges it keeps itself; or several circuits, with scores or without.
+        measure: A name in `edgeprune.metrics.registry`.
+        absolute: Rank edges by absolute score. Not for scores that are negative where an edge wants to be closed.
+        rule: `"top_n"`, the best edges over the whole graph, or `"greedy"`, grown from the logits. None: what MIB does,
+            which is to grow circuits of information flow routes and to take the best edges otherwise.
+
+    Raises:
+        EdgepruneError: A circuit of another graph, one without scores, none at all, no such measure or rule.
+    """
+    if isinstance(circuits, Circuit):
+        return _curves_of_scores(evaluator, circuits, measure, rule, (absolute,))[0]
+    given = list(circuits)
+    if not given:
+        raise EdgepruneError("a curve needs at least one circuit, got none")
+    for circuit in given:
+        circuit.check_fits(evaluator.graph)
+    chosen = tuple(_largest(evaluator.graph, given))
+    return _curve(evaluator, _measure(evaluator, chosen, measure), chosen, "circuits", None, len(given))
+
+
+def mib_curves(
+    evaluator: Evaluator, circuit: Circuit, measure: str = "logit_difference", *, rule: Rule | None = None
+) -> MibCurves:
+    """The curves of the scores of a circuit by score and by absolute score, all circuits in one call of the evaluator.
+
+    Arguments and errors as for `mib_curve`.
+    """
+    return MibCurves(*_curves_of_scores(evaluator, circuit, measure, rule, (False, True)))
+
+
+class Choice(NamedTuple):
+    """What stands for one share.
+
+    Attributes:
+        share: The share of edges that was asked for.
+        num_asked: int(share x edges of the graph).
+        keep: Edges that are run, bool `[reader, writer]`.
+        circuit: Number of the circuit given; None if it is none of them.
+        stands_in: The empty circuit, because none given was small enough.
+    """
+
+    share: float
+    num_asked: int
+    keep: Tensor
+    circuit: int | None = None
+    stands_in: bool = False
+
+
+def _curves_of_scores(
+    evaluator: Evaluator, circuit: Circuit, measure: str, rule: Rule | None, rankings: Sequence[bool]
+) -> list[MibCurve]:
+    circuit.check_fits(evaluator.graph)
+    how = chosen_rule(circuit, rule)
+    sizes = [int(share * evaluator.graph.num_edges) for share in SHARES]
+    chosen: list[tuple[Choice, ...]] = []
+    for absolute in rankings:
+        keeps = cuts(circuit, sizes, how, absolute)
+        chosen.append(tuple(map(Choice, SHARES, sizes, keeps)))
+    values = _measure(evaluator, [choice for choices in chosen for choice in choices], measure)
+    curves: list[MibCurve] = []
+    for number, (choices, absolute) in enumerate(zip(chosen, rankings, strict=True)):
+        first = 2 + number * len(SHARES)
+        own = values.circuits([0, 1, *range(first, first + len(SHARES))])
+        curves.append(_curve(evaluator, own, choices, how, "absolute" if absolute else "signed", 0))
+    return curves
+
+
+def _curve(
+    evaluator: Evaluator,
+    values: ExampleValues,
+    chosen: tuple[Choice, ...],
+    rule: Literal["top_n", "greedy", "circuits"],
+    ranking: Literal["signed", "absolute"] | None,
+    num_circuits: int,
+) -> MibCurve:
+    about = (evaluator.split, evaluator.runs.ablation)
+    return MibCurve(evaluator.graph, values, chosen, rule, ranking, num_circuits, *about)
+
+
+def _measure(evaluator: Evaluator, chosen: Sequence[Choice], measure: str) -> ExampleValues:
+    """Values of the full model, of the empty circuit, and of what was chosen; equal circuits run once."""
+    graph = evaluator.graph
+    numbers = {_key(graph.exists): 0, _key(torch.zeros_like(graph.exists)): 1}
+    gates: list[Tensor | None] = [None, graph.all_closed()]
+    places = [0, 1]
+    for choice in chosen:
+        place = numbers.setdefault(_key(choice.keep), len(gates))
+        if place == len(gates):
+            gates.append(choice.keep)
+        places.append(place)
+    return evaluator(gates, "curve of MIB", [measure]).circuits(places)
+
+
+def _key(keep: Tensor) -> bytes:
+    return keep.numpy().tobytes()
+
+
+# -------------------------------------------------------------------- choosing edges
+def chosen_rule(circuit: Circuit, rule: str | None) -> Rule:
+    """The rule asked for; for None, MIB's for the method that made the circuit.
+
+    Raises:
+        EdgepruneError: No such rule.
+    """
+    if rule is None:
+        return "greedy" if circuit.header.get("method") in GROWN else "top_n"
+    if rule == "top_n" or rule == "greedy":
+        return rule
+    raise EdgepruneError(f"rule must be one of {', '.join(get_args(Rule))}, got {rule!r}")
+
+
+def cuts(circuit: Circuit, sizes: Sequence[int], rule: Rule, absolute: bool, *, prune: bool = True) -> Iterator[Tensor]:
+    """Edges that the scores of a circuit choose, bool `[reader, writer]`, for each number of edges.
+
+    Args:
+        circuit: Whose scores; whatever edges it keeps itself.
+        sizes: How many edges to choose.
+        rule: How.
+        absolute: By absolute score.
+        prune: Drop those on no path from an embedding to the logits, so that fewer stay than `sizes` says.
+
+    Raises:
+        EdgepruneError: It has no scores.
+    """
+    if circuit.scores is None:
+        raise EdgepruneError(
+            "the circuit has no scores to cut circuits of other sizes from; give circuits of several sizes in a list"
+        )
+    choose = greedy if rule == "greedy" else top_n
+    for size in sizes:
+        keep = choose(circuit.graph, circuit.scores, size, absolute=absolute)
+        yield prune_dangling(circuit.graph, keep) if prune else keep
+
+
+def _largest(graph: EdgeGraph, circuits: Sequence[Circuit]) -> Iterator[Choice]:
+    """For each share the largest circuit that is small enough."""
+    for share in SHARES[:-1]:
+        limit = int(share * graph.num_edges)
+        fitting = [number for number, circuit in enumerate(circuits) if circuit.num_edges <= limit]
+        if fitting:
+            best = max(fitting, key=lambda number: circuits[number].num_edges)
+            yield Choice(share, limit, circuits[best].keep, best)
+        else:
+            yield Choice(share, limit, torch.zeros_like(graph.exists), stands_in=True)
+    yield Choice(SHARES[-1], graph.num_edges, graph.exists)
