@@ -1,0 +1,379 @@
+r"""Completeness: does the circuit hold everything that the model uses, or does a backup outside it take over?
+
+Two tests. Without the circuit's edges the model should do no more than with every edge closed (`complement_ablated`).
+And the circuit C should break as the model M does whatever is knocked out of both (`find_completeness`):
+
+    score(K) = |F(C \ K) - F(M \ K)|        incompleteness, IOI (arXiv 2211.00593), section 4.2
+
+for sets K of the circuit's nodes, F being the figure of a measure over all pairs. A knock-out closes every edge that
+leaves the nodes. K is empty (this score is the circuit's faithfulness), random, a single node, a role, or searched for:
+the worst K says how incomplete a circuit is, and a search only bounds it from below.
+
+Deviations: edges are closed under the evaluator's ablation, not mean-ablated by position; the nodes are heads and MLPs,
+embeddings left out; F may be any measure; random sets have sizes spread evenly over all that there are, so that large
+and small ones occur, rather than one coin per node; the search goes on past a step that lowers the score, since two
+nodes may matter only together, and keeps the best set that it met. K may also be a set of edges.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from edgeprune.errors import EdgepruneError
+from edgeprune.evaluation.controls import circuit_nodes, columns, complement, without_nodes
+from edgeprune.evaluation.evaluator import Evaluator, open_edges
+from edgeprune.evaluation.faithfulness import normalise, plain, plain_figures
+from edgeprune.metrics.examples import ExampleValues
+
+Kind = Literal["nothing", "random", "single", "role", "greedy", "edges"]
+KINDS: tuple[Kind, ...] = ("nothing", "random", "single", "role", "greedy", "edges")
+Nodes = tuple[str, ...]
+
+
+# -------------------------------------------------------------------- without the circuit
+@dataclass(frozen=True, eq=False)
+class ComplementAblated:
+    """The model without the circuit's edges, beside the full model and the empty circuit.
+
+    `to_dict`: `num_examples`; by measure `full`, `empty` and `without_circuit`, and `remaining`, the normalised
+    faithfulness of what is left: 0 if nothing is, 1 if the model does not need the circuit; None where not defined.
+
+    Attributes:
+        values: Of the model without the circuit, example by example, `[1, measure, example]`.
+        ends: Of the full model and the empty circuit.
+    """
+
+    values: ExampleValues
+    ends: ExampleValues
+
+    @property
+    def remaining(self) -> Tensor:
+        """Normalised faithfulness of what is left, float64 `[measure]`."""
+        return normalise(self.values.figures(), self.ends.figures())[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; see the class."""
+        measures, ends = self.values.measures, self.ends.figures()
+        return {
+            "num_examples": self.values.num_examples,
+            "full": plain_figures(measures, ends[0]),
+            "empty": plain_figures(measures, ends[1]),
+            "without_circuit": plain_figures(measures, self.values.figures()[0]),
+            "remaining": plain_figures(measures, self.remaining),
+        }
+
+
+def complement_ablated(evaluator: Evaluator, keep: Tensor) -> ComplementAblated:
+    """Close the circuit's edges, bool `[reader, writer]`, and leave all others open."""
+    gates = complement(evaluator.graph, open_edges(evaluator, keep))
+    return ComplementAblated(evaluator([gates], "model without the circuit"), evaluator.ends)
+
+
+# -------------------------------------------------------------------- knock-outs
+@dataclass(frozen=True, kw_only=True)
+class KnockOutOptions:
+    """How many sets are knocked out; every set takes two circuits to run.
+
+    The greedy search takes at most `restarts * steps * candidates` sets; those met before are not run again.
+
+    Attributes:
+        num_random: Random sets of nodes.
+        num_edge_sets: Random sets of the circuit's edges.
+        max_singles: Nodes knocked out one at a time; if the circuit has more, so many at random. None: all.
+        restarts: Greedy searches; 0 for none.
+        steps: Nodes that a search adds, one after the other.
+        candidates: Nodes tried at each step, drawn at random from those left. None: all.
+        seed: Fixes all draws.
+    """
+
+    num_random: int = 20
+    num_edge_sets: int = 0
+    max_singles: int | None = None
+    restarts: int = 3
+    steps: int = 5
+    candidates: int | None = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = {name: value for name, value in asdict(self).items() if name != "seed" and value is not None}
+        wrong = next((name for name, value in counts.items() if value < (name == "candidates")), None)
+        if wrong is not None:
+            raise EdgepruneError(f"{wrong} must be at least {int(wrong == 'candidates')}, got {counts[wrong]}")
+
+
+@dataclass(frozen=True)
+class KnockOut:
+    r"""One set K, and what is left of the circuit and of the model without it.
+
+    Attributes:
+        kind: How the set was found.
+        name: Of a role; empty for other kinds.
+        nodes: The set, in the order of the writers; empty for a set of edges.
+        size: Nodes, or edges.
+        circuit: F(C \ K); NaN where the measure is not defined.
+        model: F(M \ K), likewise.
+    """
+
+    kind: Kind
+    name: str
+    nodes: Nodes
+    size: int
+    circuit: float
+    model: float
+
+    @property
+    def score(self) -> float:
+        """Incompleteness, 0 or more."""
+        return abs(self.circuit - self.model)
+
+    def to_dict(self) -> dict[str, Any]:
+        """`kind`, `name`, `nodes`, `size`, `circuit`, `model` and `score`; None where not defined."""
+        figures = {"circuit": plain(self.circuit), "model": plain(self.model), "score": plain(self.score)}
+        return asdict(self) | {"nodes": list(self.nodes)} | figures
+
+
+@dataclass(frozen=True)
+class Completeness:
+    """How alike circuit and model break.
+
+    `to_dict`: `measure`; `ablation`; `num_examples`; `num_runs` (circuits run, for each example); `options`; `nodes`
+    (of the circuit); `roles_without_nodes` (roles that the circuit has no node of, not knocked out); `summary`: by kind
+    `num`, `mean` and `max` of the scores and `worst`, the set of the largest; `max` and `worst` over all kinds;
+    `knock_outs`: each as in `KnockOut.to_dict`; their points in a scatter plot are x = `model`, y = `circuit`, and a
+    complete circuit has all of them on the diagonal. None where no score is defined.
+
+    Attributes:
+        measure: F.
+        ablation: What closed edges carry.
+        num_examples: Pairs.
+        num_runs: Circuits that were run, on all pairs each.
+        options: What was asked for.
+        nodes: Heads and MLPs of the circuit.
+        roles_without_nodes: Names of roles of which the circuit has no node.
+        knock_outs: By kind; the first is the empty set.
+    """
+
+    measure: str
+    ablation: str
+    num_examples: int
+    num_runs: int
+    options: KnockOutOptions
+    nodes: Nodes
+    roles_without_nodes: tuple[str, ...]
+    knock_outs: tuple[KnockOut, ...]
+
+    def of(self, kind: Kind) -> tuple[KnockOut, ...]:
+        """The knock-outs of one kind."""
+        return tuple(item for item in self.knock_outs if item.kind == kind)
+
+    @property
+    def points(self) -> Tensor:
+        r"""Float64 `[knock-out, 2]`: x = F(M \ K), y = F(C \ K)."""
+        points = [(item.model, item.circuit) for item in self.knock_outs]
+        return torch.tensor(points, dtype=torch.float64).view(-1, 2)
+
+    @property
+    def worst(self) -> KnockOut | None:
+        """The set of the largest score, the first of several; None where no score is defined."""
+        return _worst(self.knock_outs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; see the class."""
+        summary = {kind: _summary(self.of(kind)) for kind in KINDS if self.of(kind)}
+        worst = self.worst
+        return {
+            "measure": self.measure,
+            "ablation": self.ablation,
+            "num_examples": self.num_examples,
+            "num_runs": self.num_runs,
+            "options": asdict(self.options),
+            "nodes": list(self.nodes),
+            "roles_without_nodes": list(self.roles_without_nodes),
+            "summary": summary,
+            "max": None if worst is None else worst.score,
+            "worst": None if worst is None else worst.to_dict(),
+            "knock_outs": [item.to_dict() for item in self.knock_outs],
+        }
+
+
+def _worst(items: Sequence[KnockOut]) -> KnockOut | None:
+    return max((item for item in items if math.isfinite(item.score)), key=lambda item: item.score, default=None)
+
+
+def _summary(items: Sequence[KnockOut]) -> dict[str, Any]:
+    """Of one kind; the mean over the sets with a score."""
+    scores = [item.score for item in items if math.isfinite(item.score)]
+    worst = _worst(items)
+    return {
+        "num": len(items),
+        "mean": sum(scores) / len(scores) if scores else None,
+        "max": None if worst is None else worst.score,
+        "worst": None if worst is None else worst.to_dict(),
+    }
+
+
+def find_completeness(
+    evaluator: Evaluator,
+    keep: Tensor,
+    measure: str = "logit_difference",
+    roles: Mapping[str, Iterable[str]] | None = None,
+    options: KnockOutOptions | None = None,
+) -> Completeness:
+    """Knock sets of nodes out of circuit and model, and compare.
+
+    Args:
+        evaluator: Model, pairs and ablation.
+        keep: The circuit, bool `[reader, writer]`.
+        measure: F, a name in `edgeprune.metrics.registry`. A measure that compares with the full model, such as `kl`,
+            compares with the model of which nothing is knocked out.
+        roles: Nodes of each role, to be knocked out together; those that the circuit lacks are left out.
+        options: How many sets.
+
+    Raises:
+        EdgepruneError: The circuit is of another graph, or there is no such measure or node.
+    """
+    options = options or KnockOutOptions()
+    keep = open_edges(evaluator, keep)
+    nodes = circuit_nodes(evaluator.graph, keep)
+    present = _present(evaluator, nodes, roles or {})
+    pair, generator = _Pair(evaluator, keep, measure), torch.Generator().manual_seed(options.seed)
+    sets = [_Set("nothing", ())]
+    sets += [_Set("random", chosen) for chosen in random_sets(nodes, options.num_random, generator)]
+    sets += [_Set("single", (node,)) for node in _at_most(nodes, options.max_singles, generator)]
+    sets += [_Set("role", members, name) for name, members in present.items() if members]
+    pair([item.nodes for item in sets], "knock-outs")
+    sets += [_Set("greedy", chosen) for chosen in _search(pair, nodes, options, generator)]
+    found = pair([item.nodes for item in sets], "knock-outs")
+    knock_outs = [
+        KnockOut(item.kind, item.name, item.nodes, len(item.nodes), *figures)
+        for item, figures in zip(sets, found, strict=True)
+    ]
+    knock_outs += pair.without_edges(_edge_sets(keep, options.num_edge_sets, generator))
+    return Completeness(
+        measure,
+        evaluator.runs.ablation,
+        evaluator.num_examples,
+        pair.num_runs,
+        options,
+        nodes,
+        tuple(name for name, members in present.items() if not members),
+        tuple(knock_outs),
+    )
+
+
+def _present(evaluator: Evaluator, nodes: Nodes, roles: Mapping[str, Iterable[str]]) -> dict[str, Nodes]:
+    """For each role, its nodes that the circuit has, in the order of the writers."""
+    writers = evaluator.graph.writers
+    named = {name: [writers[column] for column in columns(evaluator.graph, members)] for name, members in roles.items()}
+    return {name: tuple(node for node in members if node in nodes) for name, members in named.items()}
+
+
+class _Set(NamedTuple):
+    kind: Kind
+    nodes: Nodes
+    name: str = ""
+
+
+class _Pair:
+    """F of circuit and model without sets of nodes; each set is run once."""
+
+    def __init__(self, evaluator: Evaluator, keep: Tensor, measure: str) -> None:
+        self.evaluator, self.keep, self.measure = evaluator, keep, measure
+        self.num_runs = 0
+        self._known: dict[Nodes, tuple[float, float]] = {}
+
+    def __call__(self, sets: Sequence[Nodes], what: str) -> list[tuple[float, float]]:
+        r"""F(C \ K) and F(M \ K) of each set."""
+        new = [chosen for chosen in dict.fromkeys(sets) if chosen not in self._known]
+        places = [columns(self.evaluator.graph, chosen) for chosen in new]
+        whole = self.evaluator.graph.exists
+        gates = [(without_nodes(self.keep, gone), without_nodes(whole, gone)) for gone in places]
+        self._known |= dict(zip(new, self._run(gates, what), strict=True))
+        return [self._known[chosen] for chosen in sets]
+
+    def without_edges(self, sets: Sequence[Tensor]) -> list[KnockOut]:
+        """The same for sets of edges, bool `[reader, writer]`."""
+        whole = self.evaluator.graph.exists
+        found = self._run([(self.keep & ~gone, whole & ~gone) for gone in sets], "knock-outs of edges")
+        sizes = [int(gone.sum()) for gone in sets]
+        return [KnockOut("edges", "", (), size, *figures) for size, figures in zip(sizes, found, strict=True)]
+
+    def _run(self, gates: Sequence[tuple[Tensor, Tensor]], what: str) -> list[tuple[float, float]]:
+        if not gates:
+            return []
+        every = [matrix for pair in gates for matrix in pair]
+        self.num_runs += len(every)
+        figures: list[float] = self.evaluator(every, what, [self.measure]).figures()[:, 0].tolist()
+        return list(zip(figures[::2], figures[1::2], strict=True))
+
+
+# -------------------------------------------------------------------- sets
+def even_sizes(largest: int, num: int) -> list[int]:
+    """So many sizes, spread evenly over 1 to `largest`: each occurs if there are enough, else both ends and between.
+
+    >>> even_sizes(3, 7), even_sizes(9, 3), even_sizes(9, 1)
+    ([1, 2, 3, 1, 2, 3, 1], [1, 5, 9], [5])
+    """
+    if not largest or not num:
+        return []
+    if num >= largest:
+        return [number % largest + 1 for number in range(num)]
+    if num == 1:
+        return [(largest + 1) // 2]
+    return [1 + round(number * (largest - 1) / (num - 1)) for number in range(num)]
+
+
+def random_sets(nodes: Nodes, num: int, generator: torch.Generator) -> list[Nodes]:
+    """So many random sets of nodes, their sizes as in `even_sizes`."""
+    return [_draw(nodes, size, generator) for size in even_sizes(len(nodes), num)]
+
+
+def _draw(nodes: Nodes, size: int, generator: torch.Generator) -> Nodes:
+    """Some of the nodes, in their order."""
+    chosen = torch.randperm(len(nodes), generator=generator)[:size].sort().values
+    return tuple(nodes[place] for place in chosen.tolist())
+
+
+def _at_most(nodes: Nodes, limit: int | None, generator: torch.Generator) -> Nodes:
+    return nodes if limit is None or limit >= len(nodes) else _draw(nodes, limit, generator)
+
+
+def _edge_sets(keep: Tensor, num: int, generator: torch.Generator) -> list[Tensor]:
+    """Random sets of kept edges, bool `[reader, writer]`, their sizes as in `even_sizes`."""
+    kept = keep.nonzero()
+    sets: list[Tensor] = []
+    for size in even_sizes(len(kept), num):
+        gone = torch.zeros_like(keep)
+        gone[tuple(kept[torch.randperm(len(kept), generator=generator)[:size]].T)] = True
+        sets.append(gone)
+    return sets
+
+
+def _search(pair: _Pair, nodes: Nodes, options: KnockOutOptions, generator: torch.Generator) -> list[Nodes]:
+    """The best set that each greedy search met; the searches go side by side, so that a step is one call."""
+    steps = min(options.steps, len(nodes))
+    if not steps:
+        return []
+    paths: list[list[Nodes]] = [[()] for _ in range(options.restarts)]
+    for step in range(steps):
+        tried = [_extensions(path[-1], nodes, options.candidates, generator) for path in paths]
+        pair([chosen for sets in tried for chosen in sets], f"greedy knock-outs, step {step + 1} of {steps}")
+        for path, sets in zip(paths, tried, strict=True):
+            path.append(_highest(pair, sets))
+    return [_highest(pair, path[1:]) for path in paths]
+
+
+def _extensions(chosen: Nodes, nodes: Nodes, limit: int | None, generator: torch.Generator) -> list[Nodes]:
+    """The set with one more node, for each of some nodes that it lacks."""
+    candidates = _at_most(tuple(node for node in nodes if node not in chosen), limit, generator)
+    return [tuple(node for node in nodes if node in (*chosen, candidate)) for candidate in candidates]
+
+
+def _highest(pair: _Pair, sets: Sequence[Nodes]) -> Nodes:
+    """The set of the highest score, the first of several; a score that is not defined is below all others."""
+    scores = [abs(circuit - model) for circuit, model in pair(sets, "knock-outs")]
+    return sets[max(range(len(sets)), key=lambda place: scores[place] if math.isfinite(scores[place]) else -1.0)]

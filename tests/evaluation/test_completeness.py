@@ -1,0 +1,240 @@
+"""Completeness against every subset of a small circuit's nodes, and on programs whose backups are known."""
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from edgeprune.circuit import Circuit
+from edgeprune.compiled import minimal_circuits, true_circuit
+from edgeprune.errors import EdgepruneError
+from edgeprune.evaluation.completeness import (
+    KnockOutOptions,
+    complement_ablated,
+    even_sizes,
+    find_completeness,
+)
+from edgeprune.evaluation.controls import circuit_nodes
+from edgeprune.evaluation.evaluator import Evaluator
+from tests.methods.small_problems import compiled_problem, linear_model, problem, tiny
+
+THOROUGH = KnockOutOptions(num_random=20, restarts=2, steps=9, candidates=None)
+SIX = ("a0.h0", "a0.h3", "m0", "a1.h1", "a2.h2", "m2")
+
+
+def evaluator(asked: Any, **changes: Any) -> Evaluator:
+    return Evaluator(asked.model, asked.runs, asked.batches, "train", **changes)
+
+
+@pytest.fixture(scope="module")
+def judge() -> Evaluator:
+    return evaluator(problem(tiny("gpt2")))
+
+
+@pytest.fixture(scope="module")
+def six(judge: Evaluator) -> Tensor:
+    """Half of the edges that leave six nodes and the embedding, and a way through each node."""
+    half = Circuit.random(judge.graph, judge.graph.num_edges // 2).keep
+    keep = judge.graph.keep_matrix(f"{name}->logits" for name in SIX)
+    keep |= judge.graph.keep_matrix(f"embed->{name}.v" if "." in name else f"embed->{name}" for name in SIX)
+    for name in ("embed", *SIX):
+        column = judge.graph.writers.index(name)
+        keep[:, column] |= half[:, column]
+    assert circuit_nodes(judge.graph, keep) == SIX
+    return keep
+
+
+def figure_without(judge: Evaluator, gates: Tensor, gone: tuple[str, ...], measure: str) -> float:
+    """F with the nodes' edges closed one by one, alone in its run."""
+    gates = gates.clone()
+    for name, row in itertools.product(gone, range(gates.shape[0])):
+        gates[row, judge.graph.writers.index(name)] = False
+    return judge([gates], measures=[measure]).figure(measure)
+
+
+# -------------------------------------------------------------------- against all subsets
+@pytest.mark.parametrize("measure", ["logit_difference", "kl"])
+def test_the_search_finds_the_worst_of_all_sets(judge: Evaluator, six: Tensor, measure: str) -> None:
+    """Every set is enumerated; no figure differs from its own run, random sets stay below, the search gets there."""
+    truth = {
+        chosen: tuple(figure_without(judge, gates, chosen, measure) for gates in (six, judge.graph.exists))
+        for size in range(7)
+        for chosen in itertools.combinations(SIX, size)
+    }
+    worst = max(abs(own - model) for own, model in truth.values())
+    found = find_completeness(judge, six, measure, options=THOROUGH)
+    assert found.nodes == SIX
+    for item in found.knock_outs:
+        assert (item.circuit, item.model) == pytest.approx(truth[item.nodes], abs=1e-5)
+        assert item.score <= worst + 1e-5
+    assert max(item.score for item in found.of("greedy")) == pytest.approx(worst, abs=1e-5)
+    assert max(item.score for item in found.of("random")) > 0.01
+    assert found.worst is not None
+    assert abs(truth[found.worst.nodes][0] - truth[found.worst.nodes][1]) == pytest.approx(worst, abs=1e-5)
+    assert found.num_runs <= 2 * len(truth)  # no set is run twice
+
+
+def test_what_is_knocked_out(judge: Evaluator, six: Tensor) -> None:
+    """The empty set first, random ones of every size, each node alone, roles as far as the circuit has them."""
+    roles = {"early": ["a0.h3", "a0.h0", "a0.h1"], "elsewhere": ["a1.h0", "m1"], "out": ["m2"]}
+    options = KnockOutOptions(num_random=8, restarts=0)
+    found = find_completeness(judge, six, roles=roles, options=options)
+    assert [item.nodes for item in found.of("nothing")] == [()]
+    assert found.knock_outs[0].circuit == pytest.approx(judge([six]).figure("logit_difference"), abs=1e-5)
+    assert found.knock_outs[0].model == pytest.approx(judge.ends.figure("logit_difference"), abs=1e-5)
+    assert sorted(item.size for item in found.of("random")) == [1, 1, 2, 2, 3, 4, 5, 6]
+    assert all(item.size == len(set(item.nodes) & set(SIX)) for item in found.of("random"))
+    assert [item.nodes for item in found.of("single")] == [(name,) for name in SIX]
+    assert {item.name: item.nodes for item in found.of("role")} == {"early": ("a0.h0", "a0.h3"), "out": ("m2",)}
+    assert found.roles_without_nodes == ("elsewhere",)
+    assert found.of("greedy") == found.of("edges") == ()
+    assert found.points.shape == (len(found.knock_outs), 2)
+    assert found.points[0].tolist() == [found.knock_outs[0].model, found.knock_outs[0].circuit]
+
+
+def test_knock_outs_of_edges(judge: Evaluator) -> None:
+    """Of two edges: one alone, and both, after which the circuit is empty and the model without them is its complement."""
+    keep = judge.graph.keep_matrix(["embed->m2", "m2->logits"])
+    options = KnockOutOptions(num_random=0, restarts=0, max_singles=0, num_edge_sets=2)
+    one, both = find_completeness(judge, keep, options=options).of("edges")
+    assert (one.size, both.size) == (1, 2)
+    without = complement_ablated(judge, keep)
+    assert both.model == pytest.approx(without.values.figure("logit_difference"), abs=1e-5)
+    assert both.circuit == pytest.approx(judge.ends.figure("logit_difference", 1), abs=1e-5)
+    singles = [
+        [judge([gates & ~judge.graph.keep_matrix([edge])]).figure("logit_difference") for gates in (keep, judge.graph.exists)]
+        for edge in ("embed->m2", "m2->logits")
+    ]  # fmt: skip
+    assert any([one.circuit, one.model] == pytest.approx(pair, abs=1e-5) for pair in singles)
+
+
+def test_limits_are_kept(judge: Evaluator, six: Tensor) -> None:
+    options = KnockOutOptions(num_random=3, max_singles=2, restarts=2, steps=2, candidates=3)
+    found = find_completeness(judge, six, options=options)
+    assert [len(found.of(kind)) for kind in ("random", "single", "greedy")] == [3, 2, 2]
+    assert all(1 <= item.size <= 2 for item in found.of("greedy"))
+    assert found.num_runs <= 2 * (1 + 3 + 2 + 2 * 2 * 3)
+    again = find_completeness(judge, six, options=options)
+    assert [item.nodes for item in again.knock_outs] == [item.nodes for item in found.knock_outs]
+    other = find_completeness(judge, six, options=KnockOutOptions(num_random=3, max_singles=2, restarts=0, seed=7))
+    assert [item.nodes for item in other.of("random")] != [item.nodes for item in found.of("random")]
+
+
+def test_batches_do_not_matter(six: Tensor) -> None:
+    options = KnockOutOptions(num_random=6, restarts=0)
+    whole, cut = (
+        find_completeness(evaluator(problem(tiny("gpt2"), cuts=cuts)), six, options=options) for cuts in ((), (1, 4))
+    )
+    torch.testing.assert_close(whole.points, cut.points, rtol=1e-4, atol=1e-5)
+
+
+def test_sizes_are_spread() -> None:
+    assert even_sizes(5, 5) == [1, 2, 3, 4, 5]
+    assert even_sizes(7001, 3) == [1, 3501, 7001]
+    assert even_sizes(1, 3) == [1, 1, 1]
+    assert even_sizes(0, 3) == even_sizes(3, 0) == []
+
+
+# -------------------------------------------------------------------- programs
+@pytest.mark.parametrize(
+    ("program", "ablation", "edges"),
+    [
+        ("reverse", "zero", true_circuit("reverse", "zero")),
+        ("xproportion", "zero", true_circuit("xproportion", "zero")),
+        ("or_gate", "interchange", true_circuit("or_gate", "interchange")),
+        ("or_gate", "zero", true_circuit("or_gate", "interchange")),  # both heads
+    ],
+)
+def test_circuits_with_all_that_a_program_uses_are_complete(
+    program: str, ablation: str, edges: tuple[str, ...]
+) -> None:
+    judge = evaluator(compiled_problem(program, ablation, 12), measures=("squared_error",))
+    found = find_completeness(judge, judge.graph.keep_matrix(edges), "squared_error", options=THOROUGH)
+    assert {item.size for item in found.of("random")} == set(range(1, len(found.nodes) + 1))
+    assert found.points.max() > 0.1  # something does break
+    assert found.worst is not None
+    assert found.worst.score == pytest.approx(0, abs=1e-4)  # of squares up to 100, in float32
+    without = complement_ablated(judge, judge.graph.keep_matrix(edges))
+    assert without.remaining.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_minimal_circuit_of_the_or_gate_is_faithful_but_not_complete() -> None:
+    """Under zero ablation the other head takes over in the model, and there is none in the circuit."""
+    judge = evaluator(compiled_problem("or_gate", "zero"), measures=("squared_error",))
+    keep = judge.graph.keep_matrix(minimal_circuits("or_gate", "zero")[0])
+    found = find_completeness(judge, keep, "squared_error", options=THOROUGH)
+    says_no = judge.ends.figure("squared_error", 1)  # every right yes, 1, becomes 0
+    assert 0.2 < says_no < 1
+    scores = {item.nodes: item.score for item in found.knock_outs}
+    expected = {(): 0, ("a0.h0",): says_no, ("m0",): 0, ("a0.h0", "m0"): 0}
+    assert scores == pytest.approx(expected, abs=1e-6)
+    assert found.worst is not None
+    assert found.worst.nodes == ("a0.h0",)
+    assert (found.worst.model, found.worst.circuit) == pytest.approx((0, says_no), abs=1e-6)
+    assert complement_ablated(judge, keep).remaining.item() == pytest.approx(0, abs=1e-6)  # both go through m0
+
+
+# -------------------------------------------------------------------- ends and errors
+def test_the_whole_model_is_complete_and_needs_itself(judge: Evaluator) -> None:
+    options = KnockOutOptions(num_random=4, restarts=1, steps=2, candidates=2)
+    found = find_completeness(judge, judge.graph.exists, options=options)
+    assert found.points[:, 0].tolist() == pytest.approx(found.points[:, 1].tolist(), abs=1e-5)
+    without = complement_ablated(judge, judge.graph.exists)
+    torch.testing.assert_close(without.values.figures()[0], judge.ends.figures()[1], rtol=1e-4, atol=1e-5)
+
+
+def test_an_empty_circuit_has_nothing_to_knock_out(judge: Evaluator) -> None:
+    options = KnockOutOptions(num_edge_sets=3)
+    found = find_completeness(judge, judge.graph.all_closed(), roles={"all": SIX}, options=options)
+    (only,) = found.knock_outs
+    assert only.circuit == pytest.approx(judge.ends.figure("logit_difference", 1), abs=1e-5)
+    assert found.roles_without_nodes == ("all",)
+    without = complement_ablated(judge, judge.graph.all_closed())
+    position = without.values.measures.index("logit_difference")
+    assert without.remaining[position].item() == pytest.approx(1, abs=1e-5)
+
+
+def test_plain_values(judge: Evaluator, six: Tensor) -> None:
+    options = KnockOutOptions(num_random=2, restarts=1, steps=1, num_edge_sets=1)
+    plain = json.loads(json.dumps(find_completeness(judge, six, options=options).to_dict(), allow_nan=False))
+    assert plain["ablation"] == "interchange"
+    assert plain["num_examples"] == 5
+    assert plain["options"]["num_random"] == 2
+    assert list(plain["summary"]) == ["nothing", "random", "single", "greedy", "edges"]
+    scores = [item["score"] for item in plain["knock_outs"] if item["kind"] == "single"]
+    assert plain["summary"]["single"]["mean"] == pytest.approx(sum(scores) / 6)
+    assert plain["summary"]["single"]["max"] == max(scores) == plain["summary"]["single"]["worst"]["score"]
+    assert plain["max"] == max(item["score"] for item in plain["knock_outs"])
+    json.dumps(complement_ablated(judge, six).to_dict(), allow_nan=False)
+
+
+def test_a_measure_that_is_not_defined() -> None:
+    """A program of numbers has no targets, so no logit difference; the search still ends."""
+    judge = evaluator(compiled_problem("or_gate", "zero", 4))
+    keep = judge.graph.keep_matrix(minimal_circuits("or_gate", "zero")[0])
+    found = find_completeness(judge, keep)
+    assert found.worst is None
+    plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert plain["max"] is plain["worst"] is plain["summary"]["greedy"]["mean"] is None
+
+
+def test_models_without_mlps() -> None:
+    judge = evaluator(problem(linear_model()))
+    found = find_completeness(judge, judge.graph.exists, options=KnockOutOptions(num_random=1, restarts=0))
+    assert len(found.of("single")) == 9
+
+
+def test_what_is_refused(judge: Evaluator, six: Tensor) -> None:
+    with pytest.raises(EdgepruneError, match="no node named 'a9.h9'"):
+        find_completeness(judge, six, roles={"late": ["a9.h9"]})
+    with pytest.raises(EdgepruneError, match="measure must be one of"):
+        find_completeness(judge, six, "beauty")
+    with pytest.raises(EdgepruneError, match="keep has shape"):
+        find_completeness(judge, six[:2])
+    with pytest.raises(EdgepruneError, match="num_random must be at least 0, got -1"):
+        KnockOutOptions(num_random=-1)
+    with pytest.raises(EdgepruneError, match="candidates must be at least 1, got 0"):
+        KnockOutOptions(candidates=0)
