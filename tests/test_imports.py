@@ -27,6 +27,7 @@ LAYERS = {
     "edgeprune.ablations": 2,
     "edgeprune.canonical": 2,
     "edgeprune.downloads": 2,
+    "edgeprune.formats": 2,
     "edgeprune.reference": 2,
     "edgeprune.methods": 3,
     "edgeprune.metrics": 3,

@@ -16,6 +16,7 @@ COMMANDS = {
     "discover": ("edgeprune.cli.discover", "find a circuit with a method that does not train: --config X.yaml"),
     "evaluate": ("edgeprune.cli.evaluate", "score circuit files on pairs: CIRCUIT... --config DATA.yaml"),
     "compare": ("edgeprune.cli.compare", "what circuits have in common: CIRCUIT CIRCUIT..."),
+    "convert": ("edgeprune.cli.convert", "circuits to and from the files of other tools: IN OUT"),
     "draw": ("edgeprune.cli.draw", "heat maps of results of patching: RESULT..."),
     "data": ("edgeprune.cli.data", "show some pairs of a data config: CONFIG"),
     "get": ("edgeprune.cli.get", "fetch a model that needs no model hub: smollm2"),

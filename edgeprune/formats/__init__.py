@@ -1,0 +1,15 @@
+"""Circuits in the files of other tools: read from them, and written to them."""
+
+from edgeprune.formats.base import AbstractFormat, ExportOptions, Imported
+from edgeprune.formats.registry import FORMATS, format_for, format_named, read_circuit, write_circuit
+
+__all__ = [
+    "FORMATS",
+    "AbstractFormat",
+    "ExportOptions",
+    "Imported",
+    "format_for",
+    "format_named",
+    "read_circuit",
+    "write_circuit",
+]

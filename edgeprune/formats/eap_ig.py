@@ -1,0 +1,194 @@
+"""What EAP-IG's and MIB's two file formats have in common: one graph, by name in JSON and by matrix in PT.
+
+The graph has one embedding (`input`) and k and v readers of every query head. Its forward order is input, then in each
+layer heads and MLP; its backward order is in each layer q, k and v of the heads, then the MLP, with the logits last:
+the orders of `EdgeGraph`, so a matrix there is one here, transposed. GPT-2 small has 157 x 445 cells, 32,491 of them
+edges.
+
+Files hold scores and membership side by side. EAP-IG writes its scores before anything is cut, with no edge in the
+graph; such a file of scores keeps every edge here. A score is positive where patching the edge raises the loss, as
+ours.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from edgeprune.circuit import Circuit
+from edgeprune.errors import EdgepruneError
+from edgeprune.formats.base import ExportOptions, Imported, Loaded, not_held
+from edgeprune.formats.views import moved, on_graph, per_head
+from edgeprune.graph import ArchSpec, EdgeGraph
+
+
+@dataclass(frozen=True, eq=False)
+class EapIgFile:
+    """The content of one file, JSON or PT.
+
+    Attributes:
+        graph: One embedding, readers per query head, an MLP in every layer.
+        d_model: Width of the residual stream; 0 where it is not known.
+        in_graph: Bool `[reader, writer]`, True where an edge is in the file's graph.
+        scores: Float32 `[reader, writer]`, as in the file, cells that are no edge too; None in JSON without any.
+        nodes: Bool `[writer]`, True where a node is in the file's graph.
+        nodes_scores: Float32 `[writer]`, or None.
+        neurons: Bool `[writer, d_model]`, the neurons of a node that are in the file's graph, or None.
+        has_edges: False for JSON with nodes alone.
+    """
+
+    graph: EdgeGraph
+    d_model: int
+    in_graph: Tensor
+    scores: Tensor | None
+    nodes: Tensor
+    nodes_scores: Tensor | None = None
+    neurons: Tensor | None = None
+    has_edges: bool = True
+
+    @property
+    def is_scored(self) -> bool:
+        """An edge has a score other than 0, which is what files without scores are filled with."""
+        return self.scores is not None and bool((self.scores[self.graph.exists] != 0).any())
+
+    @property
+    def num_edges(self) -> int:
+        """Edges in the file's graph."""
+        return int((self.in_graph & self.graph.exists).sum())
+
+    @property
+    def weighted_edge_count(self) -> float:
+        """Edges in the file's graph, each weighted by the share of its writer's neurons that are in the graph.
+
+        EAP-IG, `Graph.weighted_edge_count`. Deviation: cells that are no edge are never counted.
+        """
+        if self.neurons is None:
+            return float(self.num_edges)
+        leaving = (self.in_graph & self.graph.exists).sum(0)
+        return float((leaving * self.neurons.sum(1)).sum()) / self.d_model
+
+    @cached_property
+    def cfg(self) -> dict[str, Any]:
+        """The graph as the files describe it."""
+        arch = self.graph.arch
+        return {
+            "n_layers": arch.num_layers,
+            "n_heads": arch.num_heads,
+            "parallel_attn_mlp": arch.parallel_blocks,
+            "d_model": self.d_model,
+        }
+
+
+# -------------------------------------------------------------------- names
+def node_names(graph: EdgeGraph) -> list[str]:
+    """Names of the nodes that write, in the forward order: `input`, `a0.h0`, ..., `m11`."""
+    return ["input", *graph.writers[1:]]
+
+
+def reader_names(graph: EdgeGraph) -> list[str]:
+    """Names of the readers, in the backward order: `a0.h0<q>`, ..., `m11`, `logits`."""
+    return [f"{name[:-2]}<{name[-1]}>" if name.startswith("a") else name for name in graph.readers]
+
+
+def graph_of(cfg: Any) -> EdgeGraph:
+    """The graph that a file's `cfg` describes."""
+    if not isinstance(cfg, dict):
+        raise EdgepruneError("'cfg' must be a mapping with n_layers, n_heads and parallel_attn_mlp")
+    values = cast("dict[str, Any]", cfg)
+    layers, heads, parallel = (values.get(name) for name in ("n_layers", "n_heads", "parallel_attn_mlp"))
+    for name, number in (("n_layers", layers), ("n_heads", heads)):
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise EdgepruneError(f"'cfg' has {name}={number!r}; expected a whole number from 1")
+    if not isinstance(parallel, bool):
+        raise EdgepruneError(f"'cfg' has parallel_attn_mlp={parallel!r}; expected true or false")
+    return EdgeGraph(ArchSpec(num_layers=layers, num_heads=heads, num_kv_heads=heads, parallel_blocks=parallel))  # pyright: ignore[reportArgumentType]
+
+
+def width_of(cfg: dict[str, Any]) -> int:
+    """`d_model` of a file's `cfg`; 0 where it has none."""
+    width = cfg.get("d_model", 0)
+    return width if isinstance(width, int) else 0
+
+
+# -------------------------------------------------------------------- circuits
+def to_file(circuit: Circuit, options: ExportOptions) -> tuple[EapIgFile, list[str]]:
+    """What to write for a circuit, and what that leaves out.
+
+    Raises:
+        EdgepruneError: The graph has no MLPs.
+    """
+    if not circuit.graph.arch.has_mlp:
+        raise EdgepruneError("EAP-IG's graphs have an MLP in every layer, this one has none; use another format")
+    view = moved(circuit, per_head(circuit.graph, split_embedding=False))
+    there = view.circuit
+    d_model = options.d_model or int(circuit.header.get("d_model") or 0)
+    scored = there.scores is not None and not options.membership
+    scores = there.scores.float() if there.scores is not None and scored else torch.zeros(there.graph.shape)
+    content = EapIgFile(there.graph, d_model, there.keep, scores, _touched(there))
+    notes = [*not_held(circuit, scores=scored), *view.notes]
+    if circuit.num_dangling:
+        notes.append(
+            f"{circuit.num_dangling:,} dangling edges are written; EAP-IG and MIB drop them when they evaluate"
+        )
+    if not d_model:
+        notes.append(
+            "the width of the model is not known: d_model is 0, which matters to neurons alone (--model says it)"
+        )
+    if scored and not content.is_scored:
+        notes.append("all scores are 0, which reads as a file without scores")
+    if scored and not there.keep.any():
+        notes.append("no edge is kept: with scores, that reads as a file of scores, which keeps every edge")
+    return content, notes
+
+
+def _touched(circuit: Circuit) -> Tensor:
+    """Bool `[writer]`: a kept edge leaves the node or enters it."""
+    graph, keep = circuit.graph, circuit.keep
+    entered = keep.any(1)
+    column = {name: index for index, name in enumerate(graph.writers)}
+    touched = keep.any(0)
+    for row in entered.nonzero().flatten().tolist():
+        name = graph.readers[row]
+        if name != "logits":
+            touched[column[name[:-2] if name.startswith("a") else name]] = True
+    return touched
+
+
+def to_circuit(content: EapIgFile, source: Path, form: str, graph: EdgeGraph | None) -> Imported:
+    """The circuit in a file, on its own graph or on the one that is wanted.
+
+    Raises:
+        EdgepruneError: The file has nodes alone, or is of another model than the graph.
+    """
+    if not content.has_edges:
+        raise EdgepruneError("it has scores or membership of nodes alone; a circuit needs its edges")
+    notes: list[str] = []
+    keep, scores = content.in_graph & content.graph.exists, None
+    if content.is_scored and content.scores is not None:
+        scores = torch.where(content.graph.exists, content.scores, 0.0)
+        if not keep.any():
+            keep = content.graph.exists
+            notes.append("no edge is in the file's graph: it is a file of scores, and every edge is kept")
+    if content.nodes_scores is not None:
+        notes.append("scores of nodes are left out")
+    if content.neurons is not None:
+        count = content.weighted_edge_count
+        notes.append(f"neurons are left out; with them the file counts {count:,.1f} edges for {content.num_edges:,}")
+    header = {"source": source.name, "source_format": form} | ({"d_model": content.d_model} if content.d_model else {})
+    own = Circuit(content.graph, keep, scores, header)
+    if graph is None:
+        return Imported(own, (*notes, "its graph has k and v readers of every query head, and one embedding"))
+    fitted = on_graph(own, graph)
+    return replace(fitted, notes=(*notes, *fitted.notes))
+
+
+def checked_mapping(loaded: Loaded, keys: tuple[str, ...]) -> dict[str, Any]:
+    """The content as a mapping that has these keys."""
+    value: Any = loaded.value
+    missing = [key for key in keys if not isinstance(value, dict) or key not in value]
+    if missing:
+        raise EdgepruneError(f"it has no {', '.join(map(repr, missing))}; EAP-IG's files have {', '.join(keys)}")
+    return value

@@ -1,0 +1,34 @@
+"""Our circuit file: everything about a circuit."""
+
+from pathlib import Path
+from typing import ClassVar, final
+
+from edgeprune.circuit import Circuit
+from edgeprune.formats.base import AbstractFormat, ExportOptions, Imported, Loaded
+from edgeprune.graph import EdgeGraph
+
+
+@final
+class OwnFile(AbstractFormat):
+    """`edgeprune-circuit/1`."""
+
+    name: ClassVar[str] = "edgeprune"
+    suffixes: ClassVar[tuple[str, ...]] = (".safetensors",)
+    holds: ClassVar[str] = "edgeprune: graph, kept edges, scores, header"
+
+    def recognises(self, loaded: Loaded) -> bool:
+        """A safetensors file without masks of Edge Pruning."""
+        return loaded.kind == "circuit"
+
+    def read(self, loaded: Loaded, graph: EdgeGraph | None) -> Imported:
+        """The circuit; its graph must be the one that is wanted."""
+        circuit = Circuit.load(loaded.path)
+        if graph is not None:
+            circuit.check_fits(graph, "the one it is compared on")
+        return Imported(circuit)
+
+    def write(self, circuit: Circuit, path: Path, options: ExportOptions) -> list[str]:
+        """Save the circuit, without its scores where membership alone is wanted."""
+        kept = Circuit(circuit.graph, circuit.keep, None, circuit.header) if options.membership else circuit
+        kept.save(path)
+        return ["scores left out: only which edges are kept is written"] if kept.scores is not circuit.scores else []

@@ -1,0 +1,144 @@
+"""One circuit on graphs of the same model that count embeddings, or k and v readers, in different ways.
+
+Every such graph is a coarser view of the finest one, with two embeddings and q, k and v readers of every query head.
+Where one edge stands for several, each has its value; where several are one, it is kept if any is, with the highest
+score.
+"""
+
+import torch
+from torch import Tensor
+
+from edgeprune.circuit import Circuit
+from edgeprune.errors import EdgepruneError
+from edgeprune.formats.base import Imported
+from edgeprune.graph import ArchSpec, EdgeGraph
+
+_SHAPE = ("num_layers", "num_heads", "has_mlp", "parallel_blocks")
+
+
+def per_head(graph: EdgeGraph, *, split_embedding: bool | None = None) -> EdgeGraph:
+    """The graph that counts k and v readers per query head, as most tools do; embeddings as told, or as they are."""
+    arch = graph.arch
+    split = arch.split_embedding if split_embedding is None else split_embedding
+    return EdgeGraph(_like(arch, num_kv_heads=arch.num_heads, split_embedding=split))
+
+
+def per_group(graph: EdgeGraph) -> EdgeGraph:
+    """The graph that counts k and v readers per key/value head."""
+    return EdgeGraph(
+        _like(graph.arch, num_kv_heads=graph.arch.num_kv_heads, split_embedding=graph.arch.split_embedding)
+    )
+
+
+def _like(arch: ArchSpec, *, num_kv_heads: int, split_embedding: bool) -> ArchSpec:
+    return ArchSpec(
+        num_layers=arch.num_layers,
+        num_heads=arch.num_heads,
+        num_kv_heads=num_kv_heads,
+        split_embedding=split_embedding,
+        parallel_blocks=arch.parallel_blocks,
+        has_mlp=arch.has_mlp,
+    )
+
+
+def check_same_model(graph: EdgeGraph, wanted: EdgeGraph) -> None:
+    """Refuse a file's graph that cannot be a view of the same model as `wanted`, naming the first difference."""
+    ours, theirs = graph.arch, wanted.arch
+    for name in _SHAPE:
+        if getattr(ours, name) != getattr(theirs, name):
+            raise EdgepruneError(
+                f"the file is of a graph with {name}={getattr(ours, name)}, wanted one with {getattr(theirs, name)}; "
+                "use the same model"
+            )
+    if ours.num_kv_readers not in (ours.num_heads, theirs.num_kv_heads):
+        raise EdgepruneError(
+            f"the file is of a graph with num_kv_heads={ours.num_kv_heads}, wanted one with {theirs.num_kv_heads}; "
+            "use the same model"
+        )
+
+
+def on_graph(circuit: Circuit, graph: EdgeGraph) -> Imported:
+    """The circuit of a file on the graph that is wanted.
+
+    Raises:
+        EdgepruneError: The graphs are of different models, or the file has one embedding and the graph two.
+    """
+    check_same_model(circuit.graph, graph)
+    if graph.arch.split_embedding and not circuit.graph.arch.split_embedding:
+        raise EdgepruneError(ONE_EMBEDDING)
+    return moved(circuit, graph)
+
+
+ONE_EMBEDDING = "it has one embedding writer, the graph has tok_embed and pos_embed; use split_embedding=False"
+
+
+def moved(circuit: Circuit, graph: EdgeGraph) -> Imported:
+    """The circuit on another graph of the same model, and what that made different."""
+    source = circuit.graph
+    if source.shape == graph.shape:  # graphs of one model and shape have the same readers and writers
+        return Imported(Circuit(graph, circuit.keep, circuit.scores, circuit.header))
+    keep = move(circuit.keep, source, graph)
+    scores = None if circuit.scores is None else move(circuit.scores.float(), source, graph)
+    return Imported(Circuit(graph, keep, scores, circuit.header), tuple(_notes(circuit, keep, scores, graph)))
+
+
+def move(matrix: Tensor, source: EdgeGraph, target: EdgeGraph) -> Tensor:
+    """Values `[reader, writer]` (bool or float) of `source` on `target`, 0 or False where no edge exists."""
+    values = matrix.cpu().to(torch.uint8 if matrix.dtype == torch.bool else matrix.dtype)
+    rows, columns = _finest(source)
+    fine = values[rows][:, columns]
+    rows, columns = _finest(target)
+    merged = _highest(_highest(fine, rows, target.shape[0]).T, columns, target.shape[1]).T
+    return torch.where(target.exists, merged, torch.zeros_like(merged)).to(matrix.dtype).contiguous()
+
+
+def _highest(values: Tensor, rows: Tensor, size: int) -> Tensor:
+    """Of the rows of `values` that share an index, the highest."""
+    out = values.new_zeros((size, values.shape[1]))
+    return out.scatter_reduce(0, rows[:, None].expand_as(values), values, "amax", include_self=False)
+
+
+def _finest(graph: EdgeGraph) -> tuple[Tensor, Tensor]:
+    """For every reader and every writer of the finest graph, its row and its column in `graph`."""
+    arch = graph.arch
+    rows: list[int] = []
+    for layer in range(arch.num_layers):
+        start = graph.first_reader(layer)
+        shared = [head * arch.num_kv_readers // arch.num_heads for head in range(arch.num_heads)]
+        rows += range(start, start + arch.num_heads)
+        rows += [start + arch.num_heads + index for index in shared]
+        rows += [start + arch.num_heads + arch.num_kv_readers + index for index in shared]
+        rows += [start + arch.num_attention_readers] * arch.has_mlp
+    others = range(arch.num_embeddings, graph.shape[1])
+    return torch.tensor([*rows, graph.shape[0] - 1]), torch.tensor([0, arch.num_embeddings - 1, *others])
+
+
+def _notes(circuit: Circuit, keep: Tensor, scores: Tensor | None, graph: EdgeGraph) -> list[str]:
+    """One sentence for each convention that changed."""
+    source, target = circuit.graph.arch, graph.arch
+    notes: list[str] = []
+    differed = _differed(circuit, keep, scores, graph)
+    agreed = f"{differed:,} edges had another value than their part of it" if differed else "all of them agreed"
+    if source.num_embeddings > target.num_embeddings:
+        notes.append(
+            "tok_embed and pos_embed are one writer there: its edges are kept if either's are, with the higher score"
+        )
+    if source.num_embeddings < target.num_embeddings:
+        notes.append("the one embedding writer is written as token and position embedding, with the same values")
+    if source.num_kv_readers > target.num_kv_readers:
+        notes.append(
+            "k and v readers of query heads that share a key/value head are one reader there: its edges are kept if "
+            "any of theirs are, with the highest score"
+        )
+    if source.num_kv_readers < target.num_kv_readers:
+        notes.append("every query head has k and v readers of its own there: each has the values of its key/value head")
+    merges = source.num_embeddings > target.num_embeddings or source.num_kv_readers > target.num_kv_readers
+    return [*notes, f"of the edges that became one, {agreed}"] if merges else notes
+
+
+def _differed(circuit: Circuit, keep: Tensor, scores: Tensor | None, graph: EdgeGraph) -> int:
+    """Edges of the source that do not come back when the moved circuit is moved back."""
+    wrong = move(keep, graph, circuit.graph) != circuit.keep
+    if circuit.scores is not None and scores is not None:
+        wrong |= (move(scores, graph, circuit.graph) != circuit.scores.float()) & circuit.graph.exists
+    return int(wrong.sum())
