@@ -5,8 +5,8 @@ With own_w what writer w puts out in the circuit, closing the edge from w moves 
     d_w = ablated_w - own_w                                                                                        (1)
 
 and nothing else that comes before or beside it. Downstream the rule of `edgeprune.models.partial` holds, with the
-circuit in the place of the clean run: a reader's input moves by what its open edges bring. Unlike there, the circuit may
-have closed edges anywhere. Shapes: B examples, S positions, T = B * S, P = B * scored positions, D width, V vocabulary.
+circuit in the place of the clean run: a reader's input moves by what its open edges bring. Unlike there, edges may be
+closed anywhere. Shapes: B examples, S positions, T = B * S, P = B * scored positions, D width, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
