@@ -67,17 +67,19 @@ class MibPoint(NamedTuple):
     """One circuit of a curve.
 
     Attributes:
-        share: The share of edges that was asked for.
-        num_asked: int(share x edges of the graph).
+        requested: The share of edges that was asked for.
+        num_asked: int(requested x edges of the graph).
         num_kept: Edges of the circuit that was run.
+        kept: Their share of the graph.
         circuit: Its number among the circuits given; None where it was cut from scores, is the whole model or is empty.
         value: Figure of the measure.
         faithfulness: f.
     """
 
-    share: float
+    requested: float
     num_asked: int
     num_kept: int
+    kept: float
     circuit: int | None
     value: float
     faithfulness: float
@@ -126,16 +128,18 @@ class MibCurve:
     def points(self) -> tuple[MibPoint, ...]:
         """The ten circuits."""
         figures = self.figures
-        pairs = zip(self.chosen, figures[2:].tolist(), mib_faithfulness(figures).tolist(), strict=True)
+        found = zip(self.chosen, figures[2:].tolist(), mib_faithfulness(figures).tolist(), strict=True)
         return tuple(
-            MibPoint(choice.share, choice.num_asked, int(choice.keep.sum()), choice.circuit, *values)
-            for choice, *values in pairs
+            MibPoint(
+                one.requested, one.num_asked, one.num_kept, one.num_kept / self.graph.num_edges, one.circuit, *values
+            )
+            for one, *values in found
         )
 
     @property
     def kept_shares(self) -> tuple[float, ...]:
         """Share of the edges that each circuit really has, rising."""
-        return tuple(int(choice.keep.sum()) / self.graph.num_edges for choice in self.chosen)
+        return tuple(choice.num_kept / self.graph.num_edges for choice in self.chosen)
 
     @property
     def areas(self) -> dict[str, float]:
@@ -148,7 +152,7 @@ class MibCurve:
     @property
     def missing(self) -> tuple[float, ...]:
         """Shares for which no circuit given was small enough: the empty one stands in."""
-        return tuple(choice.share for choice in self.chosen if self.num_circuits and choice.stands_in)
+        return tuple(choice.requested for choice in self.chosen if choice.stands_in)
 
     @property
     def unused(self) -> tuple[int, ...]:
@@ -277,18 +281,23 @@ class Choice(NamedTuple):
     """What stands for one share.
 
     Attributes:
-        share: The share of edges that was asked for.
-        num_asked: int(share x edges of the graph).
+        requested: The share of edges that was asked for.
+        num_asked: int(requested x edges of the graph).
         keep: Edges that are run, bool `[reader, writer]`.
         circuit: Number of the circuit given; None if it is none of them.
         stands_in: The empty circuit, because none given was small enough.
     """
 
-    share: float
+    requested: float
     num_asked: int
     keep: Tensor
     circuit: int | None = None
     stands_in: bool = False
+
+    @property
+    def num_kept(self) -> int:
+        """Edges that are run."""
+        return int(self.keep.sum())
 
 
 def _curves_of_scores(

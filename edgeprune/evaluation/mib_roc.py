@@ -25,8 +25,8 @@ class MibRoc:
     """How the ten circuits of a ranking compare with a known one, and MIB's AUROC.
 
     `to_dict` has `auroc`; `rule`, `ranking`, `pruned` (whether dangling edges were dropped); `num_edges`, `num_true`,
-    `edges` (which were counted, in words); and `points`: `share`, `num_asked`, `num_kept`, `tpr`, `fpr`, `precision` of
-    each circuit.
+    `edges` (which were counted, in words); and `points`: `requested`, `num_asked`, `num_kept`, `tpr`, `fpr` and
+    `precision` of each circuit.
 
     Attributes:
         graph: Its edges are those that were counted.
@@ -53,7 +53,7 @@ class MibRoc:
         """Plain values; see the class."""
         kept = self.curve.true_positives + self.curve.false_positives
         rates = (values.tolist() for values in (kept, self.curve.tpr, self.curve.fpr, self.curve.precision))
-        names = ("share", "num_asked", "num_kept", "tpr", "fpr", "precision")
+        names = ("requested", "num_asked", "num_kept", "tpr", "fpr", "precision")
         return {
             "auroc": self.auroc,
             "rule": self.rule,

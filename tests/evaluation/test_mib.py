@@ -135,7 +135,7 @@ def test_against_a_slow_computation(absolute: bool) -> None:
         edges = by_hand(judge, scores.abs() if absolute else scores, share)
         value = judge([graph.keep_matrix(edges)]).figure("logit_difference")
         expected.append((value - ends[1]) / (ends[0] - ends[1]))
-        assert (point.share, point.num_asked, point.num_kept) == (share, int(share * graph.num_edges), len(edges))
+        assert (point.requested, point.num_asked, point.num_kept) == (share, int(share * graph.num_edges), len(edges))
         assert point.value == pytest.approx(value, rel=1e-5)
     assert [point.faithfulness for point in curve.points] == pytest.approx(expected, rel=1e-4, abs=1e-5)
     steps = [(x, SHARES[place + 1], place) for place, x in enumerate(SHARES[:-1])]
@@ -152,7 +152,7 @@ def test_against_a_slow_computation(absolute: bool) -> None:
 def test_the_last_point_is_the_full_model() -> None:
     judge = evaluator()
     last = mib_curve(judge, scored(judge.graph, noise(judge.graph))).points[-1]
-    assert (last.share, last.num_kept, last.faithfulness) == (1, judge.graph.num_edges, 1)
+    assert (last.requested, last.num_kept, last.faithfulness) == (1, judge.graph.num_edges, 1)
 
 
 def test_both_rankings_in_one_call() -> None:
@@ -289,8 +289,16 @@ def test_what_is_written() -> None:
         "ranking": "signed",
     }
     assert (written["num_edges"], written["missing"], written["unused"]) == (judge.graph.num_edges, [], [])
-    assert [point["share"] for point in written["points"]] == list(SHARES)
-    assert set(written["points"][0]) == {"share", "num_asked", "num_kept", "circuit", "value", "faithfulness"}
+    assert [point["requested"] for point in written["points"]] == list(SHARES)
+    assert set(written["points"][0]) == {
+        "requested",
+        "num_asked",
+        "num_kept",
+        "kept",
+        "circuit",
+        "value",
+        "faithfulness",
+    }
 
 
 def test_nothing_to_explain() -> None:
