@@ -11,8 +11,9 @@ the worst K says how incomplete a circuit is, and a search only bounds it from b
 
 Deviations: edges are closed under the evaluator's ablation, not mean-ablated by position; the nodes are heads and MLPs,
 embeddings left out; F may be any measure; random sets have sizes spread evenly over all that there are, so that large
-and small ones occur, rather than one coin per node; the search goes on past a step that lowers the score, since two
-nodes may matter only together, and keeps the best set that it met. K may also be a set of edges.
+and small ones occur, rather than one coin per node. The greedy search may start from a random set, takes nodes out of
+K as well as in, and goes on past a step that lowers the score, since two nodes may matter only together; it keeps the
+best set that it met. K may also be a set of edges.
 """
 
 import math
@@ -78,15 +79,18 @@ def complement_ablated(evaluator: Evaluator, keep: Tensor) -> ComplementAblated:
 class KnockOutOptions:
     """How many sets are knocked out; every set takes two circuits to run.
 
-    The greedy search takes at most `restarts * steps * candidates` sets; those met before are not run again.
+    A greedy search changes one node at a time: of some candidates, drawn at random, the one that leads to the highest
+    score is put into K, or taken out if it is there; no set is visited twice. The first search starts from no node, the
+    others from random sets: the second of three from a third of the nodes. All together take at most
+    `restarts * (1 + steps * candidates)` sets; those that were met before are not run again.
 
     Attributes:
         num_random: Random sets of nodes.
         num_edge_sets: Random sets of the circuit's edges.
         max_singles: Nodes knocked out one at a time; if the circuit has more, so many at random. None: all.
         restarts: Greedy searches; 0 for none.
-        steps: Nodes that a search adds, one after the other.
-        candidates: Nodes tried at each step, drawn at random from those left. None: all.
+        steps: Nodes that a search puts in or takes out, one after the other; 0 for no search.
+        candidates: Nodes tried at each step. None: all.
         seed: Fixes all draws.
     """
 
@@ -230,7 +234,8 @@ def find_completeness(
         keep: The circuit, bool `[reader, writer]`.
         measure: F, a name in `edgeprune.metrics.registry`. A measure that compares with the full model, such as `kl`,
             compares with the model of which nothing is knocked out.
-        roles: Nodes of each role, to be knocked out together; those that the circuit lacks are left out.
+        roles: Nodes of each role, to be knocked out together; those that the circuit lacks, and embeddings, are left
+            out.
         options: How many sets.
 
     Raises:
@@ -355,25 +360,28 @@ def _edge_sets(keep: Tensor, num: int, generator: torch.Generator) -> list[Tenso
 
 def _search(pair: _Pair, nodes: Nodes, options: KnockOutOptions, generator: torch.Generator) -> list[Nodes]:
     """The best set that each greedy search met; the searches go side by side, so that a step is one call."""
-    steps = min(options.steps, len(nodes))
-    if not steps:
+    if not nodes or not options.steps:
         return []
-    paths: list[list[Nodes]] = [[()] for _ in range(options.restarts)]
-    for step in range(steps):
-        tried = [_extensions(path[-1], nodes, options.candidates, generator) for path in paths]
-        pair([chosen for sets in tried for chosen in sets], f"greedy knock-outs, step {step + 1} of {steps}")
+    sizes = [number * len(nodes) // options.restarts for number in range(options.restarts)]
+    paths = [[_draw(nodes, size, generator)] for size in sizes]
+    for step in range(options.steps):
+        tried = [_neighbours(path, nodes, options.candidates, generator) for path in paths]
+        asked = [chosen for path, sets in zip(paths, tried, strict=True) for chosen in (path[0], *sets)]
+        pair(asked, f"greedy knock-outs, step {step + 1} of {options.steps}")
         for path, sets in zip(paths, tried, strict=True):
-            path.append(_highest(pair, sets))
-    return [_highest(pair, path[1:]) for path in paths]
+            path += [_highest(pair, sets)] if sets else []
+    return [_highest(pair, path) for path in paths]
 
 
-def _extensions(chosen: Nodes, nodes: Nodes, limit: int | None, generator: torch.Generator) -> list[Nodes]:
-    """The set with one more node, for each of some nodes that it lacks."""
-    candidates = _at_most(tuple(node for node in nodes if node not in chosen), limit, generator)
-    return [tuple(node for node in nodes if node in (*chosen, candidate)) for candidate in candidates]
+def _neighbours(path: list[Nodes], nodes: Nodes, limit: int | None, generator: torch.Generator) -> list[Nodes]:
+    """The last set with one node more or one less, for each of some nodes; without sets where the search has been."""
+    last, been = path[-1], {*path}
+    candidates = _at_most(nodes, limit, generator)
+    sets = (tuple(node for node in nodes if (node in last) != (node == candidate)) for candidate in candidates)
+    return [chosen for chosen in sets if chosen not in been]
 
 
 def _highest(pair: _Pair, sets: Sequence[Nodes]) -> Nodes:
     """The set of the highest score, the first of several; a score that is not defined is below all others."""
-    scores = [abs(circuit - model) for circuit, model in pair(sets, "knock-outs")]
+    scores = [abs(circuit - model) for circuit, model in pair(sets, "greedy knock-outs")]
     return sets[max(range(len(sets)), key=lambda place: scores[place] if math.isfinite(scores[place]) else -1.0)]

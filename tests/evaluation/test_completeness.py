@@ -19,10 +19,12 @@ from edgeprune.evaluation.completeness import (
 )
 from edgeprune.evaluation.controls import circuit_nodes
 from edgeprune.evaluation.evaluator import Evaluator
+from edgeprune.metrics.examples import ExampleValues
 from tests.methods.small_problems import compiled_problem, linear_model, problem, tiny
 
-THOROUGH = KnockOutOptions(num_random=20, restarts=2, steps=9, candidates=None)
+THOROUGH = KnockOutOptions(num_random=20, restarts=3, steps=6, candidates=None)
 SIX = ("a0.h0", "a0.h3", "m0", "a1.h1", "a2.h2", "m2")
+ALL_SETS = [chosen for size in range(7) for chosen in itertools.combinations(SIX, size)]
 
 
 def evaluator(asked: Any, **changes: Any) -> Evaluator:
@@ -47,34 +49,35 @@ def six(judge: Evaluator) -> Tensor:
     return keep
 
 
-def figure_without(judge: Evaluator, gates: Tensor, gone: tuple[str, ...], measure: str) -> float:
-    """F with the nodes' edges closed one by one, alone in its run."""
-    gates = gates.clone()
-    for name, row in itertools.product(gone, range(gates.shape[0])):
-        gates[row, judge.graph.writers.index(name)] = False
-    return judge([gates], measures=[measure]).figure(measure)
+@pytest.fixture(scope="module")
+def truth(judge: Evaluator, six: Tensor) -> ExampleValues:
+    """Of each of the 64 sets of six nodes in turn: the circuit without it, the model without it."""
+    gates: list[Tensor] = []
+    for chosen, keep in itertools.product(ALL_SETS, (six, judge.graph.exists)):
+        edges = [edge for edge in Circuit(judge.graph, keep).edges() if edge.split("->")[0] not in chosen]
+        gates.append(judge.graph.keep_matrix(edges))
+    return judge(gates, measures=["logit_difference", "kl"])
 
 
 # -------------------------------------------------------------------- against all subsets
 @pytest.mark.parametrize("measure", ["logit_difference", "kl"])
-def test_the_search_finds_the_worst_of_all_sets(judge: Evaluator, six: Tensor, measure: str) -> None:
-    """Every set is enumerated; no figure differs from its own run, random sets stay below, the search gets there."""
-    truth = {
-        chosen: tuple(figure_without(judge, gates, chosen, measure) for gates in (six, judge.graph.exists))
-        for size in range(7)
-        for chosen in itertools.combinations(SIX, size)
-    }
-    worst = max(abs(own - model) for own, model in truth.values())
+def test_the_search_finds_the_worst_of_all_sets(
+    judge: Evaluator, six: Tensor, truth: ExampleValues, measure: str
+) -> None:
+    """No figure differs from the enumerated one, random sets stay below the worst of all, the search gets there."""
+    figures = truth.figures()[:, truth.measures.index(measure)].view(-1, 2)
+    known = dict(zip(ALL_SETS, figures.tolist(), strict=True))
+    worst = float((figures[:, 0] - figures[:, 1]).abs().max())
     found = find_completeness(judge, six, measure, options=THOROUGH)
     assert found.nodes == SIX
     for item in found.knock_outs:
-        assert (item.circuit, item.model) == pytest.approx(truth[item.nodes], abs=1e-5)
+        assert (item.circuit, item.model) == pytest.approx(known[item.nodes], abs=1e-5)
         assert item.score <= worst + 1e-5
     assert max(item.score for item in found.of("greedy")) == pytest.approx(worst, abs=1e-5)
     assert max(item.score for item in found.of("random")) > 0.01
     assert found.worst is not None
-    assert abs(truth[found.worst.nodes][0] - truth[found.worst.nodes][1]) == pytest.approx(worst, abs=1e-5)
-    assert found.num_runs <= 2 * len(truth)  # no set is run twice
+    assert found.worst.score == pytest.approx(worst, abs=1e-5)
+    assert found.num_runs <= 2 * len(ALL_SETS)  # no set is run twice
 
 
 def test_what_is_knocked_out(judge: Evaluator, six: Tensor) -> None:
@@ -96,7 +99,7 @@ def test_what_is_knocked_out(judge: Evaluator, six: Tensor) -> None:
 
 
 def test_knock_outs_of_edges(judge: Evaluator) -> None:
-    """Of two edges: one alone, and both, after which the circuit is empty and the model without them is its complement."""
+    """Of two edges: one alone, and both, after which the circuit is empty and the model its complement."""
     keep = judge.graph.keep_matrix(["embed->m2", "m2->logits"])
     options = KnockOutOptions(num_random=0, restarts=0, max_singles=0, num_edge_sets=2)
     one, both = find_completeness(judge, keep, options=options).of("edges")
@@ -104,19 +107,21 @@ def test_knock_outs_of_edges(judge: Evaluator) -> None:
     without = complement_ablated(judge, keep)
     assert both.model == pytest.approx(without.values.figure("logit_difference"), abs=1e-5)
     assert both.circuit == pytest.approx(judge.ends.figure("logit_difference", 1), abs=1e-5)
-    singles = [
-        [judge([gates & ~judge.graph.keep_matrix([edge])]).figure("logit_difference") for gates in (keep, judge.graph.exists)]
-        for edge in ("embed->m2", "m2->logits")
-    ]  # fmt: skip
-    assert any([one.circuit, one.model] == pytest.approx(pair, abs=1e-5) for pair in singles)
+    edges = [judge.graph.keep_matrix([edge]) for edge in ("embed->m2", "m2->logits")]
+    alone = [
+        judge([gates & ~edge for gates in (keep, judge.graph.exists)]).of("logit_difference").mean(1) for edge in edges
+    ]
+    assert any([one.circuit, one.model] == pytest.approx(pair.tolist(), abs=1e-5) for pair in alone)
 
 
 def test_limits_are_kept(judge: Evaluator, six: Tensor) -> None:
     options = KnockOutOptions(num_random=3, max_singles=2, restarts=2, steps=2, candidates=3)
     found = find_completeness(judge, six, options=options)
     assert [len(found.of(kind)) for kind in ("random", "single", "greedy")] == [3, 2, 2]
-    assert all(1 <= item.size <= 2 for item in found.of("greedy"))
-    assert found.num_runs <= 2 * (1 + 3 + 2 + 2 * 2 * 3)
+    first, second = found.of("greedy")  # two steps from nothing, and from three nodes
+    assert first.size <= 2
+    assert 1 <= second.size <= 5
+    assert found.num_runs <= 2 * (1 + 3 + 2 + 2 * (1 + 2 * 3))
     again = find_completeness(judge, six, options=options)
     assert [item.nodes for item in again.knock_outs] == [item.nodes for item in found.knock_outs]
     other = find_completeness(judge, six, options=KnockOutOptions(num_random=3, max_singles=2, restarts=0, seed=7))
@@ -154,7 +159,7 @@ def test_circuits_with_all_that_a_program_uses_are_complete(
     judge = evaluator(compiled_problem(program, ablation, 12), measures=("squared_error",))
     found = find_completeness(judge, judge.graph.keep_matrix(edges), "squared_error", options=THOROUGH)
     assert {item.size for item in found.of("random")} == set(range(1, len(found.nodes) + 1))
-    assert found.points.max() > 0.1  # something does break
+    assert found.points.max() > 0.05  # something does break
     assert found.worst is not None
     assert found.worst.score == pytest.approx(0, abs=1e-4)  # of squares up to 100, in float32
     without = complement_ablated(judge, judge.graph.keep_matrix(edges))
@@ -228,7 +233,7 @@ def test_models_without_mlps() -> None:
 
 
 def test_what_is_refused(judge: Evaluator, six: Tensor) -> None:
-    with pytest.raises(EdgepruneError, match="no node named 'a9.h9'"):
+    with pytest.raises(EdgepruneError, match=r"no node named 'a9\.h9'"):
         find_completeness(judge, six, roles={"late": ["a9.h9"]})
     with pytest.raises(EdgepruneError, match="measure must be one of"):
         find_completeness(judge, six, "beauty")

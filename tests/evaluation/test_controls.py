@@ -78,9 +78,9 @@ def test_both_ends(graph: EdgeGraph) -> None:
     edges, none = every(graph), set[str]()
     embedding = {f"{name}->logits" for name in graph.writers[: graph.arch.num_embeddings]}
     full = {name: opened(graph, name, tuple(edges)) for name in CONTROLS}
-    assert full == {name: edges for name in CONTROLS} | {"complement": none, "nodes_ablated": embedding}
+    assert full == dict.fromkeys(CONTROLS, edges) | {"complement": none, "nodes_ablated": embedding}
     empty = {name: opened(graph, name, ()) for name in CONTROLS}
-    assert empty == {name: none for name in CONTROLS} | {"complement": edges, "nodes_ablated": edges}
+    assert empty == dict.fromkeys(CONTROLS, none) | {"complement": edges, "nodes_ablated": edges}
 
 
 @pytest.mark.parametrize("kv_readers", ["group", "head"])
@@ -145,7 +145,7 @@ def test_node_controls_ablate_whole_nodes(name: str, index: int) -> None:
     """Edges into a node that only closed edges leave change nothing, also with shared k and v readers."""
     judge = evaluator(problem(tiny(name, index)))
     graph = judge.graph
-    keep = graph.keep_matrix(["embed->a0.h1.v", "a0.h1->m0", "m0->a2.h0.q", "a2.h0->logits", "embed->a1.h1.k"])
+    keep = graph.keep_matrix(["embed->a0.h1.q", "a0.h1->m0", "m0->a2.h0.q", "a2.h0->logits", "embed->a1.h1.k"])
     nodes = circuit_nodes(graph, keep, embeddings=True)
     assert nodes == ("embed", "a0.h1", "m0", "a2.h0")
     found = run_controls(judge, keep, [3])
@@ -157,7 +157,7 @@ def test_node_controls_ablate_whole_nodes(name: str, index: int) -> None:
 
 
 def test_or_gate_by_hand() -> None:
-    """One of two heads does all, and without it the answer, which it shares a way out with, is 0 as in the empty one."""
+    """One of two heads does all; without its edges nothing reaches the logits, as in the empty circuit."""
     asked = compiled_problem("or_gate", "zero")
     keep = asked.model.graph.keep_matrix(minimal_circuits("or_gate", "zero")[0])
     judge = evaluator(asked, measures=("squared_error",))
