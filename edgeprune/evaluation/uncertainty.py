@@ -123,8 +123,8 @@ def bootstrap(values: ExampleValues, draws: int = DRAWS, level: float = LEVEL, s
     The examples are drawn anew with replacement, as many as there are; the interval is between the percentiles of the
     figure over the draws. All circuits and measures get the same draws, so figures of a draw belong together. The
     percentile interval is taken rather than BCa: it needs no jackknife, keeps within the range of the measure, follows
-    any monotone change of scale, and draws can be shared; for skewed measures on few examples it is a little too
-    narrow (for means of 50 normal values it covers about 94 % instead of 95 %).
+    any monotone change of scale, and draws can be shared. On few examples it is a little too narrow: 95 % intervals of
+    means of 50 values cover 93 % if the values are normal, 90 % if they are log-normal (3000 samples).
 
     With one example, or the same value for all, the interval is the point.
 
