@@ -83,6 +83,73 @@ def test_acdc_counts_1041_edges_in_ioi_and_32923_in_all() -> None:
     assert ioi.graph.num_edges + 3 * 144 == 32923
 
 
+@pytest.mark.parametrize(
+    ("name", "heads", "mlps", "listed"),
+    [
+        ("ioi", 26, 12, 963 + 78 + 90),
+        ("tracr_reverse", 2, 3, 24),
+        ("tracr_xproportion", 1, 1, 14),
+    ],
+)
+def test_acdc_also_lists_edges_that_it_does_not_count(name: str, heads: int, mlps: int, listed: int) -> None:
+    """One from each q, k and v to its head's output, and one from each MLP's input to its output."""
+    known = canonical.load(name)
+    assert Counter(_kind(node) for node in known.nodes if node[0] in "am") == {"head": heads, "mlp": mlps}
+    assert known.circuit().num_edges + len(known.direct) + 3 * heads + mlps == listed
+
+
+def test_acdc_lists_those_of_heads_alone_in_greater_than_and_33367_edges_in_all() -> None:
+    known = canonical.load("greater_than")
+    heads = [node for node in known.nodes if node.startswith("a")]
+    assert (3 * len(heads), len(known.direct), known.circuit().num_edges + len(known.direct)) == (27, 27, 262)
+    assert known.graph.num_edges + 3 * 144 + (3 * 144 + 12) == 33367
+
+
+# Connections between roles, and the inputs that they enter, as the paper on IOI draws them.
+IOI_LATE = ("name_mover", "backup_name_mover", "negative_name_mover")
+IOI_CONNECTIONS = [
+    *(("embed", role, "qkv") for role in ("previous_token", "duplicate_token")),
+    ("embed", "s_inhibition", "q"),
+    *(("embed", role, "kv") for role in IOI_LATE),
+    ("previous_token", "induction", "kv"),
+    *((role, "s_inhibition", "kv") for role in ("induction", "duplicate_token")),
+    *(("s_inhibition", role, "q") for role in IOI_LATE),
+    *((role, "logits", "") for role in IOI_LATE),
+]
+
+
+def test_ioi_with_the_mlps_between_heads_alone() -> None:
+    """Auto-circuit has 739 edges: a connection passes through the MLPs from its first writer to its last reader.
+
+    None of them is taken before the output. Without all MLPs but the first, 232 edges are left.
+    """
+    ioi = canonical.load("ioi")
+    exist = {ioi.graph.edge_name(row, column) for row, column in ioi.graph.exists.nonzero().tolist()}
+    found: set[str] = set()
+    for source, target, letters in IOI_CONNECTIONS:
+        writers, readers = ioi.roles.get(source, (source,)), ioi.roles.get(target, (target,))
+        first = min(int(node[1:].split(".")[0]) if node[0] == "a" else 0 for node in writers)
+        last = max(int(node[1:].split(".")[0]) if node[0] == "a" else 0 for node in readers)
+        between = [f"m{layer}" for layer in range(first, last)]
+        inputs = [f"{node}.{letter}" for node in readers for letter in letters] or list(readers)
+        found |= {f"{writer}->{reader}" for writer in (*writers, *between) for reader in (*inputs, *between)} & exist
+    assert len(found) == 739
+    assert found < set(ioi.circuit().edges())
+    others = tuple(f"m{layer}" for layer in range(1, 12))
+    assert sum(not any(end in others for end in edge.split("->")) for edge in found) == 232
+
+
+def test_ioi_by_heads_alone() -> None:
+    """Auto-circuit's circuit by nodes has every edge that no other head writes: 2,899 T + 3,641 at T positions."""
+    ioi = canonical.load("ioi")
+    kept = {node for members in ioi.roles.values() for node in members}
+    written = dict(zip(ioi.graph.writers, ioi.graph.exists.sum(0).tolist(), strict=True))
+    always = sum(number for writer, number in written.items() if not writer.startswith("a"))
+    by_heads = sum(written[head] for head in kept)
+    assert (always, by_heads, always + by_heads) == (2899, 3641, 6540)
+    assert 13 * always + by_heads == 41328
+
+
 def test_two_embeddings_stand_for_the_published_one() -> None:
     ioi = canonical.load("ioi")
     edges = ioi.circuit(_split(ioi.graph, split=True)).edges()

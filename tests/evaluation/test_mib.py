@@ -330,6 +330,16 @@ def test_which_edges_are_counted(change: dict[str, Any], words: str, num_edges_m
     assert (graph.num_edges == num_edges_mib) == counted_edges(graph).endswith("as MIB counts")
 
 
+@pytest.mark.parametrize(
+    ("layers", "heads", "num_kv_heads", "published"),
+    [(12, 12, 12, 32_491), (24, 14, 2, 179_749), (26, 8, 4, 74_218), (32, 32, 8, 1_592_881), (6, 4, 4, 1_108)],
+    ids=["gpt2", "qwen2.5", "gemma2", "llama3", "interpbench"],
+)
+def test_mibs_own_counts(layers: int, heads: int, num_kv_heads: int, published: int) -> None:
+    arch = ArchSpec(num_layers=layers, num_heads=heads, num_kv_heads=num_kv_heads, split_embedding=True)
+    assert mib_graph(EdgeGraph(arch)).num_edges == published
+
+
 def test_what_is_refused() -> None:
     judge = evaluator()
     circuit = scored(judge.graph, noise(judge.graph))
