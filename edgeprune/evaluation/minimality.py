@@ -132,8 +132,8 @@ def _result(
         parts.append(part._replace(changes=part.changes.float() if keeps_changes else part.changes[:, :0]))
     if math.isnan(figure):
         raise EdgepruneError(
-            f"measure {measure!r} is not defined for any of the {evaluator.num_examples} pairs; choose another, such as "
-            "'squared_error'"
+            f"measure {measure!r} is not defined for any of the {evaluator.num_examples} pairs; "
+            "choose another, such as 'squared_error'"
         )
     run = ~idle[wanted]
     figures, effects, errors, changes = (_spread(torch.cat(rows), run) for rows in zip(*parts, strict=True))

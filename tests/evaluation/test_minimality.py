@@ -76,7 +76,7 @@ def test_effects_are_differences_of_enumerated_errors(name: str, ablation: str) 
             less = truth.error([other for other in circuit if other != edge])
             assert effect == pytest.approx(less - truth.error(circuit), abs=1e-5)
             sizes.append(abs(effect))
-    assert max(sizes) > 0.1
+    assert max(sizes) > 0.01  # inputs that tell a gate's edges apart are rare
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
@@ -109,7 +109,7 @@ def test_reuse_changes_nothing(
 ) -> None:
     """In float64 throughout; grouped keys and values, read by group and by head."""
     monkeypatch.setattr(Tensor, "float", lambda self: self)
-    judge = evaluator(tiny(name, index, **options), ablation)
+    judge = evaluator(tiny(name, index, **options), ablation, cuts=(3,))
     keep = some_edges(judge, 0.15)
     plain, fast = (marginal_effects(judge, keep, reuse=reuse) for reuse in (False, True))
     assert plain.effects.abs().max() > 1e-3
@@ -121,7 +121,7 @@ def test_reuse_changes_nothing(
 def test_cuts_memory_and_order_change_nothing(reuse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama", 1)
     judge = evaluator(model)
-    keep = some_edges(judge, 0.1)
+    keep = some_edges(judge, 0.06)
     expected = marginal_effects(judge, keep, reuse=reuse)
     whole = marginal_effects(evaluator(model, cuts=()), keep, reuse=reuse)
     one_by_one = marginal_effects(judge, keep, reuse=reuse, memory_gb=0)
@@ -129,7 +129,7 @@ def test_cuts_memory_and_order_change_nothing(reuse: bool, monkeypatch: pytest.M
     ((batch,), runs) = evaluator(model, cuts=()).batches, ReferenceRuns(model, "interchange")
     shuffled = marginal_effects(Evaluator(model, runs, [batch.rows(order)], "train"), keep, reuse=reuse)
     assert shuffled.index.tolist() == order.tolist()
-    monkeypatch.setattr(one_less, "VALUES_AT_ONCE", 35)
+    monkeypatch.setattr(one_less, "VALUES_AT_ONCE", 25)
     in_parts = marginal_effects(judge, keep, reuse=reuse)
     assert expected.changes is not None
     assert shuffled.changes is not None
@@ -140,8 +140,8 @@ def test_cuts_memory_and_order_change_nothing(reuse: bool, monkeypatch: pytest.M
 
 
 def test_edges_are_the_named_ones() -> None:
-    judge = evaluator(tiny())
-    keep = some_edges(judge, 0.5)
+    judge = evaluator(tiny(), cuts=())
+    keep = some_edges(judge, 0.2)
     every = marginal_effects(judge, keep)
     named = marginal_effects(judge, keep, edges=every.names[10:5:-2])
     assert named.names == every.names[6:11:2]
@@ -191,7 +191,7 @@ def test_under_zero_ablation_what_no_embedding_feeds_still_counts() -> None:
 
 # -------------------------------------------------------------------- limits
 def test_no_more_edges_than_asked_for() -> None:
-    judge = evaluator(tiny())
+    judge = evaluator(tiny(), cuts=())
     keep = some_edges(judge, 0.15)
     every = marginal_effects(judge, keep)
     scores = torch.zeros(judge.graph.shape)

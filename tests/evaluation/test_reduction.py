@@ -46,7 +46,7 @@ def test_a_minimal_circuit_stays_as_it_is() -> None:
 @pytest.mark.parametrize(("measure", "budget"), [("kl", 0.3), ("logit_difference", 0.5), ("accuracy", 0.2)])
 @pytest.mark.parametrize("exhaustive", [False, True])
 def test_what_is_left_is_within_the_budget(measure: str, budget: float, exhaustive: bool) -> None:
-    judge = evaluator(tiny("llama", 1))
+    judge = evaluator(tiny("llama", 1), cuts=())
     keep = some_edges(judge, 0.3)
     found = reduce_circuit(judge, keep, measure, budget, exhaustive=exhaustive)
     before, after = judge([keep, found.keep], measures=[measure]).figures()[:, 0].tolist()
@@ -65,14 +65,14 @@ def test_what_is_left_is_within_the_budget(measure: str, budget: float, exhausti
 
 
 def test_a_larger_budget_is_spent() -> None:
-    judge = evaluator(tiny())
-    keep = some_edges(judge, 0.3)
-    sizes = [int(reduce_circuit(judge, keep, budget=budget).keep.sum()) for budget in (0, 0.02, 1e9)]
+    judge = evaluator(tiny(), cuts=())
+    keep = judge.graph.exists
+    sizes = [int(reduce_circuit(judge, keep, budget=budget, reuse=False).keep.sum()) for budget in (0, 0.03, 1e9)]
     assert int(keep.sum()) >= sizes[0] > sizes[1] > sizes[2] == 0
 
 
 def test_a_relative_budget_is_a_share_of_the_figure() -> None:
-    judge = evaluator(tiny())
+    judge = evaluator(tiny(), cuts=())
     keep = some_edges(judge, 0.2)
     figure = judge([keep], measures=["kl"]).figure("kl")
     found, same = reduce_circuit(judge, keep, "kl", 0.2, relative=True), reduce_circuit(judge, keep, "kl", 0.2 * figure)
