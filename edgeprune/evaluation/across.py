@@ -79,7 +79,7 @@ def align_performance(
 
     Args:
         first: Values of one circuit (circuit 0).
-        second: Of the other, on the same examples in the same order.
+        second: Of the other, on the same examples in the same order; only their numbers are checked.
         measure: Which value is compared; both must have it.
         ends: Of the full model and the empty circuit, for each model: `Evaluator.ends`.
         labels: Where the models' examples differ: for each model the label of every example, such as its template.
@@ -203,6 +203,7 @@ def cross_model(
     *,
     seeds: Sequence[int] = range(10),
     labels: Labels | None = None,
+    same_texts: bool = False,
 ) -> CrossModel:
     """Compare circuits for one task in two models, by all that the two have in common.
 
@@ -212,11 +213,16 @@ def cross_model(
         measure: By which performance is compared.
         seeds: Of the random heads and random circuits beside the comparison by roles.
         labels: Where the models' examples differ; see `align_performance`.
+        same_texts: Examples of one number are one text, though the models cut it into other tokens. Generated tasks
+            choose their words by tokenizer: examples of one number are then different texts.
 
     Raises:
-        EdgepruneError: The examples differ and there are no labels; the graphs differ and the task has no roles.
+        EdgepruneError: The examples differ, or may differ, and there are no labels; the graphs differ and the task has
+            no roles.
     """
     pair = first, second
+    if labels is None and not same_texts:
+        _check_same_tokens(first, second)
     same_graph = first.circuit.graph == second.circuit.graph
     names = first.name, second.name
     roles = None
@@ -239,6 +245,23 @@ def cross_model(
             left, right, measure, ends=(left.circuits([1, 2]), right.circuits([1, 2])), labels=labels
         ),
     )
+
+
+def _check_same_tokens(first: Candidate, second: Candidate) -> None:
+    """Refuse to pair up examples of which nothing says that they are the same."""
+    left, right = (
+        [
+            (number, ids[mask.bool()].tolist())
+            for batch in item.evaluator.batches
+            for number, ids, mask in zip(batch.index.tolist(), batch.clean, batch.attention_mask, strict=True)
+        ]
+        for item in (first, second)
+    )
+    if left != right:
+        raise EdgepruneError(
+            f"the prompts of {first.name!r} and {second.name!r} are not the same tokens, so their examples may be "
+            "different texts; give the labels of both, or same_texts=True if the texts are the same"
+        )
 
 
 # -------------------------------------------------------------------- several tasks

@@ -48,6 +48,7 @@ class HeadRoles:
             without a role, and `FIRST` goes before `SCORED`; one without any token in all examples is left out. A token
             with several roles counts for each.
         patterns: Float64 `[head, query, key]`, over the examples that have both parts; NaN where none has.
+        sizes: Mean number of tokens of each key part, float64 `[key]`, over the examples that have it.
         num_examples: Examples seen.
     """
 
@@ -55,6 +56,7 @@ class HeadRoles:
     queries: tuple[str, ...]
     keys: tuple[str, ...]
     patterns: Tensor
+    sizes: Tensor
     num_examples: int
 
     @property
@@ -64,8 +66,11 @@ class HeadRoles:
 
     @cached_property
     def classes(self) -> dict[str, str]:
-        """The class of every head: the key part that it attends to most at the scored position."""
-        largest: list[int] = self.patterns[:, 0].nan_to_num(-1.0).argmax(-1).tolist()
+        """The class of every head: the key part whose tokens get most attention each at the scored position.
+
+        Per token, because `OTHER` has so many of them that it would get most of any attention without a direction.
+        """
+        largest: list[int] = (self.patterns[:, 0] / self.sizes).nan_to_num(-1.0).argmax(-1).tolist()
         return {head: self.keys[key] for head, key in zip(self.heads, largest, strict=True)}
 
     def vectors(self, heads: Sequence[str], queries: Sequence[str], keys: Sequence[str]) -> Tensor:
@@ -96,6 +101,7 @@ def head_roles(model: MaskedModel, batches: Sequence[PairBatch], progress: Progr
     heads = [name for name in model.graph.writers if name.startswith("a")]
     total = torch.zeros(len(heads), len(queries), len(keys), dtype=torch.float64)
     count = torch.zeros(len(queries), len(keys), dtype=torch.float64)
+    tokens, examples = torch.zeros(2, len(keys), dtype=torch.float64)
     for done, batch in enumerate(batches):
         progress("attention to roles", done, len(batches))
         batch = batch.to(model.device)
@@ -106,10 +112,18 @@ def head_roles(model: MaskedModel, batches: Sequence[PairBatch], progress: Progr
         patterns = torch.einsum("bqs,lbshk->lhbqk", share, found.double()) * known
         total += patterns.sum(2).flatten(0, 1).cpu()
         count += known.sum(0).cpu()
+        tokens += asked.sum((0, 2)).cpu()
+        examples += asked.any(-1).sum(0).cpu()
     progress("attention to roles", len(batches), len(batches))
-    there = count.any(0)
-    kept = tuple(key for key, found in zip(keys, there.tolist(), strict=True) if found)
-    return HeadRoles(tuple(heads), queries, kept, (total / count)[..., there], sum(map(len, batches)))
+    there = examples > 0
+    return HeadRoles(
+        heads=tuple(heads),
+        queries=queries,
+        keys=tuple(key for key, found in zip(keys, there.tolist(), strict=True) if found),
+        patterns=(total / count)[..., there],
+        sizes=(tokens / examples)[there],
+        num_examples=sum(map(len, batches)),
+    )
 
 
 def _check_names(names: Sequence[str]) -> None:

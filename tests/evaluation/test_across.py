@@ -274,6 +274,18 @@ def test_tasks_without_roles() -> None:
         Candidate("c", Circuit.random(llama.graph, 40), judge(gpt2, 0))
 
 
+def test_examples_that_may_be_other_texts() -> None:
+    """Numbers of examples agree, tokens do not: labels, or the user's word, are needed."""
+    model = tiny("gpt2")
+    circuit = Circuit.random(model.graph, 40)
+    pair = [Candidate(name, circuit, judge(model, seed)) for seed, name in enumerate("ab")]
+    with pytest.raises(EdgepruneError, match="prompts of 'a' and 'b' are not the same tokens"):
+        cross_model(*pair)
+    assert cross_model(*pair, same_texts=True).performance.num_units == 4
+    labels = ["odd", "even", "odd", "even"]
+    assert cross_model(*pair, labels=(labels, labels)).performance.num_units == 2
+
+
 def test_transfer_between_tasks() -> None:
     """A circuit on its own task has its own figures; the full circuit has the full model's anywhere."""
     model = tiny("gpt2")

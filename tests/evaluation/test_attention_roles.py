@@ -210,6 +210,15 @@ def test_padding_gets_no_attention(side: str) -> None:
     )
 
 
+def test_the_class_is_by_attention_to_each_token() -> None:
+    """A part of four tokens with half of the attention gets less of it per token than one of a single token."""
+    patterns = torch.tensor([[[0.3, 0.2, 0.5]], [[0.1, 0.0, 0.9]]], dtype=torch.float64)
+    attention = HeadRoles(("a0.h0", "a0.h1"), (SCORED,), ("IO", "S1", OTHER), patterns, torch.tensor([1, 2, 4]), 1)
+    assert attention.classes == {"a0.h0": "IO", "a0.h1": OTHER}
+    found = head_roles(tiny("gpt2"), batches_with_roles())  # prompts of 8 and 9 tokens
+    assert found.sizes.tolist() == [1, 2, 1, 1, 1, 2.5]
+
+
 def test_what_cannot_be_described() -> None:
     model = tiny("gpt2")
     with pytest.raises(EdgepruneError, match="marks no position roles"):
@@ -229,7 +238,7 @@ def test_importance_by_hand() -> None:
     patterns[:, 0, 2] = 1.0
     for head, key in (("a0.h1", 0), ("a2.h2", 0), ("a2.h3", 1)):
         patterns[heads.index(head), 0] = torch.eye(3)[key]
-    attention = HeadRoles(heads, (SCORED, "IO", "S1"), ("IO", "S1", OTHER), patterns, 4)
+    attention = HeadRoles(heads, (SCORED, "IO", "S1"), ("IO", "S1", OTHER), patterns, torch.ones(3), 4)
     circuit = Circuit.from_edges(model.graph, ["a0.h1->a2.h1.k", "embed->m0", "m1->logits", "a0.h1->a2.h0.q"])
     profile = RoleProfile(circuit, attention)
     assert profile.class_names == ("IO", "S1", OTHER, MLP, EMBED, LOGITS)
@@ -330,7 +339,7 @@ def test_similarity_by_hand() -> None:
         graph = MaskedModel(hf).graph
         patterns = torch.tensor(rows, dtype=torch.float64)[:, None]
         patterns = torch.cat([patterns, torch.full_like(patterns, torch.nan)], 1)  # the role asks nowhere
-        attention = HeadRoles(("a0.h0", "a0.h1"), (SCORED, "IO"), ("IO", OTHER), patterns, 1)
+        attention = HeadRoles(("a0.h0", "a0.h1"), (SCORED, "IO"), ("IO", OTHER), patterns, torch.ones(2), 1)
         return RoleProfile(Circuit(graph, graph.exists), attention)
 
     first, second = profile([[1, 0], [3, 4]]), profile([[3, 4], [0, 1]])
