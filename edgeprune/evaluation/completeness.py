@@ -28,11 +28,11 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.controls import circuit_nodes, columns, complement, without_nodes
 from edgeprune.evaluation.evaluator import Evaluator, open_edges
 from edgeprune.evaluation.faithfulness import normalise, plain, plain_figures
+from edgeprune.evaluation.random_sets import Nodes, at_most, draw, edge_sets, random_sets
 from edgeprune.metrics.examples import ExampleValues
 
 Kind = Literal["nothing", "random", "single", "role", "greedy", "edges"]
 KINDS: tuple[Kind, ...] = ("nothing", "random", "single", "role", "greedy", "edges")
-Nodes = tuple[str, ...]
 
 
 # -------------------------------------------------------------------- without the circuit
@@ -248,7 +248,7 @@ def find_completeness(
     pair, generator = _Pair(evaluator, keep, measure), torch.Generator().manual_seed(options.seed)
     sets = [_Set("nothing", ())]
     sets += [_Set("random", chosen) for chosen in random_sets(nodes, options.num_random, generator)]
-    sets += [_Set("single", (node,)) for node in _at_most(nodes, options.max_singles, generator)]
+    sets += [_Set("single", (node,)) for node in at_most(nodes, options.max_singles, generator)]
     sets += [_Set("role", members, name) for name, members in present.items() if members]
     pair([item.nodes for item in sets], "knock-outs")
     sets += [_Set("greedy", chosen) for chosen in _search(pair, nodes, options, generator)]
@@ -257,7 +257,7 @@ def find_completeness(
         KnockOut(item.kind, item.name, item.nodes, len(item.nodes), *figures)
         for item, figures in zip(sets, found, strict=True)
     ]
-    knock_outs += pair.without_edges(_edge_sets(keep, options.num_edge_sets, generator))
+    knock_outs += pair.without_edges(edge_sets(keep, options.num_edge_sets, generator))
     return Completeness(
         measure,
         evaluator.runs.ablation,
@@ -316,54 +316,13 @@ class _Pair:
         return list(zip(figures[::2], figures[1::2], strict=True))
 
 
-# -------------------------------------------------------------------- sets
-def even_sizes(largest: int, num: int) -> list[int]:
-    """So many sizes, spread evenly over 1 to `largest`: each occurs if there are enough, else both ends and between.
-
-    >>> even_sizes(3, 7), even_sizes(9, 3), even_sizes(9, 1)
-    ([1, 2, 3, 1, 2, 3, 1], [1, 5, 9], [5])
-    """
-    if not largest or not num:
-        return []
-    if num >= largest:
-        return [number % largest + 1 for number in range(num)]
-    if num == 1:
-        return [(largest + 1) // 2]
-    return [1 + round(number * (largest - 1) / (num - 1)) for number in range(num)]
-
-
-def random_sets(nodes: Nodes, num: int, generator: torch.Generator) -> list[Nodes]:
-    """So many random sets of nodes, their sizes as in `even_sizes`."""
-    return [_draw(nodes, size, generator) for size in even_sizes(len(nodes), num)]
-
-
-def _draw(nodes: Nodes, size: int, generator: torch.Generator) -> Nodes:
-    """Some of the nodes, in their order."""
-    chosen = torch.randperm(len(nodes), generator=generator)[:size].sort().values
-    return tuple(nodes[place] for place in chosen.tolist())
-
-
-def _at_most(nodes: Nodes, limit: int | None, generator: torch.Generator) -> Nodes:
-    return nodes if limit is None or limit >= len(nodes) else _draw(nodes, limit, generator)
-
-
-def _edge_sets(keep: Tensor, num: int, generator: torch.Generator) -> list[Tensor]:
-    """Random sets of kept edges, bool `[reader, writer]`, their sizes as in `even_sizes`."""
-    kept = keep.nonzero()
-    sets: list[Tensor] = []
-    for size in even_sizes(len(kept), num):
-        gone = torch.zeros_like(keep)
-        gone[tuple(kept[torch.randperm(len(kept), generator=generator)[:size]].T)] = True
-        sets.append(gone)
-    return sets
-
-
+# -------------------------------------------------------------------- search
 def _search(pair: _Pair, nodes: Nodes, options: KnockOutOptions, generator: torch.Generator) -> list[Nodes]:
     """The best set that each greedy search met; the searches go side by side, so that a step is one call."""
     if not nodes or not options.steps:
         return []
     sizes = [number * len(nodes) // options.restarts for number in range(options.restarts)]
-    paths = [[_draw(nodes, size, generator)] for size in sizes]
+    paths = [[draw(nodes, size, generator)] for size in sizes]
     for step in range(options.steps):
         tried = [_neighbours(path, nodes, options.candidates, generator) for path in paths]
         asked = [chosen for path, sets in zip(paths, tried, strict=True) for chosen in (path[0], *sets)]
@@ -376,7 +335,7 @@ def _search(pair: _Pair, nodes: Nodes, options: KnockOutOptions, generator: torc
 def _neighbours(path: list[Nodes], nodes: Nodes, limit: int | None, generator: torch.Generator) -> list[Nodes]:
     """The last set with one node more or one less, for each of some nodes; without sets where the search has been."""
     last, been = path[-1], {*path}
-    candidates = _at_most(nodes, limit, generator)
+    candidates = at_most(nodes, limit, generator)
     sets = (tuple(node for node in nodes if (node in last) != (node == candidate)) for candidate in candidates)
     return [chosen for chosen in sets if chosen not in been]
 

@@ -14,11 +14,11 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.completeness import (
     KnockOutOptions,
     complement_ablated,
-    even_sizes,
     find_completeness,
 )
 from edgeprune.evaluation.controls import circuit_nodes
 from edgeprune.evaluation.evaluator import Evaluator
+from edgeprune.evaluation.random_sets import even_sizes
 from edgeprune.metrics.examples import ExampleValues
 from tests.methods.small_problems import compiled_problem, linear_model, problem, tiny
 
