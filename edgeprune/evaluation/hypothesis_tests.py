@@ -29,7 +29,7 @@ EPSILON = 0.1  # arXiv 2410.13032, table 1
 QUANTILE = 0.9  # q* in the paper's experiments
 LEVEL = 0.05
 PERMUTATIONS = 1000  # the paper's experiments
-TIES = 1e-5  # of the largest score: what float32 logits of equal circuits may differ by
+TIES = 1e-5  # of the largest score: what float32 logits that should be equal may differ by
 MOST_EXAMPLES = 1000  # of independence, whose kernels take the square of it
 ROUNDING = 1e-9  # relative; two orders with the same HSIC differ by less
 RANK_TOLERANCE = 1e-13  # eigenvalues of a kernel below this share of the largest are rounding
@@ -115,9 +115,10 @@ def equivalence(
     probability of a t as large where that share is 1/2 + epsilon, which is the null hypothesis at its worst: the sum
     over k with |k/n - 1/2| >= t of Binomial(k; n, 1/2 + epsilon), exact, in log space.
 
-    Deviation: the paper takes scores never to be equal. Here an example with equal scores counts half for either side,
-    so a circuit that equals the model on most examples stays close to 1/2; p can then only be too large. (To drop them
-    would ask about the few that are left, without the tolerance.)
+    Deviations: the authors' program has the mean difference of the scores where the paper, and we, have the share of
+    examples. And the paper takes scores never to be equal. Here an example with equal scores counts half for either
+    side, so a circuit that equals the model on most examples stays close to 1/2; where that matters p is too large
+    rather than too small. (To drop them would ask about the few that are left, without the tolerance.)
 
     Args:
         circuit: Scores, `[example]`; NaN where not defined. Which way is good does not matter.
@@ -241,14 +242,13 @@ def _orders(n: int, number: int, seed: int, every: bool) -> Iterator[Tensor]:
 def _features(scores: Tensor) -> Tensor:
     """Centred features `[example, rank]` whose products are the centred Gaussian kernel of the scores.
 
-    The kernel of one number per example has few eigenvalues above rounding, so orders cost little.
+    They are 0 for scores that are all equal. The kernel of one number per example has few eigenvalues above rounding, so orders cost little.
     """
     distances = (scores[:, None] - scores).abs()
-    positive = distances[distances > 0]
-    if not len(positive):
+    if distances.max() <= TIES * scores.abs().max():  # varies by rounding at most
         return scores.new_zeros(len(scores), 1)
     apart = distances[~torch.eye(len(scores), dtype=torch.bool)].median()
-    bandwidth = apart if apart > 0 else positive.median()
+    bandwidth = apart if apart > 0 else distances[distances > 0].median()
     values, vectors = torch.linalg.eigh(torch.exp(-distances.square() / (2 * bandwidth**2)))
     kept = values > RANK_TOLERANCE * values[-1]
     features = vectors[:, kept] * values[kept].sqrt()

@@ -152,7 +152,7 @@ def test_p_values_of_independent_scores_are_uniform() -> None:
 
 def test_scores_that_do_not_vary_are_independent_of_everything() -> None:
     model = normal(20)
-    for constant in (torch.zeros(20), torch.full((20,), 0.1)):
+    for constant in (torch.zeros(20), torch.full((20,), 0.1), 0.1 + 1e-8 * model):
         found = independence(constant, model, permutations=50)
         assert (found.statistic, found.p_value) == (0.0, 1.0)
     mostly = torch.zeros(20)
