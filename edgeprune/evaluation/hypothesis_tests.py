@@ -242,7 +242,8 @@ def _orders(n: int, number: int, seed: int, every: bool) -> Iterator[Tensor]:
 def _features(scores: Tensor) -> Tensor:
     """Centred features `[example, rank]` whose products are the centred Gaussian kernel of the scores.
 
-    They are 0 for scores that are all equal. The kernel of one number per example has few eigenvalues above rounding, so orders cost little.
+    They are 0 for scores that are all equal. The kernel of one number per example has few eigenvalues above rounding,
+    so orders cost little.
     """
     distances = (scores[:, None] - scores).abs()
     if distances.max() <= TIES * scores.abs().max():  # varies by rounding at most
