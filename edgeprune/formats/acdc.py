@@ -13,12 +13,11 @@ needs no ACDC; loading it elsewhere than here does.
 import re
 import struct
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, final
 
 import torch
-from torch import Tensor
 
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
@@ -201,8 +200,8 @@ class AcdcSubgraph(AbstractFormat):
 
     def write(self, circuit: Circuit, path: Path, options: ExportOptions) -> list[str]:
         """Write every edge of the circuit's graph."""
-        view, entered, notes = _for_acdc(circuit, scores=False)
-        content = OrderedDict((edge[:4], _present(edge, view.keep, entered)) for edge in edges(view.graph))
+        view, is_present, notes = _for_acdc(circuit, scores=False)
+        content = OrderedDict((edge[:4], is_present(edge)) for edge in edges(view.graph))
         with whole_file(path) as partial:
             torch.save(content, partial)
         return notes
@@ -242,8 +241,8 @@ class AcdcEdges(AbstractFormat):
     def write(self, circuit: Circuit, path: Path, options: ExportOptions) -> list[str]:
         """Write the kept edges, and those inside the heads that they enter."""
         scored = circuit.scores is not None and not options.membership
-        view, entered, notes = _for_acdc(circuit, scores=scored)
-        present = [edge for edge in edges(view.graph) if edge.counted and _present(edge, view.keep, entered)]
+        view, is_present, notes = _for_acdc(circuit, scores=scored)
+        present = [edge for edge in edges(view.graph) if edge.counted and is_present(edge)]
         effects = view.scores.tolist() if scored and view.scores is not None else None
         content = [
             (edge, None if effects is None or edge.column is None else effects[edge.row][edge.column])
@@ -256,17 +255,18 @@ class AcdcEdges(AbstractFormat):
         return notes
 
 
-def _for_acdc(circuit: Circuit, *, scores: bool) -> tuple[Circuit, Tensor, list[str]]:
-    """The circuit with readers per query head, bool `[reader]` where a kept edge enters, and what is left out."""
+def _for_acdc(circuit: Circuit, *, scores: bool) -> tuple[Circuit, Callable[[Edge], bool], list[str]]:
+    """The circuit with readers per query head, which of ACDC's edges are present in it, and what is left out."""
     view = moved(circuit, per_head(circuit.graph))
     notes = [*not_held(circuit, scores=scores), *view.notes]
     if circuit.graph.arch.parallel_blocks:
         notes.append("ACDC's graphs join heads to the MLP of their layer; parallel blocks have no such edges to write")
-    return view.circuit, view.circuit.keep.any(1), notes
+    keep, entered = view.circuit.keep.tolist(), view.circuit.keep.any(1).tolist()
 
+    def is_present(edge: Edge) -> bool:
+        return entered[edge.row] if edge.column is None else keep[edge.row][edge.column]
 
-def _present(edge: Edge, keep: Tensor, entered: Tensor) -> bool:
-    return bool(entered[edge.row] if edge.column is None else keep[edge.row, edge.column])
+    return view.circuit, is_present, notes
 
 
 def _pairs(value: Any) -> Iterator[tuple[Any, Any]]:

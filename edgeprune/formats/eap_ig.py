@@ -49,6 +49,10 @@ class EapIgFile:
     neurons: Tensor | None = None
     has_edges: bool = True
 
+    def __post_init__(self) -> None:
+        if self.neurons is not None and not self.d_model:
+            raise EdgepruneError("it lists neurons, but its 'cfg' has no d_model to count them by")
+
     @property
     def is_scored(self) -> bool:
         """An edge has a score other than 0, which is what files without scores are filled with."""
@@ -110,7 +114,7 @@ def graph_of(cfg: Any) -> EdgeGraph:
 def width_of(cfg: dict[str, Any]) -> int:
     """`d_model` of a file's `cfg`; 0 where it has none."""
     width = cfg.get("d_model", 0)
-    return width if isinstance(width, int) else 0
+    return width if isinstance(width, int) and width > 0 else 0
 
 
 # -------------------------------------------------------------------- circuits

@@ -129,7 +129,7 @@ def _neurons(nodes: list[dict[str, Any]], width: int) -> Tensor | None:
     if not any("neurons" in node for node in nodes):
         return None
     rows = [node.get("neurons", [True] * width) for node in nodes]
-    if any(not isinstance(row, list) or len(row) != width for row in rows):
+    if not all(isinstance(row, list) and len(row) == width and set(map(type, row)) <= {bool} for row in rows):
         raise EdgepruneError(f"'neurons' of a node must list d_model={width} values, true or false")
     return torch.tensor(rows).bool()
 

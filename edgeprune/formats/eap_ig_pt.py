@@ -80,7 +80,7 @@ def parse(loaded: Loaded) -> EapIgFile:
     value = checked_mapping(loaded, _KEYS)
     graph, width = graph_of(value["cfg"]), width_of(value["cfg"])
     for key, expected in (("src_nodes", node_names(graph)), ("dst_nodes", reader_names(graph))):
-        if list(value[key]) != expected:
+        if not isinstance(value[key], list) or value[key] != expected:
             raise EdgepruneError(
                 f"{key!r} is not in the order of EAP-IG's graphs; expected {expected[0]}, {expected[1]}, ..."
             )

@@ -86,6 +86,8 @@ class Checkpoint:
         layers: dict[int, dict[str, Tensor]] = {}
         model: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
+            if not isinstance(tensor, Tensor):
+                continue
             if found := _IN_LAYER.fullmatch(name):
                 layers.setdefault(int(found[1]), {})[found[2]] = tensor.detach().float()
             elif found := _OF_MODEL.fullmatch(name):

@@ -55,6 +55,12 @@ def format_for(path: Path) -> AbstractFormat:
     raise EdgepruneError(f"{path.name}: no format ends in {path.suffix!r}; give --to, one of {', '.join(FORMATS)}")
 
 
+def is_own(path: str | Path) -> bool:
+    """Whether `Circuit.load` is to read a file: by its suffix, unless it holds masks of Edge Pruning."""
+    path = Path(path)
+    return path.suffix in OwnFile.suffixes and not (path.is_file() and load(path).kind == "tensors")
+
+
 def read_circuit(path: str | Path, graph: EdgeGraph | None = None, name: str | None = None) -> Imported:
     """Read a circuit from a file of any format.
 
