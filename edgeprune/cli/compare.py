@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import sys
 from itertools import combinations
 from pathlib import Path
 from string import ascii_uppercase
@@ -56,14 +55,15 @@ def run(arguments: list[str]) -> None:
 # -------------------------------------------------------------------- figures
 def compare_files(options: argparse.Namespace) -> dict[str, Any]:
     """Plain figures: `circuits`, one entry each, and `pairs`, one entry for every two of them."""
-    from edgeprune.circuit import Circuit
+    from edgeprune.cli.circuits import CircuitFiles
     from edgeprune.metrics.overlap import compare_circuits, nodes
 
-    own = {path: Circuit.load(path) for path in options.circuits if Path(path).suffix == ".safetensors"}
-    header: dict[str, Any] = next((circuit.header for circuit in own.values()), {})
-    name = options.model or header.get("model")
-    model = _load(name, own, options) if options.config or options.model or not own else None
-    circuits = _read(options.circuits, own, model)
+    files = CircuitFiles.open(options.circuits)
+    name, model = "", None
+    if options.config or options.model or not files.own:
+        name = files.model_name(options.model)
+        model = files.load_model(name, options.device)
+    circuits = files.circuits(model)
     matched = {pair: _match(circuits[pair[0]], circuits[pair[1]]) for pair in combinations(range(len(circuits)), 2)}
     result: dict[str, Any] = {
         "circuits": [
@@ -89,43 +89,9 @@ def compare_files(options: argparse.Namespace) -> dict[str, Any]:
         ],
     }
     if model is not None and options.config:
-        ablation = options.ablation or header.get("ablation", "interchange")
-        _add_measures(result, circuits, matched, model, ablation, str(name), options)
+        ablation = options.ablation or files.header.get("ablation", "interchange")
+        _add_measures(result, circuits, matched, model, ablation, name, options)
     return result
-
-
-def _load(name: str | None, own: "dict[str, Circuit]", options: argparse.Namespace) -> "MaskedModel":
-    """The model, wired as the first own circuit is."""
-    from edgeprune.models.loading import fingerprint, load_model
-
-    if name is None:
-        raise EdgepruneError(f"{options.circuits[0]} does not say which model it is of; give --model")
-    loading: dict[str, Any] = {"device": options.device}
-    for circuit in list(own.values())[:1]:
-        arch = circuit.graph.arch
-        loading = {**circuit.header.get("model_options", {}), **loading}
-        loading |= {"split_embedding": arch.split_embedding, "kv_readers": arch.kv_readers}
-    model = load_model(name, **loading)
-    weights = fingerprint(model)
-    for path, circuit in own.items():
-        circuit.check_fits(model.graph, f"{name!r}, asked to run {path},")
-        if circuit.header.get("model_fingerprint", weights) != weights:
-            sys.stderr.write(f"edgeprune: warning: {path} was found on other weights than those of {name!r}\n")
-    return model
-
-
-def _read(paths: list[str], own: "dict[str, Circuit]", model: "MaskedModel | None") -> "list[Circuit]":
-    """All circuits, on the graph of the model or of the first own file."""
-    from edgeprune.reference import read_reference
-
-    first = next(iter(own), "the model")
-    graph = own[first].graph if model is None else model.graph
-    for path, circuit in own.items():
-        try:
-            circuit.check_fits(graph, first)
-        except EdgepruneError as error:
-            raise EdgepruneError(f"{path}: {error}") from None
-    return [own[path] if path in own else read_reference(path, graph) for path in paths]
 
 
 def _only(circuit: "Circuit", other: "Circuit") -> list[str]:

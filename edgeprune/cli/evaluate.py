@@ -1,105 +1,245 @@
-"""`edgeprune evaluate CIRCUIT... --config DATA`: faithfulness of circuit files, beside random ones of their sizes."""
+"""`edgeprune evaluate CIRCUIT... --config DATA`: how good circuits are, and how sure that is."""
 
 import argparse
-import sys
+import re
+import shlex
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeprune.cli.arguments import Arguments, check_ablation, check_file, write_json
 from edgeprune.errors import EdgepruneError
 
+if TYPE_CHECKING:
+    from datamodules import PairDataModule
+    from edgeprune.canonical import CanonicalCircuit
+    from edgeprune.circuit import Circuit
+    from edgeprune.evaluation.evaluator import Evaluator, Progress
+    from edgeprune.evaluation.summary import Questions
+    from edgeprune.models.masked import MaskedModel
+
+ALL = "all"
+EVERY_ABLATION = (
+    "interchange",
+    "resample",
+    "zero",
+    "mean",
+    "mean:corrupted",
+    "mean:both",
+    "mean:positional",
+    "mean:corrupted:positional",
+    "optimal",
+)
+
 
 def run(arguments: list[str]) -> None:
-    """Evaluate, print a table, and optionally write JSON."""
-    parser = Arguments(prog="edgeprune evaluate", description=__doc__)
-    parser.add_argument("circuits", nargs="+", metavar="CIRCUIT", help="circuit files")
-    parser.add_argument("--config", required=True, help="YAML file with a `data` section")
-    parser.add_argument("--split", choices=["train", "validation", "test"], default="test")
-    parser.add_argument("--model", help="model to run; by default the one in the first circuit's header")
-    parser.add_argument("--ablation", help="such as interchange, zero or mean; default: the first circuit's own")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--control-seed", type=int, default=0, help="seed of the random circuits")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    options = parser.parse_args(arguments[1:])
-    check_file(options.json, "--json")
-    check_ablation(options.ablation)
-    rows = evaluate_files(options)
-    _print(rows)
+    """Evaluate, print tables, and optionally write JSON and a page."""
+    options = _parse(arguments[1:])
+    circuits = evaluate_files(options)
+    _print(circuits)
     if options.json:
-        write_json(options.json, rows)
+        write_json(options.json, circuits)
+    if options.report:
+        from edgeprune.evaluation.report import write_report
+
+        write_report(circuits, options.report)
 
 
-def evaluate_files(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row per circuit: size, measures, and the same measures for a random circuit of that size."""
-    from rich.progress import track
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    from edgeprune.evaluation.summary import TESTS
 
-    from edgeprune.circuit import Circuit
+    parser = Arguments(prog="edgeprune evaluate", description=__doc__)
+    add = parser.add_argument
+    add("circuits", nargs="+", metavar="CIRCUIT", help="circuit files of any format that `edgeprune convert` reads")
+    add("--config", required=True, help="YAML file with a `data` section")
+    add("--split", choices=["train", "validation", "test"], default="test")
+    add("--limit", type=int, help="use the first so many pairs")
+    add("--batch-size", type=int, help="pairs in one run; default: the config's eval_batch_size")
+    add("--model", help="model to run; by default the one in the first own file's header")
+    add("--device", default="cpu")
+    add("--ablation", help="such as interchange, zero or mean; default: the first own file's")
+    add("--ablations", help="others to show beside it: names with commas between, or all")
+    add("--measures", help="names with commas between; default: all that are defined on these pairs")
+    add("--tests", help=f"names with commas between, of {', '.join(TESTS)}; or all")
+    add("--test-limit", type=int, default=50, help="the tests run on the first so many pairs (default: 50)")
+    add("--minimality-edges", type=int, default=200, help="edges whose own effect is found (default: 200)")
+    add("--random", type=int, default=40, help="random circuits and edges that the tests compare with (default: 40)")
+    add("--known", action="append", default=[], metavar="NAME|FILE", help="a published circuit, or a file of one")
+    add("--seeds", type=int, default=5, help="random circuits of the same size (default: 5)")
+    add("--draws", type=int, default=1000, help="resamples for an interval (default: 1000)")
+    add("--level", type=float, default=0.95, help="share of them inside (default: .95)")
+    add("--cache-gb", type=float, default=2.0, help="memory for runs that circuits share (default: 2)")
+    add("--json", type=Path, help="also write all figures here")
+    add("--report", type=Path, help="also write a page here (.html)")
+    options = parser.parse_args(arguments)
+    for path, option in ((options.json, "--json"), (options.report, "--report")):
+        check_file(path, option)
+    for name, least in (("limit", 1), ("batch_size", 1), ("seeds", 1), ("draws", 1), ("random", 1)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise EdgepruneError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    options.ablations = _ablations(options.ablations)
+    for ablation in (options.ablation, *options.ablations):
+        check_ablation(ablation)
+    options.tests = tuple(TESTS) if options.tests == ALL else _listed(options.tests)
+    options.measures = _listed(options.measures)
+    options.command = shlex.join(["edgeprune", "evaluate", *arguments])
+    return options
+
+
+def _listed(text: str | None) -> tuple[str, ...]:
+    """The names in a list with commas."""
+    return tuple(dict.fromkeys(name.strip() for name in (text or "").split(",") if name.strip()))
+
+
+def _ablations(text: str | None) -> tuple[str, ...]:
+    return EVERY_ABLATION if text == ALL else _listed(text)
+
+
+# -------------------------------------------------------------------- figures
+def evaluate_files(options: argparse.Namespace) -> dict[str, Any]:
+    """All figures, as plain values (schema `edgeprune-evaluation/1`)."""
+    from edgeprune.cli.circuits import CircuitFiles
     from edgeprune.cli.data import read_data_config
+    from edgeprune.cli.pairs import pair_batches
+    from edgeprune.evaluation.evaluator import Evaluator
+    from edgeprune.evaluation.summary import evaluate_circuits
+    from edgeprune.evaluation.uncertainty import Resampling
+    from edgeprune.models.loading import fingerprint
+
+    start, files = time.perf_counter(), CircuitFiles.open(options.circuits)
+    name = files.model_name(options.model)
+    resampling = Resampling(options.draws, options.level)
+    data = read_data_config(options.config, tokenizer=name)
+    data.setup()
+    batches = pair_batches(data, options.split, options.limit, options.batch_size or data.eval_batch_size)
+    model = files.load_model(name, options.device)
+    circuits = dict(zip(_short_names(options.circuits), files.circuits(model), strict=True))
+    main = options.ablation or files.header.get("ablation", "interchange")
+    ablations = list(dict.fromkeys((main, *options.ablations)))
+    with _shown() as progress:
+        runs = {text: _prepared(model, text, data, options, progress) for text in ablations}
+        measures = options.measures or _defined(model, batches[:1], runs[main], data, options.split)
+        evaluators = {
+            text: Evaluator(model, own, batches, options.split, measures, progress) for text, own in runs.items()
+        }
+        result = evaluate_circuits(evaluators, circuits, _questions(options, data, evaluators[main], resampling))
+    for row, path in zip(result["circuits"], options.circuits, strict=True):
+        row["path"] = path
+    about = {
+        "model": name,
+        "model_fingerprint": fingerprint(model),
+        "graph": model.graph.to_dict(),
+        "task": data.describe(),
+        "split": options.split,
+        "num_examples": evaluators[main].num_examples,
+        "ablation": main,
+        "ablations": ablations,
+        "resampling": resampling.to_dict(),
+        "random_seeds": options.seeds,
+        "tests": list(options.tests),
+        "test_examples": evaluators[main].limited(options.test_limit).num_examples,
+        "minimality_edges": options.minimality_edges,
+        "versions": versions(),
+        "command": options.command,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    return {"schema": result.pop("schema"), "about": about, **result}
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of what figures depend on."""
+    import platform
+    from importlib.metadata import version
+
+    packages = ("edgeprune", "torch", "transformers")
+    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+
+
+def _short_names(paths: list[str]) -> list[str]:
+    """File names without suffix, with as many folders before them as tell them apart."""
+    parts = [Path(path).with_suffix("").parts for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise EdgepruneError(f"{next(path for path in paths if paths.count(path) > 1)} is named twice; name a circuit once")
+
+
+def _prepared(
+    model: "MaskedModel", ablation: str, data: "PairDataModule", options: argparse.Namespace, progress: "Progress"
+) -> Any:
     from edgeprune.cli.pairs import prepare_runs
-    from edgeprune.metrics.evaluate import evaluate_gates
-    from edgeprune.models.loading import fingerprint, load_model
     from edgeprune.models.runs import ReferenceRuns
 
-    circuits = [Circuit.load(path) for path in options.circuits]
-    header = circuits[0].header
-    name = options.model or header.get("model")
-    if name is None:
-        raise EdgepruneError(f"{options.circuits[0]} does not say which model it is of; give --model")
-    data = read_data_config(options.config, tokenizer=name)
-    graph = circuits[0].graph
-    loading = {**header.get("model_options", {}), "device": options.device}
-    loading |= {"split_embedding": graph.arch.split_embedding, "kv_readers": graph.arch.kv_readers}
-    model = load_model(name, **loading)
-    weights = fingerprint(model)
-    for path, circuit in zip(options.circuits, circuits, strict=True):
-        circuit.check_fits(model.graph, f"{name!r}, asked to run {path},")
-        if circuit.header.get("model_fingerprint", weights) != weights:
-            sys.stderr.write(f"edgeprune: warning: {path} was found on other weights than those of {name!r}\n")
-    ablation = options.ablation or header.get("ablation", "interchange")
-    runs = ReferenceRuns(model, ablation)
-    prepare_runs(runs, data, options.split)
-    data.setup()
-    loader: Any = data.ordered_dataloader(options.split)
-    random = [Circuit.random(circuit.graph, circuit.num_edges, options.control_seed) for circuit in circuits]
-    gates = [circuit.gates() for circuit in (*circuits, *random)]
-    batches = track(loader, description="evaluating", transient=True)
-    measures = evaluate_gates(model, runs, batches, gates, options.split)
-    return [
-        {
-            "circuit": str(path),
-            "model": name,
-            "ablation": runs.ablation,
-            "objective": circuit.header.get("objective", "kl"),
-            "split": options.split,
-            "sparsity": circuit.sparsity,
-            "edges": circuit.num_edges,
-            "dangling": circuit.num_dangling,
-            **found,
-            "random": control,
-        }
-        for path, circuit, found, control in zip(
-            options.circuits, circuits, measures[: len(circuits)], measures[len(circuits) :], strict=True
-        )
-    ]
+    runs = ReferenceRuns(model, ablation, options.cache_gb)
+    progress(f"values of ablation {ablation}", 0, 1)
+    prepare_runs(runs, data, options.split, report=progress)
+    return runs
 
 
-def _print(rows: list[dict[str, Any]]) -> None:
+def _defined(
+    model: "MaskedModel", batches: list[Any], runs: Any, data: "PairDataModule", split: str
+) -> tuple[str, ...]:
+    """The measures that are meant for the task and have a value on the first pairs."""
+    from edgeprune.evaluation.evaluator import Evaluator
+    from edgeprune.metrics.registry import measures_for
+
+    task = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(data.task).__name__).lower()
+    names = measures_for(task)
+    found = Evaluator(model, runs, batches, split, names)([None]).defined()[0].tolist()
+    return tuple(name for name, number in zip(names, found, strict=True) if number)
+
+
+def _questions(
+    options: argparse.Namespace, data: "PairDataModule", evaluator: "Evaluator", resampling: Any
+) -> "Questions":
+    from edgeprune.evaluation.summary import Questions
+
+    labels = {name: values[: evaluator.num_examples] for name, values in data.labels(options.split).items()}
+    return Questions(
+        tests=options.tests,
+        seeds=options.seeds,
+        resampling=resampling,
+        labels=labels,
+        known=_known(options.known, evaluator),
+        num_test_examples=options.test_limit,
+        num_minimality_edges=options.minimality_edges,
+        num_random=options.random,
+    )
+
+
+def _known(asked: list[str], evaluator: "Evaluator") -> "Mapping[str, CanonicalCircuit | Circuit]":
+    from edgeprune import canonical
+    from edgeprune.reference import read_reference
+
+    return {
+        name: canonical.load(name) if name in canonical.names() else read_reference(name, evaluator.graph)
+        for name in asked
+    }
+
+
+@contextmanager
+def _shown() -> "Generator[Progress]":
+    """A progress bar that says what is being run."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("evaluating", total=1)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+
+
+# -------------------------------------------------------------------- tables
+def _print(result: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from edgeprune.metrics.table import MEASURES, TableRow, faithfulness_table
+    from edgeprune.cli.evaluation_tables import notes, tables
 
-    first = rows[0]
-    title = f"{first['model']}, {first['num_examples']:.0f} {first['split']} pairs, {first['ablation']} ablation"
-    lines = [
-        TableRow(
-            Path(row["circuit"]).stem,
-            row["sparsity"],
-            "",
-            row["edges"],
-            row["dangling"],
-            {name: row[name] for name in MEASURES},
-            row["random"],
-        )
-        for row in rows
-    ]
-    Console().print(faithfulness_table(title, lines, first["objective"]))
+    console = Console()
+    for table in tables(result):
+        console.print(table)
+    for line in notes(result):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)

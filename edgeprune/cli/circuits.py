@@ -1,0 +1,91 @@
+"""Circuit files that a command names, and the model that they are of."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from edgeprune.errors import EdgepruneError
+
+if TYPE_CHECKING:
+    from edgeprune.circuit import Circuit
+    from edgeprune.models.masked import MaskedModel
+
+
+@final
+@dataclass(frozen=True)
+class CircuitFiles:
+    """Paths, of which our own files are read at once; others need a graph, and so perhaps the model.
+
+    Attributes:
+        paths: As given.
+        own: Those of our own format.
+    """
+
+    paths: list[str]
+    own: "dict[str, Circuit]"
+
+    @classmethod
+    def open(cls, paths: list[str]) -> "CircuitFiles":
+        """Read our own files.
+
+        Raises:
+            EdgepruneError: One is missing or damaged.
+        """
+        from edgeprune.circuit import Circuit
+
+        return cls(paths, {path: Circuit.load(path) for path in paths if Path(path).suffix == ".safetensors"})
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """That of the first own file; empty without one."""
+        return next((circuit.header for circuit in self.own.values()), {})
+
+    def model_name(self, asked: str | None) -> str:
+        """The model asked for, or that of the first own file.
+
+        Raises:
+            EdgepruneError: Neither is known.
+        """
+        name = asked or self.header.get("model")
+        if name is None:
+            raise EdgepruneError(f"{self.paths[0]} does not say which model it is of; give --model")
+        return str(name)
+
+    def load_model(self, name: str, device: str) -> "MaskedModel":
+        """The model, wired as the first own circuit is; warns of circuits that were found on other weights.
+
+        Raises:
+            EdgepruneError: A circuit does not fit it.
+        """
+        from edgeprune.models.loading import fingerprint, load_model
+
+        loading: dict[str, Any] = {"device": device}
+        for circuit in list(self.own.values())[:1]:
+            arch = circuit.graph.arch
+            loading = {**circuit.header.get("model_options", {}), **loading}
+            loading |= {"split_embedding": arch.split_embedding, "kv_readers": arch.kv_readers}
+        model = load_model(name, **loading)
+        weights = fingerprint(model)
+        for path, circuit in self.own.items():
+            circuit.check_fits(model.graph, f"{name!r}, asked to run {path},")
+            if circuit.header.get("model_fingerprint", weights) != weights:
+                sys.stderr.write(f"edgeprune: warning: {path} was found on other weights than those of {name!r}\n")
+        return model
+
+    def circuits(self, model: "MaskedModel | None") -> "list[Circuit]":
+        """All circuits, on the graph of the model or of the first own file.
+
+        Raises:
+            EdgepruneError: A file is damaged or of another graph.
+        """
+        from edgeprune.reference import read_reference
+
+        first = next(iter(self.own), "the model")
+        graph = self.own[first].graph if model is None else model.graph
+        for path, circuit in self.own.items():
+            try:
+                circuit.check_fits(graph, first)
+            except EdgepruneError as error:
+                raise EdgepruneError(f"{path}: {error}") from None
+        return [self.own[path] if path in self.own else read_reference(path, graph) for path in self.paths]
