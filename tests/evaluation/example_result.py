@@ -92,6 +92,7 @@ def suffix() -> Json:
     return {
         "measure": "kl",
         "vectors": 3,
+        "seeds": [0, 1],
         "kl": figure(0.4),
         "by position": {"first": 0.25, "last": {"value": 0.5, "low": 0.4, "high": 0.6, "num_examples": 64}},
     }

@@ -356,17 +356,12 @@ def test_minimality_lists_the_least_edges_first(page: Node) -> None:
     assert [float(bar.attributes["height"]) > 0 for bar in bars] == [True, False, False, True]
 
 
-def test_suffix_keeps_groups(page: Node) -> None:
-    body = table(page, "suffix").one("tbody")
-    assert [row.children[0].text for row in body.all("tr")] == [
-        "measure",
-        "vectors",
-        "kl",
-        "by position",
-        "first",
-        "last",
-    ]
-    assert rows(table(page, "suffix"))["last"][0].text == "0.500 [0.400, 0.600] n = 64"
+def test_suffix_has_a_line_for_each_group(page: Node) -> None:
+    of_groups, settings = (rows(table(page, "suffix", place))["pruned_95"] for place in (0, 1))
+    assert headings(table(page, "suffix")) == ["circuit", "of", "first", "last"]
+    assert [cell.text for cell in of_groups] == ["by position", "0.250", "0.500 [0.400, 0.600] n = 64"]
+    assert headings(table(page, "suffix", 1)) == ["circuit", "measure", "vectors", "seeds", "kl"]
+    assert [cell.text for cell in settings] == ["kl", "3", "2 entries", "0.400 [0.380, 0.420]"]
 
 
 def test_hypothesis_mib_known_and_overlap(page: Node) -> None:
@@ -417,6 +412,7 @@ def test_results_as_the_tests_of_a_circuit_write_them(page: Node) -> None:
             for value in found["random"].values():
                 value |= {"deviation": value.pop("sd"), "minimum": value.pop("min"), "maximum": value.pop("max")}
                 value["num_seeds"] = value.pop("seeds")
+    data["about"]["resampling"] = {"method": "percentile bootstrap over examples", **data["about"].pop("bootstrap")}
     deep = data["circuits"][0]
     deep["completeness"]["knock_outs"] = deep["completeness"].pop("points")
     deep["minimality"]["num_closed"] = deep["minimality"].pop("num_tested")
@@ -429,7 +425,14 @@ def test_results_as_the_tests_of_a_circuit_write_them(page: Node) -> None:
                 for point in curve["points"]
             ]
         circuit["mib"]["cpr"] = 0.94
+    data["circuits"][2]["mib"] = None
+    known = deep["known"]["example circuit"]
+    known["conventions"]["own"]["edges"]["num_both"] = 7
+    known |= {"chance": {"expected": 1.5, "log10_p_value": -4.0, "p_value": 1e-4}, "mib_auroc": {"signed": None}}
     found = read(report_html(data))
+    assert found.one("header").text == page.one("header").text
+    assert headings(table(found, "known", 1)) == ["circuit", "shared edges", "by chance", "p-value of the shared edges"]
+    assert [cell.text for cell in rows(table(found, "known", 1))["pruned_95"]] == ["7", "1.500", "1.0e-4"]
     for name in ("summary", "frontier", "completeness", "minimality", "hypothesis", "mib"):
         assert _plain(found.one("section", id=name)) == _plain(page.one("section", id=name)), name
     assert "on 50 examples" in table(found, "controls").one("caption").text

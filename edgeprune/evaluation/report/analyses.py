@@ -1,6 +1,6 @@
 """Sections on the output vector, hypothesis tests, and MIB's curves."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from edgeprune.evaluation.report import plots
@@ -12,33 +12,43 @@ from edgeprune.evaluation.report.text import UNDEFINED, counted, finite, number,
 
 # -------------------------------------------------------------------- the output vector
 def suffix(result: Result) -> Section | None:
-    """Free-form figures: keys as rows, nested dicts as groups, circuits as columns."""
-    found = circuits_with(result, "suffix")
-    if not found:
+    """Free-form figures: a line for each dict of plain values inside; those of equal keys are in one table."""
+    tables = dict[tuple[str, ...], list[Row]]()
+    for name, about in circuits_with(result, "suffix"):
+        for group, values in _flat(about):
+            cells = [Cell(group, sort=group)] if group else []
+            row = Row(name, [*cells, *(_any(result, value) for value in values.values())])
+            tables.setdefault((*(["of"] if group else []), *map(words, values)), []).append(row)
+    if not tables:
         return None
-    groups = dict[str, dict[str, None]]()
-    flat = [dict(_flat(about)) for _, about in found]
-    for values in flat:
-        for group, name in values:
-            groups.setdefault(group, {})[name] = None
-    rows = list[Row]()
-    for group, names in groups.items():
-        rows += [Row(words(group), kind="group")] if group else []
-        rows += [Row(words(name), [_any(result, values.get((group, name))) for values in flat]) for name in names]
-    columns = [Column("quantity", numeric=False), *(Column(name) for name, _ in found)]
+    first = Column("circuit", numeric=False)
+    blocks = [
+        Table(
+            _caption(heads),
+            [first, *(Column(head, numeric=head != "of") for head in heads)],
+            rows,
+            folded="of" not in heads,
+        )
+        for heads, rows in sorted(tables.items(), key=lambda item: "of" not in item[0])
+    ]
     intro = (
         "How far the vector that enters the final norm moves at the scored positions when the nodes of the circuit are "
         "ablated together, against all other nodes and random ones: change and norm relative to the full model's."
     )
-    return Section("suffix", "Suffix-vector ablation", intro, [Table("Suffix-vector ablation", columns, rows, False)])
+    return Section("suffix", "Suffix-vector ablation", intro, blocks)
 
 
-def _flat(data: Json, group: str = "") -> Iterator[tuple[tuple[str, str], Any]]:
-    """Each value by its group and its name; values of a dict come before the dicts in it."""
+def _caption(heads: Sequence[str]) -> str:
+    return "What was ablated" if "of" not in heads else ", ".join(heads[1:4]).capitalize()
+
+
+def _flat(data: Json, group: str = "") -> Iterator[tuple[str, Json]]:
+    """Each dict of plain values by its place, the outermost first."""
     nested = {name: value for name, value in data.items() if isinstance(value, Mapping) and not _is_figure(value)}
-    yield from (((group, str(name)), value) for name, value in data.items() if name not in nested)
+    if own := {name: value for name, value in data.items() if name not in nested}:
+        yield group, own
     for name, value in nested.items():
-        yield from _flat(value, f"{group}, {name}" if group else str(name))
+        yield from _flat(value, f"{group}, {words(name)}" if group else words(name))
 
 
 def _is_figure(value: Json) -> bool:
@@ -65,7 +75,12 @@ def hypothesis(result: Result) -> Section | None:
             p_value = finite(about.get("p_value"))
             texts = [words(test), str(about.get("null") or UNDEFINED)]
             cells = [Cell(text, sort=text) for text in texts]
-            cells += [cell(about.get("statistic")), Cell(probability(p_value), sort=p_value), cell(about.get("n"))]
+            meaning = str(about.get("statistic_is") or "")
+            cells += [
+                Cell(number(about.get("statistic")), title=meaning, sort=finite(about.get("statistic"))),
+                Cell(probability(p_value), sort=p_value),
+                cell(about.get("n")),
+            ]
             rows.append(Row(name, [*cells, Cell(str(about.get("reading") or UNDEFINED))]))
     if not rows:
         return None

@@ -58,11 +58,11 @@ class Axis:
 
 def _steps(low: float, high: float) -> list[float]:
     """Multiples of 1, 2 or 5 times a power of ten."""
-    rough = (high - low) / 5
+    rough = (high - low) / 6  # a step as large gives four to seven ticks
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(digit * power for digit in (1, 2, 5, 10) if digit * power >= rough * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [place * step for place in range(first, last + 1)]
+    return [min(max(place * step, low), high) for place in range(first, last + 1)]  # rounding may lead outside
 
 
 def axis(label: str, values: Iterable[float], *, log: bool = False, zero: bool = False) -> Axis:

@@ -1,6 +1,6 @@
 """Sections on how good the circuits are: summary, frontier, ablations, controls, kinds of examples."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any
 
@@ -11,7 +11,7 @@ from edgeprune.evaluation.report.result import Json, Result, either, items, num_
 from edgeprune.evaluation.report.text import UNDEFINED, counted, finite, number, percent, plain, words
 
 # Keys of `about` with a line of their own, and what the line is called; `command` comes last.
-_ABOUT = ("model", "task", "split", "num_examples", "ablation", "ablations", "bootstrap", "limits", "versions")
+_ABOUT = ("model", "task", "split", "num_examples", "ablation", "ablations", "resampling", "limits", "versions")
 _FRONTIER = ("kl", "squared_error", "logit_difference", "accuracy", "exact_match")
 _NUM_FRONTIERS, _NUM_GRIDS = 4, 3
 _WIDE = 30  # values whose largest is this many times the smallest get a logarithmic axis
@@ -22,22 +22,24 @@ def about(result: Result) -> Facts:
     """What was evaluated, and how."""
     data = result.about
     found = {name: _fact(result, name) for name in _ABOUT}
-    others = {name: plain(data[name]) for name in data if name not in (*_ABOUT, "model_fingerprint", "command")}
+    others = {
+        name: plain(data[name]) for name in data if name not in (*_ABOUT, "bootstrap", "model_fingerprint", "command")
+    }
     found |= others | {"command": str(data.get("command") or "")}
-    labels = {"num_examples": "pairs", "bootstrap": "intervals", "ablations": "ablations compared"}
+    labels = {"num_examples": "pairs", "resampling": "intervals", "ablations": "ablations compared"}
     return Facts([(labels.get(name, words(name)), text) for name, text in found.items() if text], code=("command",))
 
 
 def _fact(result: Result, name: str) -> str:
     data = result.about
-    value = data.get(name)
+    value = data.get(name) if name != "resampling" else result.resampling
     if value is None or value in ({}, [], ""):
         return ""
     if name == "model" and data.get("model_fingerprint"):
         return f"{value} (fingerprint of the weights {data['model_fingerprint']})"
     if name == "ablations" and isinstance(value, list) and len(value) == 1:
         return ""
-    if name == "bootstrap" and isinstance(value, dict) and "draws" in value:
+    if name == "resampling" and isinstance(value, Mapping) and "draws" in value:
         seed = f", seed {number(value['seed'])}" if value.get("seed") is not None else ""
         return f"{result.interval}s, bootstrap over examples, {counted(value['draws'], 'draw')}{seed}"
     return plain(value)
@@ -64,8 +66,8 @@ def _summary_table(result: Result, caption: str, measures: Sequence[str], folded
     sizes = [
         Column("method", numeric=False),
         Column("edges", title="Edges that are kept open"),
-        Column("sparsity", "closed / existing", "Closed edges / existing edges"),
-        Column("dangling", "edges", "Kept edges on no path of kept edges from an embedding to the logits"),
+        Column("sparsity", title="Closed edges / existing edges"),
+        Column("dangling", title="Kept edges on no path of kept edges from an embedding to the logits"),
         Column("nodes"),
     ]
     columns = [Column("circuit", numeric=False), *([] if folded else sizes), *map(result.column, measures)]

@@ -138,9 +138,14 @@ class Result:
 
     # ---------------------------------------------------------------- cells
     @cached_property
+    def resampling(self) -> Json:
+        """How intervals were made."""
+        return part(either(self.about, "bootstrap", "resampling"))
+
+    @cached_property
     def interval(self) -> str:
         """What intervals are called."""
-        level = finite(part(self.about, "bootstrap").get("level"))
+        level = finite(self.resampling.get("level"))
         return "interval" if level is None else f"{100 * level:g} % interval"
 
     def figure(self, figures: Json, measure: str) -> Cell:

@@ -6,7 +6,7 @@ from typing import Any
 from edgeprune.evaluation.report import plots
 from edgeprune.evaluation.report.axes import Axis
 from edgeprune.evaluation.report.blocks import Block, Cell, Column, Figure, Row, Section, Table
-from edgeprune.evaluation.report.result import Json, Result, numbers, part
+from edgeprune.evaluation.report.result import Json, Result, cell, either, numbers, part
 from edgeprune.evaluation.report.text import UNDEFINED, finite, number, percent, plain, probability, words
 from edgeprune.metrics.overlap import scientific
 
@@ -63,7 +63,9 @@ def known(result: Result) -> Section | None:
 
 
 def _known_blocks(result: Result, name: str) -> list[Block]:
-    blocks: list[Block] = [table for table in (_roles(result, name), _rates(result, name)) if table.rows]
+    blocks: list[Block] = [
+        table for table in (_roles(result, name), _shared(result, name), _rates(result, name)) if table.rows
+    ]
     roc = [plot for level in ("edges", "nodes") if (plot := _roc(result, name, level)) is not None]
     if roc:
         keys = [plots.key(circuit_name, place) for place, circuit_name in enumerate(result.names)]
@@ -76,7 +78,7 @@ def _roles(result: Result, name: str) -> Table:
     roles = dict.fromkeys(role for _, about in found for role in part(about, "roles"))
     columns = [Column("role", numeric=False), *(Column(one) for one, _ in found)]
     rows = [Row(words(role), [_role(part(about, "roles").get(role)) for _, about in found]) for role in roles]
-    if any(about.get("summary") for _, about in found):
+    if rows and any(about.get("summary") for _, about in found):
         rows.append(Row("roles found", [Cell(str(about.get("summary") or UNDEFINED)) for _, about in found], "end"))
     return Table(f"Nodes found of each role in {name}", columns, rows)
 
@@ -89,6 +91,41 @@ def _role(role: Any) -> Cell:
     title = f"found: {', '.join(hit) or 'none'}; missed: {', '.join(missed) or 'none'}"
     text = f"{len(hit)} of {len(hit) + len(missed)}" if hit or missed else number(recall)
     return Cell(text, title=title, sort=recall, heat=recall)
+
+
+_SHARED = {
+    "both": Column("shared edges", title="Edges in both circuits"),
+    "expected": Column("by chance", title="Shared edges expected of a random circuit of the same size"),
+    "log10_p_value": Column("p-value", "of the shared edges"),
+    "node_recall": Column("node recall", title="Share of all nodes with a role that were found"),
+    "signed": Column("MIB AUROC", "by score"),
+    "absolute": Column("MIB AUROC", "by absolute score"),
+}
+
+
+def _shared(result: Result, name: str) -> Table:
+    """What the published tables do not have: chance, and MIB's areas."""
+    found = list[tuple[str, Json]]()
+    for circuit_name, circuit in result.named:
+        about = part(circuit, "known", name)
+        both = part(about, "conventions", "own", "edges").get("num_both")
+        own = {
+            "both": both,
+            "node_recall": about.get("node_recall"),
+            **part(about, "chance"),
+            **part(about, "mib_auroc"),
+        }
+        if finite(either(own, *_SHARED)) is not None:
+            found.append((circuit_name, own))
+    shown = [key for key in _SHARED if any(finite(own.get(key)) is not None for _, own in found)]
+    rows = [
+        Row(
+            circuit_name,
+            [_chance(finite(own.get(key))) if key == "log10_p_value" else cell(own.get(key)) for key in shown],
+        )
+        for circuit_name, own in found
+    ]
+    return Table(f"Shared with {name}", [Column("circuit", numeric=False), *map(_SHARED.__getitem__, shown)], rows)
 
 
 def _rates(result: Result, name: str) -> Table:
