@@ -152,6 +152,22 @@ class EdgeGraph:
         """How many edges exist."""
         return sum(self.num_visible)
 
+    @cached_property
+    def inputs(self) -> tuple[tuple[int, ...], ...]:
+        """For each writer the rows through which it reads: q, k and v of a head, one of an MLP, none of an embedding.
+
+        Heads of a group share rows where `kv_readers` is `"group"`.
+        """
+        arch = self.arch
+        found: list[tuple[int, ...]] = [()] * arch.num_embeddings
+        for layer in range(arch.num_layers):
+            start = self.first_reader(layer)
+            for head in range(arch.num_heads):
+                shared = start + arch.num_heads + head * arch.num_kv_readers // arch.num_heads
+                found.append((start + head, shared, shared + arch.num_kv_readers))
+            found += [(start + arch.num_attention_readers,)] * arch.has_mlp
+        return tuple(found)
+
     @property
     def shape(self) -> tuple[int, int]:
         """`(readers, writers)`, the shape of every gate matrix."""

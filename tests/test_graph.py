@@ -335,3 +335,15 @@ def test_impossible_shapes_are_refused(arguments: tuple[int, ...], message: str)
 def test_unknown_kv_readers_are_refused() -> None:
     with pytest.raises(EdgepruneError, match="kv_readers must be 'group' or 'head', got 'both'"):
         spec(2, 2, kv_readers="both")
+
+
+def test_inputs_of_writers() -> None:
+    """With shared key/value heads, two query heads read through the same rows."""
+    graph = EdgeGraph(ArchSpec(num_layers=2, num_heads=4, num_kv_heads=2, split_embedding=True))
+    named = {
+        writer: [graph.readers[row] for row in rows] for writer, rows in zip(graph.writers, graph.inputs, strict=True)
+    }
+    assert named["tok_embed"] == named["pos_embed"] == []
+    assert named["a1.h2"] == ["a1.h2.q", "a1.h1.k", "a1.h1.v"]
+    assert named["a1.h3"] == ["a1.h3.q", "a1.h1.k", "a1.h1.v"]
+    assert named["m0"] == ["m0"]

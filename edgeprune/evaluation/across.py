@@ -17,8 +17,9 @@ from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.attention_roles import role_profile
 from edgeprune.evaluation.evaluator import Evaluator
-from edgeprune.evaluation.faithfulness import normalise, plain, plain_figures
+from edgeprune.evaluation.faithfulness import normalise
 from edgeprune.evaluation.overlaps import OverlapMatrix, PairOverlap, overlap_matrix, pair_overlap
+from edgeprune.evaluation.plain import plain, plain_figures
 from edgeprune.evaluation.role_comparison import RoleComparison, compare_roles
 from edgeprune.metrics.correlation import pearson, spearman
 from edgeprune.metrics.examples import ExampleValues

@@ -23,7 +23,7 @@ from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.evaluator import Progress, silent
-from edgeprune.evaluation.faithfulness import plain
+from edgeprune.evaluation.plain import plain
 from edgeprune.graph import EdgeGraph
 from edgeprune.metrics.overlap import nodes
 from edgeprune.models.masked import MaskedModel

@@ -27,7 +27,8 @@ from torch import Tensor
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.controls import circuit_nodes, columns, complement, without_nodes
 from edgeprune.evaluation.evaluator import Evaluator, open_edges
-from edgeprune.evaluation.faithfulness import normalise, plain, plain_figures
+from edgeprune.evaluation.faithfulness import normalise
+from edgeprune.evaluation.plain import plain, plain_figures
 from edgeprune.evaluation.random_sets import Nodes, at_most, draw, edge_sets, random_sets
 from edgeprune.metrics.examples import ExampleValues
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.evaluator import Evaluator, open_edges
-from edgeprune.evaluation.faithfulness import normalise, plain_figures
+from edgeprune.evaluation.faithfulness import normalise
+from edgeprune.evaluation.plain import plain_figures
 from edgeprune.graph import EdgeGraph
 from edgeprune.metrics.examples import ExampleValues
 
@@ -66,14 +67,9 @@ def without_nodes(keep: Tensor, columns: Sequence[int]) -> Tensor:
 
 def inputs_of_nodes(graph: EdgeGraph) -> Tensor:
     """Bool `[reader, writer]`: the reader is an input of the node that this writer is; the logits are none."""
-    arch, inputs = graph.arch, torch.zeros(graph.shape, dtype=torch.bool)
-    for layer in range(arch.num_layers):
-        row, column = graph.first_reader(layer), graph.first_writer(layer)
-        for head in range(arch.num_heads):
-            k_row = row + arch.num_heads + head * arch.num_kv_readers // arch.num_heads
-            inputs[[row + head, k_row, k_row + arch.num_kv_readers], column + head] = True
-        if arch.has_mlp:
-            inputs[row + arch.num_attention_readers, column + arch.num_heads] = True
+    inputs = torch.zeros(graph.shape, dtype=torch.bool)
+    for column, rows in enumerate(graph.inputs):
+        inputs[list(rows), column] = True
     return inputs
 
 

@@ -30,7 +30,7 @@ from edgeprune.evaluation.hypothesis_tests import (
     log_binomial,
     log_sum,
 )
-from edgeprune.evaluation.uncertainty import plain
+from edgeprune.evaluation.plain import plain
 
 Correction = Literal["benjamini_hochberg", "bonferroni"]
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.evaluation.one_less import Edge
+from edgeprune.evaluation.plain import plain
 from edgeprune.graph import EdgeGraph
 from edgeprune.metrics.examples import ExampleValues
 
@@ -123,7 +124,7 @@ class MarginalEffects:
         return {
             "measure": self.measure,
             "better": self.better,
-            "figure": finite(self.figure),
+            "figure": plain(self.figure),
             "num_edges": self.num_edges,
             "num_dangling": self.num_dangling,
             "num_examples": self.num_examples,
@@ -137,9 +138,9 @@ class MarginalEffects:
             "edges": [
                 {
                     "edge": names[place],
-                    "effect": finite(float(self.effects[place])),
-                    "standard_error": finite(float(self.standard_errors[place])),
-                    "figure": finite(float(self.figures[place])),
+                    "effect": plain(float(self.effects[place])),
+                    "standard_error": plain(float(self.standard_errors[place])),
+                    "figure": plain(float(self.figures[place])),
                     "redundant": bool(redundant[place]),
                     "idle": bool(self.idle[place]),
                 }
@@ -147,11 +148,6 @@ class MarginalEffects:
             ],
             "histogram": self.histogram()._asdict(),
         }
-
-
-def finite(value: float) -> float | None:
-    """The number; None if it is not one, or infinite."""
-    return value if math.isfinite(value) else None
 
 
 def rounding(figure: float) -> float:

@@ -10,7 +10,6 @@ clipped: above 1 the circuit has more of the measure than the model, below 0 les
 Source: MIB (arXiv 2504.13151), faithfulness; CD-T (arXiv 2407.00886) has the same with mean ablation.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,19 +17,10 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
+from edgeprune.evaluation.plain import plain
 from edgeprune.metrics.examples import ExampleValues
 
 ROUNDING = 1e-6  # share of the larger end below which full and empty do not differ: float32 logits are no finer
-
-
-def plain(value: float) -> float | None:
-    """A number for JSON: None instead of NaN or infinity."""
-    return value if math.isfinite(value) else None
-
-
-def plain_figures(measures: tuple[str, ...], figures: Tensor) -> dict[str, float | None]:
-    """Figures `[measure]` by name, for JSON."""
-    return {name: plain(value) for name, value in zip(measures, figures.tolist(), strict=True)}
 
 
 def normalise(figures: Tensor, ends: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.evaluation.uncertainty import plain
+from edgeprune.evaluation.plain import plain
 
 EPSILON = 0.1  # arXiv 2410.13032, table 1
 QUANTILE = 0.9  # q* in the paper's experiments

@@ -12,8 +12,8 @@ import torch
 
 from edgeprune.canonical import CanonicalCircuit, load
 from edgeprune.circuit import Circuit
-from edgeprune.evaluation.faithfulness import plain
 from edgeprune.evaluation.mib_roc import mib_roc
+from edgeprune.evaluation.plain import plain
 from edgeprune.metrics.conventions import CONVENTIONS, convention_of, edge_values, node_values
 from edgeprune.metrics.overlap import by_chance, edge_overlap
 from edgeprune.metrics.roc import Curve, Level, roc

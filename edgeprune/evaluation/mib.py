@@ -25,7 +25,8 @@ from torch import Tensor
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.evaluator import Evaluator
-from edgeprune.evaluation.faithfulness import normalise, plain
+from edgeprune.evaluation.faithfulness import normalise
+from edgeprune.evaluation.plain import plain
 from edgeprune.graph import EdgeGraph
 from edgeprune.methods.selection import greedy, prune_dangling, top_n
 from edgeprune.metrics.examples import ExampleValues

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
-from edgeprune.evaluation.faithfulness import plain
+from edgeprune.evaluation.plain import plain
 from edgeprune.metrics.correlation import kendall, spearman
 from edgeprune.metrics.overlap import by_chance, edge_overlap, nodes
 

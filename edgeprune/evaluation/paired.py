@@ -9,17 +9,8 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.evaluation.uncertainty import (
-    BLOCK,
-    DRAWS,
-    LEVEL,
-    ROUNDING,
-    Figure,
-    Resampling,
-    bootstrap_of,
-    only,
-    plain,
-)
+from edgeprune.evaluation.plain import plain
+from edgeprune.evaluation.uncertainty import BLOCK, DRAWS, LEVEL, ROUNDING, Figure, Resampling, bootstrap_of, only
 from edgeprune.metrics.examples import ExampleValues
 
 PERMUTATIONS = 10_000  # the smallest p-value is then 1e-4

@@ -5,7 +5,7 @@ node and a random writer that this input sees, until it is at an embedding; from
 random reader of that node's output, until it is at the logits. No edge of such a circuit is dangling.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -37,7 +37,7 @@ class RandomPaths:
 
     def __init__(self, graph: EdgeGraph, generator: torch.Generator) -> None:
         self._num_visible = graph.num_visible
-        self._inputs = _inputs(graph)  # of each writer, its readers; none for an embedding
+        self._inputs = graph.inputs
         self._nodes: list[list[int]] = [[] for _ in graph.readers]  # of each reader, the writers that it is an input of
         for writer, readers in enumerate(self._inputs):
             for reader in readers:
@@ -45,7 +45,7 @@ class RandomPaths:
         self._readers: list[list[int]] = [column.nonzero().flatten().tolist() for column in graph.exists.T]
         self._numbers = _uniform(generator)
 
-    def _choose(self, places: list[int]) -> int:
+    def _choose(self, places: Sequence[int]) -> int:
         return places[int(next(self._numbers) * len(places))]
 
     def through(self, reader: int, writer: int) -> list[Place]:
@@ -60,20 +60,6 @@ class RandomPaths:
             reader = self._choose(self._readers[left])
             path.append((reader, left))
         return path
-
-
-def _inputs(graph: EdgeGraph) -> list[list[int]]:
-    """The readers that each writer depends on: q, k and v of a head, one of an MLP, none of an embedding."""
-    arch = graph.arch
-    found: list[list[int]] = [[] for _ in range(arch.num_embeddings)]
-    for layer in range(arch.num_layers):
-        q_row = graph.first_reader(layer)
-        for head in range(arch.num_heads):
-            k_row = q_row + arch.num_heads + head * arch.num_kv_readers // arch.num_heads
-            found.append([q_row + head, k_row, k_row + arch.num_kv_readers])
-        if arch.has_mlp:
-            found.append([q_row + arch.num_attention_readers])
-    return found
 
 
 def _shuffled(edges: Tensor, generator: torch.Generator) -> list[Place]:

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.evaluation.effects import Better, MarginalEffects, badness, finite, rounding
+from edgeprune.evaluation.effects import Better, MarginalEffects, badness, rounding
 from edgeprune.evaluation.evaluator import Evaluator, open_edges
 from edgeprune.evaluation.minimality import marginal_effects
 from edgeprune.evaluation.one_less import Edge, idle_edges
+from edgeprune.evaluation.plain import plain
 from edgeprune.metrics.registry import measure_named
 
 
@@ -77,11 +78,11 @@ class Reduction:
             "num_evaluations": self.num_evaluations,
             "irreducible": self.irreducible,
             "num_edges_before": first.num_edges,
-            "figure_before": finite(first.figure),
+            "figure_before": plain(first.figure),
             "num_edges": last.num_edges,
-            "figure": finite(last.figure),
+            "figure": plain(last.figure),
             "share_removed": 1 - last.num_edges / first.num_edges if first.num_edges else None,
-            "path": [{"num_edges": step.num_edges, "figure": finite(step.figure)} for step in self.path],
+            "path": [{"num_edges": step.num_edges, "figure": plain(step.figure)} for step in self.path],
         }
 
 

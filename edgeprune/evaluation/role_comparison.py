@@ -15,7 +15,7 @@ from torch import Tensor
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.attention_roles import HeadRoles, RoleProfile
-from edgeprune.evaluation.faithfulness import plain
+from edgeprune.evaluation.plain import plain
 
 
 # -------------------------------------------------------------------- heads

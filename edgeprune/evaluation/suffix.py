@@ -28,7 +28,7 @@ from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.controls import circuit_nodes, columns, without_nodes
 from edgeprune.evaluation.evaluator import Evaluator, open_edges
-from edgeprune.evaluation.faithfulness import plain
+from edgeprune.evaluation.plain import plain
 from edgeprune.graph import EdgeGraph
 from edgeprune.metrics.evaluate import logits_of_each
 from edgeprune.models.masked import MaskedModel

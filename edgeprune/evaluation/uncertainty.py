@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
+from edgeprune.evaluation.plain import plain
 from edgeprune.metrics.examples import ExampleValues
 
 DRAWS = 1000  # the ends of a 95 % interval then rest on 25 draws each
@@ -23,11 +24,6 @@ BLOCK = 2**20  # numbers in one block of a matrix of draws, 8 MB in float64
 ROUNDING = 1e-12  # relative; what sums of the same numbers in another order differ by in float64, with room to spare
 
 Function = Callable[[Tensor], Tensor]  # figures [draw, circuit, measure] to [draw, ...]
-
-
-def plain(value: float) -> float | None:
-    """A number for JSON: None instead of NaN and infinity."""
-    return float(value) if math.isfinite(value) else None
 
 
 # -------------------------------------------------------------------- what comes out

@@ -1,7 +1,6 @@
 """Scores become circuits: the best edges, a growing set, or all above a threshold. Pure functions."""
 
 import heapq
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, final, get_args
 
@@ -53,26 +52,12 @@ def greedy(graph: EdgeGraph, scores: Tensor, num_edges: int, *, absolute: bool =
                 heapq.heappush(heap, (-values[reader][writer], reader, writer))
 
     offer(len(graph.readers) - 1)
-    readers = list(_readers_of_writers(graph))
     for _ in range(num_edges):
         _, reader, writer = heapq.heappop(heap)
         keep[reader, writer] = True
-        for own in readers[writer]:
+        for own in graph.inputs[writer]:
             offer(own)
     return keep
-
-
-def _readers_of_writers(graph: EdgeGraph) -> Iterator[tuple[int, ...]]:
-    """For each writer, the rows through which it reads: none for embeddings, q, k and v for a head, one for an MLP."""
-    arch = graph.arch
-    yield from [()] * arch.num_embeddings
-    for layer in range(arch.num_layers):
-        start = graph.first_reader(layer)
-        for head in range(arch.num_heads):
-            shared = start + arch.num_heads + head * arch.num_kv_readers // arch.num_heads
-            yield start + head, shared, shared + arch.num_kv_readers
-        if arch.has_mlp:
-            yield (start + arch.num_attention_readers,)
 
 
 def prune_dangling(graph: EdgeGraph, keep: Tensor) -> Tensor:

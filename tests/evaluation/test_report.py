@@ -376,6 +376,8 @@ def test_hypothesis_mib_known_and_overlap(page: Node) -> None:
     assert len(marks) == 2 * 2 * 3, "the share 0 has no place on a logarithmic axis"
     roles = rows(table(page, "known"))
     assert roles["name mover"][0].text == "1 of 2"
+    legend = [item.text for item in page.one("section", id="known").all("li")]
+    assert legend == ["pruned_95", "pruned_98"], "a circuit without a curve has no line in the legend"
     assert roles["name mover"][0].attributes["title"] == "found: a1.h0; missed: a1.h2"
     assert rows(table(page, "overlap"))["eap"][0].text == "0.250"
     pair = rows(table(page, "overlap", 1))["pruned_95"]

@@ -68,7 +68,8 @@ def _known_blocks(result: Result, name: str) -> list[Block]:
     ]
     roc = [plot for level in ("edges", "nodes") if (plot := _roc(result, name, level)) is not None]
     if roc:
-        keys = [plots.key(circuit_name, place) for place, circuit_name in enumerate(result.names)]
+        curves = [bool(part(circuit, "known", name, "roc")) for circuit in result.circuits]
+        keys = [plots.key(one, place) for place, one in enumerate(result.names) if curves[place]]
         blocks.append(Figure(f"ROC against {name}. The diagonal is a random order.", roc, keys))
     return blocks
 

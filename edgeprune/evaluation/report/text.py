@@ -22,14 +22,14 @@ def finite(value: Any) -> float | None:
 def number(value: Any) -> str:
     """Whole numbers in full; others to four digits or three decimals, whichever is shorter.
 
-    >>> [number(value) for value in (0.21345, 12.3456, 32491, 99999.5, 4.2e-5, 0.0, 0.25, None)]
+    >>> [number(value) for value in (0.21345, 12.3456, 32491, 99999.5, 4.2e-5, -0.0, 0.25, None)]
     ['0.213', '12.35', '32,491', '100,000', '4.2e-05', '0', '0.250', '–']
     """
     known = finite(value)
     if known is None:
         return UNDEFINED
     if isinstance(value, int) or known == 0:
-        return f"{value:,.0f}"
+        return f"{int(known):,}"  # never -0
     if abs(known) < 0.001:
         return f"{known:.1e}"
     if abs(known) >= 1000:
