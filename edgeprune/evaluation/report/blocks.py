@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, final
 
 from edgeprune.evaluation.report.plots import Key, Plot
 
-RowKind = Literal["circuit", "end", "control", "group"]
+RowKind = Literal["circuit", "end", "control"]
 
 
 @final
@@ -43,7 +43,7 @@ class Column:
 @final
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: its head, then one cell per further column. A group has a head alone."""
+    """A line of a table: its head, then one cell per further column."""
 
     head: str
     cells: Sequence[Cell] = ()
@@ -60,7 +60,6 @@ class Table:
         caption: What the table shows.
         columns: One more than a row has cells.
         rows: From top to bottom.
-        sortable: Clicking a heading sorts; not for tables with groups.
         folded: Shown when asked for.
     """
 
@@ -68,7 +67,6 @@ class Table:
     caption: str
     columns: Sequence[Column]
     rows: Sequence[Row]
-    sortable: bool = True
     folded: bool = False
 
 

@@ -1,6 +1,6 @@
 "use strict";
 // A click on a heading sorts its table by the values in data-sort; cells without a value stay last.
-for (const table of document.querySelectorAll("table.sortable")) {
+for (const table of document.querySelectorAll("table")) {
   const heads = [...table.tHead.rows[0].cells];
   const body = table.tBodies[0];
   const value = (row, column) => row.cells[column].dataset.sort;
