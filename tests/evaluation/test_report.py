@@ -478,6 +478,9 @@ def test_points_are_placed_by_both_axes() -> None:
     assert interval.y1 > mark.y > interval.y2
     assert not plot.paths, "one point makes no line"
     assert plot.bottom < HEIGHT
+    low, high = draw("", x, y, [Series(key("two", 1), [Point(1.0, 0.0), Point(100.0, 1.0)])]).marks
+    assert LEFT < low.x < mark.x < high.x < WIDTH - RIGHT
+    assert plot.bottom > low.y > mark.y > high.y > TOP, "y grows downwards in SVG"
 
 
 def test_bins_are_equally_wide_and_their_ticks_symmetrical() -> None:
