@@ -21,7 +21,7 @@ import torch
 
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
-from edgeprune.formats.base import AbstractFormat, ExportOptions, Imported, Loaded, need_graph, not_held
+from edgeprune.formats.base import AbstractFormat, ExportOptions, Imported, Loaded, is_number, need_graph, not_held
 from edgeprune.formats.loading import TorchIndex
 from edgeprune.formats.views import ONE_EMBEDDING, moved, on_graph, per_head
 from edgeprune.graph import EdgeGraph
@@ -227,7 +227,7 @@ class AcdcEdges(AbstractFormat):
         header = {"source": loaded.path.name, "source_format": self.name}
         circuit = Circuit.from_edges(there, effects, header)
         notes: list[str] = []
-        if effects and all(_is_number(effect) for effect in effects.values()):
+        if effects and all(is_number(effect) for effect in effects.values()):
             scores = torch.zeros(there.shape)
             for name, effect in effects.items():
                 scores[there.index(name)] = float(effect)
@@ -276,10 +276,6 @@ def _pairs(value: Any) -> Iterator[tuple[Any, Any]]:
                 yield edge, effect
             case _:
                 raise EdgepruneError(f"{str(pair)[:80]!r} is no pair of edge and effect, as ACDC's save_edges writes")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 # -------------------------------------------------------------------- the pickle

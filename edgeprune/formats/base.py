@@ -122,6 +122,11 @@ def not_held(circuit: Circuit, *, scores: bool) -> list[str]:
     return notes
 
 
+def is_number(value: Any) -> bool:
+    """A float, or a whole number that is not too large for one; true and false are none."""
+    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63)
+
+
 def shown(names: Iterable[str], at_most: int = 5) -> str:
     """Some names, and how many more there are."""
     known = list(names)

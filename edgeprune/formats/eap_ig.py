@@ -24,6 +24,8 @@ from edgeprune.formats.base import ExportOptions, Imported, Loaded, not_held
 from edgeprune.formats.views import moved, on_graph, per_head
 from edgeprune.graph import ArchSpec, EdgeGraph
 
+_MOST = 1000  # layers, or heads of a layer: a damaged number must not fill the memory
+
 
 @dataclass(frozen=True, eq=False)
 class EapIgFile:
@@ -104,8 +106,8 @@ def graph_of(cfg: Any) -> EdgeGraph:
     values = cast("dict[str, Any]", cfg)
     layers, heads, parallel = (values.get(name) for name in ("n_layers", "n_heads", "parallel_attn_mlp"))
     for name, number in (("n_layers", layers), ("n_heads", heads)):
-        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-            raise EdgepruneError(f"'cfg' has {name}={number!r}; expected a whole number from 1")
+        if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= _MOST:
+            raise EdgepruneError(f"'cfg' has {name}={str(number)[:20]}; expected a whole number from 1 to {_MOST}")
     if not isinstance(parallel, bool):
         raise EdgepruneError(f"'cfg' has parallel_attn_mlp={parallel!r}; expected true or false")
     return EdgeGraph(ArchSpec(num_layers=layers, num_heads=heads, num_kv_heads=heads, parallel_blocks=parallel))  # pyright: ignore[reportArgumentType]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
-from edgeprune.formats.base import AbstractFormat, ExportOptions, Imported, Loaded
+from edgeprune.formats.base import AbstractFormat, ExportOptions, Imported, Loaded, is_number
 from edgeprune.formats.eap_ig import (
     EapIgFile,
     checked_mapping,
@@ -101,8 +101,8 @@ def _parse_edges(edges: Any, graph: EdgeGraph) -> tuple[Tensor, Tensor | None]:
 
 
 def _number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise EdgepruneError(f"{name!r} has the score {value!r}; expected a number")
+    if not is_number(value):
+        raise EdgepruneError(f"{name!r} has the score {str(value)[:20]!r}; expected a number")
     return float(value)
 
 

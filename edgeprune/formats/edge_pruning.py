@@ -77,7 +77,7 @@ class Checkpoint:
     model: dict[str, Tensor]
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Any]) -> "Checkpoint":
+    def of(cls, tensors: Mapping[Any, Any]) -> "Checkpoint":
         """Sort the mask tensors of a state dict; others are left alone.
 
         Raises:
@@ -86,7 +86,7 @@ class Checkpoint:
         layers: dict[int, dict[str, Tensor]] = {}
         model: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
-            if not isinstance(tensor, Tensor):
+            if not isinstance(name, str) or not isinstance(tensor, Tensor):
                 continue
             if found := _IN_LAYER.fullmatch(name):
                 layers.setdefault(int(found[1]), {})[found[2]] = tensor.detach().float()

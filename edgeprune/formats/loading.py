@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.formats.base import Loaded
@@ -88,9 +89,13 @@ def _read_torch(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles in other protocols, which are refused
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # torch's own message advises to switch the safety off
         raise EdgepruneError("damaged, or holds more than tensors and plain values; refused, write it again") from None
+    tensors = [value for value in content.values() if isinstance(value, Tensor)] if isinstance(content, dict) else []
+    if any(tensor.layout != torch.strided or tensor.is_complex() for tensor in tensors):
+        raise EdgepruneError("it holds sparse or complex tensors; no format has them")
+    return content
 
 
 def _read_pickle(path: Path) -> Any:

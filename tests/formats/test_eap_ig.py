@@ -278,8 +278,12 @@ def test_a_graph_without_mlps_is_refused(tmp_path: Path) -> None:
     [
         ({"nodes": None}, "'nodes' must be a mapping"),
         ({"edges": []}, "'edges' must be a mapping"),
-        ({"cfg": {**CFG, "n_heads": "2"}}, "n_heads='2'"),
+        ({"cfg": {**CFG, "n_heads": "2"}}, "n_heads=2; expected"),
         ({"cfg": {**CFG, "parallel_attn_mlp": None}}, "parallel_attn_mlp=None"),
+        (
+            {"cfg": {**CFG, "n_layers": 10**400}},
+            "n_layers=10000000000000000000; expected a whole number from 1 to 1000",
+        ),
         ({"cfg": 5}, "'cfg' must be a mapping"),
         ({"edges": {"input->a7.h0<q>": {"score": 1.0, "in_graph": True}}}, "no edge 'input->a7.h0<q>'"),
         ({"edges": {"input->a0.h0": {"score": 1.0, "in_graph": True}}}, "no edge 'input->a0.h0'"),

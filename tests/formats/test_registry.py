@@ -108,6 +108,12 @@ def test_torch_files_of_no_format(tmp_path: Path, content: Any) -> None:
     assert "of a known format" in refused(tmp_path / "a.pt", PLAIN)
 
 
+@pytest.mark.parametrize("tensor", [torch.zeros(3).to_sparse(), torch.zeros(3).to(torch.complex64)])
+def test_tensors_that_no_format_has(tmp_path: Path, tensor: torch.Tensor) -> None:
+    torch.save({"blocks.0.hook_mlp_in": tensor}, tmp_path / "a.pt")
+    assert "sparse or complex" in refused(tmp_path / "a.pt", PLAIN)
+
+
 @pytest.mark.parametrize("name", ["acdc-subgraph", "edge-pruning", "edges", "auto-circuit-edges", "acdc-edges"])
 def test_lists_need_a_graph(tmp_path: Path, name: str) -> None:
     path = tmp_path / f"a{WRITTEN[name]}"
