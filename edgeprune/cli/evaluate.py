@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from datamodules import PairDataModule
     from edgeprune.canonical import CanonicalCircuit
     from edgeprune.circuit import Circuit
-    from edgeprune.evaluation.evaluator import Evaluator, Progress
+    from edgeprune.evaluation.evaluator import Progress
     from edgeprune.evaluation.summary import Questions
+    from edgeprune.evaluation.uncertainty import Resampling
+    from edgeprune.graph import EdgeGraph
     from edgeprune.models.masked import MaskedModel
 
 ALL = "all"
@@ -49,6 +51,7 @@ def run(arguments: list[str]) -> None:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     from edgeprune.evaluation.summary import TESTS
+    from edgeprune.metrics.registry import measure_named
 
     parser = Arguments(prog="edgeprune evaluate", description=__doc__)
     add = parser.add_argument
@@ -85,6 +88,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         check_ablation(ablation)
     options.tests = tuple(TESTS) if options.tests == ALL else _listed(options.tests)
     options.measures = _listed(options.measures)
+    for name in options.measures:
+        measure_named(name)
     options.command = shlex.join(["edgeprune", "evaluate", *arguments])
     return options
 
@@ -119,13 +124,14 @@ def evaluate_files(options: argparse.Namespace) -> dict[str, Any]:
     circuits = dict(zip(_short_names(options.circuits), files.circuits(model), strict=True))
     main = options.ablation or files.header.get("ablation", "interchange")
     ablations = list(dict.fromkeys((main, *options.ablations)))
+    questions = _questions(options, data, model.graph, sum(map(len, batches)), resampling)
     with _shown() as progress:
         runs = {text: _prepared(model, text, data, options, progress) for text in ablations}
         measures = options.measures or _defined(model, batches[:1], runs[main], data, options.split)
         evaluators = {
             text: Evaluator(model, own, batches, options.split, measures, progress) for text, own in runs.items()
         }
-        result = evaluate_circuits(evaluators, circuits, _questions(options, data, evaluators[main], resampling))
+        result = evaluate_circuits(evaluators, circuits, questions)
     for row, path in zip(result["circuits"], options.circuits, strict=True):
         row["path"] = path
     about = {
@@ -194,31 +200,28 @@ def _defined(
 
 
 def _questions(
-    options: argparse.Namespace, data: "PairDataModule", evaluator: "Evaluator", resampling: Any
+    options: argparse.Namespace, data: "PairDataModule", graph: "EdgeGraph", num_examples: int, resampling: "Resampling"
 ) -> "Questions":
     from edgeprune.evaluation.summary import Questions
 
-    labels = {name: values[: evaluator.num_examples] for name, values in data.labels(options.split).items()}
+    labels = {name: values[:num_examples] for name, values in data.labels(options.split).items()}
     return Questions(
         tests=options.tests,
         seeds=options.seeds,
         resampling=resampling,
         labels=labels,
-        known=_known(options.known, evaluator),
+        known=_known(options.known, graph),
         num_test_examples=options.test_limit,
         num_minimality_edges=options.minimality_edges,
         num_random=options.random,
     )
 
 
-def _known(asked: list[str], evaluator: "Evaluator") -> "Mapping[str, CanonicalCircuit | Circuit]":
+def _known(asked: list[str], graph: "EdgeGraph") -> "Mapping[str, CanonicalCircuit | Circuit]":
     from edgeprune import canonical
     from edgeprune.reference import read_reference
 
-    return {
-        name: canonical.load(name) if name in canonical.names() else read_reference(name, evaluator.graph)
-        for name in asked
-    }
+    return {name: canonical.load(name) if name in canonical.names() else read_reference(name, graph) for name in asked}
 
 
 @contextmanager

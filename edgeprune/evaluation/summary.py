@@ -107,6 +107,7 @@ def _about(circuit: Circuit) -> Section:
     return {
         "method": header.get("method"),
         "seed": header.get("seed"),
+        "objective": header.get("objective", "kl"),
         "edges": circuit.num_edges,
         "all_edges": graph.num_edges,
         "sparsity": circuit.sparsity,

@@ -73,13 +73,15 @@ def test_evaluate_and_compare_take_values_from_pairs(tmp_path: Path, config: Pat
     config.write_text(yaml.safe_dump(options))
     rest = ["--config", str(config), "--split", "validation", "--json", str(figures)]
     assert main(["evaluate", str(path), *rest]) == 0
-    (row,) = json.loads(figures.read_text())
-    assert row["ablation"] == "mean:corrupted"
-    assert row["squared_error"] == pytest.approx(told["squared_error"], rel=1e-4)
+    result = json.loads(figures.read_text())
+    assert result["about"]["ablation"] == "mean:corrupted"
+    error = result["circuits"][0]["ablations"]["mean:corrupted"]["measures"]["squared_error"]["value"]
+    assert error == pytest.approx(told["squared_error"], rel=1e-4)
     assert main(["compare", str(path), str(path), *rest]) == 0
-    assert json.loads(figures.read_text())["circuits"][0]["squared_error"] == pytest.approx(row["squared_error"])
+    assert json.loads(figures.read_text())["circuits"][0]["squared_error"] == pytest.approx(error)
     assert main(["evaluate", str(path), *rest, "--ablation", "zero"]) == 0
-    assert json.loads(figures.read_text())[0]["squared_error"] != pytest.approx(row["squared_error"], rel=1e-3)
+    other = json.loads(figures.read_text())["circuits"][0]["ablations"]["zero"]["measures"]["squared_error"]["value"]
+    assert other != pytest.approx(error, rel=1e-3)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "compare"])

@@ -96,12 +96,14 @@ def test_with_pairs_the_circuits_are_run(tmp_path: Path, files: list[str], capsy
     evaluated = tmp_path / "evaluated.json"
     arguments = ["--config", str(QUICKSTART), "--split", "validation", "--json", str(evaluated)]
     assert main(["evaluate", *files[:2], *arguments]) == 0
-    for row, same in zip(result["circuits"], json.loads(evaluated.read_text()), strict=False):
-        assert row["kl"] == same["kl"]
-        assert row["accuracy"] == same["accuracy"]
+    for row, same in zip(result["circuits"], json.loads(evaluated.read_text())["circuits"], strict=False):
+        measures = same["ablations"]["zero"]["measures"]
+        assert row["kl"] == pytest.approx(measures["kl"]["value"], abs=1e-6)
+        assert row["accuracy"] == measures["accuracy"]["value"]
     assert result["full_model"]["kl"] == 0
     matched = result["pairs"][0]["matched"]
-    assert matched["measures_a"]["kl"] == matched["measures_b"]["kl"] == result["circuits"][0]["kl"]
+    for side in ("measures_a", "measures_b"):
+        assert matched[side]["kl"] == pytest.approx(result["circuits"][0]["kl"], abs=1e-6)
     assert result["circuits"][2]["kl"] > result["circuits"][0]["kl"]
     assert "(full model)" in capsys.readouterr().out
 

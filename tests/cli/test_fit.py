@@ -139,13 +139,12 @@ def test_evaluate_repeats_the_snapshot_s_own_figures(
     path, out = run / "circuits" / "sparsity-0.5000.safetensors", tmp_path / "out.json"
     assert main(["evaluate", str(path), "--config", str(QUICKSTART), "--split", "validation", "--json", str(out)]) == 0
     shown = capsys.readouterr().out
-    (row,) = json.loads(out.read_text())
-    header = Circuit.load(path).header
+    (row,) = json.loads(out.read_text())["circuits"]
+    header, found = Circuit.load(path).header, row["ablations"]["zero"]
     for name in ("kl", "accuracy", "exact_match"):
-        assert row[name] == header["metrics"][name]
-        assert row["random"][name] == header["random_control"][name]
+        assert found["measures"][name]["value"] == pytest.approx(header["metrics"][name], abs=1e-6)
     assert row["edges"] == 47
-    assert f"{row['kl']:.3f}" in shown
+    assert f"{found['measures']['kl']['value']:.3f}" in shown
     assert [file.name for file in tmp_path.iterdir()] == ["out.json"]
 
 

@@ -1,0 +1,145 @@
+"""`evaluate` from one end to the other, in this process, on a compiled model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from datamodules.pairs import collate
+from datamodules.tasks.compiled import CompiledTask
+from edgeprune import canonical
+from edgeprune.circuit import Circuit
+from edgeprune.cli import main
+from edgeprune.evaluation.report import report_html
+from edgeprune.evaluation.summary import SCHEMA, TESTS
+from edgeprune.methods.selection import top_n
+from edgeprune.metrics.evaluate import evaluate_gates
+from edgeprune.metrics.overlap import compare_circuits
+from edgeprune.metrics.registry import MEASURES
+from edgeprune.models.loading import load_model
+from edgeprune.models.runs import ReferenceRuns
+from tests.cli.test_compare import error_line
+
+TASK = {"class_path": "CompiledTask", "init_args": {"program": "reverse", "lengths": [3]}}
+QUICK = ["--seeds", "2", "--draws", "20", "--random", "2", "--test-limit", "5", "--minimality-edges", "8"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A config, the published circuit, and one of its edges and some others with scores."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    (folder / "data.yaml").write_text(yaml.safe_dump({"data": {"task": TASK, "eval_batch_size": 4}}))
+    header = {"model": "compiled:reverse", "ablation": "zero", "method": "by hand"}
+    graph = load_model("compiled:reverse").graph
+    good = ["tok_embed->a3.h0.v", "pos_embed->a3.h0.q", "pos_embed->a3.h0.k", "a3.h0->logits"]
+    Circuit.from_edges(graph, good, header).save(folder / "good.safetensors")
+    scores = graph.keep_matrix(good).float() + graph.exists / 2
+    Circuit(graph, top_n(graph, scores, 20), scores, header).save(folder / "scored.safetensors")
+    return folder
+
+
+def evaluate(folder: Path, out: Path, *more: str) -> dict[str, Any]:
+    files = [str(folder / "good.safetensors"), str(folder / "scored.safetensors")]
+    assert main(["evaluate", *files, "--config", str(folder / "data.yaml"), *QUICK, "--json", str(out), *more]) == 0
+    return json.loads(out.read_text(), parse_constant=pytest.fail)  # NaN and infinity are no JSON
+
+
+def test_figures_are_those_of_single_runs(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = evaluate(folder, tmp_path / "out.json", "--split", "validation")
+    assert result["schema"] == SCHEMA
+    about = result["about"]
+    assert (about["model"], about["ablation"], about["split"]) == ("compiled:reverse", "zero", "validation")
+    pairs = list(enumerate(CompiledTask("reverse", lengths=(3,)).splits(None)["validation"]))
+    runs = ReferenceRuns(load_model("compiled:reverse"), "zero")
+    circuits = [Circuit.load(folder / f"{name}.safetensors") for name in ("good", "scored")]
+    gates = [circuit.gates() for circuit in circuits]
+    gates += [Circuit.random(circuits[0].graph, 4, seed).gates() for seed in (0, 1)]
+    good, scored, *random = evaluate_gates(runs.model, runs, [collate(pairs)], gates, "validation")
+    for row, expected in zip(result["circuits"], (good, scored), strict=True):
+        found = row["ablations"]["zero"]["measures"]
+        for name in ("kl", "squared_error", "accuracy"):
+            figure = found[name]
+            assert figure["value"] == pytest.approx(expected[name], rel=1e-5, abs=1e-6)
+            assert figure["low"] <= figure["value"] <= figure["high"]
+            assert figure["num_examples"] == about["num_examples"] == len(pairs)
+    spread = result["circuits"][0]["ablations"]["zero"]["random"]["squared_error"]
+    assert spread["mean"] == pytest.approx(sum(item["squared_error"] for item in random) / 2, rel=1e-4)
+    ends = result["ends"]["zero"]
+    assert ends["full"]["kl"]["value"] == 0
+    whole, empty = (ends[end]["squared_error"]["value"] for end in ("full", "empty"))
+    normalised = result["circuits"][1]["ablations"]["zero"]["normalised"]["squared_error"]["value"]
+    assert normalised == pytest.approx((scored["squared_error"] - empty) / (whole - empty), rel=1e-4)
+    assert result["pairs"][0]["both"] == 4
+    assert result["pairs"][0]["differences"]["kl"]["value"] == pytest.approx(good["kl"] - scored["kl"], abs=1e-6)
+    assert set(result["measures"]) <= set(MEASURES)
+    assert "(no edges)" in capsys.readouterr().out
+
+
+def test_everything_at_once(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All tests, several ablations, a known circuit and the page; what needs scores is left out without them."""
+    page = tmp_path / "page.html"
+    more = (
+        "--tests",
+        "all",
+        "--ablations",
+        "mean:corrupted,resample",
+        "--known",
+        "tracr_reverse",
+        "--report",
+        str(page),
+    )
+    result = evaluate(folder, tmp_path / "out.json", *more)
+    assert list(result["ends"]) == ["zero", "mean:corrupted", "resample"]
+    good, scored = result["circuits"]
+    assert set(TESTS) <= set(scored)
+    assert good["mib"] is None
+    assert scored["mib"]["cpr"] is not None
+    known = canonical.load("tracr_reverse").circuit(Circuit.load(folder / "good.safetensors").graph)
+    expected = compare_circuits(Circuit.load(folder / "good.safetensors"), known)
+    assert 0 < good["known"]["tracr_reverse"]["edges"]["precision"] == expected["precision"]
+    assert scored["minimality"]["num_closed"] - scored["minimality"]["num_idle"] <= 8
+    assert good["completeness"]["num_examples"] == result["about"]["test_examples"] == 5
+    shown = capsys.readouterr().out
+    for text in ("KL by ablation", "Controls, first 5 pairs", "good: minimality: ", "good: equivalence: ", "against "):
+        assert text in shown
+    assert page.read_text() == report_html(result)
+
+
+def test_a_circuit_of_another_format(folder: Path, tmp_path: Path) -> None:
+    """An edge list says nothing of its model and ablation: both are asked for."""
+    edges, out = tmp_path / "edges.json", tmp_path / "out.json"
+    edges.write_text(json.dumps(Circuit.load(folder / "good.safetensors").edges()))
+    rest = ["--config", str(folder / "data.yaml"), *QUICK, "--json", str(out)]
+    assert main(["evaluate", str(edges), "--model", "compiled:reverse", "--ablation", "zero", *rest]) == 0
+    assert json.loads(out.read_text())["circuits"][0]["edges"] == 4
+
+
+MISTAKES = {
+    "unknown test": (["--tests", "beauty"], "tests are controls, "),
+    "unknown measure": (["--measures", "kl,beauty"], "'beauty'"),
+    "unknown ablation": (["--ablations", "zero,noise"], "'noise'"),
+    "unknown circuit": (["--known", "nope.json"], "nope.json"),
+    "no pairs": (["--limit", "0"], "--limit must be at least 1, got 0"),
+    "no seeds": (["--seeds", "0"], "--seeds must be at least 1, got 0"),
+    "level": (["--level", "95"], "level between 0 and 1"),
+    "page in no folder": (["--report", "nowhere/page.html"], "there is no folder nowhere"),
+    "another model": (["--model", "compiled:hist"], "num_layers"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_end_in_one_line(name: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong, expected = MISTAKES[name]
+    out = tmp_path / "out.json"
+    arguments = [str(folder / "good.safetensors"), "--config", str(folder / "data.yaml"), "--json", str(out), *wrong]
+    assert main(["evaluate", *arguments]) == 2
+    assert expected in error_line(capsys)
+    assert not out.exists()
+
+
+def test_a_circuit_named_twice(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(folder / "good.safetensors")
+    assert main(["evaluate", path, path, "--config", str(folder / "data.yaml")]) == 2
+    assert "is named twice" in error_line(capsys)
