@@ -84,20 +84,29 @@ def _parse_edges(edges: Any, graph: EdgeGraph) -> tuple[Tensor, Tensor | None]:
     if not isinstance(edges, dict):
         raise EdgepruneError(f"'edges' must be a mapping of names, got a {type(edges).__name__}")
     cells = {name: cell for name, *cell in _edges(graph)}
-    in_graph, scores = torch.zeros(graph.shape, dtype=torch.bool), torch.zeros(graph.shape)
-    has_scores = False
+    members: list[list[int]] = []
+    scored: list[list[int]] = []
+    values: list[float] = []
     for name, info in edges.items():
         if name not in cells:
             raise EdgepruneError(f"its graph has no edge {name!r}; an edge is 'input->a0.h0<q>' or 'a0.h0->m0'")
-        row, column = cells[name]
         member, score = (info.get("in_graph", False), info.get("score")) if isinstance(info, dict) else (info, None)
         if not isinstance(member, bool):
             raise EdgepruneError(f"edge {name!r} has in_graph={member!r}; expected true or false")
-        in_graph[row, column] = member
+        members += [cells[name]] * member
         if score is not None:
-            scores[row, column] = _number(score, name)
-            has_scores = True
-    return in_graph, scores if has_scores else None
+            scored.append(cells[name])
+            values.append(_number(score, name))
+    in_graph = _at(members, torch.ones(len(members), dtype=torch.bool), graph)
+    return in_graph, _at(scored, torch.tensor(values), graph) if scored else None
+
+
+def _at(cells: list[list[int]], values: Tensor, graph: EdgeGraph) -> Tensor:
+    """Values at some cells `[reader, writer]`, 0 or False elsewhere."""
+    matrix = values.new_zeros(graph.shape)
+    rows, columns = torch.tensor(cells, dtype=torch.long).view(-1, 2).T
+    matrix[rows, columns] = values
+    return matrix
 
 
 def _number(value: Any, name: str) -> float:
