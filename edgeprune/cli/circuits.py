@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from edgeprune.errors import EdgepruneError
@@ -33,8 +32,9 @@ class CircuitFiles:
             EdgepruneError: One is missing or damaged.
         """
         from edgeprune.circuit import Circuit
+        from edgeprune.formats import is_own
 
-        return cls(paths, {path: Circuit.load(path) for path in paths if Path(path).suffix == ".safetensors"})
+        return cls(paths, {path: Circuit.load(path) for path in paths if is_own(path)})
 
     @property
     def header(self) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Questions:
     num_test_examples: int = 50
     num_minimality_edges: int = 200
     num_random: int = 40
-    knock_outs: KnockOutOptions = field(default_factory=KnockOutOptions)
+    knock_outs: KnockOutOptions = field(default_factory=lambda: KnockOutOptions(max_singles=20, restarts=2, steps=4))
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.tests if name not in TESTS]:
