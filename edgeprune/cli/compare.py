@@ -29,7 +29,7 @@ def run(arguments: list[str]) -> None:
         "circuits",
         nargs="+",
         metavar="CIRCUIT",
-        help="own circuit files, edge lists (.json), or circuits of ACDC (.pth, .pkl, .json)",
+        help="circuit files of any format that `edgeprune convert` reads",
     )
     parser.add_argument("--config", help="YAML file with a `data` section: also run the circuits on its pairs")
     parser.add_argument("--split", choices=["train", "validation", "test"], default="test")
