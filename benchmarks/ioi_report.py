@@ -25,8 +25,8 @@ from edgeprune.models.loading import load_model
 CONFIG = "configs/ioi_smollm2.yaml"
 METHODS = {"edge_pruning": "edge_pruning", "eap_ig": "eap_ig_inputs_kl"}
 SPARSITY = "sparsity-0.9700.safetensors"
-LEARNING = LearningOptions(learning_rate=0.02, max_steps=10, checked=4)
-LIMITS = ("--seeds", "2", "--random", "20", "--test-limit", "16", "--minimality-edges", "200")
+LEARNING = LearningOptions(learning_rate=0.02, max_steps=6, checked=2)
+LIMITS = ("--limit", "100", "--seeds", "2", "--random", "20", "--test-limit", "12", "--minimality-edges", "200")
 
 
 def learn(path: Path) -> None:

@@ -7,7 +7,7 @@
 
 Each method is one command, `edgeprune fit` or `edgeprune discover`, in a process of its own. Time is that of the whole
 process: model, pairs, search, and the circuits' validation; processor time of the same process says what it takes on
-one core where nothing else uses the machine. `judge` runs every circuit on the test pairs, which no method saw: those
+one core where nothing else uses the machine. `judge` runs every circuit on the first `--pairs` test pairs, which no method saw: those
 that the run wrote; where scores have signs, also those of the highest signed scores; and of methods that pay a fixed
 price for an edge (and so pass sparsities on the way to theirs) also those that are cut from the final gates.
 """
@@ -34,6 +34,7 @@ from rich.progress import track
 
 from edgeprune.circuit import Circuit
 from edgeprune.cli.data import read_data_config
+from edgeprune.cli.pairs import pair_batches
 from edgeprune.methods.selection import prune_dangling, top_n
 from edgeprune.metrics.evaluate import evaluate_gates
 from edgeprune.models.loading import load_model
@@ -185,6 +186,8 @@ def timed(arguments: Sequence[str], log: Path) -> dict[str, Any]:
 def judge(options: argparse.Namespace) -> None:
     """Run all circuits on the test pairs; those that the output file has already are not repeated."""
     result: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {"methods": {}}
+    if result.get("num_examples", options.pairs) != options.pairs:
+        raise SystemExit(f"{options.out} is of {result['num_examples']} pairs; remove it, or ask for as many")
     names = [name for name in ENTRIES if (options.folder / name / DONE).exists()]
     found = {name: dict(_circuits(options.folder / name, ENTRIES[name].more)) for name in names}
     jobs = [
@@ -193,7 +196,7 @@ def judge(options: argparse.Namespace) -> None:
         for key, circuit in found[name].items()
         if result["methods"].get(name, {}).get("circuits", {}).get(key, {}).get("digest") != _digest(circuit)
     ]
-    rows = _measure([circuit for _, _, circuit in jobs])
+    rows = _measure([circuit for _, _, circuit in jobs], options.pairs)
     for name in names:
         record = json.loads((options.folder / name / DONE).read_text())
         own = result["methods"].setdefault(name, {"circuits": {}})
@@ -219,14 +222,13 @@ def _circuits(folder: Path, more: str) -> Iterator[tuple[str, Circuit]]:
             yield f"{more}-{sparsity:.4f}", Circuit(ranked.graph, prune_dangling(ranked.graph, keep), None, {})
 
 
-def _measure(circuits: Sequence[Circuit]) -> list[dict[str, float]]:
-    """Faithfulness on the test pairs."""
+def _measure(circuits: Sequence[Circuit], num_pairs: int) -> list[dict[str, float]]:
+    """Faithfulness on the first test pairs."""
     if not circuits:
         return []
     data = read_data_config(str(FIT), tokenizer="smollm2")
-    data.setup()
     model = load_model("smollm2", kv_readers="group")
-    batches: Any = data.ordered_dataloader("test")
+    batches = pair_batches(data, "test", num_pairs, data.eval_batch_size)
     gates = [circuit.gates() for circuit in circuits]
     shown = track(batches, description="judging", console=Console(stderr=True))
     return evaluate_gates(model, ReferenceRuns(model, "interchange"), shown, gates, "test")
@@ -387,6 +389,7 @@ def main() -> None:
     part = parts.add_parser("judge", help="measure them on the test pairs")
     part.add_argument("--folder", type=Path, default=Path("runs/methods"))
     part.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "methods.json")
+    part.add_argument("--pairs", type=int, default=100)
     part.set_defaults(work=judge)
     part = parts.add_parser("print", help="tables and plot of a result file")
     part.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "methods.json")
