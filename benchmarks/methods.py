@@ -7,9 +7,9 @@
 
 Each method is one command, `edgeprune fit` or `edgeprune discover`, in a process of its own. Time is that of the whole
 process: model, pairs, search, and the circuits' validation; processor time of the same process says what it takes on
-one core where nothing else uses the machine. `judge` runs every circuit on the first `--pairs` test pairs, which no method saw: those
-that the run wrote; where scores have signs, also those of the highest signed scores; and of methods that pay a fixed
-price for an edge (and so pass sparsities on the way to theirs) also those that are cut from the final gates.
+one core where nothing else uses the machine. `judge` runs every circuit on the first `--pairs` test pairs, which no
+method saw: those that the run wrote; where scores have signs, also those of the highest signed scores; and of methods
+that pay a fixed price for an edge (and so pass sparsities on the way to theirs) also those cut from the final gates.
 """
 
 import argparse
