@@ -250,7 +250,7 @@ class EdgeGraph:
         """
         keep = keep.cpu().bool() & self.exists
         fed = self._fed_by_embedding(keep)
-        heard = self._heard_by_logits(keep)
+        heard = self.heard_by_logits(keep)
         return keep & ~(fed[None, :] & heard[:, None])
 
     def _fed_by_embedding(self, keep: Tensor) -> Tensor:
@@ -267,7 +267,7 @@ class EdgeGraph:
                 fed[head + arch.num_heads] = (keep[mlp_row] & fed).any()
         return fed
 
-    def _heard_by_logits(self, keep: Tensor) -> Tensor:
+    def heard_by_logits(self, keep: Tensor) -> Tensor:
         """Bool `[reader]`: a path of kept edges leads from it to the logits."""
         arch = self.arch
         heard = torch.zeros(len(self.readers), dtype=torch.bool)

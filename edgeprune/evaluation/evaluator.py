@@ -84,10 +84,7 @@ class Evaluator:
         return self([None, self.graph.all_closed()], "all edges closed")
 
     def limited(self, num_examples: int) -> "Evaluator":
-        """The same on the first pairs only: at least `num_examples`, in whole batches where they fit.
-
-        A batch that goes beyond the number is cut.
-        """
+        """The same on the first `num_examples` pairs, or on all where there are no more; the last batch may be cut."""
         chosen, left = list[PairBatch](), num_examples
         for batch in self.batches:
             if left > 0:

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
-import torch
 from torch import Tensor
 
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
+from edgeprune.evaluation.effects import badness
 from edgeprune.evaluation.evaluator import Evaluator, open_edges
 from edgeprune.evaluation.hypothesis_tests import (
     EPSILON,
@@ -164,5 +164,4 @@ def _losses(values: ExampleValues, score: str, faithfulness: str) -> Tensor:
     if faithfulness == SQUARED_SCORE:
         return (values.of(score) - values.of(score)[:1]).square().nanmean(-1)
     figures = values.figures()[:, values.measures.index(faithfulness)]
-    better = measure_named(faithfulness).better
-    return {"low": figures, "high": -figures, "100": torch.abs(figures - 100)}[better]
+    return badness(figures, measure_named(faithfulness).better)[0]

@@ -122,10 +122,9 @@ class CircuitRun:
         starts[reader] = True
         plan = make_plan(self.model.graph, self.keep, starts)
         at_once = max(1, int(memory_gb * 1e9 / self._sweep_bytes(plan)))
-        run: Any = self  # a sweep asks nothing of its clean run but what this has too
         for start in range(0, len(writers), at_once):
             moves = self.delta[list(writers[start : start + at_once])]
-            sweep = _Sweep(run, self.open, plan, self._reference(plan), len(moves))
+            sweep = _Sweep(self, self.open, plan, self._reference(plan), len(moves))
             yield from sweep.run({reader: moves})[0]
 
     def _reference(self, plan: Plan) -> _Reference:

@@ -16,7 +16,7 @@ P = B * scored positions, D width, H heads, C head width.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, Protocol, final
 
 import torch
 from torch import Tensor
@@ -34,6 +34,26 @@ class LayerValues(NamedTuple):
     qkv: tuple[Tensor, ...]
     heads: Tensor
     mlp: Tensor | None
+
+
+class Run(Protocol):
+    """What a sweep asks of the run that it starts from.
+
+    Attributes:
+        model: The masked model.
+        batch: On the model's device.
+        delta: `ablated - own` of every writer in that run, `[writer, T, D]`.
+        tokens: Scored positions as rows of T, long `[P]`.
+    """
+
+    model: MaskedModel
+    batch: PairBatch
+    delta: Tensor
+    tokens: Tensor
+
+    def context(self, copies: int) -> Any:
+        """Masks and position tables for some copies of the batch."""
+        ...
 
 
 @final
@@ -173,26 +193,26 @@ class _Sweep:
     """One pass over what a plan says changes, for K copies at once. `moved` holds own' - own of changed writers."""
 
     def __init__(
-        self, clean: CleanRun, open_: Tensor, plan: Plan, reference: _Reference, copies: int, wanted: Plan | None = None
+        self, start: Run, open_: Tensor, plan: Plan, reference: _Reference, copies: int, wanted: Plan | None = None
     ) -> None:
-        self.clean, self.open, self.plan, self.reference, self.copies = clean, open_, plan, reference, copies
-        self.family, self.graph = clean.model.family, clean.model.graph
-        self.shape = clean.batch.clean.shape
+        self.start, self.open, self.plan, self.reference, self.copies = start, open_, plan, reference, copies
+        self.family, self.graph = start.model.family, start.model.graph
+        self.shape = start.batch.clean.shape
         self.wanted = wanted  # keep the state that this plan needs, at all positions
         self.inputs: dict[int, Tensor] = {}
         self.layers: list[LayerValues] = []
         everywhere = set(plan.writers) if wanted else plan.everywhere
         self.full_writers = [writer for writer in plan.writers if writer in everywhere]
-        new = clean.delta.new_empty
-        width = clean.delta.shape[-1]
-        self.full = new((len(self.full_writers), copies, clean.delta.shape[1], width))
-        self.scored = new((len(plan.writers), copies, len(clean.tokens), width))
+        new = start.delta.new_empty
+        width = start.delta.shape[-1]
+        self.full = new((len(self.full_writers), copies, start.delta.shape[1], width))
+        self.scored = new((len(plan.writers), copies, len(start.tokens), width))
         self.full_row = {writer: row for row, writer in enumerate(self.full_writers)}
         self.scored_row = {writer: row for row, writer in enumerate(plan.writers)}
 
     def run(self, moves: dict[int, Tensor]) -> tuple[Tensor, list[LayerValues]]:
         """Logits `[K, B, positions, vocab]` after the inputs of some readers moved by `[K, T, D]`; the state."""
-        context = self.clean.context(self.copies) if any(plan.readers for plan in self.plan.layers) else None
+        context = self.start.context(self.copies) if any(plan.readers for plan in self.plan.layers) else None
         for layer, plan in enumerate(self.plan.layers):
             values = self.reference.layers[layer]
             if plan.readers:
@@ -267,8 +287,8 @@ class _Sweep:
 
     def _biases(self, layer: int) -> tuple[Tensor, ...]:
         """What the projections give for no input."""
-        nothing = self.clean.embedded.new_zeros(1, 1, self.clean.delta.shape[-1])
-        return self.clean.model._repeat_kv(self.family.qkv(layer, nothing))
+        nothing = self.start.delta.new_zeros(1, 1, self.start.delta.shape[-1])
+        return self.start.model._repeat_kv(self.family.qkv(layer, nothing))
 
     def _pieces(self, num_rows: int) -> Iterator[tuple[slice, slice]]:
         """Copies and tokens whose readers' inputs fill about `CHUNK_BYTES`."""
@@ -311,7 +331,7 @@ class _Sweep:
         layer = self.wanted.layers[readers[0] // self.graph.arch.readers_per_layer]
         for place, reader in enumerate(readers):
             if reader in layer.readers:
-                kept = self.inputs.setdefault(reader, torch.empty_like(self.clean.stream(reader)))
+                kept = self.inputs.setdefault(reader, torch.empty_like(self.start.delta[0]))
                 kept[tokens] = inputs[place, 0]
 
     def _write_heads(self, layer: int, writers: list[int], own: Tensor, before: Tensor) -> None:
@@ -325,10 +345,10 @@ class _Sweep:
             start = self.full_row[everywhere[0]]
             rows = self.full[start : start + len(heads)]
             torch.bmm(change, weight[heads], out=rows.view(len(heads), -1, rows.shape[-1]))
-            self.scored[[self.scored_row[writer] for writer in everywhere]] = rows[:, :, self.clean.tokens]
+            self.scored[[self.scored_row[writer] for writer in everywhere]] = rows[:, :, self.start.tokens]
         if elsewhere:
             heads = [writer - first for writer in elsewhere]
-            change = own[:, self.clean.tokens][:, :, heads] - before[self.clean.tokens][:, heads]
+            change = own[:, self.start.tokens][:, :, heads] - before[self.start.tokens][:, heads]
             change = torch.bmm(change.permute(2, 0, 1, 3).flatten(1, 2), weight[heads])
             shape = (len(heads), *self.scored.shape[1:])
             self.scored[[self.scored_row[writer] for writer in elsewhere]] = change.view(shape)
@@ -342,8 +362,8 @@ class _Sweep:
         writer += arch.num_heads
         reference = self.reference.mlps[layer]
         if writer not in self.full_row:
-            inputs = self._read_scored(reader, reference[self.clean.tokens], moves)
-            self.scored[self.scored_row[writer]] = self.family.mlp(layer, inputs) - before[self.clean.tokens]
+            inputs = self._read_scored(reader, reference[self.start.tokens], moves)
+            self.scored[self.scored_row[writer]] = self.family.mlp(layer, inputs) - before[self.start.tokens]
             return before
         inputs = self._read([reader], reference[None], slice(0, self.copies), slice(0, self.full.shape[2]), moves)[0]
         if self.wanted is not None and self.wanted.layers[layer].mlp:
@@ -351,7 +371,7 @@ class _Sweep:
         after = self.family.mlp(layer, inputs.reshape(-1, self.shape[1], inputs.shape[-1])).view_as(inputs)
         row = self.full[self.full_row[writer]]
         torch.sub(after, before, out=row)
-        self.scored[self.scored_row[writer]] = row[:, self.clean.tokens]
+        self.scored[self.scored_row[writer]] = row[:, self.start.tokens]
         return after[0]
 
     def _read_scored(self, reader: int, reference: Tensor, moves: dict[int, Tensor]) -> Tensor:
@@ -361,10 +381,10 @@ class _Sweep:
         if before:
             moved = self.scored[: len(before)].view(len(before), -1)
             inputs = inputs + (self.open[reader, before] @ moved).view_as(inputs)
-        return inputs + moves[reader][:, self.clean.tokens] if reader in moves else inputs
+        return inputs + moves[reader][:, self.start.tokens] if reader in moves else inputs
 
     def _logits(self, moves: dict[int, Tensor]) -> Tensor:
         inputs = self._read_scored(len(self.graph.readers) - 1, self.reference.logits, moves)
         self.last = inputs[0]
-        logits = self.family.finish(inputs.reshape(-1, self.clean.batch.positions.shape[1], inputs.shape[-1]))
+        logits = self.family.finish(inputs.reshape(-1, self.start.batch.positions.shape[1], inputs.shape[-1]))
         return logits.unflatten(0, (self.copies, -1)).float()
