@@ -14,18 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
 
 import edgeprune.evaluation.report
+from edgeprune.circuit import Circuit
+from edgeprune.cli import main
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.report import report_html, write_report
 from edgeprune.evaluation.report.axes import axis, bin_axis, place_in_bins
 from edgeprune.evaluation.report.plots import HEIGHT, LEFT, RIGHT, TOP, WIDTH, Point, Rule, Series, draw, grey, key
 from edgeprune.evaluation.report.text import UNDEFINED
+from edgeprune.methods.selection import top_n
+from edgeprune.models.loading import load_model
 from tests.evaluation.example_result import example, spread
 
 Json = dict[str, Any]
 ROOT = Path(__file__).parents[2]
 VOID = ("meta", "link", "img", "br")
+LABELS = ("labels", "labels_skipped")
 # Sections in their order on the page, each with how to take its data away.
 SECTIONS: dict[str, Callable[[Json], Any]] = {
     "summary": lambda data: None,
@@ -38,9 +45,9 @@ SECTIONS: dict[str, Callable[[Json], Any]] = {
     "suffix": lambda data: [circuit.pop("suffix", None) for circuit in data["circuits"]],
     "hypothesis": lambda data: [circuit.pop("hypothesis", None) for circuit in data["circuits"]],
     "mib": lambda data: [circuit.pop("mib", None) for circuit in data["circuits"]],
-    "known": lambda data: [circuit.pop("known", None) for circuit in data["circuits"]],
+    "known": lambda data: [circuit.pop("known") for circuit in data["circuits"]],
     "overlap": lambda data: data.pop("pairs"),
-    "breakdown": lambda data: [circuit.pop("labels") for circuit in data["circuits"]],
+    "breakdown": lambda data: [circuit.pop(name) for circuit in data["circuits"] for name in LABELS],
     "glossary": lambda data: None,
 }
 
@@ -234,8 +241,17 @@ def test_header(page: Node) -> None:
     assert facts["model"] == "gpt2 (fingerprint of the weights 0123abcd)"
     assert facts["pairs"] == "200"
     assert facts["intervals"] == "95 % intervals, bootstrap over examples, 1,000 draws, seed 0"
+    assert facts["task"] == f"IOITask, names 100, SHA-256 of the tokens {'b' * 16}"
+    assert facts["random circuits"] == "5 of the size of each circuit"
+    assert facts["tests"].endswith("mib (on the first 64 pairs; minimality closes 4 edges at most)")
     assert facts["command"].startswith("edgeprune evaluate")
-    assert "date" not in facts
+    assert {"test examples", "minimality edges"}.isdisjoint(facts)
+
+
+def test_header_without_tests() -> None:
+    data = example()
+    data["about"]["tests"] = []
+    assert "tests" not in {term.text for term in read(report_html(data)).one("header").all("dt")}
 
 
 def test_summary_has_figures_intervals_and_controls(page: Node) -> None:
@@ -307,15 +323,23 @@ def test_ablations_are_coloured_by_normalised_faithfulness(page: Node) -> None:
     assert "data-sort" not in unknown.attributes
 
 
-def test_controls_follow_their_circuit(page: Node) -> None:
-    found = table(page, "controls").one("tbody")
-    lines = [[cell.text for cell in row.children][:3] for row in found.all("tr")][:3]
-    assert lines == [
-        ["pruned_95", "the circuit itself", "0.200 [0.180, 0.220]"],
-        ["pruned_95", "same degrees 5 seeds", "3.100 ± 0.100"],
-        ["pruned_95", "complement", "2.900"],
+def test_controls_stand_beside_their_circuit(page: Node) -> None:
+    found = table(page, "controls")
+    assert found.one("caption").text == "Each circuit beside its controls, first 64 of 200 pairs"
+    lines = [[cell.text for cell in row.children][:6] for row in found.one("tbody").all("tr")]
+    assert lines[:4] == [
+        ["full model", "", "", "", "0", "3.000"],
+        ["pruned_95", "circuit", "40", "0 %", "0.200", "2.800"],
+        ["pruned_95", "complement", "760", "100 %", "2.900", "0.200"],
+        ["pruned_95", "random degrees 2 seeds", "40", "37.5 %", "3.125 ± 0.177", UNDEFINED],
     ]
-    assert "Every edge but the circuit's." in page.one("section", id="controls").text
+    assert lines[-1] == ["empty circuit", "", "", "", "4.000", "-3.000"]
+    random = list(list(found.one("tbody").all("tr"))[3].all("td"))
+    assert random[2].attributes["title"] == "25 % to 50 % of the circuit's edges are closed, by seed"
+    assert random[3].attributes["title"] == (
+        "mean KL (nats) 3.125, from 3.000 to 3.250, 2 seeds; normalised faithfulness 0.250"
+    )
+    assert "all edges but the circuit's" in page.one("section", id="controls").text
 
 
 def test_layers_show_counts_and_shares(page: Node) -> None:
@@ -328,24 +352,35 @@ def test_layers_show_counts_and_shares(page: Node) -> None:
 
 def test_completeness(page: Node) -> None:
     section = page.one("section", id="completeness")
-    first = table(page, "completeness").one("tbody")
-    lines = [[cell.text for cell in row.children] for row in first.all("tr")]
-    assert lines[0] == ["pruned_95", "all", "logit diff.", "64", "3", "1.250", "3.000"]
-    assert lines[1] == ["pruned_95", "random nodes", "logit diff.", "64", "1", "0.500", "0.500"]
+    first = table(page, "completeness")
+    assert first.one("caption").text == "Completeness scores, first 64 of 200 pairs"
+    lines = [[cell.text for cell in row.children] for row in first.one("tbody").all("tr")]
+    assert lines[0] == ["pruned_95", "all", "logit diff.", "4", "", "3.000"]
+    assert lines[1] == ["pruned_95", "random nodes", "logit diff.", "1", "0.500", "0.500"]
+    assert lines[3] == ["pruned_95", "roles", "logit diff.", "1", UNDEFINED, UNDEFINED]
     worst = rows(table(page, "completeness", 1))["pruned_95"]
-    assert worst[0].text == "adversarial search"
+    assert worst[0].text == "greedy search"
     assert worst[1].text.endswith("a1.h7 and 4 more")
-    assert len(list(section.one("svg", role="img").all("path"))) == 3
+    assert len(list(section.one("svg", role="img").all("path"))) == 3, "the role without a score has no point"
+    assert "pruned_95: duplicate_token" in section.text
 
 
 def test_minimality_lists_the_least_edges_first(page: Node) -> None:
-    assert [cell.text for cell in rows(table(page, "minimality"))["pruned_95"]] == ["KL", "64", "12", "4", "2", "0.010"]
+    found = table(page, "minimality")
+    assert found.one("caption").text == "Edges closed and redundant, first 64 of 200 pairs"
+    assert [cell.text for cell in rows(found)["pruned_95"]] == [
+        "KL", "the 4 with the lowest scores", "12", "1", "4", "1", "2", "0.010",
+    ]  # fmt: skip
     edges = [
-        row.one("th").text + " " + next(row.all("td")).text
-        for row in table(page, "minimality", 1).one("tbody").all("tr")
+        [row.one("th").text, *(cell.text for cell in row.all("td"))]
+        for row in table(page, "minimality", 2).one("tbody").all("tr")
     ]
-    assert edges[0] == "pruned_95 a0.h0->a1.h0.q"
-    assert edges[-1] == "pruned_95 a1.h0->logits"
+    assert edges == [
+        ["pruned_95", "a0.h0->a1.h0.q", "-0.004", "0.002", "superfluous p 1.000"],
+        ["pruned_95", "a0.h1->a1.h0.k not run", "0", "0.002", "superfluous p 1.000"],
+        ["pruned_95", "m0->logits", "0.031", "0.002", "not significant p 0.250"],
+        ["pruned_95", "a1.h0->logits", "1.200", "0.002", "significant"],
+    ]
     bars = [bar for bar in _nodes(page.one("section", id="minimality")) if bar.tag == "rect"]
     assert [bar.one("title").text for bar in bars] == [
         "-0.1 to 0.3: 3 edges",
@@ -356,29 +391,92 @@ def test_minimality_lists_the_least_edges_first(page: Node) -> None:
     assert [float(bar.attributes["height"]) > 0 for bar in bars] == [True, False, False, True]
 
 
-def test_suffix_has_a_line_for_each_group(page: Node) -> None:
-    of_groups, settings = (rows(table(page, "suffix", place))["pruned_95"] for place in (0, 1))
-    assert headings(table(page, "suffix")) == ["circuit", "of", "first", "last"]
-    assert [cell.text for cell in of_groups] == ["by position", "0.250", "0.500 [0.400, 0.600] n = 64"]
-    assert headings(table(page, "suffix", 1)) == ["circuit", "measure", "vectors", "seeds", "kl"]
-    assert [cell.text for cell in settings] == ["kl", "3", "2 entries", "0.400 [0.380, 0.420]"]
+def test_minimality_against_random_edges(page: Node) -> None:
+    cells = rows(table(page, "minimality", 1))["pruned_95"]
+    assert [cell.text for cell in cells] == ["4", "1 Benjamini-Hochberg", "2", "40", "4.0e-04", "not minimal"]
+    assert cells[2].attributes["title"] == "a0.h0->a1.h0.q, a0.h1->a1.h0.k"
+    assert "the least p-value of an edge is 0.024" in cells[4].attributes["title"]
+    data = example()
+    del data["circuits"][0]["minimality"]["significance"]
+    found = read(report_html(data))
+    assert "Edges against random edges" not in found.text
+    last = rows(table(found, "minimality", 1))["pruned_95"][-1]
+    assert last.text == UNDEFINED, "nothing is said of an edge that was not tested"
 
 
-def test_hypothesis_mib_known_and_overlap(page: Node) -> None:
-    tests = table(page, "hypothesis").one("tbody")
-    assert [cell.text for cell in next(tests.all("tr")).children][1:6] == [
-        "equivalence", "the circuit does as well as the model on half of the examples", "120", "0.005", "200",
-    ]  # fmt: skip
-    assert [cell.text for cell in rows(table(page, "mib"))["pruned_95"]][2:] == [
-        "0.940", "0.060", "0.950", "0.050", "0.630",
-    ]  # fmt: skip
-    marks = [mark for plot in page.one("section", id="mib").all("svg", role="img") for mark in plot.all("path")]
-    assert len(marks) == 2 * 2 * 3, "the share 0 has no place on a logarithmic axis"
+def test_suffix_has_a_line_for_each_space(page: Node) -> None:
+    changes = table(page, "suffix")
+    assert changes.one("caption").text == "Relative change of the output, first 64 of 200 pairs"
+    lines = [[cell.text for cell in row.all("td")] for row in changes.one("tbody").all("tr")]
+    assert lines == [
+        ["final residual stream", "0.500", "0.250 ± 0.177", "0.625", "2.000", "0.333"],
+        ["logits", "0.625", "0.375 ± 0.177", "0.750", "2.000", "0.333"],
+        ["logits minus their mean", "0.750", "0.500 ± 0.177", "0.875", "2.000", "0.333"],
+    ]
+    nodes = [cell.text for cell in rows(table(page, "suffix", 1))["pruned_95"]]
+    assert nodes == ["2", "a0.h0, m1", "4", "2", "25 %", "32"]
+    shapes = [cell.text for cell in rows(table(page, "suffix", 2))["pruned_95"]]
+    assert shapes == ["final residual stream", *["0.750"] * 3, *[UNDEFINED] * 3]
+
+
+def test_hypotheses_have_their_readings(page: Node) -> None:
+    found = table(page, "hypothesis")
+    assert found.one("caption").text == "Tests of each circuit, first 64 of 200 pairs"
+    first, second = [[cell.text for cell in row.all("td")] for row in found.one("tbody").all("tr")]
+    null = "as good on half of the examples"
+    assert first == ["equivalence", null, "0.250", "0.005 least 0.001", "64", "rejected at 5 %: worse"]
+    assert second[3:] == [f"{UNDEFINED} least 0.001", "0", "not tested"]
+    facts = {
+        row.one("dt").text: row.one("dd").text
+        for row in page.one("section", id="hypothesis").all("div")
+        if list(row.all("dt"))
+    }
+    assert facts["scores"] == "logit diff., for equivalence and independence"
+    assert facts["faithfulness"] == "KL, for sufficiency and partial necessity"
+
+
+def test_mib_has_both_orders_of_the_scores(page: Node) -> None:
+    section = page.one("section", id="mib")
+    lines = [[cell.text for cell in row.all("td")] for row in table(page, "mib").one("tbody").all("tr")]
+    areas = ["logit diff.", "0.940", "0.060", "0.950", "0.050", "0.630"]
+    assert lines[:2] == [["signed", *areas], ["absolute no meaning for a trained mask", *areas]]
+    assert len(lines) == 4, "a circuit without scores has no line"
+    plots = [len(list(plot.all("path"))) for plot in section.all("svg", role="img")]
+    assert plots == [8, 8]
+    points = rows(table(page, "mib", 1))["pruned_95"]
+    assert [cell.text for cell in points] == ["signed", "0.1 %", "0", "0", "3.000", "0"]
+    assert "800 (one embedding; MIB counts otherwise: 900)" in section.text
+
+
+@pytest.mark.parametrize(
+    ("method", "trained"), [("edge_pruning", True), ("subnetwork_probing", True), ("ugs", True), ("eap", False)]
+)
+def test_absolute_order_of_trained_masks_means_nothing(method: str, trained: bool) -> None:
+    data = example()
+    del data["circuits"][1:]
+    data["circuits"][0]["method"] = method
+    found = read(report_html(data)).one("section", id="mib")
+    assert ("pruned_95: scores of trained masks" in found.text) == trained
+    assert ("no meaning for a trained mask" in found.text) == trained
+
+
+def test_known_circuits(page: Node) -> None:
     roles = rows(table(page, "known"))
     assert roles["name mover"][0].text == "1 of 2"
+    assert roles["name mover"][0].attributes["title"] == "found: a1.h0; missed: a1.h2"
+    assert roles["roles found"][0].text == "2 of 2 component types"
     legend = [item.text for item in page.one("section", id="known").all("li")]
     assert legend == ["pruned_95", "pruned_98"], "a circuit without a curve has no line in the legend"
-    assert roles["name mover"][0].attributes["title"] == "found: a1.h0; missed: a1.h2"
+    shared = table(page, "known", 1)
+    assert headings(shared)[1:4] == ["shared edges", "by chance", "p-value of the shared edges"]
+    assert headings(shared)[4:] == ["node recall", "MIB AUROC by score"], "a column without any value is left out"
+    assert [cell.text for cell in rows(shared)["pruned_95"]] == ["15", "1.500", "1.0e-4", "0.667", "0.875"]
+    own, others = table(page, "known", 2), table(page, "known", 3)
+    assert [cell.text for cell in rows(own)["pruned_95"]][:3] == ["edges", "0.750", "0.013"]
+    assert [cell.text for cell in rows(others)["pruned_95"]][:3] == ["acdc", "edges", "0.750"]
+
+
+def test_overlap(page: Node) -> None:
     assert rows(table(page, "overlap"))["eap"][0].text == "0.250"
     pair = rows(table(page, "overlap", 1))["pruned_95"]
     assert [cell.text for cell in pair] == ["pruned_98", "0.400", "20", "2.500", "3.2e-1235", "0.800"]
@@ -388,6 +486,7 @@ def test_hypothesis_mib_known_and_overlap(page: Node) -> None:
 def test_breakdown_and_glossary(page: Node) -> None:
     line = rows(table(page, "breakdown"))["pruned_95"]
     assert [cell.text for cell in line[:3]] == ["ABBA", "80", "0.100 [0.080, 0.120]"]
+    assert "indirect object (97 values): too many" in page.one("section", id="breakdown").text
     glossary = rows(table(page, "glossary"))
     assert [cell.text for cell in glossary["KL"]] == ["kl", "KL(full || circuit)", "nats", "lower", "a paper"]
     assert "CPR" in page.one("section", id="glossary").text
@@ -396,54 +495,56 @@ def test_breakdown_and_glossary(page: Node) -> None:
     assert "CPR" not in read(report_html(data)).one("section", id="glossary").text
 
 
-def test_results_as_the_tests_of_a_circuit_write_them(page: Node) -> None:
-    """Other names for the same things make the same page, but for what they do not say."""
-    data = example()
-    for circuit in data["circuits"]:
-        for name, control in circuit["controls"].items():
-            figures = {"kl": 3.0 if name == "complement" else None}
-            each = [{"kl": 3.0}] if name == "complement" else [{"kl": 2.0}, {"kl": None}]
-            circuit["controls"][name] = {
-                "open": control["description"],
-                "seeds": [0, 1],
-                "figures": figures,
-                "each": each,
-            }
-        circuit["controls"] = {"num_examples": 50, "controls": circuit["controls"]}
-        for found in circuit["ablations"].values():
-            for value in found["random"].values():
-                value |= {"deviation": value.pop("sd"), "minimum": value.pop("min"), "maximum": value.pop("max")}
-                value["num_seeds"] = value.pop("seeds")
-    data["about"]["resampling"] = {"method": "percentile bootstrap over examples", **data["about"].pop("bootstrap")}
-    deep = data["circuits"][0]
-    deep["completeness"]["knock_outs"] = deep["completeness"].pop("points")
-    deep["minimality"]["num_closed"] = deep["minimality"].pop("num_tested")
-    deep["minimality"]["histogram"]["bounds"] = deep["minimality"]["histogram"].pop("bins")
-    deep["hypothesis"] = {"num_examples": 64, "tests": deep["hypothesis"]}
-    for circuit in data["circuits"][:2]:
-        for curve in circuit["mib"].values():
-            curve["points"] = [
-                {"share" if name == "requested" else name: value for name, value in point.items()}
-                for point in curve["points"]
-            ]
-        circuit["mib"]["cpr"] = 0.94
-    data["circuits"][2]["mib"] = None
-    known = deep["known"]["example circuit"]
-    known["conventions"]["own"]["edges"]["num_both"] = 7
-    known |= {"chance": {"expected": 1.5, "log10_p_value": -4.0, "p_value": 1e-4}, "mib_auroc": {"signed": None}}
-    found = read(report_html(data))
-    assert found.one("header").text == page.one("header").text
-    assert headings(table(found, "known", 1)) == ["circuit", "shared edges", "by chance", "p-value of the shared edges"]
-    assert [cell.text for cell in rows(table(found, "known", 1))["pruned_95"]] == ["7", "1.500", "1.0e-4"]
-    for name in ("summary", "frontier", "completeness", "minimality", "hypothesis", "mib"):
-        assert _plain(found.one("section", id=name)) == _plain(page.one("section", id=name)), name
-    assert "on 50 examples" in table(found, "controls").one("caption").text
-    lines = [[cell.text for cell in row.children][1:3] for row in table(found, "controls").one("tbody").all("tr")]
-    assert lines[1:3] == [["same degrees 2 seeds", UNDEFINED], ["complement 2 seeds", "3.000"]]
+# -------------------------------------------------------------------- a computed result
+# Dicts whose keys are names of something, not of the schema.
+NAMED = re.compile(
+    r"about\.(task|versions)|measures|ends|circuits\.(layers|kinds|known|labels|labels\.\*|labels_skipped|ablations)"
+    r"|(ends\.\*\.(full|empty)|circuits\.ablations\.\*\.(measures|normalised|random)|circuits\.labels\.\*\.\*\.measures)"
+    r"|circuits\.known\.\*\.(roles|conventions)|pairs\.(kinds|layers|differences)"
+    r"|circuits\.controls\.(full|empty|controls|controls\.\*\.(figures|faithfulness|each))|circuits\.completeness\.summary"
+    r"|circuits\.(hypothesis\.tests|hypothesis\.tests\.\*\.(settings|details)|minimality\.significance\.(settings|details))"
+)
 
 
-def _plain(node: Node) -> tuple[str, list[dict[str, str]]]:
-    return node.text, [found.attributes for found in _nodes(node)]
+def keys(data: Any, path: str = "") -> set[str]:
+    """The keys inside by their path; names as a star, list places left out."""
+    if isinstance(data, list):
+        return {key for item in data for key in keys(item, path)}
+    found = set[str]()
+    if isinstance(data, dict) and path != "about.task":
+        for name, value in data.items():
+            inside = f"{path}.{'*' if NAMED.fullmatch(path) else name}".lstrip(".")
+            found |= {inside} | keys(value, inside)
+    return found
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory: pytest.TempPathFactory) -> Json:
+    """A result of `edgeprune evaluate` with everything in it but labels."""
+    folder = tmp_path_factory.mktemp("computed")
+    task = {"class_path": "CompiledTask", "init_args": {"program": "reverse", "lengths": [3]}}
+    (folder / "data.yaml").write_text(yaml.safe_dump({"data": {"task": task, "eval_batch_size": 8}}))
+    graph = load_model("compiled:reverse").graph
+    header = {"model": "compiled:reverse", "ablation": "zero", "method": "edge_pruning"}
+    scores = graph.exists * torch.arange(float(graph.exists.numel())).view(graph.shape)
+    paths = [folder / f"{size}.safetensors" for size in (30, 60)]
+    for path, size in zip(paths, (30, 60), strict=True):
+        Circuit(graph, top_n(graph, scores, size), scores, header).save(path)
+    quick = ["--limit", "3", "--seeds", "2", "--draws", "5", "--random", "2", "--minimality-edges", "3"]
+    more = ["--tests", "all", "--known", "tracr_reverse", "--json", str(folder / "out.json")]
+    assert main(["evaluate", *map(str, paths), "--config", str(folder / "data.yaml"), *quick, *more]) == 0
+    return json.loads((folder / "out.json").read_text())
+
+
+def test_the_example_has_the_keys_of_a_computed_result(computed: Json) -> None:
+    """Labels are looked at elsewhere: a compiled task has none."""
+    unknown = keys(example()) - keys(computed)
+    assert not [key for key in unknown if not key.startswith("circuits.labels")]
+
+
+def test_a_computed_result_has_all_sections_but_those_without_data(computed: Json) -> None:
+    found = [section.attributes["id"] for section in read(report_html(computed)).all("section")]
+    assert found == [name for name in SECTIONS if name not in ("ablations", "breakdown")]
 
 
 # -------------------------------------------------------------------- plots

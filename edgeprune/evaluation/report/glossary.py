@@ -35,12 +35,22 @@ _TERMS = (
         r"|F(C \ K) - F(M \ K)|: K out of circuit C and model M (arXiv 2211.00593).",
     ),
     ("minimality", "redundant edge", "One whose effect, when it alone is closed, is at most the tolerance."),
+    (
+        "minimality",
+        "random edge",
+        "An edge of a random path that was added to the circuit, closed alone (arXiv 2410.13032).",
+    ),
     ("mib", "CPR", "Area below normalised faithfulness by share of edges; higher is better (arXiv 2504.13151)."),
     ("mib", "CMD", "Area between that curve and 1; lower is better (arXiv 2504.13151)."),
     (
         "known",
         "pessimistic AUC",
         "Area of the staircase below a ROC curve: between two points, the lower one.",
+    ),
+    (
+        "known",
+        "MIB AUROC",
+        "Area below the ROC curve of ten circuits grown from the logits; a random order is not at 0.5.",
     ),
     ("overlap", "Jaccard", "Things in both sets / things in either: 0 for none in common, 1 for the same sets."),
 )

@@ -6,12 +6,20 @@ from typing import Any
 
 from edgeprune.evaluation.report import plots
 from edgeprune.evaluation.report.axes import Axis, axis
-from edgeprune.evaluation.report.blocks import Cell, Column, Facts, Figure, Row, Section, Table
-from edgeprune.evaluation.report.result import Json, Result, either, items, num_seeds, part
+from edgeprune.evaluation.report.blocks import Block, Cell, Column, Facts, Figure, Row, Section, Table
+from edgeprune.evaluation.report.result import Json, Result, circuits_with, entries, items, numbers, part
 from edgeprune.evaluation.report.text import UNDEFINED, counted, finite, number, percent, plain, words
 
-# Keys of `about` with a line of their own, and what the line is called; `command` comes last.
-_ABOUT = ("model", "task", "split", "num_examples", "ablation", "ablations", "resampling", "limits", "versions")
+# Keys of `about` that come first, in this order; `command` comes last.
+_ABOUT = ("model", "task", "split", "num_examples", "ablation", "ablations", "resampling", "random_seeds", "tests")
+_LABELS = {
+    "num_examples": "pairs",
+    "resampling": "intervals",
+    "ablations": "ablations compared",
+    "random_seeds": "random circuits",
+}
+# Keys that another line tells.
+_TOLD = ("model_fingerprint", "test_examples", "minimality_edges")
 _FRONTIER = ("kl", "squared_error", "logit_difference", "accuracy", "exact_match")
 _NUM_FRONTIERS, _NUM_GRIDS = 4, 3
 _WIDE = 30  # values whose largest is this many times the smallest get a logarithmic axis
@@ -21,28 +29,48 @@ _ENDS = {"full": "full model", "empty": "empty circuit"}
 def about(result: Result) -> Facts:
     """What was evaluated, and how."""
     data = result.about
-    found = {name: _fact(result, name) for name in _ABOUT}
-    others = {
-        name: plain(data[name]) for name in data if name not in (*_ABOUT, "bootstrap", "model_fingerprint", "command")
-    }
-    found |= others | {"command": str(data.get("command") or "")}
-    labels = {"num_examples": "pairs", "resampling": "intervals", "ablations": "ablations compared"}
-    return Facts([(labels.get(name, words(name)), text) for name, text in found.items() if text], code=("command",))
+    others = [name for name in data if name not in (*_ABOUT, *_TOLD, "command")]
+    found = {name: _fact(result, name) for name in (*_ABOUT, *others, "command")}
+    return Facts([(_LABELS.get(name, words(name)), text) for name, text in found.items() if text], code=("command",))
 
 
 def _fact(result: Result, name: str) -> str:
     data = result.about
-    value = data.get(name) if name != "resampling" else result.resampling
+    value = data.get(name)
     if value is None or value in ({}, [], ""):
         return ""
     if name == "model" and data.get("model_fingerprint"):
         return f"{value} (fingerprint of the weights {data['model_fingerprint']})"
+    if name == "task" and isinstance(value, Mapping):
+        return _task(value, str(data.get("split")))
     if name == "ablations" and isinstance(value, list) and len(value) == 1:
         return ""
     if name == "resampling" and isinstance(value, Mapping) and "draws" in value:
         seed = f", seed {number(value['seed'])}" if value.get("seed") is not None else ""
         return f"{result.interval}s, bootstrap over examples, {counted(value['draws'], 'draw')}{seed}"
+    if name == "random_seeds":
+        return f"{number(value)} of the size of each circuit"
+    if name == "tests":
+        return f"{plain(value)}{_limits(data)}"
     return plain(value)
+
+
+def _task(task: Json, split: str) -> str:
+    """What is known of a task; of the hashes of its tokens only the beginning of the one of the split."""
+    told = {name: value for name, value in task.items() if name not in ("task", "sha256") and value is not None}
+    name, digest = task.get("task"), part(task, "sha256").get(split)
+    texts = [str(name)] if name else []
+    texts += [plain(told)] if told else []
+    texts += [f"SHA-256 of the tokens {str(digest)[:16]}"] if digest else []
+    return ", ".join(texts)
+
+
+def _limits(about: Json) -> str:
+    """On how many pairs the tests ran, and how many edges they closed."""
+    pairs, edges = finite(about.get("test_examples")), finite(about.get("minimality_edges"))
+    limits = [f"on the first {counted(int(pairs), 'pair')}"] if pairs is not None else []
+    limits += [f"minimality closes {counted(int(edges), 'edge')} at most"] if edges is not None else []
+    return f" ({'; '.join(limits)})" if limits else ""
 
 
 # -------------------------------------------------------------------- summary
@@ -94,13 +122,11 @@ def _sizes(circuit: Json) -> list[Cell]:
     edges, existing, sparsity = (circuit.get(name) for name in ("edges", "all_edges", "sparsity"))
     of = f"of {number(existing)}" if existing is not None else ""
     method = plain(circuit["method"]) if circuit.get("method") else UNDEFINED
-    nodes: Any = circuit.get("nodes")
-    nodes = len(nodes) if isinstance(nodes, list | dict) else nodes
     return [
         Cell(method, sort=method),
         Cell(number(edges), of, sort=finite(edges)),
         Cell(percent(sparsity), sort=finite(sparsity)),
-        *(Cell(number(value), sort=finite(value)) for value in (circuit.get("dangling"), nodes)),
+        *(Cell(number(value), sort=finite(value)) for value in (circuit.get("dangling"), circuit.get("nodes"))),
     ]
 
 
@@ -147,7 +173,7 @@ def _frontier_plot(
         figure = part(found, "measures", measure)
         series[method] += _point(share, figure.get("value"), (figure.get("low"), figure.get("high")), what)
         spread = part(found, "random", measure)
-        ends = (either(spread, "min", "minimum"), either(spread, "max", "maximum"))
+        ends = (spread.get("minimum"), spread.get("maximum"))
         random += _point(share, spread.get("mean"), ends, f"random, size of {what}")
     limits = {name: finite(part(result.data, "ends", result.ablation, name, measure).get("value")) for name in _ENDS}
     points = [point for points in (*series.values(), random) for point in points]
@@ -216,67 +242,100 @@ def _ablation_cell(result: Result, found: Json, measure: str) -> Cell:
 # -------------------------------------------------------------------- controls
 def controls(result: Result) -> Section | None:
     """Sufficiency and necessity."""
-    rows = list[Row]()
-    described = dict[str, str]()
-    for name, circuit in result.named:
-        found = _controls(part(circuit, "controls"))
-        if found and "circuit" not in found:
-            own = part(circuit, "ablations", result.ablation, "measures")
-            figures = [result.figure(own, measure) for measure in result.main]
-            rows.append(Row(name, [Cell("the circuit itself", sort=""), *figures]))
-        for control, about in found.items():
-            spreads = _spreads(about)
-            cells = [result.spread(spreads, measure) for measure in result.main]
-            seeds = num_seeds(about.get("seeds"))
-            small = counted(seeds, "seed") if seeds > 1 else ""
-            kind = "circuit" if control == "circuit" else "control"
-            rows.append(Row(name, [Cell(words(control), small, sort=control), *cells], kind))
-            described[words(control)] = str(either(about, "description", "open") or "")
-    if not rows:
+    found = [(name, about) for name, about in circuits_with(result, "controls") if part(about, "controls")]
+    if not found:
         return None
-    columns = [Column("circuit", numeric=False), Column("open edges", numeric=False), *map(result.column, result.main)]
+    described = {
+        words(control): str(part(about, "controls", control).get("open") or "")
+        for _, about in found
+        for control in part(about, "controls")
+    }
+    columns = [
+        Column("circuit", numeric=False),
+        Column("open", numeric=False, title="Which edges are open; in words below the table"),
+        Column("open edges"),
+        Column("moved", title="Share of the circuit's edges that are closed; of random ones the mean over seeds"),
+        *map(result.column, result.main),
+    ]
+    abouts = [about for _, about in found]
+    rows = [row for name, about in found for row in _control_rows(result, name, about)]
+    ends = [
+        Row(text, [Cell("")] * 3 + [_plain_figure(figures, measure) for measure in result.main], "end")
+        for end, text in _ENDS.items()
+        if (figures := next((part(about, end) for about in abouts if part(about, end)), None)) is not None
+    ]
     intro = (
         "A circuit is sufficient if it alone does what the model does and random choices of its size do not; it is "
-        "necessary if the model without it stops doing so."
+        "necessary if the model without it stops doing so. A random control that moves few edges is nearly the "
+        "circuit itself, and says little. Pointing at a figure shows its normalised faithfulness."
     )
-    counts = [part(circuit, "controls").get("num_examples") for circuit in result.circuits]
-    count = next((count for count in counts if count is not None), None)
-    caption = "Each circuit beside its controls" + (f", on {counted(count, 'example')}" if count is not None else "")
+    caption = f"Each circuit beside its controls{result.pairs(abouts)}"
     facts = Facts([(name, text) for name, text in described.items() if text])
-    blocks = [Table(caption, columns, rows), *([facts] if facts.items else [])]
-    return Section("controls", "Sufficiency and necessity", intro, blocks)
+    return Section(
+        "controls",
+        "Sufficiency and necessity",
+        intro,
+        [Table(caption, columns, [*ends[:1], *rows, *ends[1:]]), *([facts] if facts.items else [])],
+    )
 
 
-def _controls(found: Json) -> dict[str, Json]:
-    """Each control by its name, as the schema has them or as a test of controls does."""
-    inside = part(found, "controls") or found
-    return {name: part(inside, name) for name in inside if part(inside, name)}
+def _control_rows(result: Result, name: str, about: Json) -> list[Row]:
+    rows = list[Row]()
+    for control in part(about, "controls"):
+        found = part(about, "controls", control)
+        num_seeds = len(items(found, "seeds"))
+        first = Cell(words(control), counted(num_seeds, "seed") if num_seeds > 1 else "", sort=control)
+        figures = [_control_figure(result, found, measure) for measure in result.main]
+        kind = "circuit" if control == "circuit" else "control"
+        rows.append(Row(name, [first, _num_open(found), _moved(found), *figures], kind))
+    return rows
 
 
-def _spreads(control: Json) -> Json:
-    """By measure the spread over seeds; found from the figures of each where it is not given."""
-    if part(control, "measures"):
-        return part(control, "measures")
-    each = [part(row) for row in items(control, "each")]
-    return {measure: _spread([row.get(measure) for row in each]) for measure in part(control, "figures")}
+def _num_open(control: Json) -> Cell:
+    counts = numbers(control, "num_open")
+    return Cell(number(value := int(mean(counts))), sort=value) if counts else Cell(UNDEFINED)
 
 
-def _spread(values: Sequence[Any]) -> Json:
-    """None for the mean unless every value is known, as the figure of a control is."""
-    known = [value for one in values if (value := finite(one)) is not None]
-    if len(known) < len(values) or not known:
-        return {"mean": None}
-    deviation = stdev(known) if len(known) > 1 else None
-    return {"mean": mean(known), "sd": deviation, "min": min(known), "max": max(known), "seeds": len(known)}
+def _moved(control: Json) -> Cell:
+    shares = numbers(control, "moved")
+    if not shares:
+        return Cell(UNDEFINED)
+    low, high = min(shares), max(shares)
+    title = f"{percent(low)} to {percent(high)} of the circuit's edges are closed, by seed" if low < high else ""
+    return Cell(percent(mean(shares)), title=title, sort=mean(shares))
+
+
+def _control_figure(result: Result, control: Json, measure: str) -> Cell:
+    """The mean over seeds, with the spread of a random control."""
+    each = [value for row in entries(control, "each") if (value := finite(row.get(measure))) is not None]
+    spread = {"mean": part(control, "figures").get(measure), "num_seeds": len(each)}
+    if len(each) > 1:
+        spread |= {"deviation": stdev(each), "minimum": min(each), "maximum": max(each)}
+    found = result.spread({measure: spread}, measure)
+    faithfulness = finite(part(control, "faithfulness").get(measure))
+    title = found.title if faithfulness is None else f"{found.title}; normalised faithfulness {number(faithfulness)}"
+    return Cell(found.text, found.small, title, found.sort)
+
+
+def _plain_figure(figures: Json, measure: str) -> Cell:
+    return Cell(number(value := finite(figures.get(measure))), sort=value)
 
 
 # -------------------------------------------------------------------- kinds of examples
 def breakdown(result: Result) -> Section | None:
     """Measures on each kind of examples."""
     labels = dict.fromkeys(label for circuit in result.circuits for label in part(circuit, "labels"))
-    tables = [table for label in labels if (table := _label_table(result, label)).rows]
+    blocks: list[Block] = [table for label in labels if (table := _label_table(result, label)).rows]
+    skipped = {
+        label: counted(count, "value")
+        for circuit in result.circuits
+        for label, count in part(circuit, "labels_skipped").items()
+    }
+    if skipped:
+        texts = ", ".join(f"{words(label)} ({count})" for label, count in skipped.items())
+        blocks.append(Facts([("left out", f"{texts}: too many values to tell apart")]))
     intro = "The same figures on the examples of each template or other label; few examples give wide intervals."
-    return Section("breakdown", "Kinds of examples", intro, tables) if tables else None
+    return Section("breakdown", "Kinds of examples", intro, blocks) if blocks else None
 
 
 def _label_table(result: Result, label: str) -> Table:

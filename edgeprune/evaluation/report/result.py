@@ -1,7 +1,7 @@
 """The JSON of an evaluation, read with patience: what is not there is empty, and one look-up serves all sections."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, final
 
@@ -31,24 +31,14 @@ def items(data: Json, name: str) -> list[Any]:
     return list(found) if isinstance(found, list | tuple) else []
 
 
-def either(data: Json, *names: str) -> Any:
-    """The first of several keys that is there; None without any.
-
-    The tests of a circuit and the schema have different names for a few things.
-    """
-    return next((data[name] for name in names if data.get(name) is not None), None)
+def entries(data: Json, name: str) -> list[Json]:
+    """The dicts of a list inside."""
+    return [item for item in items(data, name) if isinstance(item, Mapping)]
 
 
 def numbers(data: Json, name: str) -> list[float]:
     """The finite numbers of a list inside."""
     return [known for value in items(data, name) if (known := finite(value)) is not None]
-
-
-def num_seeds(seeds: Any) -> int:
-    """A number of seeds, from that or from a list of them; 0 where it is not known."""
-    if isinstance(seeds, list | tuple):
-        return len(seeds)
-    return int(finite(seeds) or 0)
 
 
 @final
@@ -71,7 +61,7 @@ class Result:
         self.data = data
         self.about = part(data, "about")
         self.measures = part(data, "measures")
-        self.circuits = [circuit for circuit in items(data, "circuits") if isinstance(circuit, Mapping)]
+        self.circuits = entries(data, "circuits")
 
     # ---------------------------------------------------------------- names
     @cached_property
@@ -136,11 +126,23 @@ class Result:
         unit, direction = str(about.get("unit") or ""), self.direction(measure)
         return Column(self.heading(measure), f"{unit} {direction}".strip(), str(about.get("definition") or ""))
 
+    def pairs(self, found: Iterable[Json]) -> str:
+        """On how many pairs a test ran: `, first 50 of 1,000 pairs`; empty where no circuit says so."""
+        counts = dict.fromkeys(count for one in found if (count := finite(one.get("num_examples"))) is not None)
+        whole = finite(self.about.get("num_examples"))
+        texts = [
+            f"first {count:,.0f} of {whole:,.0f} pairs"
+            if whole is not None and count < whole
+            else counted(int(count), "pair")
+            for count in counts
+        ]
+        return f", {' or '.join(texts)}" if texts else ""
+
     # ---------------------------------------------------------------- cells
     @cached_property
     def resampling(self) -> Json:
         """How intervals were made."""
-        return part(either(self.about, "bootstrap", "resampling"))
+        return part(self.about, "resampling")
 
     @cached_property
     def interval(self) -> str:
@@ -166,11 +168,10 @@ class Result:
     def spread(self, spreads: Json, measure: str) -> Cell:
         """A figure over seeds: its mean, and the standard deviation."""
         found = part(spreads, measure)
-        mean, deviation = finite(found.get("mean")), finite(either(found, "sd", "deviation"))
+        mean, deviation, low, high = (finite(found.get(name)) for name in ("mean", "deviation", "minimum", "maximum"))
         if mean is None:
             return Cell(UNDEFINED, title=f"{self.heading(measure)}: not defined")
-        low, high = (finite(value) for value in (either(found, "min", "minimum"), either(found, "max", "maximum")))
-        seeds = num_seeds(either(found, "seeds", "num_seeds"))
+        seeds = found.get("num_seeds")
         title = [f"{'' if seeds == 1 else 'mean '}{self.axis_label(measure)} {mean:.6g}"]
         title += [f"from {number(low)} to {number(high)}"] if low is not None and high is not None else []
         title += [counted(seeds, "seed")] if seeds else []
@@ -180,11 +181,6 @@ class Result:
 def circuits_with(result: Result, name: str) -> list[tuple[str, Json]]:
     """The circuits that have a part, by name, with that part."""
     return [(circuit_name, part(circuit, name)) for circuit_name, circuit in result.named if part(circuit, name)]
-
-
-def points_of(about: Json) -> list[Json]:
-    """One per set that was knocked out, or per size of a curve."""
-    return [point for point in either(about, "points", "knock_outs") or () if isinstance(point, Mapping)]
 
 
 def cell(value: Any) -> Cell:

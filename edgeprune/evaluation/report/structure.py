@@ -1,15 +1,16 @@
 """Sections on which edges the circuits have: layers and kinds, a known circuit, each two circuits."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from edgeprune.evaluation.report import plots
 from edgeprune.evaluation.report.axes import Axis
 from edgeprune.evaluation.report.blocks import Block, Cell, Column, Figure, Row, Section, Table
-from edgeprune.evaluation.report.result import Json, Result, cell, either, numbers, part
-from edgeprune.evaluation.report.text import UNDEFINED, finite, number, percent, plain, probability, words
+from edgeprune.evaluation.report.result import Json, Result, cell, entries, items, numbers, part
+from edgeprune.evaluation.report.text import UNDEFINED, finite, number, percent, probability, words
 from edgeprune.metrics.overlap import scientific
 
+_OWN = "own"  # the convention of this graph
 _RATES = {
     "tpr": ("TPR", "True positive rate of the circuit: share of the known things that it has (recall)"),
     "fpr": ("FPR", "False positive rate: share of all other things that it has"),
@@ -63,9 +64,8 @@ def known(result: Result) -> Section | None:
 
 
 def _known_blocks(result: Result, name: str) -> list[Block]:
-    blocks: list[Block] = [
-        table for table in (_roles(result, name), _shared(result, name), _rates(result, name)) if table.rows
-    ]
+    blocks: list[Block] = [table for table in (_roles(result, name), _shared(result, name)) if table.rows]
+    blocks += _rates(result, name)
     roc = [plot for level in ("edges", "nodes") if (plot := _roc(result, name, level)) is not None]
     if roc:
         curves = [bool(part(circuit, "known", name, "roc")) for circuit in result.circuits]
@@ -78,20 +78,19 @@ def _roles(result: Result, name: str) -> Table:
     found = [(one, part(circuit, "known", name)) for one, circuit in result.named if part(circuit, "known", name)]
     roles = dict.fromkeys(role for _, about in found for role in part(about, "roles"))
     columns = [Column("role", numeric=False), *(Column(one) for one, _ in found)]
-    rows = [Row(words(role), [_role(part(about, "roles").get(role)) for _, about in found]) for role in roles]
+    rows = [Row(words(role), [_role(part(about, "roles", role)) for _, about in found]) for role in roles]
     if rows and any(about.get("summary") for _, about in found):
         rows.append(Row("roles found", [Cell(str(about.get("summary") or UNDEFINED)) for _, about in found], "end"))
     return Table(f"Nodes found of each role in {name}", columns, rows)
 
 
-def _role(role: Any) -> Cell:
-    if not isinstance(role, Mapping):
-        return Cell(plain(role) if role is not None else UNDEFINED, sort=finite(role))
-    hit, missed = list(role.get("nodes_found") or ()), list(role.get("nodes_missed") or ())
+def _role(role: Json) -> Cell:
+    hit, missed = ([str(node) for node in items(role, name)] for name in ("nodes_found", "nodes_missed"))
+    if not hit and not missed:
+        return Cell(UNDEFINED)
     recall = finite(role.get("recall"))
     title = f"found: {', '.join(hit) or 'none'}; missed: {', '.join(missed) or 'none'}"
-    text = f"{len(hit)} of {len(hit) + len(missed)}" if hit or missed else number(recall)
-    return Cell(text, title=title, sort=recall, heat=recall)
+    return Cell(f"{len(hit)} of {len(hit) + len(missed)}", title=title, sort=recall, heat=recall)
 
 
 _SHARED = {
@@ -99,13 +98,13 @@ _SHARED = {
     "expected": Column("by chance", title="Shared edges expected of a random circuit of the same size"),
     "log10_p_value": Column("p-value", "of the shared edges"),
     "node_recall": Column("node recall", title="Share of all nodes with a role that were found"),
-    "signed": Column("MIB AUROC", "by score"),
-    "absolute": Column("MIB AUROC", "by absolute score"),
+    "signed": Column("MIB AUROC", "by score", "Of ten circuits grown from the logits by score; see the glossary"),
+    "absolute": Column("MIB AUROC", "by absolute score", "The same by absolute score; means nothing for trained masks"),
 }
 
 
 def _shared(result: Result, name: str) -> Table:
-    """What the published tables do not have: chance, and MIB's areas."""
+    """What they have in common and would have by chance, the share of roles' nodes, and MIB's areas."""
     found = list[tuple[str, Json]]()
     for circuit_name, circuit in result.named:
         about = part(circuit, "known", name)
@@ -116,7 +115,7 @@ def _shared(result: Result, name: str) -> Table:
             **part(about, "chance"),
             **part(about, "mib_auroc"),
         }
-        if finite(either(own, *_SHARED)) is not None:
+        if any(finite(own.get(key)) is not None for key in _SHARED):
             found.append((circuit_name, own))
     shown = [key for key in _SHARED if any(finite(own.get(key)) is not None for _, own in found)]
     rows = [
@@ -129,26 +128,36 @@ def _shared(result: Result, name: str) -> Table:
     return Table(f"Shared with {name}", [Column("circuit", numeric=False), *map(_SHARED.__getitem__, shown)], rows)
 
 
-def _rates(result: Result, name: str) -> Table:
-    rows, shown = list[tuple[str, str, str, Json]](), dict[str, None]()
-    for circuit_name, circuit in result.named:
-        conventions = part(circuit, "known", name, "conventions")
-        for convention in conventions:
-            for level in part(conventions, convention):
-                rates = part(conventions, convention, level)
-                rows.append((circuit_name, convention, level, rates))
-                shown |= dict.fromkeys(rate for rate in _RATES if finite(rates.get(rate)) is not None)
-    columns = [Column("circuit", numeric=False), Column("convention", numeric=False), Column("of", numeric=False)]
-    columns += [Column(_RATES[rate][0], title=_RATES[rate][1]) for rate in _RATES if rate in shown]
-    lines = [
-        Row(
-            circuit_name,
-            [Cell(words(convention), sort=convention), Cell(level, sort=level)]
-            + [Cell(number(rates.get(rate)), sort=finite(rates.get(rate))) for rate in _RATES if rate in shown],
-        )
-        for circuit_name, convention, level, rates in rows
+def _rates(result: Result, name: str) -> list[Table]:
+    """Rates in this graph, and folded those in other conventions."""
+    rows = [
+        (circuit_name, convention, level, rates)
+        for circuit_name, circuit in result.named
+        for convention, levels in part(circuit, "known", name, "conventions").items()
+        for level, rates in part(levels).items()
     ]
-    return Table(f"Edges and nodes of {name}", columns, lines)
+    own = [(first, [level], rates) for first, convention, level, rates in rows if convention == _OWN]
+    others = [
+        (first, [words(convention), level], rates) for first, convention, level, rates in rows if convention != _OWN
+    ]
+    tables = [
+        _rate_table(f"Edges and nodes of {name}", ["of"], own),
+        _rate_table(f"Edges and nodes of {name} by other conventions", ["convention", "of"], others, folded=True),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def _rate_table(
+    caption: str, heads: Sequence[str], found: Sequence[tuple[str, Sequence[str], Any]], folded: bool = False
+) -> Table:
+    shown = [rate for rate in _RATES if any(finite(part(rates).get(rate)) is not None for *_, rates in found)]
+    columns = [Column(head, numeric=False) for head in ("circuit", *heads)]
+    columns += [Column(_RATES[rate][0], title=_RATES[rate][1]) for rate in shown]
+    rows = [
+        Row(name, [*(Cell(text, sort=text) for text in texts), *(cell(part(rates).get(rate)) for rate in shown)])
+        for name, texts, rates in found
+    ]
+    return Table(caption, columns, rows, folded=folded)
 
 
 def _roc(result: Result, name: str, level: str) -> plots.Plot | None:
@@ -168,7 +177,7 @@ def _roc(result: Result, name: str, level: str) -> plots.Plot | None:
 # -------------------------------------------------------------------- each two circuits
 def overlap(result: Result) -> Section | None:
     """What each two circuits share, and how their figures differ."""
-    pairs = [pair for pair in result.data.get("pairs") or () if isinstance(pair, Mapping)]
+    pairs = entries(result.data, "pairs")
     if not pairs:
         return None
     intro = (
