@@ -54,7 +54,7 @@ class HypothesisTest:
         if_not: What can be said otherwise.
         level: Below or at which p the null hypothesis is rejected.
         settings: What the test was asked for.
-        details: Further figures.
+        details: Further figures; `least_p_value`, where it is known, is the smallest that any outcome could have.
     """
 
     name: str
@@ -80,9 +80,12 @@ class HypothesisTest:
         if self.rejected is None:
             return "not tested: nothing is defined that could be"
         share = f"{100 * self.level:g} %"
-        return (
-            f"rejected at {share}: {self.if_rejected}" if self.rejected else f"not rejected at {share}: {self.if_not}"
-        )
+        if self.rejected:
+            return f"rejected at {share}: {self.if_rejected}"
+        least = self.details.get("least_p_value", 0.0)
+        if least > self.level:
+            return f"not rejected at {share}, and could not be: whatever the outcome, p is at least {least:.2g} here"
+        return f"not rejected at {share}: {self.if_not}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -201,8 +204,8 @@ def independence(
     if permutations < 1:
         raise EdgepruneError(f"permutations must be at least 1, got {permutations}")
     left, right = (scores[:most_examples] for scores in _both_defined(complement, model))
-    undefined = (math.nan, math.nan, 0)
-    statistic, p_value, tried = _permuted(left, right, permutations, seed) if len(left) > 1 else undefined
+    undefined = (math.nan, math.nan, 0, math.nan)
+    statistic, p_value, tried, least = _permuted(left, right, permutations, seed) if len(left) > 1 else undefined
     return HypothesisTest(
         "independence",
         "with the circuit removed, the score of an example is independent of the full model's",
@@ -214,19 +217,19 @@ def independence(
         "no sign that the complement carries anything of what decides how well the model does",
         level,
         {"permutations": permutations, "seed": seed, "most_examples": most_examples},
-        {"num_orders": tried},
+        {"num_orders": tried, "least_p_value": least},
     )
 
 
-def _permuted(first: Tensor, second: Tensor, number: int, seed: int) -> tuple[float, float, int]:
-    """HSIC (0 where a score does not vary), its p-value over orders of the second one, how many orders were tried."""
+def _permuted(first: Tensor, second: Tensor, number: int, seed: int) -> tuple[float, float, int, float]:
+    """HSIC (0 where a score does not vary), its p-value over orders of the second one, their number, the least p."""
     left, right, n = _features(first).T.contiguous(), _features(second), len(first)
     observed = float((left @ right).square().sum())
     every = n < 10 and math.factorial(n) <= number
     found = [float((left @ right[order]).square().sum()) for order in _orders(n, number, seed, every)]
     as_large = sum(other >= observed * (1 - ROUNDING) for other in found)
-    p_value = as_large / len(found) if every else (as_large + 1) / (len(found) + 1)
-    return observed / (n - 1) ** 2, p_value, len(found)
+    given = 0 if every else 1  # all orders have the given one among them
+    return observed / (n - 1) ** 2, (as_large + given) / (len(found) + given), len(found), 1 / (len(found) + given)
 
 
 def _orders(n: int, number: int, seed: int, every: bool) -> Iterator[Tensor]:

@@ -96,10 +96,22 @@ def test_equivalence_where_scores_are_missing() -> None:
 def test_readings() -> None:
     found = equivalence(*scores(20, 0))
     assert found.reading.startswith("rejected at 5 %: circuit and model are not equivalent")
-    assert equivalence(*scores(4, 0)).reading.startswith("not rejected at 5 %: no sign")
+    assert equivalence(*scores(10, 10)).reading.startswith("not rejected at 5 %: no sign")
     assert found.to_dict()["settings"] == {"epsilon": 0.1, "ties": 1e-5}
     assert found.to_dict()["details"]["least_p_value"] == found.p_value
     assert json.loads(json.dumps(found.to_dict()))["reading"] == found.reading
+
+
+def test_a_test_that_cannot_reject_says_so() -> None:
+    """Of four examples, all on one side: .6^4 + .4^4 = .155."""
+    assert equivalence(*scores(4, 0)).reading == (
+        "not rejected at 5 %, and could not be: whatever the outcome, p is at least 0.16 here"
+    )
+    three = independence(torch.tensor([1.0, 2, 4]), torch.tensor([1.0, 2, 4]))
+    assert three.reading.endswith("p is at least 0.17 here")  # 1 / 3!
+    assert independence(normal(30), normal(30, seed=1), permutations=99).details["least_p_value"] == 0.01
+    assert sufficiency(0.0, torch.ones(18)).reading.startswith("not rejected at 5 %, and could not be")  # 1 / 19
+    assert sufficiency(0.0, torch.ones(19)).reading.startswith("rejected at 5 %")  # 1 / 20
 
 
 # -------------------------------------------------------------------- independence
