@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from edgeprune.errors import EdgepruneError
@@ -29,11 +30,14 @@ class CircuitFiles:
         """Read our own files.
 
         Raises:
-            EdgepruneError: One is missing or damaged.
+            EdgepruneError: One is damaged, or any is missing.
         """
         from edgeprune.circuit import Circuit
         from edgeprune.formats import is_own
 
+        for path in paths:
+            if not Path(path).exists():
+                raise EdgepruneError(f"no circuit file at {path}")
         return cls(paths, {path: Circuit.load(path) for path in paths if is_own(path)})
 
     @property

@@ -3,9 +3,11 @@
 import argparse
 import re
 import shlex
+import sys
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
     from datamodules import PairDataModule
     from edgeprune.canonical import CanonicalCircuit
     from edgeprune.circuit import Circuit
-    from edgeprune.evaluation.evaluator import Progress
+    from edgeprune.cli.circuits import CircuitFiles
+    from edgeprune.evaluation.evaluator import Evaluator, Progress
     from edgeprune.evaluation.summary import Questions
     from edgeprune.evaluation.uncertainty import Resampling
     from edgeprune.graph import EdgeGraph
@@ -34,6 +37,18 @@ EVERY_ABLATION = (
     "mean:corrupted:positional",
     "optimal",
 )
+LEAST = {
+    "limit": 1,
+    "batch_size": 1,
+    "seeds": 1,
+    "draws": 1,
+    "random": 1,
+    "test_limit": 1,
+    "minimality_edges": 1,
+    "cache_gb": 0,
+}
+PAGE = (".html", ".htm")
+WIDE = 240  # characters of a table where nothing says how wide lines may be
 
 
 def run(arguments: list[str]) -> None:
@@ -58,18 +73,19 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("circuits", nargs="+", metavar="CIRCUIT", help="circuit files of any format that `edgeprune convert` reads")
     add("--config", required=True, help="YAML file with a `data` section")
     add("--split", choices=["train", "validation", "test"], default="test")
-    add("--limit", type=int, help="use the first so many pairs")
+    add("--limit", type=int, help="use the first so many pairs, or all if there are no more")
     add("--batch-size", type=int, help="pairs in one run; default: the config's eval_batch_size")
     add("--model", help="model to run; by default the one in the first own file's header")
     add("--device", default="cpu")
     add("--ablation", help="such as interchange, zero or mean; default: the first own file's")
-    add("--ablations", help="others to show beside it: names with commas between, or all")
-    add("--measures", help="names with commas between; default: all that are defined on these pairs")
-    add("--tests", help=f"names with commas between, of {', '.join(TESTS)}; or all")
+    names: dict[str, Any] = {"action": "append", "default": []}
+    add("--ablations", **names, help="others to show beside it: names with commas between, or all")
+    add("--measures", **names, help="names with commas between; default: all that are defined on the first pairs")
+    add("--tests", **names, help=f"names with commas between, of {', '.join(TESTS)}; or all")
     add("--test-limit", type=int, default=50, help="the tests run on the first so many pairs (default: 50)")
     add("--minimality-edges", type=int, default=200, help="edges whose own effect is found (default: 200)")
     add("--random", type=int, default=40, help="random circuits and edges that the tests compare with (default: 40)")
-    add("--known", action="append", default=[], metavar="NAME|FILE", help="a published circuit, or a file of one")
+    add("--known", **names, metavar="NAME|FILE", help="a published circuit, or a file of one; may be repeated")
     add("--seeds", type=int, default=5, help="random circuits of the same size (default: 5)")
     add("--draws", type=int, default=1000, help="resamples for an interval (default: 1000)")
     add("--level", type=float, default=0.95, help="share of them inside (default: .95)")
@@ -77,30 +93,49 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--json", type=Path, help="also write all figures here")
     add("--report", type=Path, help="also write a page here (.html)")
     options = parser.parse_args(arguments)
-    for path, option in ((options.json, "--json"), (options.report, "--report")):
-        check_file(path, option)
-    for name, least in (("limit", 1), ("batch_size", 1), ("seeds", 1), ("draws", 1), ("random", 1)):
+    _check_outputs(options)
+    for name, least in LEAST.items():
         value = getattr(options, name)
-        if value is not None and value < least:
+        if value is not None and not value >= least:
             raise EdgepruneError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
-    options.ablations = _ablations(options.ablations)
+    options.ablations = _listed(options.ablations, EVERY_ABLATION)
     for ablation in (options.ablation, *options.ablations):
         check_ablation(ablation)
-    options.tests = tuple(TESTS) if options.tests == ALL else _listed(options.tests)
+    options.tests = _listed(options.tests, tuple(TESTS))
+    if unknown := [name for name in options.tests if name not in TESTS]:
+        raise EdgepruneError(f"tests are {', '.join(TESTS)}, or all; got {unknown[0]!r}")
     options.measures = _listed(options.measures)
     for name in options.measures:
         measure_named(name)
+    for name in options.known:
+        _check_known(name)
     options.command = shlex.join(["edgeprune", "evaluate", *arguments])
     return options
 
 
-def _listed(text: str | None) -> tuple[str, ...]:
-    """The names in a list with commas."""
-    return tuple(dict.fromkeys(name.strip() for name in (text or "").split(",") if name.strip()))
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Refuse files that could not be written, or would not be what they are called."""
+    for path, option in ((options.json, "--json"), (options.report, "--report")):
+        check_file(path, option)
+    if options.report is not None and options.report.suffix.lower() not in PAGE:
+        raise EdgepruneError(f"--report {options.report}: a page ends in {' or '.join(PAGE)}; name it so")
+    if options.json is not None and options.json.suffix.lower() in PAGE:
+        raise EdgepruneError(f"--json {options.json} would be a page by its name; pages are written by --report")
 
 
-def _ablations(text: str | None) -> tuple[str, ...]:
-    return EVERY_ABLATION if text == ALL else _listed(text)
+def _check_known(name: str) -> None:
+    from edgeprune import canonical
+
+    if name not in canonical.names() and not Path(name).exists():
+        raise EdgepruneError(
+            f"--known {name} is neither a file nor a published circuit; these are {', '.join(canonical.names())}"
+        )
+
+
+def _listed(texts: list[str], every: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The names in lists with commas, each once; `all` stands for every name there is, where there are some."""
+    names = [name.strip() for text in texts for name in text.split(",") if name.strip()]
+    return tuple(dict.fromkeys(one for name in names for one in (every if every and name == ALL else (name,))))
 
 
 # -------------------------------------------------------------------- figures
@@ -123,11 +158,13 @@ def evaluate_files(options: argparse.Namespace) -> dict[str, Any]:
     model = files.load_model(name, options.device)
     circuits = dict(zip(_short_names(options.circuits), files.circuits(model), strict=True))
     main = options.ablation or files.header.get("ablation", "interchange")
+    if options.ablation is None:
+        _warn_of_other_ablations(files, main)
     ablations = list(dict.fromkeys((main, *options.ablations)))
     questions = _questions(options, data, model.graph, sum(map(len, batches)), resampling)
     with _shown() as progress:
         runs = {text: _prepared(model, text, data, options, progress) for text in ablations}
-        measures = options.measures or _defined(model, batches[:1], runs[main], data, options.split)
+        measures = _measures(Evaluator(model, runs[main], batches, options.split, progress=progress), options, data)
         evaluators = {
             text: Evaluator(model, own, batches, options.split, measures, progress) for text, own in runs.items()
         }
@@ -186,16 +223,42 @@ def _prepared(
     return runs
 
 
-def _defined(
-    model: "MaskedModel", batches: list[Any], runs: Any, data: "PairDataModule", split: str
-) -> tuple[str, ...]:
-    """The measures that are meant for the task and have a value on the first pairs."""
-    from edgeprune.evaluation.evaluator import Evaluator
+def _warn_of_other_ablations(files: "CircuitFiles", main: str) -> None:
+    for path, circuit in files.own.items():
+        other = circuit.header.get("ablation", main)
+        if other != main:
+            sys.stderr.write(
+                f"edgeprune: warning: {path} was found under ablation {other} and is run under {main} as the others "
+                f"are; `--ablations {other}` shows both\n"
+            )
+
+
+def _measures(evaluator: "Evaluator", options: argparse.Namespace, data: "PairDataModule") -> tuple[str, ...]:
+    """The measures asked for; without any, those meant for the task that have a value on the first pairs.
+
+    Raises:
+        EdgepruneError: One asked for has no value on any pair.
+    """
     from edgeprune.metrics.registry import measures_for
 
     task = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(data.task).__name__).lower()
-    names = measures_for(task)
-    found = Evaluator(model, runs, batches, split, names)([None]).defined()[0].tolist()
+    first = replace(evaluator, batches=evaluator.batches[:1])
+    defined = _with_values(first, measures_for(task))
+    missing = tuple(name for name in options.measures if name not in defined)
+    if missing:
+        found = _with_values(evaluator, missing)
+        for name in missing:
+            if name not in found:
+                raise EdgepruneError(
+                    f"measure {name!r} is not defined on any of the {evaluator.num_examples} pairs; "
+                    f"defined are {', '.join(defined)}"
+                )
+    return options.measures or defined
+
+
+def _with_values(evaluator: "Evaluator", names: tuple[str, ...]) -> tuple[str, ...]:
+    """Measures that have a value on some pair."""
+    found = evaluator([None], "the full model", names).defined()[0].tolist()
     return tuple(name for name, number in zip(names, found, strict=True) if number)
 
 
@@ -226,11 +289,12 @@ def _known(asked: list[str], graph: "EdgeGraph") -> "Mapping[str, CanonicalCircu
 
 @contextmanager
 def _shown() -> "Generator[Progress]":
-    """A progress bar that says what is being run."""
+    """A progress bar that says what is being run; nothing where there is no terminal to show it on."""
     from rich.console import Console
     from rich.progress import Progress as Bar
 
-    with Bar(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("evaluating", total=1)
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
 
@@ -241,7 +305,7 @@ def _print(result: dict[str, Any]) -> None:
 
     from edgeprune.cli.evaluation_tables import notes, tables
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
     for table in tables(result):
         console.print(table)
     for line in notes(result):

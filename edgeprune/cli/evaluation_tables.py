@@ -35,7 +35,7 @@ def _table(title: str, left: str, columns: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column(left, overflow="fold", min_width=10)
     for heading in columns:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     return table
 
 
@@ -123,7 +123,8 @@ def pair_table(result: Row) -> Table:
 
 # -------------------------------------------------------------------- lines
 def notes(result: Row) -> Iterator[str]:
-    """One line for each test of each circuit and for each known circuit."""
+    """One line for circuits that differ in their seed, for each test of each circuit and for each known circuit."""
+    yield from (_seeds(group, result) for group in result["seeds"])
     for row in result["circuits"]:
         for name, line in (("completeness", _completeness), ("minimality", _minimality), ("suffix", _suffix)):
             if name in row:
@@ -134,6 +135,13 @@ def notes(result: Row) -> Iterator[str]:
             yield f"{row['name']}: CPR {number(row['mib']['cpr'])} (signed), CMD {number(row['mib']['cmd'])} (absolute)"
         for name, known in row["known"].items():
             yield f"{row['name']}: against {name}: {known['summary']}"
+
+
+def _seeds(group: Row, result: Row) -> str:
+    names = ", ".join(result["circuits"][place]["name"] for place in group["circuits"])
+    spread = group["ablations"][result["about"]["ablation"]]["measures"]
+    figures = [f"{result['measures'][name]['heading']} {_spread(spread[name])}" for name in _main(result)]
+    return f"{names}: {group['method']}, {len(group['seeds'])} seeds: {', '.join(figures)}"
 
 
 def _completeness(found: Row) -> str:

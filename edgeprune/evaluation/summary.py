@@ -25,6 +25,7 @@ from edgeprune.evaluation.mib import mib_curves
 from edgeprune.evaluation.minimality import marginal_effects
 from edgeprune.evaluation.paired import paired_difference
 from edgeprune.evaluation.random_paths import inflations
+from edgeprune.evaluation.seed_groups import spread_of_seeds
 from edgeprune.evaluation.suffix import ablate_suffix
 from edgeprune.evaluation.uncertainty import Intervals, Resampling, bootstrap, bootstrap_of, by_label, over_seeds
 from edgeprune.metrics.examples import ExampleValues
@@ -82,7 +83,7 @@ def evaluate_circuits(
         questions: What to ask.
 
     Returns:
-        `schema`, `measures`, `ends`, `circuits` and `pairs`; the caller adds `about`.
+        `schema`, `measures`, `ends`, `circuits`, `pairs` and `seeds`; the caller adds `about`.
     """
     rows: list[Section] = [{"name": name, **_about(circuit)} for name, circuit in circuits.items()]
     chosen = list(circuits.values())
@@ -98,7 +99,14 @@ def evaluate_circuits(
         row["known"] = {name: against_known(circuit, truth).to_dict() for name, truth in questions.known.items()}
         for name in questions.tests:
             row[name] = TESTS[name](tested, circuit, questions)
-    return {"schema": SCHEMA, "measures": _definitions(tested), "ends": ends, "circuits": rows, "pairs": pairs}
+    return {
+        "schema": SCHEMA,
+        "measures": _definitions(tested),
+        "ends": ends,
+        "circuits": rows,
+        "pairs": pairs,
+        "seeds": list(spread_of_seeds(chosen, rows)),
+    }
 
 
 def _about(circuit: Circuit) -> Section:

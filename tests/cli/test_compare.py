@@ -135,6 +135,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(
     )
     foreign = tmp_path / "foreign.json"
     foreign.write_text('["m0->a9.h0.q"]')
+    (tmp_path / "two.json").write_text("[]")  # of a folder with one file, that file is read
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(Path(files[0]).read_bytes()[:100])
     for arguments, named in (

@@ -125,6 +125,11 @@ MISTAKES = {
     "no seeds": (["--seeds", "0"], "--seeds must be at least 1, got 0"),
     "level": (["--level", "95"], "level between 0 and 1"),
     "page in no folder": (["--report", "nowhere/page.html"], "there is no folder nowhere"),
+    "page of another name": (["--report", "page.txt"], "a page ends in .html or .htm"),
+    "pairs of tests": (["--test-limit", "0"], "--test-limit must be at least 1, got 0"),
+    "edges": (["--minimality-edges", "0"], "--minimality-edges must be at least 1, got 0"),
+    "memory": (["--cache-gb", "nan"], "--cache-gb must be at least 0, got nan"),
+    "measure that the pairs have not": (["--measures", "kl,logit_difference"], "'logit_difference' is not defined"),
     "another model": (["--model", "compiled:hist"], "num_layers"),
 }
 
@@ -137,6 +142,45 @@ def test_mistakes_end_in_one_line(name: str, folder: Path, tmp_path: Path, capsy
     assert main(["evaluate", *arguments]) == 2
     assert expected in error_line(capsys)
     assert not out.exists()
+
+
+def test_one_file_for_figures_and_page(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(tmp_path / "out.html")
+    arguments = [str(folder / "good.safetensors"), "--config", str(folder / "data.yaml")]
+    assert main(["evaluate", *arguments, "--json", path, "--report", path]) == 2
+    assert "pages are written by --report" in error_line(capsys)
+    assert not Path(path).exists()
+
+
+def test_a_missing_file_of_another_format(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is not asked for its model."""
+    assert main(["evaluate", "nope.json", "--config", str(folder / "data.yaml")]) == 2
+    assert "no circuit file at nope.json" in error_line(capsys)
+
+
+def test_lists_may_be_given_in_parts(folder: Path, tmp_path: Path) -> None:
+    more = ("--tests", "suffix", "--tests", "controls,suffix", "--ablations", "zero,mean", "--ablations", "mean")
+    about = evaluate(folder, tmp_path / "out.json", *more)["about"]
+    assert about["tests"] == ["suffix", "controls"]
+    assert about["ablations"] == ["zero", "mean"]
+
+
+def test_seeds_of_one_method(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Random circuits of two seeds, and a third that was found under another ablation."""
+    graph, out = load_model("compiled:reverse").graph, tmp_path / "out.json"
+    for seed, ablation in enumerate(("zero", "zero", "mean")):
+        header = {"model": "compiled:reverse", "ablation": ablation, "method": "random", "seed": seed}
+        Circuit(graph, Circuit.random(graph, 60, seed).keep, None, header).save(tmp_path / f"seed-{seed}.safetensors")
+    files = [str(path) for path in sorted(tmp_path.glob("*.safetensors"))]
+    assert main(["evaluate", *files, "--config", str(folder / "data.yaml"), *QUICK, "--json", str(out)]) == 0
+    result = json.loads(out.read_text())
+    (group,) = result["seeds"]
+    assert (group["circuits"], group["seeds"], group["edges"]) == ([0, 1], [0, 1], [60, 60])
+    figures = [row["ablations"]["zero"]["measures"]["kl"]["value"] for row in result["circuits"][:2]]
+    assert group["ablations"]["zero"]["measures"]["kl"]["mean"] == pytest.approx(sum(figures) / 2)
+    shown = capsys.readouterr()
+    assert "seed-0, seed-1: random, 2 seeds: " in shown.out
+    assert "seed-2.safetensors was found under ablation mean and is run under zero" in shown.err
 
 
 def test_a_circuit_named_twice(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
