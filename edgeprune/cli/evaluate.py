@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgeprune.evaluation.uncertainty import Resampling
     from edgeprune.graph import EdgeGraph
     from edgeprune.models.masked import MaskedModel
+    from edgeprune.models.runs import ReferenceRuns
 
 ALL = "all"
 EVERY_ABLATION = (
@@ -35,6 +36,7 @@ EVERY_ABLATION = (
     "mean:both",
     "mean:positional",
     "mean:corrupted:positional",
+    "mean:both:positional",
     "optimal",
 )
 LEAST = {
@@ -89,7 +91,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--seeds", type=int, default=5, help="random circuits of the same size (default: 5)")
     add("--draws", type=int, default=1000, help="resamples for an interval (default: 1000)")
     add("--level", type=float, default=0.95, help="share of them inside (default: .95)")
-    add("--cache-gb", type=float, default=2.0, help="memory for runs that circuits share (default: 2)")
+    add(
+        "--cache-gb",
+        type=float,
+        default=2.0,
+        help="memory for runs that circuits share, of all ablations together (default: 2)",
+    )
     add("--json", type=Path, help="also write all figures here")
     add("--report", type=Path, help="also write a page here (.html)")
     options = parser.parse_args(arguments)
@@ -163,7 +170,8 @@ def evaluate_files(options: argparse.Namespace) -> dict[str, Any]:
     ablations = list(dict.fromkeys((main, *options.ablations)))
     questions = _questions(options, data, model.graph, sum(map(len, batches)), resampling)
     with _shown() as progress:
-        runs = {text: _prepared(model, text, data, options, progress) for text in ablations}
+        room = options.cache_gb / len(ablations)
+        runs = {text: _prepared(model, text, room, data, options.split, progress) for text in ablations}
         measures = _measures(Evaluator(model, runs[main], batches, options.split, progress=progress), options, data)
         evaluators = {
             text: Evaluator(model, own, batches, options.split, measures, progress) for text, own in runs.items()
@@ -212,14 +220,14 @@ def _short_names(paths: list[str]) -> list[str]:
 
 
 def _prepared(
-    model: "MaskedModel", ablation: str, data: "PairDataModule", options: argparse.Namespace, progress: "Progress"
-) -> Any:
+    model: "MaskedModel", ablation: str, cache_gb: float, data: "PairDataModule", split: str, progress: "Progress"
+) -> "ReferenceRuns":
     from edgeprune.cli.pairs import prepare_runs
     from edgeprune.models.runs import ReferenceRuns
 
-    runs = ReferenceRuns(model, ablation, options.cache_gb)
+    runs = ReferenceRuns(model, ablation, cache_gb)
     progress(f"values of ablation {ablation}", 0, 1)
-    prepare_runs(runs, data, options.split, report=progress)
+    prepare_runs(runs, data, split, report=progress)
     return runs
 
 

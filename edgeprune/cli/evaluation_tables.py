@@ -132,7 +132,7 @@ def notes(result: Row) -> Iterator[str]:
         for test in row.get("hypothesis", {}).get("tests", {}).values():
             yield f"{row['name']}: {test['name']}: {test['reading']}"
         if row.get("mib"):
-            yield f"{row['name']}: CPR {number(row['mib']['cpr'])} (signed), CMD {number(row['mib']['cmd'])} (absolute)"
+            yield f"{row['name']}: {_mib(row['mib'])}"
         for name, known in row["known"].items():
             yield f"{row['name']}: against {name}: {known['summary']}"
 
@@ -142,6 +142,14 @@ def _seeds(group: Row, result: Row) -> str:
     spread = group["ablations"][result["about"]["ablation"]]["measures"]
     figures = [f"{result['measures'][name]['heading']} {_spread(spread[name])}" for name in _main(result)]
     return f"{names}: {group['method']}, {len(group['seeds'])} seeds: {', '.join(figures)}"
+
+
+def _mib(found: Row) -> str:
+    """Both areas by both rankings: that by absolute score means nothing for scores without a meaningful zero."""
+    rankings = {"score": found["signed"], "absolute score": found["absolute"]}
+    return "; ".join(
+        f"CPR {number(curve['cpr'])} and CMD {number(curve['cmd'])} by {name}" for name, curve in rankings.items()
+    )
 
 
 def _completeness(found: Row) -> str:

@@ -12,6 +12,7 @@ from datamodules.tasks.compiled import CompiledTask
 from edgeprune import canonical
 from edgeprune.circuit import Circuit
 from edgeprune.cli import main
+from edgeprune.cli.evaluate import EVERY_ABLATION
 from edgeprune.evaluation.report import report_html
 from edgeprune.evaluation.summary import SCHEMA, TESTS
 from edgeprune.methods.selection import top_n
@@ -104,6 +105,9 @@ def test_everything_at_once(folder: Path, tmp_path: Path, capsys: pytest.Capture
     shown = capsys.readouterr().out
     for text in ("KL by ablation", "Controls, first 5 pairs", "good: minimality: ", "good: equivalence: ", "against "):
         assert text in shown
+    signed, absolute = (scored["mib"][ranking] for ranking in ("signed", "absolute"))
+    assert f"scored: CPR {signed['cpr']:.3f} and CMD {signed['cmd']:.3f} by score; " in shown
+    assert f"and CMD {absolute['cmd']:.3f} by absolute score\n" in shown
     assert page.read_text() == report_html(result)
 
 
@@ -114,6 +118,20 @@ def test_a_circuit_of_another_format(folder: Path, tmp_path: Path) -> None:
     rest = ["--config", str(folder / "data.yaml"), *QUICK, "--json", str(out)]
     assert main(["evaluate", str(edges), "--model", "compiled:reverse", "--ablation", "zero", *rest]) == 0
     assert json.loads(out.read_text())["circuits"][0]["edges"] == 4
+
+
+def test_the_whole_model_under_every_ablation(folder: Path, tmp_path: Path) -> None:
+    """All edges open: KL 0 whatever closed edges would carry, and all faithfulness that there is to have."""
+    graph, path, out = load_model("compiled:reverse").graph, tmp_path / "whole.safetensors", tmp_path / "out.json"
+    Circuit(graph, graph.exists, None, {"model": "compiled:reverse"}).save(path)
+    rest = ["--config", str(folder / "data.yaml"), *QUICK, "--measures", "kl,squared_error", "--limit", "6"]
+    assert main(["evaluate", str(path), *rest, "--ablations", "all", "--json", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert result["about"]["ablations"] == list(EVERY_ABLATION)
+    for name, found in result["circuits"][0]["ablations"].items():
+        assert found["measures"]["kl"]["value"] == pytest.approx(0, abs=1e-6)
+        assert found["normalised"]["squared_error"]["value"] == pytest.approx(1, abs=1e-6)
+        assert result["ends"][name]["empty"]["squared_error"]["value"] > 1
 
 
 MISTAKES = {
