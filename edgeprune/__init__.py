@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgeprune.models.loading import load_model as load_model
     from edgeprune.models.loading import load_tokenizer as load_tokenizer
     from edgeprune.models.masked import MaskedModel as MaskedModel
+    from edgeprune.runs import load_run as load_run
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,7 @@ _HOMES = {
     "EdgepruneError": "edgeprune.errors",
     "MaskedModel": "edgeprune.models.masked",
     "load_model": "edgeprune.models.loading",
+    "load_run": "edgeprune.runs",
     "load_tokenizer": "edgeprune.models.loading",
 }
 __all__ = ["__version__", "ablations", "canonical", "patching", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -9,19 +9,26 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from edgeprune import circuit_views, nodes
 from edgeprune.errors import EdgepruneError
 from edgeprune.gates.base import top_k
 from edgeprune.graph import EdgeGraph
 from edgeprune.paths import whole_file
 
+if TYPE_CHECKING:
+    import networkx
+    import pandas
+
 FORMAT = "edgeprune-circuit/1"
+# What the header says of these very edges: it does not hold for others that are made from them.
+_OF_THE_EDGES = ("metrics", "random_control", "split", "reached", "num_edges", "sparsity", "num_dangling", "sha256")
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +157,94 @@ class Circuit:
             f"the circuit was made for a graph with {name}={ours[name]!r}, {what} has {theirs[name]!r}; "
             "use the model and conventions in the circuit's header"
         )
+
+    # ---------------------------------------------------------------- nodes and parts
+    def nodes(self) -> list[str]:
+        """Embeddings, heads, MLPs and `logits` that a kept edge leaves or enters, in the graph's order.
+
+        A k or v reader that several heads share counts for each of them.
+        """
+        return nodes.present(self.graph, self.keep)
+
+    def heads(self) -> list[str]:
+        """The heads among `nodes`."""
+        return [name for name in self.nodes() if nodes.writer_kind(name) == "head"]
+
+    def ancestors(self, node: str) -> list[str]:
+        """Nodes from which a path of kept edges leads to `node`, in the graph's order; `node` is not among them.
+
+        Args:
+            node: A node such as `a5.h1`, `m3` or `logits`, or one reader of a head, such as `a5.h1.q`.
+        """
+        return nodes.upstream(self.graph, self.keep, node)
+
+    def descendants(self, node: str) -> list[str]:
+        """Nodes to which a path of kept edges leads from `node`; those of a reader include the heads that it is of."""
+        return nodes.downstream(self.graph, self.keep, node)
+
+    def subgraph(self, names: Iterable[str]) -> "Circuit":
+        """The kept edges from one of these nodes to another one of them.
+
+        Args:
+            names: Nodes, as `ancestors` gives them; a reader such as `a5.h1.q` lets in its own edges alone.
+        """
+        names = [names] if isinstance(names, str) else list(names)
+        return self._part(nodes.within(self.graph, self.keep, names), {"subgraph": names})
+
+    def without_dangling(self) -> "Circuit":
+        """The kept edges that lie on a path of kept edges from an embedding to the logits."""
+        return self._part(self.keep & ~self.graph.dangling(self.keep), {"without_dangling": self.num_dangling})
+
+    def __and__(self, other: "Circuit") -> "Circuit":
+        """Edges in both; scores stay those of the left one, here and in `|` and `-`."""
+        return self._part(self.keep & self._keep_of(other), {"and": other._source()})
+
+    def __or__(self, other: "Circuit") -> "Circuit":
+        """Edges in either."""
+        return self._part(self.keep | self._keep_of(other), {"or": other._source()})
+
+    def __sub__(self, other: "Circuit") -> "Circuit":
+        """Edges of the left one that the right one has not."""
+        return self._part(self.keep & ~self._keep_of(other), {"minus": other._source()})
+
+    def _keep_of(self, other: "Circuit") -> Tensor:
+        other.check_fits(self.graph, "the other circuit")
+        return other.keep
+
+    def _source(self) -> dict[str, Any]:
+        """What names this circuit in the header of another."""
+        known = {name: self.header[name] for name in ("model", "method", "seed", "sha256") if name in self.header}
+        return {**known, "num_edges": self.num_edges}
+
+    def _part(self, keep: Tensor, how: dict[str, Any]) -> "Circuit":
+        """Other edges with these scores; the header says how, and drops what was measured of the old edges."""
+        kept = {name: value for name, value in self.header.items() if name not in _OF_THE_EDGES}
+        return Circuit(self.graph, keep, self.scores, {**kept, "derived": [*kept.get("derived", []), how]})
+
+    # ---------------------------------------------------------------- in other libraries
+    def to_networkx(self, inner: bool = True) -> "networkx.DiGraph[str]":
+        """The circuit as a directed graph of networkx, a library of the extra `analysis`.
+
+        Its nodes are `nodes` and the readers that a kept edge enters, with `kind` and `layer` (-1 for an embedding, the
+        number of layers for `logits`); its edges are those of the circuit, named as they are, with `score` (if there
+        are scores), `layer` and `kind` as in `to_dataframe`.
+
+        Args:
+            inner: Also join each reader of a head to its head (`kind="inner"`), a shared one to each of its heads, so
+                that paths of the graph are the circuit's paths. Without, the graph has just `num_edges` edges.
+        """
+        return circuit_views.to_networkx(self, inner)
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """The kept edges as a table of pandas, a library of the extra `analysis`; in the order of `edges`.
+
+        Columns: `edge`; `score` (NaN without scores); `layer`, the one that reads, the number of layers for `logits`;
+        `kind`, such as `head->q`; `writer`; `reader`.
+        """
+        return circuit_views.to_dataframe(self)
+
+    def _repr_html_(self) -> str:
+        return circuit_views.to_html(self)
 
     def __repr__(self) -> str:
         return (

@@ -1,33 +1,56 @@
-"""`edgeprune draw FILE...`: heat maps of results of patching."""
+"""`edgeprune draw FILE...`: circuits as an image, DOT or a page to look around in; results of patching as heat maps."""
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgeprune.cli.arguments import Arguments, check_file
 from edgeprune.errors import EdgepruneError
 
+if TYPE_CHECKING:
+    from edgeprune.drawing import Named
+
+RUN, CIRCUIT, PATCHING = "a folder", "edgeprune-circuit/1", "edgeprune-patching/1"
+_SUFFIXES = (".html", ".svg", ".png", ".pdf", ".dot")
+_START = 2500  # edges: of a run the densest circuit that has no more is shown first
+
 
 def run(arguments: list[str]) -> None:
-    """Draw files of one kind into one image."""
+    """Draw files of one kind into one file."""
     parser = Arguments(prog="edgeprune draw", description=__doc__)
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="results of patching, one panel each")
-    parser.add_argument("--out", type=Path, help="image file; by default the first file's name with .png")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="circuits, the folder of a run, or results of patching (one panel each)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="for circuits .html, .svg, .png, .pdf or .dot, for patching an image; by default the first file's name "
+        "with .html or .png",
+    )
+    parser.add_argument("--diff", metavar="CIRCUIT", help="draw the difference to this circuit, a file of any format")
+    parser.add_argument("--max-edges", type=int, help="edges of a circuit to draw, its strongest (10,000)")
     options = parser.parse_args(arguments[1:])
-    out = options.out or options.files[0].with_suffix(".png")
-    check_file(out, "--out")
     kinds = {path: _format(path) for path in options.files}
     for path, kind in kinds.items():
         if kind not in _DRAWERS:
             raise EdgepruneError(f"{path} holds {kind}; draw knows {', '.join(_DRAWERS)}")
-    _DRAWERS[kinds[options.files[0]]](options.files, out)
-    print(f"drew {out}")  # noqa: T201
+        if kind != (first := kinds[options.files[0]]):
+            raise EdgepruneError(f"{path} holds {kind}, {options.files[0]} holds {first}; draw them apart")
+    print(f"drew {_DRAWERS[kinds[options.files[0]]](options)}")  # noqa: T201
 
 
 def _format(path: Path) -> str:
-    """What an own file says that it holds."""
+    """What a folder or an own file says that it holds."""
     from safetensors import SafetensorError, safe_open
 
+    if path.is_dir():
+        return RUN
     if not path.is_file():
         raise EdgepruneError(f"no file at {path}")
     try:
@@ -37,11 +60,94 @@ def _format(path: Path) -> str:
         raise EdgepruneError(f"{path} is not a whole file of edgeprune; write it again") from None
 
 
-def _draw_patching(files: list[Path], out: Path) -> None:
+def _draw_patching(options: argparse.Namespace) -> Path:
     from edgeprune.patching.heatmap import draw_heatmaps
     from edgeprune.patching.result import PatchingResult
 
-    draw_heatmaps([PatchingResult.load(path) for path in files], out)
+    for name in ("diff", "max_edges"):
+        if getattr(options, name) is not None:
+            raise EdgepruneError(f"--{name.replace('_', '-')} is for circuits, {options.files[0]} holds {PATCHING}")
+    out = options.out or options.files[0].with_suffix(".png")
+    check_file(out, "--out")
+    return draw_heatmaps([PatchingResult.load(path) for path in options.files], out)
 
 
-_DRAWERS: dict[str, Callable[[list[Path], Path], None]] = {"edgeprune-patching/1": _draw_patching}
+# -------------------------------------------------------------------- circuits
+def _draw_circuits(options: argparse.Namespace) -> Path:
+    from edgeprune.circuit import Circuit
+    from edgeprune.drawing import Named
+
+    names = _names(options.files)
+    return _draw(options, [Named(name, Circuit.load(path)) for name, path in zip(names, options.files, strict=True)])
+
+
+def _draw_run(options: argparse.Namespace) -> Path:
+    from edgeprune.drawing import Named
+    from edgeprune.runs import load_run
+
+    if len(options.files) > 1:
+        raise EdgepruneError(f"draw takes one folder at a time, got {len(options.files)}; name circuit files instead")
+    found = load_run(options.files[0])
+    named = [Named(name, circuit) for name, circuit in found.circuits.items()]
+    if not named and found.scores is not None:
+        named = [Named("scores", found.scores)]
+    if not named:
+        raise EdgepruneError(f"{options.files[0]} holds no circuits to draw")
+    return _draw(options, sorted(named, key=lambda one: -one.circuit.num_edges))
+
+
+def _draw(options: argparse.Namespace, circuits: "list[Named]") -> Path:
+    from edgeprune.drawing import FORMATS, MAX_EDGES, at_most, draw_image, write_dot, write_viewer
+
+    first = options.files[0]
+    out = options.out or (first / "circuits.html" if first.is_dir() else first.with_suffix(".html"))
+    check_file(out, "--out")
+    if out.suffix not in _SUFFIXES:
+        raise EdgepruneError(f"--out {out}: cannot draw a circuit as {out.suffix!r}; it can be {', '.join(_SUFFIXES)}")
+    most = MAX_EDGES if options.max_edges is None else options.max_edges
+    if most < 1:
+        raise EdgepruneError(f"--max-edges must be at least 1, got {most}")
+    if len(circuits) > 1 and (options.diff is not None or out.suffix != ".html"):
+        what = "--diff" if options.diff is not None else f"a {out.suffix} file"
+        raise EdgepruneError(f"{what} is of one circuit, {first} and what follows are {len(circuits)}; name one file")
+    circuits = [at_most(one, most) for one in [*circuits, *_other(options, circuits[0])]]
+    difference = options.diff is not None
+    other = circuits[1].circuit if difference else None
+    if out.suffix in FORMATS:
+        draw_image(circuits[0].circuit, out, other, (circuits[0].name, circuits[-1].name))
+    elif out.suffix == ".dot":
+        write_dot(circuits[0].circuit, out, other)
+    else:
+        start = 0 if difference else _start(circuits)
+        write_viewer(circuits, out, start, 1 if difference else None)
+    return out
+
+
+def _other(options: argparse.Namespace, first: "Named") -> "list[Named]":
+    """The circuit of `--diff`, in whatever format, if there is one."""
+    if options.diff is None:
+        return []
+    from edgeprune.drawing import Named
+    from edgeprune.reference import read_reference
+
+    circuit = read_reference(options.diff, first.circuit.graph)
+    name = Path(options.diff).stem
+    return [Named(name if name != first.name else str(options.diff), circuit)]
+
+
+def _start(circuits: "list[Named]") -> int:
+    small = [place for place, one in enumerate(circuits) if one.circuit.num_edges <= _START]
+    return small[0] if len(circuits) > 1 and small else 0
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """Their stems, or where those are not unlike, the paths."""
+    stems = [path.stem for path in paths]
+    return stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
+
+
+_DRAWERS: dict[str, Callable[[argparse.Namespace], Path]] = {
+    PATCHING: _draw_patching,
+    CIRCUIT: _draw_circuits,
+    RUN: _draw_run,
+}

@@ -10,6 +10,7 @@ from torch import Tensor
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
+from edgeprune.nodes import reader_kind, writer_kind
 
 
 def edge_overlap(found: Tensor, reference: Tensor, exists: Tensor) -> dict[str, float]:
@@ -97,27 +98,13 @@ def scientific(log10: float) -> str:
 
 # -------------------------------------------------------------------- nodes, kinds of edges, layers
 def nodes(circuit: Circuit) -> list[str]:
-    """Embeddings, heads, MLPs and `logits` that a kept edge leaves or enters.
-
-    A k or v reader that several heads share counts for each of them.
-    """
-    graph, arch = circuit.graph, circuit.graph.arch
-    heads_per_reader = arch.num_heads // arch.num_kv_readers
-    found = {graph.writers[column] for column in circuit.keep.any(0).nonzero().flatten().tolist()}
-    for row in circuit.keep.any(1).nonzero().flatten().tolist():
-        layer, *place = graph.readers[row].split(".")
-        if not place:
-            found.add(layer)
-            continue
-        head, shared = int(place[0][1:]), 1 if place[1] == "q" else heads_per_reader
-        found |= {f"{layer}.h{number}" for number in range(head * shared, (head + 1) * shared)}
-    return [name for name in (*graph.writers, "logits") if name in found]
+    """Embeddings, heads, MLPs and `logits` that a kept edge leaves or enters: `Circuit.nodes`."""
+    return circuit.nodes()
 
 
 def edge_kinds(graph: EdgeGraph) -> Iterator[tuple[str, Tensor]]:
     """Each kind of edge that the graph has, such as `head->q` or `mlp->logits`, with its edges `[reader, writer]`."""
-    writers = ["head" if name.startswith("a") else "mlp" if name.startswith("m") else "embed" for name in graph.writers]
-    readers = ["mlp" if name.startswith("m") else name.split(".")[-1] for name in graph.readers]
+    writers, readers = [writer_kind(name) for name in graph.writers], [reader_kind(name) for name in graph.readers]
     for writer in dict.fromkeys(writers):
         for reader in dict.fromkeys(readers):
             edges = torch.tensor([name == reader for name in readers])[:, None]

@@ -1,0 +1,116 @@
+"""A circuit as a graph of networkx, as a table of pandas, and as HTML for a notebook."""
+
+import html
+import importlib
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from edgeprune.errors import EdgepruneError
+from edgeprune.nodes import layer_of, node_names, nodes_of_readers, reader_kind, writer_kind
+
+if TYPE_CHECKING:
+    import networkx
+    import pandas
+
+    from edgeprune.circuit import Circuit
+
+_STRONGEST = 10  # edges that a notebook shows
+_FACTS = ("model", "task", "method", "objective", "ablation", "metrics")
+
+
+def library(name: str) -> Any:
+    """A library of the extra `analysis`.
+
+    Raises:
+        EdgepruneError: It is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise EdgepruneError(
+            f"{name} is not installed, this needs it: install the extra, edgeprune[analysis]"
+        ) from None
+
+
+def edge_rows(circuit: "Circuit") -> list[dict[str, Any]]:
+    """A row for each kept edge, in the order of `Circuit.edges`: edge, score, layer, kind, writer, reader."""
+    graph, scores = circuit.graph, circuit.scores
+    rows: list[dict[str, Any]] = []
+    for row, column in circuit.keep.nonzero().tolist():
+        writer, reader = graph.writers[column], graph.readers[row]
+        rows.append(
+            {
+                "edge": graph.edge_name(row, column),
+                "score": None if scores is None else float(scores[row, column]),
+                "layer": layer_of(reader, graph.arch.num_layers),
+                "kind": f"{writer_kind(writer)}->{reader_kind(reader)}",
+                "writer": writer,
+                "reader": reader,
+            }
+        )
+    return rows
+
+
+def to_dataframe(circuit: "Circuit") -> "pandas.DataFrame":
+    """See `Circuit.to_dataframe`."""
+    columns = ["edge", "score", "layer", "kind", "writer", "reader"]
+    frame = library("pandas").DataFrame(edge_rows(circuit), columns=columns)
+    return frame.astype({"score": "float64", "layer": "int64"})
+
+
+def to_networkx(circuit: "Circuit", inner: bool = True) -> "networkx.DiGraph[str]":
+    """See `Circuit.to_networkx`."""
+    graph, made = circuit.graph, library("networkx").DiGraph()
+    names, nodes = node_names(graph), nodes_of_readers(graph)
+
+    def add(name: str, kind: str) -> None:
+        made.add_node(name, kind=kind, layer=layer_of(name, graph.arch.num_layers))
+
+    for name in circuit.nodes():
+        add(name, "logits" if name == "logits" else writer_kind(name))
+    for row in edge_rows(circuit):
+        add(row["reader"], reader_kind(row["reader"]))
+        told = {key: row[key] for key in ("score", "layer", "kind") if row[key] is not None}
+        made.add_edge(row["writer"], row["reader"], **told)
+    if inner:
+        for place in circuit.keep.any(1).nonzero().flatten().tolist():
+            reader = graph.readers[place]
+            made.add_edges_from([(reader, names[node]) for node in nodes[place] if names[node] != reader], kind="inner")
+    return made
+
+
+# -------------------------------------------------------------------- notebooks
+def to_html(circuit: "Circuit") -> str:
+    """What a notebook shows: size, where the circuit is from, edges by kind, and the strongest ones."""
+    rows = edge_rows(circuit)
+    kinds = Counter(row["kind"] for row in rows)
+    heads, nodes = len(circuit.heads()), len(circuit.nodes())
+    parts = [
+        f"<p><b>Circuit</b>: {circuit.num_edges:,} of {circuit.graph.num_edges:,} edges "
+        f"(sparsity {circuit.sparsity:.4f}), {nodes:,} nodes of which {heads:,} heads, "
+        f"{circuit.num_dangling:,} dangling edges</p>",
+        _table([(name, _plain(circuit.header[name])) for name in _FACTS if name in circuit.header]),
+        _table([("edges by kind", ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common()))]),
+    ]
+    ranking = circuit.ranking
+    if ranking is not None and rows:
+        best = ranking[circuit.keep].double().argsort(descending=True, stable=True)[:_STRONGEST].tolist()
+        parts.append(
+            _table([(rows[place]["edge"], f"{rows[place]['score']:.4g}") for place in best], "strongest edges")
+        )
+    return f"<div>{''.join(parts)}</div>"
+
+
+def _table(rows: list[tuple[str, str]], caption: str = "") -> str:
+    lines = [f'<tr><th style="text-align:left">{html.escape(a)}</th><td>{html.escape(b)}</td></tr>' for a, b in rows]
+    head = f'<caption style="text-align:left">{caption}</caption>' if caption else ""
+    return f"<table>{head}{''.join(lines)}</table>" if lines else ""
+
+
+def _plain(value: Any) -> str:
+    """A value of the header on one line; of a task only its name."""
+    if isinstance(value, dict):
+        if "task" in value:
+            return str(value["task"])
+        return ", ".join(f"{key} {item:.4g}" for key, item in value.items() if isinstance(item, int | float))
+    return str(value)

@@ -1,0 +1,10 @@
+"""Drawings of circuits: one layout as plain numbers; an image, DOT or a page to look around in made from it."""
+
+from edgeprune.drawing.dot import write_dot as write_dot
+from edgeprune.drawing.edges import MAX_EDGES as MAX_EDGES
+from edgeprune.drawing.edges import Named as Named
+from edgeprune.drawing.edges import at_most as at_most
+from edgeprune.drawing.image import FORMATS as FORMATS
+from edgeprune.drawing.image import draw_image as draw_image
+from edgeprune.drawing.page import viewer_html as viewer_html
+from edgeprune.drawing.page import write_viewer as write_viewer

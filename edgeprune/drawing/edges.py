@@ -1,0 +1,117 @@
+"""The edges of a drawing: which ones, in what order, how strong, and of which colour."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from edgeprune.circuit import Circuit
+from edgeprune.errors import EdgepruneError
+from edgeprune.graph import EdgeGraph
+from edgeprune.metrics.overlap import cut_to
+from edgeprune.nodes import reader_kind
+
+MAX_EDGES = 10_000
+
+
+class Edge(NamedTuple):
+    """One edge: row and column of the graph, its share of the strongest score, and the name of its colour."""
+
+    row: int
+    column: int
+    share: float
+    colour: str
+
+
+@final
+@dataclass(frozen=True)
+class Named:
+    """A circuit and what it is called in the drawing."""
+
+    name: str
+    circuit: Circuit
+
+
+def at_most(named: Named, max_edges: int) -> Named:
+    """The strongest edges of a circuit that has more of them than can be drawn.
+
+    Raises:
+        EdgepruneError: It has more, and no scores to choose by.
+    """
+    circuit = named.circuit
+    if circuit.num_edges <= max_edges:
+        return named
+    if circuit.scores is None:
+        raise EdgepruneError(
+            f"{named.name} has {circuit.num_edges:,} edges, more than {max_edges:,}, and no scores to choose the strongest "
+            "by; give a larger --max-edges"
+        )
+    return Named(named.name, circuit & cut_to(circuit, max_edges))  # a part: what was measured of the whole goes
+
+
+def ranked(circuit: Circuit) -> list[tuple[int, int]]:
+    """Kept edges (row, column), the strongest first; without scores, and among equals, in the graph's order."""
+    kept = circuit.keep.nonzero()
+    if circuit.ranking is not None:
+        kept = kept[circuit.ranking[circuit.keep].double().argsort(descending=True, stable=True)]
+    return [(row, column) for row, column in kept.tolist()]
+
+
+def shares(circuit: Circuit) -> Tensor:
+    """Strength of each kept edge in [0, 1], in a matrix `[reader, writer]`; 1 without scores, or if all are equal.
+
+    1 is the best score; 0 is a score of 0, or the worst one where that is below 0.
+    """
+    ranking, found = circuit.ranking, circuit.keep.double()
+    if ranking is None or not circuit.num_edges:
+        return found
+    values = ranking[circuit.keep].double()
+    low = min(float(values.min()), 0.0)
+    high = float(values.max())
+    found[circuit.keep] = (values - low) / (high - low) if high > low else torch.ones_like(values)
+    return found
+
+
+def edges_of(circuit: Circuit, other: Circuit | None = None) -> list[Edge]:
+    """What to draw, the weakest first, so that the strongest lie on top.
+
+    Args:
+        circuit: The circuit; an edge has the colour of its reader's kind.
+        other: Draw the difference instead: edges of `circuit` alone (`first`), of this one alone (`second`), of both.
+
+    Raises:
+        EdgepruneError: The circuits are of different graphs.
+    """
+    graph, strength = circuit.graph, shares(circuit)
+    if other is None:
+        return [
+            Edge(row, column, float(strength[row, column]), reader_kind(graph.readers[row]))
+            for row, column in reversed(ranked(circuit))
+        ]
+    other.check_fits(graph, "the circuit it is compared with")
+    strength = torch.maximum(strength, shares(other))
+    parts = {
+        "both": circuit.keep & other.keep,
+        "first": circuit.keep & ~other.keep,
+        "second": other.keep & ~circuit.keep,
+    }
+    found: list[Edge] = []
+    for name, keep in parts.items():
+        here = [Edge(row, column, float(strength[row, column]), name) for row, column in keep.nonzero().tolist()]
+        found += sorted(here, key=lambda edge: edge.share)
+    return found
+
+
+def union(circuits: Sequence[Circuit]) -> tuple[EdgeGraph, Tensor]:
+    """The graph of all circuits, and the edges that any of them keeps.
+
+    Raises:
+        EdgepruneError: They are of different graphs.
+    """
+    graph, keep = circuits[0].graph, circuits[0].keep
+    for circuit in circuits[1:]:
+        circuit.check_fits(graph, "the circuit beside it")
+        keep = keep | circuit.keep
+    return graph, keep

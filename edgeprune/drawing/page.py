@@ -1,0 +1,122 @@
+"""Circuits as one HTML page to look around in: pan, zoom, hover, sliders, search, filters, differences.
+
+The page is one file that loads nothing: style, script and data are in it, and its content security policy forbids the
+rest.
+"""
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from torch import Tensor
+
+from edgeprune.circuit import Circuit
+from edgeprune.drawing.edges import Named, ranked, shares, union
+from edgeprune.drawing.layout import NODE_HEIGHT, READER, Layout, lay_out
+from edgeprune.drawing.palette import DARK, LIGHT, STRONGEST, WEAKEST
+from edgeprune.drawing.words import facts, title
+from edgeprune.graph import EdgeGraph
+from edgeprune.paths import whole_file
+
+SCHEMA = "edgeprune-viewer/1"
+
+
+def viewer_html(circuits: Sequence[Named], start: int = 0, compare: int | None = None) -> str:
+    """The page of one circuit, or of several of one graph among which a slider chooses.
+
+    Args:
+        circuits: In the order of the slider.
+        start: Which one is shown first.
+        compare: Which one it is then compared with, if any.
+
+    Raises:
+        EdgepruneError: The circuits are of different graphs.
+    """
+    graph, keep = union([one.circuit for one in circuits])
+    data = {
+        "schema": SCHEMA,
+        **_places(graph, keep, lay_out(graph, keep)),
+        **_edges(keep, [one.circuit for one in circuits]),
+        "widths": [WEAKEST, STRONGEST],
+        "existing": graph.num_edges,
+        "circuits": [{"name": one.name, "facts": facts(one.circuit)} for one in circuits],
+        "start": start,
+        "compare": compare,
+    }
+    return _template().render(
+        title=title(circuits[start].circuit),
+        data=json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c"),
+        light=LIGHT,
+        dark=DARK,
+    )
+
+
+def write_viewer(circuits: Sequence[Named], path: Path, start: int = 0, compare: int | None = None) -> None:
+    """Write `viewer_html` to a file."""
+    page = viewer_html(circuits, start, compare)
+    with whole_file(path) as partial:
+        partial.write_text(page, encoding="utf-8")
+
+
+def _places(graph: EdgeGraph, keep: Tensor, layout: Layout) -> dict[str, Any]:
+    """Nodes, readers and frames with their places; a reader's number is its place in this list."""
+    rows = keep.any(1).nonzero().flatten().tolist()
+    readers = [layout.readers[row] for row in rows]
+    return {
+        "size": [round(layout.width, 1), round(layout.height, 1), round(layout.middle, 1)],
+        "shapes": [NODE_HEIGHT, READER],
+        "layers": graph.arch.num_layers,
+        "nodes": [[one.name, one.kind, one.layer, *_rounded(one.x, one.y, one.width)] for one in layout.nodes],
+        "readers": [[one.name, one.kind, *_rounded(one.x, one.y), list(one.nodes)] for one in readers],
+        "boxes": [_rounded(*box) for box in layout.boxes],
+        "rows": [[label.text, round(label.y, 1)] for label in layout.rows],
+        "writers": [layout.leaves[column] for column in keep.any(0).nonzero().flatten().tolist()],
+    }
+
+
+def _edges(keep: Tensor, circuits: Sequence[Circuit]) -> dict[str, Any]:
+    """All edges as pairs of numbers of reader and node; of each circuit its edges' numbers, shares and scores.
+
+    The strongest come first.
+    """
+    rows = {row: place for place, row in enumerate(keep.any(1).nonzero().flatten().tolist())}
+    columns = {column: place for place, column in enumerate(keep.any(0).nonzero().flatten().tolist())}
+    edges = [(row, column) for row, column in keep.nonzero().tolist()]
+    number = {edge: place for place, edge in enumerate(edges)}
+    order, strength, scores = list[list[int]](), list[list[float] | None](), list[list[float] | None]()
+    for circuit in circuits:
+        mine, share = ranked(circuit), shares(circuit)
+        order.append([number[edge] for edge in mine])
+        known = circuit.scores
+        strength.append(None if known is None else [round(float(share[edge]), 3) for edge in mine])
+        scores.append(None if known is None else [_short(float(known[edge])) for edge in mine])
+    return {
+        "edges": [part for row, column in edges for part in (rows[row], columns[column])],
+        "order": order,
+        "shares": strength,
+        "scores": scores,
+    }
+
+
+def _rounded(*values: float) -> list[float]:
+    return [round(value, 1) for value in values]
+
+
+def _short(value: float) -> float:
+    """Four digits."""
+    return float(f"{value:.4g}")
+
+
+@cache
+def _template() -> Template:
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return templates.get_template("viewer.html.j2")

@@ -1,0 +1,570 @@
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const byId = (name) => document.getElementById(name);
+  const root = document.documentElement;
+  const stage = byId("stage"), canvas = byId("lines"), moved = byId("moved"), tip = byId("tip");
+  const [WIDTH, HEIGHT, MIDDLE] = data.size;
+  const [NODE, READER] = data.shapes;
+  const KINDS = { q: "q", k: "k", v: "v", mlp: "an MLP", logits: "logits" };
+  const room = { wide: stage.clientWidth, high: stage.clientHeight };  // kept, for asking again costs a layout
+  const text = (value) => value.toLocaleString("en");
+  const escaped = (value) => value.replace(/[&<>"]/g, (one) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[one]);
+
+  // ------------------------------------------------------------------ what there is
+  const nodes = data.nodes.map(([name, kind, layer, x, y, width], place) => ({ name, kind, layer, x, y, width, place }));
+  const readers = data.readers.map(([name, kind, x, y, of]) => ({ name, kind, x, y, of, layer: nodes[of[0]].layer }));
+  const frames = data.boxes.map(([x, y, width, height]) => ({
+    x, y, width, height,
+    of: nodes.filter((node) => node.x > x && node.x < x + width && node.y > y && node.y < y + height),
+  }));
+  const edges = [];
+  for (let at = 0; at < data.edges.length; at += 2) {
+    const reader = readers[data.edges[at]], writer = nodes[data.writers[data.edges[at + 1]]];
+    edges.push({ reader, writer, curve: curve(writer, reader), name: `${writer.name}->${reader.name}` });
+  }
+
+  // The same curve as in the still drawings.
+  function curve(writer, reader) {
+    const x1 = writer.x, y1 = writer.y - NODE / 2;
+    const x2 = reader.x, y2 = reader.y + ("qkv".includes(reader.kind) ? READER : NODE) / 2;
+    const rise = y1 - y2, reach = Math.max(14, 0.42 * rise);
+    const size = 190 * (1 - Math.exp(-Math.max(rise - 60, 0) / 700)) * Math.exp(-Math.abs(x2 - x1) / 90);
+    const bow = (x1 + x2) / 2 >= MIDDLE ? size : -size;
+    return [x1, y1, x1 + bow, y1 - reach, x2 + bow, y2 + reach, x2, y2];
+  }
+
+  // ------------------------------------------------------------------ what is chosen
+  const many = data.circuits.length > 1;
+  const scored = data.scores.some((one) => one !== null);
+  const state = {
+    circuit: data.start, compare: data.compare, share: 1, low: 0, high: data.layers - 1, dangling: false,
+    hidden: new Set(), held: null, hover: null, edge: null, found: new Set(),
+  };
+  const view = { scale: 1, x: 0, y: 0 };
+  let shown = [];  // visible edges, the weakest first: {edge, share, score, part}
+  let related = null;  // of the node in focus: Map from edge to 2 (touches it) or 1 (on a way from or to it), and nodes
+  let colours = {};
+  let waiting = false;
+
+  const total = () => Math.max(data.order[state.circuit].length, state.compare === null ? 0 : data.order[state.compare].length);
+  // The slider is logarithmic, from ten edges to all.
+  const amount = () => {
+    const all = total(), least = Math.min(10, all);
+    return state.share >= 1 ? all : Math.round(least * (all / least) ** state.share);
+  };
+
+  function taken(circuit) {
+    const strength = data.shares[circuit], scores = data.scores[circuit];
+    const count = scores === null ? data.order[circuit].length : amount();
+    const found = data.order[circuit].slice(0, count).map((number, place) => ({
+      edge: edges[number], share: strength === null ? 1 : strength[place], score: scores === null ? null : scores[place], part: null,
+    }));
+    const live = living(found);
+    found.forEach((one) => (one.dangles = !live(one)));
+    return found;
+  }
+
+  // Whether an edge lies on a way from an embedding to the logits.
+  function living(list) {
+    const { into, out } = ends(list);
+    const fed = walk(nodes.filter((node) => node.kind === "embed"), (node) => out[node.place].flatMap((one) => one.edge.reader.of.map((at) => nodes[at])));
+    const heard = walk(nodes.filter((node) => node.kind === "logits"), (node) => into[node.place].map((one) => one.edge.writer));
+    return (one) => fed.has(one.edge.writer) && one.edge.reader.of.some((at) => heard.has(nodes[at]));
+  }
+
+  function ends(list) {
+    const into = nodes.map(() => []), out = nodes.map(() => []);
+    for (const one of list) {
+      out[one.edge.writer.place].push(one);
+      for (const at of one.edge.reader.of) into[at].push(one);
+    }
+    return { into, out };
+  }
+
+  function walk(from, next) {
+    const seen = new Set(from), todo = [...from];
+    while (todo.length) {
+      for (const node of next(todo.pop())) {
+        if (!seen.has(node)) { seen.add(node); todo.push(node); }
+      }
+    }
+    return seen;
+  }
+
+  function candidates() {
+    const first = taken(state.circuit);
+    if (state.compare === null) return first;
+    const second = new Map(taken(state.compare).map((one) => [one.edge, one]));
+    const found = first.map((one) => {
+      const other = second.get(one.edge);
+      second.delete(one.edge);
+      return other ? { ...one, part: "both", share: Math.max(one.share, other.share), other: other.score, dangles: one.dangles && other.dangles } : { ...one, part: "first" };
+    });
+    found.push(...[...second.values()].map((one) => ({ ...one, part: "second" })));
+    return found.sort((a, b) => b.share - a.share);
+  }
+
+  const inside = (layer) => (layer < 0 ? state.low === 0 : layer >= data.layers ? state.high === data.layers - 1 : layer >= state.low && layer <= state.high);
+  const passes = (one) =>
+    !state.hidden.has(one.edge.reader.kind) && !(one.part && state.hidden.has(one.part)) && inside(one.edge.writer.layer) && inside(one.edge.reader.layer);
+
+  // ------------------------------------------------------------------ light and dark
+  const prefers = matchMedia("(prefers-color-scheme: dark)");
+  function theme(dark = root.dataset.theme !== "dark") {
+    root.dataset.theme = dark ? "dark" : "light";
+    byId("theme").textContent = dark ? "Light" : "Dark";
+    const style = getComputedStyle(root);
+    for (const name of [...Object.keys(KINDS), "first", "second", "both", "ground", "raised", "ink", "quiet", "line"]) colours[name] = style.getPropertyValue(`--${name}`).trim();
+    draw();
+  }
+  prefers.addEventListener("change", () => theme(prefers.matches));
+  theme(prefers.matches);
+
+  // ------------------------------------------------------------------ nodes
+  const SVG = "http://www.w3.org/2000/svg";
+  byId("boxes").innerHTML = frames.map((one) => `<rect class="frame" x="${one.x}" y="${one.y}" width="${one.width}" height="${one.height}" rx="5"/>`).join("");
+  byId("nodes").innerHTML =
+    nodes.map((one) => `<g class="node ${one.kind}" data-node="${one.place}" role="button" tabindex="-1" aria-pressed="false" aria-label="${one.name}" transform="translate(${one.x},${one.y})"><rect x="${-one.width / 2}" y="${-NODE / 2}" width="${one.width}" height="${NODE}" rx="4"/><text y="4">${one.name}</text></g>`).join("") +
+    readers.filter((one) => "qkv".includes(one.kind)).map((one) => `<g class="reader ${one.kind}" transform="translate(${one.x},${one.y})"><rect x="${-READER / 2}" y="${-READER / 2}" width="${READER}" height="${READER}" rx="2"/><text y="2.8">${one.kind}</text></g>`).join("");
+  document.querySelectorAll(".frame").forEach((made, place) => (frames[place].made = made));
+  document.querySelectorAll(".node").forEach((made, place) => (nodes[place].made = made));
+  const heads = readers.filter((one) => "qkv".includes(one.kind));
+  document.querySelectorAll(".reader").forEach((made, place) => (heads[place].made = made));
+  const labels = data.rows.map(([words, y]) => {
+    const made = document.createElement("span");
+    made.textContent = words;
+    byId("labels").append(made);
+    return { made, y, words };
+  });
+  const last = nodes.find((node) => node.kind === "logits");
+  last.made.setAttribute("tabindex", "0");
+
+  // ------------------------------------------------------------------ from choice to drawing
+  let links = null;  // ends of the visible edges
+
+  function choose() {
+    const all = candidates();
+    const dangling = all.filter((one) => one.dangles).length;
+    const left = state.dangling ? all.filter((one) => !one.dangles) : all;
+    shown = left.filter(passes).reverse();
+    links = ends(shown);
+    const active = new Set(nodes.filter((node) => node.kind === "logits" || node.kind === "embed" || links.out[node.place].length));
+    const used = new Set(shown.map((one) => one.edge.reader));
+    used.forEach((reader) => reader.of.length === 1 && active.add(nodes[reader.of[0]]));
+    used.forEach((reader) => reader.of.some((at) => active.has(nodes[at])) || reader.of.forEach((at) => active.add(nodes[at])));
+    nodes.forEach((node) => node.made.classList.toggle("off", !(node.active = active.has(node))));
+    heads.forEach((reader) => reader.made.classList.toggle("off", !used.has(reader)));
+    frames.forEach((frame) => frame.made.setAttribute("visibility", frame.of.some((node) => node.active) ? "visible" : "hidden"));
+    if (state.held && !state.held.active) state.held = null;
+    tell(left, dangling, active);
+    relate();
+  }
+
+  function tell(left, dangling, active) {
+    const circuit = data.circuits[state.circuit], all = total(), count = amount();
+    byId("circuit-name").textContent = circuit.name;
+    byId("circuit").setAttribute("aria-valuetext", circuit.name);
+    byId("edges-shown").textContent = `${text(count)} of ${text(all)}`;
+    byId("edges").setAttribute("aria-valuetext", `${text(count)} of ${text(all)} edges`);
+    byId("layers-shown").textContent = `${state.low} to ${state.high}`;
+    byId("dangling-count").textContent = text(dangling);
+    for (const check of document.querySelectorAll("[data-part]")) {
+      const name = check.dataset.part;
+      const number = left.filter((one) => (name in KINDS ? one.edge.reader.kind : one.part) === name).length;
+      check.parentElement.querySelector("output").textContent = text(number);
+    }
+    const told = [`${text(shown.length)} edges between ${text(active.size)} nodes are shown, sparsity ${(100 * (1 - shown.length / data.existing)).toFixed(2)} %.`, shown.length < all && "Figures below are of the whole circuit."];
+    byId("status").textContent = told.filter(Boolean).join(" ");
+    byId("facts").replaceChildren(...circuit.facts.map(([term, words]) => {
+      const line = document.createElement("div");
+      line.append(Object.assign(document.createElement("dt"), { textContent: term }), Object.assign(document.createElement("dd"), { textContent: words }));
+      return line;
+    }));
+    if (state.compare !== null) {
+      const names = { first: `only ${circuit.name}`, second: `only ${data.circuits[state.compare].name}`, both: "both" };
+      for (const name of Object.keys(names)) byId(`part-${name}`).textContent = names[name];
+    }
+    root.dataset.shown = shown.length;
+  }
+
+  const upstream = (node) => walk([node], (one) => links.into[one.place].map((link) => link.edge.writer));
+  const downstream = (node) => walk([node], (one) => links.out[one.place].flatMap((link) => link.edge.reader.of.map((at) => nodes[at])));
+
+  function relate() {
+    const node = state.hover ?? state.held;
+    related = null;
+    if (node) {
+      const above = upstream(node), below = downstream(node), kinds = new Map();
+      for (const one of above) for (const link of links.into[one.place]) kinds.set(link, one === node ? 2 : 1);
+      for (const one of below) for (const link of links.out[one.place]) kinds.set(link, one === node ? 2 : Math.max(kinds.get(link) ?? 0, 1));
+      related = { edges: kinds, nodes: new Set([...above, ...below]), above: above.size - 1, below: below.size - 1 };
+    } else if (state.edge) {
+      related = { edges: new Map([[state.edge, 2]]), nodes: new Set([state.edge.edge.writer, ...state.edge.edge.reader.of.map((at) => nodes[at])]) };
+    }
+    const touched = related && new Set([...related.edges.keys()].map((one) => one.edge.reader));
+    nodes.forEach((one) => {
+      one.made.classList.toggle("far", related !== null && !related.nodes.has(one));
+      one.made.classList.toggle("held", one === state.held);
+      one.made.classList.toggle("found", state.found.has(one));
+      one.made.setAttribute("aria-pressed", String(one === state.held));
+    });
+    heads.forEach((one) => one.made.classList.toggle("far", touched !== null && !touched.has(one)));
+    detail();
+    draw();
+  }
+
+  const width = (share) => data.widths[0] + (data.widths[1] - data.widths[0]) * Math.sqrt(share);
+  const crowd = () => Math.min(16 / Math.sqrt(Math.max(shown.length, 1)), 0.9);
+  function opacity(one, dense) {
+    const own = dense * (0.45 + 0.55 * one.share);
+    if (related === null) return own;
+    const kind = related.edges.get(one);
+    return kind === 2 ? 0.95 : kind === 1 ? Math.min(own, 0.4) : 0.035;
+  }
+  const colour = (one) => colours[one.part ?? one.edge.reader.kind];
+
+  function draw() {
+    if (!waiting) { waiting = true; requestAnimationFrame(paint); }
+  }
+
+  function paint() {
+    waiting = false;
+    const ratio = devicePixelRatio || 1, pen = canvas.getContext("2d");
+    const wide = Math.round(room.wide * ratio), high = Math.round(room.high * ratio);
+    if (canvas.width !== wide || canvas.height !== high) { canvas.width = wide; canvas.height = high; }
+    pen.setTransform(1, 0, 0, 1, 0, 0);
+    pen.clearRect(0, 0, wide, high);
+    pen.setTransform(ratio * view.scale, 0, 0, ratio * view.scale, ratio * view.x, ratio * view.y);
+    const thinnest = 0.6 / view.scale, dense = crowd();
+    const line = (one) => {
+      const [x1, y1, x2, y2, x3, y3, x4, y4] = one.edge.curve;
+      pen.globalAlpha = opacity(one, dense);
+      pen.strokeStyle = colour(one);
+      pen.lineWidth = Math.max(width(one.share), thinnest);
+      pen.beginPath();
+      pen.moveTo(x1, y1);
+      pen.bezierCurveTo(x2, y2, x3, y3, x4, y4);
+      pen.stroke();
+    };
+    shown.forEach((one) => related?.edges.get(one) === 2 || line(one));
+    if (related) shown.forEach((one) => related.edges.get(one) === 2 && line(one));
+    moved.setAttribute("transform", `translate(${view.x},${view.y}) scale(${view.scale})`);
+    moved.classList.toggle("small", view.scale < 0.75);
+    let above = -Infinity;
+    for (const label of [...labels].reverse()) {  // from the top; labels that would overlap are left out
+      const at = view.y + view.scale * label.y;
+      label.made.style.transform = `translateY(${at}px)`;
+      label.made.hidden = at < 0 || at > room.high || at < above + 15;
+      if (!label.made.hidden) above = at;
+    }
+  }
+
+  // ------------------------------------------------------------------ view
+  function fit() {
+    const seen = nodes.filter((node) => node.active);
+    const left = Math.min(...seen.map((node) => node.x - node.width / 2)), right = Math.max(...seen.map((node) => node.x + node.width / 2));
+    const top = Math.min(...seen.map((node) => node.y)) - NODE, bottom = Math.max(...seen.map((node) => node.y)) + NODE;
+    const aside = seen.some((node) => node.kind === "mlp") ? Math.min(WIDTH - right, 0.09 * (bottom - top)) : 20;
+    const label = 66, space = { wide: room.wide - label - 16, high: room.high - 24 };
+    view.scale = Math.min(space.wide / (right + aside - left), space.high / (bottom - top), 1.6);
+    view.x = label + (space.wide - view.scale * (right + aside - left)) / 2 - view.scale * left;
+    view.y = 12 + (space.high - view.scale * (bottom - top)) / 2 - view.scale * top;
+    draw();
+  }
+
+  function zoom(factor, x = room.wide / 2, y = room.high / 2) {
+    const scale = Math.min(Math.max(view.scale * factor, 0.05), 8), by = scale / view.scale;
+    Object.assign(view, { scale, x: x - (x - view.x) * by, y: y - (y - view.y) * by });
+    draw();
+  }
+
+  function bring(node) {
+    const x = view.x + view.scale * node.x, y = view.y + view.scale * node.y, edge = 60;
+    if (view.scale < 0.5) view.scale = 0.8;
+    else if (x > edge + 40 && x < room.wide - edge && y > edge && y < room.high - edge) return;
+    view.x = room.wide / 2 - view.scale * node.x;
+    view.y = room.high / 2 - view.scale * node.y;
+    draw();
+  }
+
+  // ------------------------------------------------------------------ words on a node or an edge
+  const score = (one) => (one.score === null ? "" : `${one.score}`);
+  const describe = (node) => `${node.name}: ${text(links.into[node.place].length)} edges in, ${text(links.out[node.place].length)} out`;
+
+  function say(words, x, y) {
+    tip.replaceChildren(...words.map((line, place) => Object.assign(document.createElement("div"), { textContent: line, className: place ? "more" : "" })));
+    tip.hidden = false;
+    tip.style.left = `${Math.min(x + 14, room.wide - tip.offsetWidth - 8)}px`;
+    tip.style.top = `${Math.min(y + 16, room.high - tip.offsetHeight - 8)}px`;
+  }
+
+  function point(node, edge, x, y) {
+    if (node !== state.hover || edge !== state.edge) {
+      Object.assign(state, { hover: node, edge });
+      relate();
+    }
+    if (node) say([describe(node), `upstream ${text(related.above)} nodes, downstream ${text(related.below)}`], x, y);
+    else if (edge) {
+      const told = [score(edge) && `score ${score(edge)}`, edge.part === "both" && edge.other !== null && `there ${edge.other}`, edge.dangles && "dangling"];
+      say([edge.edge.name, told.filter(Boolean).join(", ")].filter(Boolean), x, y);
+    } else tip.hidden = true;
+  }
+
+  function nearest(x, y) {
+    const at = { x: (x - view.x) / view.scale, y: (y - view.y) / view.scale }, reach = 5 / view.scale;
+    let best = null, least = reach * reach;
+    for (let place = shown.length - 1; place >= 0; place--) {
+      const [x1, y1, x2, y2, x3, y3, x4, y4] = shown[place].edge.curve;
+      if (at.y > y1 + reach || at.y < y4 - reach || at.x < Math.min(x1, x2, x3, x4) - reach || at.x > Math.max(x1, x2, x3, x4) + reach) continue;
+      let px = x1, py = y1;
+      for (let step = 1; step <= 24; step++) {
+        const t = step / 24, s = 1 - t;
+        const qx = s * s * s * x1 + 3 * s * s * t * x2 + 3 * s * t * t * x3 + t * t * t * x4;
+        const qy = s * s * s * y1 + 3 * s * s * t * y2 + 3 * s * t * t * y3 + t * t * t * y4;
+        const dx = qx - px, dy = qy - py, along = Math.min(Math.max(((at.x - px) * dx + (at.y - py) * dy) / (dx * dx + dy * dy || 1), 0), 1);
+        const away = (at.x - px - along * dx) ** 2 + (at.y - py - along * dy) ** 2;
+        if (away < least) { least = away; best = shown[place]; }
+        px = qx; py = qy;
+      }
+    }
+    return best;
+  }
+
+  function detail() {
+    const node = state.held, box = byId("detail");
+    box.hidden = node === null;
+    if (node === null) return;
+    const title = Object.assign(document.createElement("h2"), { textContent: node.name });
+    const about = Object.assign(document.createElement("p"), { textContent: `upstream ${text(upstream(node).size - 1)} nodes, downstream ${text(downstream(node).size - 1)}` });
+    const list = (words, found, name, other) => {
+      if (!found.length) return [Object.assign(document.createElement("p"), { textContent: `no edges ${words}` })];
+      const made = document.createElement("ul"), most = 8;
+      for (const one of [...found].reverse().slice(0, most)) {
+        const line = document.createElement("li"), button = Object.assign(document.createElement("button"), { type: "button", textContent: name(one) });
+        button.addEventListener("click", () => hold(other(one), true));
+        line.append(button, Object.assign(document.createElement("span"), { textContent: score(one) }));
+        made.append(line);
+      }
+      const more = found.length > most ? `${text(found.length)} edges ${words}, the strongest ${most}` : `${text(found.length)} edges ${words}`;
+      return [Object.assign(document.createElement("p"), { textContent: more }), made];
+    };
+    const through = (one) => (one.edge.reader.kind in { q: 0, k: 0, v: 0 } ? ` to ${one.edge.reader.kind}` : "");
+    box.replaceChildren(
+      title, about,
+      ...list("in", links.into[node.place], (one) => one.edge.writer.name + through(one), (one) => one.edge.writer),
+      ...list("out", links.out[node.place], (one) => one.edge.reader.name, (one) => nodes[one.edge.reader.of.find((at) => nodes[at].active) ?? one.edge.reader.of[0]]),
+    );
+  }
+
+  // ------------------------------------------------------------------ choosing a node
+  function hold(node, focus = false) {
+    Object.assign(state, { held: node, hover: null, edge: null });
+    tip.hidden = true;
+    relate();
+    if (node && focus) { bring(node); settle(node); }
+  }
+
+  function settle(node) {
+    document.querySelectorAll('.node[tabindex="0"]').forEach((one) => one.setAttribute("tabindex", "-1"));
+    node.made.setAttribute("tabindex", "0");
+    node.made.setAttribute("aria-label", describe(node));
+    node.made.focus({ preventScroll: true });
+  }
+
+  // The next node in the direction of an arrow key: of the row, or the nearest of the next row.
+  function step(node, key) {
+    const flat = key === "ArrowLeft" || key === "ArrowRight", sign = key === "ArrowLeft" || key === "ArrowUp" ? -1 : 1;
+    const ahead = nodes.filter((one) => one.active && one !== node && (flat ? Math.abs(one.y - node.y) < NODE && sign * (one.x - node.x) > 0 : sign * (one.y - node.y) > NODE / 2));
+    const away = (one) => (flat ? Math.abs(one.x - node.x) : Math.abs(one.y - node.y) * 4 + Math.abs(one.x - node.x));
+    return ahead.sort((a, b) => away(a) - away(b))[0];
+  }
+
+  function find(words) {
+    const wanted = words.trim().toLowerCase();
+    const reader = readers.find((one) => one.name === wanted);
+    const exact = nodes.filter((one) => one.name === wanted || reader?.of.includes(one.place));
+    state.found = new Set(wanted === "" ? [] : exact.length ? exact : nodes.filter((one) => one.name.startsWith(wanted)));
+    relate();
+    return [...state.found].filter((one) => one.active);
+  }
+
+  // ------------------------------------------------------------------ pointer
+  const pointers = new Map();
+  let travelled = 0;
+  const local = (event) => { const box = stage.getBoundingClientRect(); return [event.clientX - box.left, event.clientY - box.top]; };
+  const nodeAt = (event) => { const made = event.target.closest?.(".node"); return made ? nodes[made.dataset.node] : null; };
+  const spread = () => { const [a, b] = [...pointers.values()]; return [Math.hypot(a[0] - b[0], a[1] - b[1]), (a[0] + b[0]) / 2, (a[1] + b[1]) / 2]; };
+
+  stage.addEventListener("pointerdown", (event) => {
+    if (event.button || event.target.closest("#tools, #keys")) return;
+    pointers.set(event.pointerId, local(event));
+    travelled = 0;
+  });
+  addEventListener("pointermove", (event) => {
+    const [x, y] = local(event), from = pointers.get(event.pointerId);
+    if (!from) {
+      if (event.target.closest?.("#stage") && !event.target.closest("#tools, #keys")) { const node = nodeAt(event); point(node, node || state.held ? null : nearest(x, y), x, y); }
+      return;
+    }
+    const before = pointers.size === 2 ? spread() : null;
+    pointers.set(event.pointerId, [x, y]);
+    travelled += Math.hypot(x - from[0], y - from[1]);
+    if (before) { const after = spread(); zoom(after[0] / (before[0] || 1), after[1], after[2]); }
+    else if (travelled > 3) { view.x += x - from[0]; view.y += y - from[1]; stage.classList.add("moving"); tip.hidden = true; draw(); }
+  });
+  const lift = (event) => { pointers.delete(event.pointerId); stage.classList.remove("moving"); };
+  addEventListener("pointerup", (event) => {
+    const down = pointers.has(event.pointerId), node = nodeAt(event);
+    lift(event);
+    if (down && travelled <= 3) { if (node) settle(node); hold(node === state.held ? null : node); }
+  });
+  addEventListener("pointercancel", lift);
+  stage.addEventListener("pointerleave", () => point(null, null));
+  stage.addEventListener("wheel", (event) => {
+    event.preventDefault();
+    zoom(Math.exp(-event.deltaY * (event.deltaMode === 1 ? 0.05 : 0.0016)), ...local(event));
+  }, { passive: false });
+
+  // ------------------------------------------------------------------ keyboard
+  byId("drawing").addEventListener("focusin", (event) => {
+    const node = nodeAt(event);
+    if (!node || !node.made.matches(":focus-visible")) return;
+    bring(node);
+    node.made.setAttribute("aria-label", describe(node));
+    point(node, null, view.x + view.scale * node.x, view.y + view.scale * node.y);
+  });
+  byId("drawing").addEventListener("focusout", () => point(null, null));
+  byId("drawing").addEventListener("keydown", (event) => {
+    const node = nodeAt(event);
+    if (!node) return;
+    if (event.key === "Enter" || event.key === " ") { event.preventDefault(); hold(node === state.held ? null : node); }
+    if (!event.key.startsWith("Arrow")) return;
+    event.preventDefault();
+    const next = step(node, event.key);
+    if (next) settle(next);
+  });
+  const move = (name, by) => {
+    const input = byId(name);
+    if (input.closest("[hidden]")) return;
+    input.value = Number(input.value) + by;
+    input.dispatchEvent(new Event("input"));
+  };
+  const keys = {
+    "+": () => zoom(1.25), "=": () => zoom(1.25), "-": () => zoom(0.8), "0": fit, "/": () => byId("search").focus(), "?": help,
+    "[": () => move("edges", -25), "]": () => move("edges", 25), ",": () => move("circuit", -1), ".": () => move("circuit", 1),
+    d: theme, s: save, Escape: () => { byId("keys").hidden || help(); state.found.clear(); byId("search").value = ""; hold(null); },
+  };
+  addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.target.matches("input[type=search], select") && event.key !== "Escape") return;
+    const act = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+    if (act) { event.preventDefault(); act(); }
+  });
+
+  // ------------------------------------------------------------------ controls
+  function check(into, name, words, swatch) {
+    const line = document.createElement("label"), input = document.createElement("input"), mark = document.createElement("span"), said = document.createElement("span");
+    line.className = "check";
+    Object.assign(input, { type: "checkbox", checked: true });
+    input.dataset.part = name;
+    mark.className = "swatch";
+    mark.style.background = `var(--${swatch})`;
+    said.textContent = words;
+    if (into.id === "parts") said.id = `part-${name}`;
+    line.append(input, mark, said, document.createElement("output"));
+    into.append(line);
+    input.addEventListener("input", () => { state.hidden[input.checked ? "delete" : "add"](name); choose(); });
+    return mark;
+  }
+  const present = Object.keys(KINDS).filter((kind) => readers.some((one) => one.kind === kind));
+  const marks = present.map((kind) => [kind, check(byId("kinds"), kind, KINDS[kind], kind)]);
+  for (const part of ["first", "second", "both"]) check(byId("parts"), part, part, part);
+
+  function compared() {
+    byId("parts").hidden = state.compare === null;
+    for (const [kind, mark] of marks) mark.style.background = state.compare === null ? `var(--${kind})` : "transparent";
+  }
+  if (many) {
+    byId("choice").hidden = data.circuits.length < 2;
+    byId("against").hidden = false;
+    Object.assign(byId("circuit"), { max: data.circuits.length - 1, value: state.circuit });
+    byId("compare").append(new Option("nothing", ""), ...data.circuits.map((one, place) => new Option(one.name, place)));
+    byId("compare").value = state.compare ?? "";
+  }
+  byId("amount").hidden = !scored;
+  byId("edges").value = 1000;
+  byId("layer-low").max = byId("layer-high").max = byId("layer-high").value = data.layers - 1;
+  byId("layer-low").value = 0;
+  byId("search").addEventListener("focus", () => {
+    byId("names").append(...[...nodes, ...heads].map((one) => new Option("", one.name)));
+  }, { once: true });
+  byId("circuit").addEventListener("input", (event) => { state.circuit = Number(event.target.value); choose(); });
+  byId("compare").addEventListener("input", (event) => { state.compare = event.target.value === "" ? null : Number(event.target.value); compared(); choose(); });
+  byId("edges").addEventListener("input", (event) => { state.share = event.target.value / 1000; choose(); });
+  byId("dangling").addEventListener("input", (event) => { state.dangling = event.target.checked; choose(); });
+  const range = (own, low) => (event) => {
+    state[own] = Number(event.target.value);
+    if (state.low > state.high) { state[low] = state[own]; byId(low === "low" ? "layer-low" : "layer-high").value = state[own]; }
+    choose();
+  };
+  byId("layer-low").addEventListener("input", range("low", "high"));
+  byId("layer-high").addEventListener("input", range("high", "low"));
+  byId("search").addEventListener("input", (event) => find(event.target.value));
+  byId("search-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const [first] = find(byId("search").value);
+    if (first) hold(first, true);
+    else byId("status").textContent = byId("search").value.trim() ? `No node that is shown is called ${byId("search").value.trim()}.` : "";
+  });
+  byId("zoom-in").addEventListener("click", () => zoom(1.25));
+  byId("zoom-out").addEventListener("click", () => zoom(0.8));
+  byId("fit").addEventListener("click", fit);
+  byId("theme").addEventListener("click", () => theme());
+  byId("export").addEventListener("click", save);
+  byId("help").addEventListener("click", help);
+
+  function help() {
+    byId("keys").hidden = !byId("keys").hidden;
+    byId("help").setAttribute("aria-expanded", String(!byId("keys").hidden));
+  }
+
+  // ------------------------------------------------------------------ export
+  function drawing() {
+    const wide = room.wide, high = room.high, dense = crowd(), thinnest = 0.6 / view.scale;
+    const seen = (one) => !one.made.classList.contains("off");
+    const dim = (one) => (one.made.classList.contains("far") ? ' opacity="0.22"' : "");
+    const box = (x, y, w, h, rx, fill, line, size) => `<rect x="${x}" y="${y}" width="${w}" height="${h}" rx="${rx}" fill="${fill}" stroke="${line}" stroke-width="${size}"/>`;
+    const lines = shown.map((one) => {
+      const [x1, y1, ...rest] = one.edge.curve.map((value) => Math.round(value * 100) / 100);
+      return `<path d="M${x1},${y1}C${rest.join(",")}" stroke="${colour(one)}" stroke-opacity="${opacity(one, dense).toFixed(3)}" stroke-width="${Math.max(width(one.share), thinnest).toFixed(2)}"><title>${escaped(one.edge.name)}${one.score === null ? "" : ` ${one.score}`}</title></path>`;
+    });
+    const edge = { mlp: colours.mlp, head: colours.quiet };
+    const parts = [
+      ...frames.filter((one) => one.made.getAttribute("visibility") !== "hidden").map((one) => box(one.x, one.y, one.width, one.height, 5, colours.raised, colours.line, 1)),
+      ...nodes.filter(seen).map((one) => `<g${dim(one)}>${box(one.x - one.width / 2, one.y - NODE / 2, one.width, NODE, 4, colours.ground, edge[one.kind] ?? colours.ink, one === state.held ? 2.4 : 1)}<text x="${one.x}" y="${one.y + 4}" font-size="11.5" text-anchor="middle" fill="${colours.ink}">${one.name}</text></g>`),
+      ...heads.filter(seen).map((one) => `<g${dim(one)}>${box(one.x - READER / 2, one.y - READER / 2, READER, READER, 2, colours[one.kind], colours.ground, 0.75)}<text x="${one.x}" y="${one.y + 2.8}" font-size="8" font-weight="700" text-anchor="middle" fill="${colours.ground}">${one.kind}</text></g>`),
+    ];
+    const rows = labels.filter((one) => !one.made.hidden).map((one) => `<text x="7" y="${(view.y + view.scale * one.y + 4).toFixed(1)}" font-size="11.5" fill="${colours.quiet}">${one.words}</text>`);
+    return `<svg xmlns="${SVG}" viewBox="0 0 ${wide} ${high}" width="${wide}" height="${high}" font-family="system-ui, 'DejaVu Sans', sans-serif"><title>${escaped(document.title)}</title><rect width="${wide}" height="${high}" fill="${colours.ground}"/><g transform="translate(${view.x.toFixed(2)},${view.y.toFixed(2)}) scale(${view.scale.toFixed(4)})"><g fill="none">${lines.join("")}</g>${parts.join("")}</g>${rows.join("")}</svg>`;
+  }
+
+  function save() {
+    const link = document.createElement("a"), address = URL.createObjectURL(new Blob([drawing()], { type: "image/svg+xml" }));
+    Object.assign(link, { href: address, download: `${document.title.replace(/[^\w.-]+/g, "-")}.svg` });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(address), 1000);
+  }
+
+  // ------------------------------------------------------------------ begin
+  compared();
+  choose();
+  fit();
+  new ResizeObserver(() => {
+    if (room.wide === stage.clientWidth && room.high === stage.clientHeight) return;
+    Object.assign(room, { wide: stage.clientWidth, high: stage.clientHeight });
+    draw();
+  }).observe(stage);
+  addEventListener("beforeprint", () => theme(false));
+  requestAnimationFrame(() => setTimeout(() => { root.dataset.interactive = performance.now().toFixed(1); }));
+})();

@@ -1,0 +1,47 @@
+"""What a drawing says about a circuit, from its header."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgeprune.circuit import Circuit
+from edgeprune.evaluation.report.text import counted, finite, number
+
+_MEASURES = {
+    "kl": "KL, nats",
+    "squared_error": "squared error",
+    "logit_difference": "logit difference",
+    "accuracy": "accuracy",
+    "exact_match": "exact match",
+}
+
+
+def title(circuit: Circuit) -> str:
+    """Model and task, as far as they are known."""
+    known = [str(circuit.header["model"])] if "model" in circuit.header else []
+    task: Any = circuit.header.get("task")
+    task = task.get("task") if isinstance(task, Mapping) else task
+    return " on ".join([*known, *([task] if isinstance(task, str) else [])]) or "Circuit"
+
+
+def facts(circuit: Circuit) -> list[tuple[str, str]]:
+    """Terms and texts: size, method, measures."""
+    found = [
+        ("edges", f"{circuit.num_edges:,} of {circuit.graph.num_edges:,}"),
+        ("sparsity", f"{100 * circuit.sparsity:.2f} %"),
+        ("dangling", counted(circuit.num_dangling, "edge")),
+    ]
+    found += [(name, str(circuit.header[name])) for name in ("method", "ablation", "split") if name in circuit.header]
+    measures: Any = circuit.header.get("metrics")
+    measures = measures if isinstance(measures, Mapping) else {}
+    found += [
+        (text, number(measures[name])) for name, text in _MEASURES.items() if finite(measures.get(name)) is not None
+    ]
+    if finite(measures.get("num_examples")) is not None:
+        found.append(("measured on", counted(int(measures["num_examples"]), "pair")))
+    return found
+
+
+def caption(circuit: Circuit) -> str:
+    """One line under the title of an image."""
+    told = f"{circuit.num_edges:,} of {circuit.graph.num_edges:,} edges, sparsity {100 * circuit.sparsity:.2f} %"
+    return f"{circuit.header['method']}: {told}" if "method" in circuit.header else told
