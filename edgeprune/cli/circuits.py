@@ -30,14 +30,17 @@ class CircuitFiles:
         """Read our own files.
 
         Raises:
-            EdgepruneError: One is damaged, or any is missing.
+            EdgepruneError: One is damaged, or any path is missing or a folder without just one circuit.
         """
         from edgeprune.circuit import Circuit
         from edgeprune.formats import is_own
+        from edgeprune.formats.loading import load
 
         for path in paths:
             if not Path(path).exists():
                 raise EdgepruneError(f"no circuit file at {path}")
+            if Path(path).is_dir():
+                load(Path(path))  # refuses a folder that does not stand for one circuit
         return cls(paths, {path: Circuit.load(path) for path in paths if is_own(path)})
 
     @property

@@ -174,6 +174,8 @@ def test_a_missing_file_of_another_format(folder: Path, capsys: pytest.CaptureFi
     """It is not asked for its model."""
     assert main(["evaluate", "nope.json", "--config", str(folder / "data.yaml")]) == 2
     assert "no circuit file at nope.json" in error_line(capsys)
+    assert main(["evaluate", str(folder), "--config", str(folder / "data.yaml")]) == 2
+    assert "is a folder; name one file" in error_line(capsys)
 
 
 def test_lists_may_be_given_in_parts(folder: Path, tmp_path: Path) -> None:
