@@ -1,13 +1,20 @@
-"""Weights & Biases: curves, resolved config, and the run's circuits as an artifact."""
+"""Weights & Biases: curves, resolved config, version of the code, the run's circuits as artifacts, and their edges."""
 
 import netrc
 import os
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast, final
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import WandbLogger
 
+from edgeprune import __version__
+from edgeprune.circuit import Circuit
+from edgeprune.errors import EdgepruneError
+from edgeprune.objectives import Objective
+from lit_modules.pruning import PruningModule
 from lit_modules.snapshots import run_folder
 
 
@@ -51,18 +58,130 @@ class WandbTracker(WandbLogger):
 
 @final
 class UploadCircuits(pl.Callback):
-    """At the end, hand the run's circuits and frontier to W&B as one artifact; does nothing without a W&B logger."""
+    """Hands the run's circuits to W&B; does nothing without a W&B logger.
+
+    Each circuit is a version of the artifact `circuit-RUN`, with its sparsity as alias (`sparsity-0.95`, `final`). The
+    alias `best` goes to the circuit that beats the random circuit of its size by most, in the run's objective: dense
+    circuits and empty ones do no better than random ones. `frontier-RUN` holds the table and the plot of all of them,
+    and `edges-RUN` a table of the edges of all circuits with their scores. The config gets the version of the code.
+
+    Files go by their paths from the working folder, if they are below it, and are not copied: an offline run refers to
+    them. So a folder of runs can be copied to another machine and synced there, from the same place relative to it.
+
+    Args:
+        max_edges: The most edges of a circuit in the table, the best-scored first.
+    """
+
+    def __init__(self, max_edges: int = 10_000) -> None:
+        super().__init__()
+        if max_edges < 0:
+            raise EdgepruneError(f"max_edges must not be negative, got {max_edges}; 0 leaves the table of edges out")
+        self.max_edges = max_edges
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the version of the code."""
+        for run in _runs(trainer):
+            run.config.update({"code": code_version()})
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the artifact; by now every file is written."""
-        import wandb
-
+        """Log artifacts and the table; by now every file is written."""
         folder = run_folder(trainer)
-        files = [*sorted((folder / "circuits").glob("*.safetensors")), *sorted(folder.glob("frontier.*"))]
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger) and files and trainer.is_global_zero:
-                run = cast("Any", logger.experiment)
-                artifact = wandb.Artifact(f"circuits-{run.id}", type="circuits")
-                for file in files:
-                    artifact.add_file(str(file))
-                run.log_artifact(artifact)
+        circuits = {path: Circuit.load(path) for path in sorted((folder / "circuits").glob("*.safetensors"))}
+        objective: Objective = cast("PruningModule", pl_module).objective
+        best = best_circuit(list(circuits.values()), objective)
+        for run in _runs(trainer):
+            for number, (path, circuit) in enumerate(circuits.items()):
+                aliases = [_alias(path), *(["best"] if number == best else [])]
+                _log_files(run, f"circuit-{run.id}", "circuit", [path], aliases, _about(circuit))
+            _log_files(run, f"frontier-{run.id}", "frontier", sorted(folder.glob("frontier.*")), [], {})
+            if circuits and self.max_edges:
+                _log_table(run, edge_table({path.stem: item for path, item in circuits.items()}, self.max_edges))
+
+
+def best_circuit(circuits: Sequence[Circuit], objective: Objective) -> int | None:
+    """Index of the circuit that beats the random circuit of its size by most; None if none was judged."""
+    judged = [
+        (circuit.header["random_control"][objective] - circuit.header["metrics"][objective], -number)
+        for number, circuit in enumerate(circuits)
+        if "metrics" in circuit.header and "random_control" in circuit.header
+    ]
+    return -max(judged)[1] if judged else None
+
+
+def edge_table(circuits: dict[str, Circuit], max_edges: int) -> Any:
+    """W&B's table of the edges of circuits, by name: writer, reader, score, best-scored first."""
+    import wandb
+
+    rows: list[list[Any]] = []
+    for name, circuit in circuits.items():
+        scored = [(edge, _score(circuit, edge)) for edge in circuit.edges()]
+        scored.sort(key=lambda item: -item[1])
+        rows += [[name, edge, *edge.split("->"), score] for edge, score in scored[:max_edges]]
+    return wandb.Table(columns=["circuit", "edge", "writer", "reader", "score"], data=rows)
+
+
+def code_version() -> dict[str, Any]:
+    """Version of this package and, in a checkout, its commit and whether files differ from it."""
+    version: dict[str, Any] = {"edgeprune": __version__}
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return version
+    commit, changed = (_git(root, *words) for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "-uno")))
+    return version if commit is None else {**version, "commit": commit, "changed": bool(changed)}
+
+
+def _git(root: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _runs(trainer: pl.Trainer) -> list[Any]:
+    """W&B's runs of a trainer, on the first process."""
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+    return [cast("Any", logger.experiment) for logger in loggers] if trainer.is_global_zero else []
+
+
+def _log_files(
+    run: Any, name: str, kind: str, files: Sequence[Path], aliases: list[str], about: dict[str, Any]
+) -> None:
+    import wandb
+
+    if not files:
+        return
+    artifact = wandb.Artifact(name, type=kind, metadata=about)
+    for file in files:
+        artifact.add_file(str(_portable(file)), name=file.name, policy="immutable")
+    run.log_artifact(artifact, aliases=["latest", *aliases])
+
+
+def _log_table(run: Any, table: Any) -> None:
+    """Log `edges-RUN`. Not by `run.log`, which writes down where the table lies on this machine."""
+    import wandb
+
+    artifact = wandb.Artifact(f"edges-{run.id}", type="edges")
+    entry = artifact.add(table, "edges")
+    entry.local_path = str(_portable(Path(entry.local_path)))  # staged in WANDB_DATA_DIR, beside the runs
+    run.log_artifact(artifact)
+
+
+def _portable(path: Path) -> Path:
+    """The path from the working folder, if it is below it."""
+    path, here = path.absolute(), Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _alias(path: Path) -> str:
+    """`sparsity-0.95` for `sparsity-0.9500.safetensors`."""
+    word, _, number = path.stem.partition("-")
+    return f"{word}-{float(number):g}" if word == "sparsity" else path.stem
+
+
+def _about(circuit: Circuit) -> dict[str, Any]:
+    return {"sparsity": circuit.sparsity, "edges": circuit.num_edges, **circuit.header.get("metrics", {})}
+
+
+def _score(circuit: Circuit, edge: str) -> float:
+    return 0.0 if circuit.scores is None else float(circuit.scores[circuit.graph.index(edge)])

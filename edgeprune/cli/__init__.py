@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from edgeprune.errors import EdgepruneError
+from edgeprune.sweeps.lifeline import end_with_sweep
 
 COMMANDS = {
     "fit": ("edgeprune.cli.training", "learn a circuit: --config X.yaml"),
@@ -17,14 +18,16 @@ COMMANDS = {
     "evaluate": ("edgeprune.cli.evaluate", "score circuit files on pairs: CIRCUIT... --config DATA.yaml"),
     "compare": ("edgeprune.cli.compare", "what circuits have in common: CIRCUIT CIRCUIT..."),
     "convert": ("edgeprune.cli.convert", "circuits to and from the files of other tools: IN OUT"),
-    "draw": ("edgeprune.cli.draw", "heat maps of results of patching: RESULT..."),
+    "draw": ("edgeprune.cli.draw", "circuits as a page, an image or DOT, patching as heat maps: FILE... --out X.html"),
     "data": ("edgeprune.cli.data", "show some pairs of a data config: CONFIG"),
+    "sweep": ("edgeprune.cli.sweep", "run a W&B sweep file here: FILE; compare its trials: --summary DIR"),
     "get": ("edgeprune.cli.get", "fetch a model that needs no model hub: smollm2"),
 }
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; a user's mistake is one line and status 2."""
+    end_with_sweep()
     arguments = list(sys.argv[1:] if args is None else args)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())  # noqa: T201

@@ -18,6 +18,7 @@ from datamodules.tasks.base import AbstractTask
 from edgeprune.circuit import read_checkpoint
 from edgeprune.cli.arguments import innermost
 from edgeprune.cli.mistakes import one_sentence
+from edgeprune.cli.trial import log_as_trial, trial_folder
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods import AbstractRecipe
 from lit_modules import PruningModule, UploadCircuits
@@ -65,8 +66,11 @@ class EdgepruneCLI(LightningCLI):
         parser.add_lightning_class_args(UploadCircuits, "upload_circuits")
 
     def before_instantiate_classes(self) -> None:
-        """Where no tokenizer is named, use the model's own."""
+        """Where no tokenizer is named, use the model's own; a trial of a sweep has loggers of its own."""
         config = self.config.get(str(self.subcommand), self.config)
+        folder = trial_folder()
+        if self.subcommand == "fit" and folder is not None:
+            log_as_trial(config, folder)
         if config.data.tokenizer is None:
             config.data.tokenizer = config.model.name
 

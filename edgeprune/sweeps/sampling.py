@@ -1,0 +1,101 @@
+"""What a sweep's next trial tries: Optuna's samplers over the sweep's journal."""
+
+import math
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeprune.errors import EdgepruneError
+from edgeprune.sweeps.file import SweepFile
+from edgeprune.sweeps.parameters import Choice, Distribution, Whole
+
+if TYPE_CHECKING:
+    from edgeprune.sweeps.store import Store, Trial
+
+JOURNAL = "journal.log"
+STUDY = "sweep"
+
+
+def check_optuna() -> None:
+    """Refuse to sweep without Optuna."""
+    try:
+        import optuna  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    except ImportError:
+        raise EdgepruneError("a sweep needs Optuna, which is not installed; pip install 'edgeprune[sweep]'") from None
+
+
+def sample(store: "Store", trials: "list[Trial]") -> dict[str, float]:
+    """Draw the latent numbers of trial number `len(trials)`; the caller holds the store's lock.
+
+    The sampler's seed depends on the trial's number, so that a random search is the same whatever the number of
+    workers, and whether or not it was interrupted.
+    """
+    import optuna
+
+    number = len(trials)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = optuna.create_study(
+            storage=_journal(store),
+            study_name=STUDY,
+            direction=store.sweep.metric.goal if store.sweep.metric else "minimize",
+            sampler=_sampler(store.sweep, store.plan.seed, number),
+            load_if_exists=True,
+        )
+        known = study.get_trials(deepcopy=False)
+        for trial in trials:
+            if trial.state == "done" and trial.value is not None and not known[trial.number].state.is_finished():
+                study.tell(trial.number, trial.value)
+        if number < len(known):  # a worker died between drawing and writing it down
+            drawn = optuna.trial.Trial(study, known[number]._trial_id)
+        else:
+            if store.sweep.method == "grid":
+                study.enqueue_trial(store.sweep.combination(number))
+            drawn = study.ask()
+        return {item.name: _draw(drawn, item.name, item.distribution) for item in store.sweep.parameters}
+
+
+def _sampler(sweep: SweepFile, seed: int, number: int) -> Any:
+    import optuna
+
+    own = (seed * 1_000_003 + number) % 2**32
+    if sweep.method == "bayes":
+        return optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=own)
+    return optuna.samplers.RandomSampler(seed=own)
+
+
+def _draw(trial: Any, name: str, distribution: Distribution) -> float:
+    if isinstance(distribution, Whole):
+        return trial.suggest_int(name, distribution.low, distribution.high)
+    if not isinstance(distribution, Choice):
+        return trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
+    if distribution.probabilities is None:
+        return trial.suggest_categorical(name, list(range(len(distribution.values))))
+    return trial.suggest_float(name, 0.0, math.nextafter(1.0, 0.0))
+
+
+def _journal(store: "Store") -> Any:
+    import optuna
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+    class Held(JournalFileOpenLock):
+        """The folder's lock is held already, and unlike Optuna's own it ends with its process."""
+
+        def acquire(self) -> bool:
+            return True
+
+        def release(self) -> None:
+            pass
+
+    path = store.folder / JOURNAL
+    if path.exists():
+        _mend(path)
+    return optuna.storages.JournalStorage(JournalFileBackend(str(path), Held(str(path))))
+
+
+def _mend(path: Path) -> None:
+    """Cut off a last line that a killed worker did not finish."""
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        path.write_bytes(content[: content.rfind(b"\n") + 1])

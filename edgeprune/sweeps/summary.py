@@ -1,0 +1,233 @@
+"""The frontier over the trials of a sweep: sparsity against faithfulness, and the best circuit of each sparsity."""
+
+import csv
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, final
+
+from rich.console import Console
+from rich.table import Table
+
+from edgeprune.errors import EdgepruneError
+from edgeprune.objectives import Objective
+from edgeprune.paths import whole_file
+from edgeprune.sweeps.store import Store, Trial
+from edgeprune.sweeps.worker import RUN
+
+SEED = "seed_everything"
+NEAR = 2  # digits that the sparsity of a circuit of no asked one is rounded to
+ERRORS: dict[Objective, str] = {"kl": "KL(full || circuit), nats", "squared_error": "squared error of the outputs"}
+
+
+@final
+@dataclass(frozen=True)
+class Found:
+    """One circuit of one trial.
+
+    Attributes:
+        trial: Number of the trial.
+        problem: Task and model.
+        method: Class of the recipe.
+        settings: The trial's parameters but for the seed.
+        seed: The seed.
+        level: Sparsity asked for; for the final gates' circuit its own, rounded.
+        sparsity: Its own.
+        edges: How many.
+        reached: Whether the gates had got that sparse; else the circuit was cut from them.
+        objective: What `error` is: `kl` or `squared_error`.
+        error: On the validation pairs.
+        random_error: That of a random circuit of its size.
+        file: The circuit.
+    """
+
+    trial: int
+    problem: str
+    method: str
+    settings: str
+    seed: Any
+    level: float
+    sparsity: float
+    edges: int
+    reached: bool
+    objective: Objective
+    error: float
+    random_error: float
+    file: str
+
+
+def summarise(folder: Path, console: Console) -> None:
+    """Print the best circuits of a sweep; write `summary.csv` and `summary.png` in its folder.
+
+    Raises:
+        EdgepruneError: If the folder holds no sweep, or no trial of it has ended well.
+    """
+    store = Store.open(folder)
+    trials = store.trials()
+    found = [item for trial in trials if trial.state == "done" for item in circuits_of(store, trial)]
+    if not found:
+        states = {state: sum(trial.state == state for trial in trials) for state in ("running", "waiting", "failed")}
+        said = ", ".join(f"{count} {state}" for state, count in states.items() if count) or "none was started"
+        raise EdgepruneError(f"{folder}: no trial has found circuits yet ({said}); run the sweep to its end first")
+    write_summary(folder, found)
+    done = sum(trial.state == "done" for trial in trials)
+    console.print(summary_table(f"{store.plan.name}: best circuits of {done} trials", found))
+    for item in best(found):
+        console.print(f"{item.problem}, sparsity {item.level:g}: {item.file}", soft_wrap=True, highlight=False)
+    console.print(f"summary.csv and summary.png are in {folder}", soft_wrap=True, highlight=False)
+
+
+def circuits_of(store: Store, trial: Trial) -> list[Found]:
+    """What a trial found, as its `frontier.csv` tells it."""
+    import yaml
+
+    folder = store.trial_folder(trial.number) / RUN
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        with (folder / "frontier.csv").open(newline="", encoding="utf-8") as lines:
+            rows = list(csv.DictReader(lines))
+    except OSError:  # a config without SnapshotCircuits
+        return []
+    objective: Objective = config["model"]["objective"]
+    settings = {name: value for name, value in trial.values.items() if name != SEED}
+    return [
+        Found(
+            trial=trial.number,
+            problem=f"{_class(config['data']['task'])} on {config['model']['name']}",
+            method=_class(config["model"]["recipe"]),
+            settings=", ".join(f"{name}={value}" for name, value in settings.items()),
+            seed=config[SEED],
+            level=_level(row),
+            sparsity=float(row["sparsity"]),
+            edges=int(row["edges"]),
+            reached=row["reached"] == "True",
+            objective=objective,
+            error=float(row[objective]),
+            random_error=float(row[f"random_{objective}"]),
+            file=str(_circuit_file(folder, row["asked"])),
+        )
+        for row in rows
+    ]
+
+
+def best(found: Iterable[Found]) -> list[Found]:
+    """The circuit with the least error at each problem and level; of equals the sparser one, then the first trial."""
+    winners: dict[tuple[str, float], Found] = {}
+    for item in sorted(found, key=lambda item: (_finite(item.error), -item.sparsity, item.trial)):
+        winners.setdefault((item.problem, item.level), item)
+    return [winners[key] for key in sorted(winners)]
+
+
+def spread(found: Sequence[Found]) -> dict[float, tuple[float, float, float]]:
+    """Level -> least, mean and greatest error; for circuits that differ in their seed alone."""
+    levels = sorted({item.level for item in found})
+    errors = {level: [item.error for item in found if item.level == level] for level in levels}
+    return {level: (min(values), fmean(values), max(values)) for level, values in errors.items()}
+
+
+def series(found: Iterable[Found]) -> dict[tuple[str, str, str], list[Found]]:
+    """Circuits by problem, method and settings: what differs inside one series is the seed."""
+    grouped: dict[tuple[str, str, str], list[Found]] = {}
+    for item in found:
+        grouped.setdefault((item.problem, item.method, item.settings), []).append(item)
+    return grouped
+
+
+def summary_table(title: str, found: Sequence[Found]) -> Table:
+    """A row for each problem and level: the best circuit, and the errors of its settings over seeds."""
+    grouped = series(found)
+    table = Table(title=title)
+    for heading in ("problem", "method"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("sparsity", "edges", "error", "random", "seeds: mean (range)", "trial"):
+        table.add_column(heading, justify="right")
+    for item in best(found):
+        alike = grouped[item.problem, item.method, item.settings]
+        least, mean, most = spread(alike)[item.level]
+        seeds = len({other.seed for other in alike})
+        table.add_row(
+            *(item.problem, item.method, f"{item.level:g}{'' if item.reached else ' *'}", f"{item.edges:,}"),
+            *(f"{item.error:.4f}", f"{item.random_error:.4f}", f"{seeds}: {mean:.4f} ({least:.4f} to {most:.4f})"),
+            str(item.trial),
+        )
+    if not all(item.reached for item in best(found)):
+        table.caption = "* never reached: cut from the final gates"
+    return table
+
+
+def write_summary(folder: Path, found: Sequence[Found]) -> None:
+    """Write `summary.csv`, a row for each circuit, and `summary.png`."""
+    rows = [asdict(item) for item in found]
+    with whole_file(folder / "summary.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    plot(found, folder / "summary.png")
+
+
+def plot(found: Sequence[Found], path: Path) -> None:
+    """One panel for each problem: share of edges kept against error; colour by method, bars over seeds.
+
+    Circuits without any edge have no place on the logarithmic axis and are left out.
+    """
+    from matplotlib.figure import Figure
+
+    problems = sorted({item.problem for item in found})
+    methods = sorted({item.method for item in found})
+    figure = Figure(figsize=(6.4 * len(problems), 4.4), layout="constrained")
+    panels = figure.subplots(1, len(problems), squeeze=False)[0]
+    for axes, problem in zip(panels, problems, strict=True):
+        _panel(axes, [item for item in found if item.problem == problem and item.edges], methods)
+        axes.set_title(problem)
+    figure.savefig(path, dpi=130)
+
+
+def _panel(axes: Any, found: Sequence[Found], methods: Sequence[str]) -> None:
+    colours = {method: f"C{number}" for number, method in enumerate(methods)}
+    for (_, method, _), alike in series(found).items():
+        seeds = spread(alike)
+        kept = [100 * (1 - fmean(item.sparsity for item in alike if item.level == level)) for level in seeds]
+        means = [mean for _, mean, _ in seeds.values()]
+        bars = [[mean - least for least, mean, _ in seeds.values()], [most - mean for _, mean, most in seeds.values()]]
+        axes.errorbar(kept, means, bars, fmt="o-", markersize=3.5, capsize=3, color=colours[method], alpha=0.75)
+    for method in sorted({item.method for item in found}):
+        axes.plot([], [], "o-", color=colours[method], label=f"{method}, mean and range over seeds")
+    winners = best(found)
+    kept = [100 * (1 - item.sparsity) for item in winners]
+    axes.plot(kept, [item.error for item in winners], "k*", markersize=9, label="best of each sparsity", zorder=5)
+    axes.plot(
+        kept, [item.random_error for item in winners], "s--", color="0.6", markersize=4, label="random, of its size"
+    )
+    labels = sorted({ERRORS[item.objective] for item in found})
+    axes.set(xlabel="edges kept (%)", ylabel=" or ".join(labels))
+    axes.set_xscale("log")
+    axes.set_xticks(kept, [f"{value:.3g}" for value in kept])
+    axes.minorticks_off()
+    axes.invert_xaxis()
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _finite(error: float) -> float:
+    return error if math.isfinite(error) else math.inf
+
+
+def _class(section: dict[str, Any]) -> str:
+    return str(section["class_path"]).rpartition(".")[2]
+
+
+def _level(row: dict[str, str]) -> float:
+    try:
+        return float(row["asked"])
+    except ValueError:  # "final gates"
+        return round(float(row["sparsity"]), NEAR)
+
+
+def _circuit_file(folder: Path, asked: str) -> Path:
+    try:
+        name = f"sparsity-{float(asked):.4f}"
+    except ValueError:
+        name = "final"
+    return folder / "circuits" / f"{name}.safetensors"

@@ -1,0 +1,76 @@
+"""The frontier over trials, from hand-made trials whose best circuits are known."""
+
+import csv
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from edgeprune.errors import EdgepruneError
+from edgeprune.sweeps.summary import Found, best, plot, series, spread, summarise
+from edgeprune.sweeps.worker import work
+from tests.sweeps.test_store import NEVER
+from tests.sweeps.trials import make_store
+
+pytest.importorskip("optuna", reason="sweeps need the extra `sweep`")
+ONE = Found(0, "Task on model", "EdgePruning", "lr=1", 0, 0.9, 0.9, 10, True, "kl", 0.5, 2.0, "a")
+
+
+def test_best_is_the_least_error_at_each_level_and_problem() -> None:
+    other = replace(ONE, problem="Other on model", error=0.7)
+    nothing = replace(ONE, trial=3, error=math.nan)
+    found = [nothing, ONE, replace(ONE, trial=1, error=0.4), replace(ONE, trial=2, level=0.95, error=0.9), other]
+    assert [(item.problem, item.level, item.trial) for item in best(found)] == [
+        ("Other on model", 0.9, 0),
+        ("Task on model", 0.9, 1),
+        ("Task on model", 0.95, 2),
+    ]
+
+
+def test_of_equal_errors_the_sparser_wins() -> None:
+    sparser = replace(ONE, trial=5, sparsity=0.91)
+    assert best([ONE, sparser]) == [sparser]
+
+
+def test_a_series_differs_in_its_seed_alone() -> None:
+    found = [ONE, replace(ONE, seed=1, error=0.7), replace(ONE, settings="lr=2"), replace(ONE, method="UGS")]
+    grouped = series(found)
+    assert [len(items) for items in grouped.values()] == [2, 1, 1]
+    assert spread(found[:2]) == {0.9: pytest.approx((0.5, 0.6, 0.7))}
+
+
+def test_a_summary_names_files_and_writes_table_and_plot(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    work(store, NEVER)
+    console = Console(record=True, width=200)
+    summarise(store.folder, console)
+    said = console.export_text()
+    rows = list(csv.DictReader((store.folder / "summary.csv").read_text().splitlines()))
+    assert len(rows) == 12  # two circuits of each trial
+    # The stand-in's error is target ** 2 + seed / 100, and half of that for its final gates.
+    assert f"sparsity 0.9: {store.trial_folder(0)}/run/circuits/sparsity-0.9000.safetensors" in said
+    assert f"sparsity 0.85: {store.trial_folder(0)}/run/circuits/final.safetensors" in said
+    assert "2: 0.0150 (0.0100 to 0.0200)" in said
+    assert (store.folder / "summary.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_sweep_without_results(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    with pytest.raises(EdgepruneError, match="no trial has found circuits yet"):
+        summarise(store.folder, Console())
+    store.claim()
+    with pytest.raises(EdgepruneError, match="1 running"):
+        summarise(store.folder, Console())
+
+
+def test_a_plot_of_several_problems_and_methods(tmp_path: Path) -> None:
+    found = [
+        replace(ONE, problem=problem, method=method, level=level, sparsity=level, error=1 - level)
+        for problem in ("A on m", "B on m")
+        for method in ("EdgePruning", "UGS")
+        for level in (0.5, 0.9)
+    ]
+    plot([*found, replace(ONE, level=1.0, sparsity=1.0, edges=0)], tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 10_000
