@@ -6,7 +6,8 @@
 Plain is the stock Hugging Face model on all clean prompts, then on all corrupted ones, with logits at the last position
 only. Evaluating one circuit needs three passes: the full model on the clean prompts, what closed edges carry from the
 corrupted ones, and the circuit itself. A curve of ten circuits shares the first two. The kinds take turns in one
-process; ratios are medians over rounds of the ratio within a round.
+process; ratios are medians over rounds of the ratio within a round. Last, the effect of a closed edge, by whole runs
+and by running again only what it changes, on the first pairs and edges drawn at random.
 """
 
 import argparse
@@ -21,11 +22,13 @@ from edgeprune.circuit import Circuit
 from edgeprune.cli.data import read_data_config
 from edgeprune.cli.pairs import pair_batches
 from edgeprune.evaluation.evaluator import Evaluator
+from edgeprune.evaluation.minimality import marginal_effects
 from edgeprune.metrics.registry import measures_for
 from edgeprune.models.loading import load_model
 from edgeprune.models.runs import ReferenceRuns
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "ioi_smollm2.yaml"
+EFFECT_PAIRS, EFFECT_EDGES = 8, 24
 CURVE = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
 
 
@@ -69,7 +72,16 @@ def main() -> None:
     print("| kind | seconds | times plain, both prompts | times the plain passes it needs |\n|---|---|---|---|")
     for kind, passes in zip(kinds, (2, 3, 12), strict=True):
         ratio = median(own / other for own, other in zip(seconds[kind], base, strict=True))
-        print(f"| {kind} | {median(seconds[kind]):.2f} | {ratio:.2f} | {ratio * 2 / passes:.2f} |")
+        print(f"| {kind} | {median(seconds[kind]):.2f} | {ratio:.2f} | {ratio * 2 / passes:.2f} |", flush=True)
+    few = Evaluator(model, ReferenceRuns(model, "interchange", 1.0), batches, "test").limited(EFFECT_PAIRS)
+    few.ends  # noqa: B018 (makes the frozen runs that both ways share)
+    times: list[float] = []
+    for reuse in (False, True):
+        begin = time.perf_counter()
+        marginal_effects(few, circuit.keep, max_edges=EFFECT_EDGES, reuse=reuse)
+        times.append((time.perf_counter() - begin) / EFFECT_EDGES)
+    plain_run, reused = times
+    print(f"effect of an edge: {plain_run:.3f} s, with reuse {reused:.3f} s, {plain_run / reused:.1f} times faster")
 
 
 if __name__ == "__main__":
