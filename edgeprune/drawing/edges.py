@@ -45,7 +45,7 @@ def at_most(named: Named, max_edges: int) -> Named:
         return named
     if circuit.scores is None:
         raise EdgepruneError(
-            f"{named.name} has {circuit.num_edges:,} edges, more than {max_edges:,}, and no scores to choose the strongest "
+            f"{named.name} has {circuit.num_edges:,} edges, more than {max_edges:,}, and no scores to choose "
             "by; give a larger --max-edges"
         )
     return Named(named.name, circuit & cut_to(circuit, max_edges))  # a part: what was measured of the whole goes

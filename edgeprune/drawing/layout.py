@@ -160,7 +160,7 @@ def lay_out(graph: EdgeGraph, keep: Tensor) -> Layout:
     pitch = high - (high - low) * min(len(layers) / _MANY_ROWS, 1.0)
     height = 2 * _MARGIN + pitch * (len(layers) + 1) + NODE_HEIGHT
     stretch = _stretch(groups, height)
-    width = max((_width(row, stretch) for row in groups.values()), default=HEAD_WIDTH)
+    width = max(2 * HEAD_WIDTH * num_embeddings, *(_width(row, stretch) for row in groups.values()), 0.0)
     middle, mlp_x = _LABEL_WIDTH + width / 2, _LABEL_WIDTH + width + 40.0 + HEAD_WIDTH / 2
     aside = 0.75 * _bow(pitch * len(layers)) - HEAD_WIDTH / 2  # how far edges between MLPs bow beyond them
     full = (mlp_x + HEAD_WIDTH / 2 + max(aside, 0.0) if mlps else _LABEL_WIDTH + width) + _MARGIN

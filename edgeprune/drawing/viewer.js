@@ -3,7 +3,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const byId = (name) => document.getElementById(name);
   const root = document.documentElement;
-  const stage = byId("stage"), canvas = byId("lines"), moved = byId("moved"), tip = byId("tip");
+  const stage = byId("stage"), canvas = byId("lines"), near = byId("near"), scene = byId("scene"), moved = byId("moved"), tip = byId("tip");
   const [WIDTH, HEIGHT, MIDDLE] = data.size;
   const [NODE, READER] = data.shapes;
   const KINDS = { q: "q", k: "k", v: "v", mlp: "an MLP", logits: "logits" };
@@ -45,7 +45,7 @@
   let shown = [];  // visible edges, the weakest first: {edge, share, score, part}
   let related = null;  // of the node in focus: Map from edge to 2 (touches it) or 1 (on a way from or to it), and nodes
   let colours = {};
-  let waiting = false;
+  let waiting = false, drawn = view, settling = 0, resting = 0;
 
   const total = () => Math.max(data.order[state.circuit].length, state.compare === null ? 0 : data.order[state.compare].length);
   // The slider is logarithmic, from ten edges to all.
@@ -159,6 +159,7 @@
     if (state.held && !state.held.active) state.held = null;
     tell(left, dangling, active);
     relate();
+    draw();
   }
 
   function tell(left, dangling, active) {
@@ -211,7 +212,7 @@
     });
     heads.forEach((one) => one.made.classList.toggle("far", touched !== null && !touched.has(one)));
     detail();
-    draw();
+    light();
   }
 
   const width = (share) => data.widths[0] + (data.widths[1] - data.widths[0]) * Math.sqrt(share);
@@ -228,36 +229,68 @@
     if (!waiting) { waiting = true; requestAnimationFrame(paint); }
   }
 
-  function paint() {
-    waiting = false;
+  function prepared(canvas) {
     const ratio = devicePixelRatio || 1, pen = canvas.getContext("2d");
     const wide = Math.round(room.wide * ratio), high = Math.round(room.high * ratio);
     if (canvas.width !== wide || canvas.height !== high) { canvas.width = wide; canvas.height = high; }
     pen.setTransform(1, 0, 0, 1, 0, 0);
     pen.clearRect(0, 0, wide, high);
     pen.setTransform(ratio * view.scale, 0, 0, ratio * view.scale, ratio * view.x, ratio * view.y);
-    const thinnest = 0.6 / view.scale, dense = crowd();
-    const line = (one) => {
-      const [x1, y1, x2, y2, x3, y3, x4, y4] = one.edge.curve;
-      pen.globalAlpha = opacity(one, dense);
-      pen.strokeStyle = colour(one);
-      pen.lineWidth = Math.max(width(one.share), thinnest);
-      pen.beginPath();
-      pen.moveTo(x1, y1);
-      pen.bezierCurveTo(x2, y2, x3, y3, x4, y4);
-      pen.stroke();
-    };
-    shown.forEach((one) => related?.edges.get(one) === 2 || line(one));
-    if (related) shown.forEach((one) => related.edges.get(one) === 2 && line(one));
+    return pen;
+  }
+
+  function line(pen, one, alpha) {
+    const [x1, y1, x2, y2, x3, y3, x4, y4] = one.edge.curve;
+    pen.globalAlpha = alpha;
+    pen.strokeStyle = colour(one);
+    pen.lineWidth = Math.max(width(one.share), 0.6 / view.scale);
+    pen.beginPath();
+    pen.moveTo(x1, y1);
+    pen.bezierCurveTo(x2, y2, x3, y3, x4, y4);
+    pen.stroke();
+  }
+
+  function paint() {
+    waiting = false;
+    clearTimeout(settling);
+    const pen = prepared(canvas), dense = crowd();
+    shown.forEach((one) => line(pen, one, dense * (0.45 + 0.55 * one.share)));
     moved.setAttribute("transform", `translate(${view.x},${view.y}) scale(${view.scale})`);
     moved.classList.toggle("small", view.scale < 0.75);
+    scene.style.transform = "";
+    drawn = { ...view };
+    label();
+    light();
+  }
+
+  // What belongs to the node in focus, over the rest, which fades: at once its own edges, then all on ways through it.
+  function light() {
+    clearTimeout(resting);
+    canvas.style.opacity = related ? 0.1 : 1;
+    const pen = prepared(near);
+    if (!related) return;
+    const dense = crowd(), paintKind = (kind) => shown.forEach((one) => related.edges.get(one) === kind && line(pen, one, opacity(one, dense)));
+    paintKind(2);
+    resting = setTimeout(() => { paintKind(1); paintKind(2); }, 90);
+  }
+
+  function label() {
     let above = -Infinity;
-    for (const label of [...labels].reverse()) {  // from the top; labels that would overlap are left out
-      const at = view.y + view.scale * label.y;
-      label.made.style.transform = `translateY(${at}px)`;
-      label.made.hidden = at < 0 || at > room.high || at < above + 15;
-      if (!label.made.hidden) above = at;
+    for (const one of [...labels].reverse()) {  // from the top; labels that would overlap are left out
+      const at = view.y + view.scale * one.y;
+      one.made.style.transform = `translateY(${at}px)`;
+      one.made.hidden = at < 0 || at > room.high || at < above + 15;
+      if (!one.made.hidden) above = at;
     }
+  }
+
+  // While the view moves, the picture is only shifted; it is drawn anew when the view has come to rest.
+  function shift() {
+    const by = view.scale / drawn.scale;
+    scene.style.transform = `translate(${view.x - by * drawn.x}px, ${view.y - by * drawn.y}px) scale(${by})`;
+    label();
+    clearTimeout(settling);
+    settling = setTimeout(draw, 120);
   }
 
   // ------------------------------------------------------------------ view
@@ -276,7 +309,7 @@
   function zoom(factor, x = room.wide / 2, y = room.high / 2) {
     const scale = Math.min(Math.max(view.scale * factor, 0.05), 8), by = scale / view.scale;
     Object.assign(view, { scale, x: x - (x - view.x) * by, y: y - (y - view.y) * by });
-    draw();
+    shift();
   }
 
   function bring(node) {
@@ -411,7 +444,7 @@
     pointers.set(event.pointerId, [x, y]);
     travelled += Math.hypot(x - from[0], y - from[1]);
     if (before) { const after = spread(); zoom(after[0] / (before[0] || 1), after[1], after[2]); }
-    else if (travelled > 3) { view.x += x - from[0]; view.y += y - from[1]; stage.classList.add("moving"); tip.hidden = true; draw(); }
+    else if (travelled > 3) { view.x += x - from[0]; view.y += y - from[1]; stage.classList.add("moving"); tip.hidden = true; shift(); }
   });
   const lift = (event) => { pointers.delete(event.pointerId); stage.classList.remove("moving"); };
   addEventListener("pointerup", (event) => {
@@ -444,15 +477,22 @@
     const next = step(node, event.key);
     if (next) settle(next);
   });
-  const move = (name, by) => {
-    const input = byId(name);
-    if (input.closest("[hidden]")) return;
-    input.value = Number(input.value) + by;
-    input.dispatchEvent(new Event("input"));
+  const next = (by) => {
+    if (!many) return;
+    byId("circuit").value = state.circuit + by;
+    byId("circuit").dispatchEvent(new Event("input"));
   };
+  function more(sign) {  // a tenth of the edges, at least one
+    const all = total(), least = Math.min(10, all), now = amount();
+    if (byId("amount").hidden || all === least) return;
+    const wanted = Math.min(Math.max(now + sign * Math.max(1, Math.round(now / 10)), least), all);
+    state.share = Math.log(wanted / least) / Math.log(all / least);
+    byId("edges").value = 1000 * state.share;
+    choose();
+  }
   const keys = {
     "+": () => zoom(1.25), "=": () => zoom(1.25), "-": () => zoom(0.8), "0": fit, "/": () => byId("search").focus(), "?": help,
-    "[": () => move("edges", -25), "]": () => move("edges", 25), ",": () => move("circuit", -1), ".": () => move("circuit", 1),
+    "[": () => more(-1), "]": () => more(1), ",": () => next(-1), ".": () => next(1),
     d: theme, s: save, Escape: () => { byId("keys").hidden || help(); state.found.clear(); byId("search").value = ""; hold(null); },
   };
   addEventListener("keydown", (event) => {
@@ -486,7 +526,7 @@
     for (const [kind, mark] of marks) mark.style.background = state.compare === null ? `var(--${kind})` : "transparent";
   }
   if (many) {
-    byId("choice").hidden = data.circuits.length < 2;
+    byId("choice").hidden = false;
     byId("against").hidden = false;
     Object.assign(byId("circuit"), { max: data.circuits.length - 1, value: state.circuit });
     byId("compare").append(new Option("nothing", ""), ...data.circuits.map((one, place) => new Option(one.name, place)));
