@@ -117,7 +117,7 @@ def edge_table(circuits: dict[str, Circuit], max_edges: int) -> Any:
         scored = [(edge, _score(circuit, edge)) for edge in circuit.edges()]
         scored.sort(key=lambda item: -item[1])
         rows += [[name, edge, *edge.split("->"), score] for edge, score in scored[:max_edges]]
-    return wandb.Table(columns=["circuit", "edge", "writer", "reader", "score"], data=rows)
+    return wandb.Table(columns=["circuit", "edge", "writer", "reader", "score"], data=cast("Any", rows))
 
 
 def code_version() -> dict[str, Any]:
@@ -162,7 +162,7 @@ def _log_table(run: Any, table: Any) -> None:
     import wandb
 
     artifact = wandb.Artifact(f"edges-{run.id}", type="edges")
-    entry = artifact.add(table, "edges")
+    entry: Any = artifact.add(table, "edges")
     entry.local_path = str(_portable(Path(entry.local_path)))  # staged in WANDB_DATA_DIR, beside the runs
     run.log_artifact(artifact)
 

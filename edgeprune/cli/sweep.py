@@ -105,9 +105,8 @@ def check_trials(path: Path, sweep: SweepFile) -> None:
         for values in probes(sweep):
             given = nested(sweep.parameters, values)
             words = trial_command(sweep.command, sweep.program, given, Path(folder) / "parameters.json")
-            arguments = fit_arguments(words)
             try:
-                _dry_run(arguments)
+                _dry_run(fit_arguments(words))
             except EdgepruneError as error:
                 raise EdgepruneError(f"{path}: a trial would fail: {error}") from None
 

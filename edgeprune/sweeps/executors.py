@@ -1,5 +1,6 @@
 """How the workers of one `edgeprune sweep` are run: threads that wait for processes here, or tasks of Ray."""
 
+import importlib
 import os
 import threading
 from collections.abc import Callable
@@ -66,10 +67,9 @@ def run_ray(folder: Path, workers: int, show: Callable[[], None], cpus: float = 
         EdgepruneError: If Ray is missing, or the first that a worker raised.
     """
     try:
-        import ray
+        library: Any = importlib.import_module("ray")
     except ImportError:
         raise EdgepruneError("--executor ray needs Ray, which is not installed; pip install 'edgeprune[ray]'") from None
-    library: Any = ray
     started = not library.is_initialized()
     if started:
         address = os.environ.get("RAY_ADDRESS")

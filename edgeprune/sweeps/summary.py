@@ -40,7 +40,7 @@ class Found:
         objective: What `error` is: `kl` or `squared_error`.
         error: On the validation pairs.
         random_error: That of a random circuit of its size.
-        file: The circuit.
+        file: The circuit, from the folder of the sweep.
     """
 
     trial: int
@@ -75,7 +75,7 @@ def summarise(folder: Path, console: Console) -> None:
     done = sum(trial.state == "done" for trial in trials)
     console.print(summary_table(f"{store.plan.name}: best circuits of {done} trials", found))
     for item in best(found):
-        console.print(f"{item.problem}, sparsity {item.level:g}: {item.file}", soft_wrap=True, highlight=False)
+        console.print(f"{item.problem}, sparsity {item.level:g}: {folder / item.file}", soft_wrap=True, highlight=False)
     console.print(f"summary.csv and summary.png are in {folder}", soft_wrap=True, highlight=False)
 
 
@@ -106,25 +106,29 @@ def circuits_of(store: Store, trial: Trial) -> list[Found]:
             objective=objective,
             error=float(row[objective]),
             random_error=float(row[f"random_{objective}"]),
-            file=str(_circuit_file(folder, row["asked"])),
+            file=str(_circuit_file(folder, row["asked"]).relative_to(store.folder)),
         )
         for row in rows
     ]
 
 
 def best(found: Iterable[Found]) -> list[Found]:
-    """The circuit with the least error at each problem and level; of equals the sparser one, then the first trial."""
+    """The circuit with the least error at each problem and level; of equals one that was reached, then the sparser."""
     winners: dict[tuple[str, float], Found] = {}
-    for item in sorted(found, key=lambda item: (_finite(item.error), -item.sparsity, item.trial)):
+    for item in sorted(found, key=lambda item: (_finite(item.error), not item.reached, -item.sparsity, item.trial)):
         winners.setdefault((item.problem, item.level), item)
     return [winners[key] for key in sorted(winners)]
 
 
 def spread(found: Sequence[Found]) -> dict[float, tuple[float, float, float]]:
-    """Level -> least, mean and greatest error; for circuits that differ in their seed alone."""
-    levels = sorted({item.level for item in found})
-    errors = {level: [item.error for item in found if item.level == level] for level in levels}
-    return {level: (min(values), fmean(values), max(values)) for level, values in errors.items()}
+    """Level -> least, mean and greatest error; for circuits that differ in their seed alone.
+
+    A trial counts once at each level, with its better circuit: the final gates' may have the sparsity of another one.
+    """
+    errors: dict[float, dict[int, float]] = {}
+    for item in sorted(found, key=lambda item: (item.level, -_finite(item.error))):
+        errors.setdefault(item.level, {})[item.trial] = item.error
+    return {level: (min(each.values()), fmean(each.values()), max(each.values())) for level, each in errors.items()}
 
 
 def series(found: Iterable[Found]) -> dict[tuple[str, str, str], list[Found]]:
@@ -139,7 +143,11 @@ def summary_table(title: str, found: Sequence[Found]) -> Table:
     """A row for each problem and level: the best circuit, and the errors of its settings over seeds."""
     grouped = series(found)
     table = Table(title=title)
-    for heading in ("problem", "method"):
+    problems = {item.problem for item in found}
+    several = len(problems) > 1
+    if not several:
+        table.title = f"{title}, {problems.pop()}"
+    for heading in (*(["problem"] if several else []), "method"):
         table.add_column(heading, overflow="fold")
     for heading in ("sparsity", "edges", "error", "random", "seeds: mean (range)", "trial"):
         table.add_column(heading, justify="right")
@@ -148,7 +156,8 @@ def summary_table(title: str, found: Sequence[Found]) -> Table:
         least, mean, most = spread(alike)[item.level]
         seeds = len({other.seed for other in alike})
         table.add_row(
-            *(item.problem, item.method, f"{item.level:g}{'' if item.reached else ' *'}", f"{item.edges:,}"),
+            *([item.problem] if several else []),
+            *(item.method, f"{item.level:g}{'' if item.reached else ' *'}", f"{item.edges:,}"),
             *(f"{item.error:.4f}", f"{item.random_error:.4f}", f"{seeds}: {mean:.4f} ({least:.4f} to {most:.4f})"),
             str(item.trial),
         )

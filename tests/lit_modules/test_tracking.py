@@ -1,13 +1,24 @@
 """Weights & Biases without a key and without network: everything lands in a folder that can be synced later."""
 
+import base64
+import hashlib
+import json
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import wandb
 
+import edgeprune
+from edgeprune.circuit import Circuit
 from edgeprune.cli import main
-from lit_modules.tracking import WandbTracker, has_wandb_key
+from edgeprune.errors import EdgepruneError
+from edgeprune.graph import ArchSpec, EdgeGraph
+from lit_modules.tracking import UploadCircuits, WandbTracker, best_circuit, code_version, edge_table, has_wandb_key
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -53,24 +64,93 @@ def test_offline_by_itself_only_without_a_key(monkeypatch: pytest.MonkeyPatch, t
     assert WandbTracker(save_dir=str(tmp_path), offline=True)._offline
 
 
-def test_an_offline_fit_leaves_a_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What a short offline run left, read back by W&B's own reader after the folder was moved elsewhere."""
     monkeypatch.setattr(sys, "argv", ["edgeprune"])
-    config = tmp_path / "wandb.yaml"
-    config.write_text(
-        (CONFIGS / "logger" / "wandb.yaml").read_text().replace("save_dir: runs", f"save_dir: {tmp_path}")
-    )
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "runs" / "wandb-data"))
+    monkeypatch.chdir(tmp_path)
     status = main(
         [
-            *("fit", "--config", str(CONFIGS / "quickstart.yaml"), "--config", str(config)),
+            *("fit", "--config", str(CONFIGS / "quickstart.yaml"), "--config", str(CONFIGS / "logger" / "wandb.yaml")),
             *("--trainer.max_steps", "3", "--trainer.val_check_interval", "3", "--trainer.log_every_n_steps", "1"),
             *("--trainer.default_root_dir", str(tmp_path), "--trainer.enable_progress_bar", "false"),
         ]
     )
     wandb.teardown()  # as at the end of a process: what is buffered is written
     assert status == 0
-    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
-    (record,) = folder.glob("run-*.wandb")
-    content = record.read_bytes()
-    assert b"train/penalty" in content  # a curve
-    assert b"compiled:reverse" in content  # the resolved config
-    assert b"final.safetensors" in content  # the circuits' artifact
+    elsewhere = tmp_path / "another" / "machine"
+    elsewhere.mkdir(parents=True)
+    (tmp_path / "runs").rename(elsewhere / "runs")
+    monkeypatch.chdir(elsewhere)
+    (folder,) = (elsewhere / "runs" / "wandb").glob("offline-run-*")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_an_offline_run_holds_everything_and_can_be_moved(records: list[dict[str, Any]]) -> None:
+    curve = [item["history"]["item"] for item in records if item["type"] == "history"]
+    assert [row["train/penalty"] for row in curve if "train/penalty" in row]
+    config: dict[str, Any] = {}
+    for record in records:
+        if record["type"] == "config":
+            config |= record["config"]["update"]
+    assert config["model"]["name"] == "compiled:reverse"
+    assert config["code"]["edgeprune"] == edgeprune.__version__
+
+    artifacts = [record["artifact"] for record in records if record["type"] == "artifact"]
+    assert {artifact["type"] for artifact in artifacts} == {"circuit", "frontier", "edges"}
+    circuits = [artifact for artifact in artifacts if artifact["type"] == "circuit"]
+    assert len({artifact["name"] for artifact in circuits}) == 1
+    aliases = [set(artifact["aliases"]) - {"latest", "best"} for artifact in circuits]
+    assert aliases == [{"final"}, {"sparsity-0.5"}, {"sparsity-0.8"}]
+    assert sum("best" in artifact["aliases"] for artifact in circuits) == 1
+    for entry in (entry for artifact in artifacts for entry in artifact["manifest"]["contents"]):
+        file = Path(entry["local_path"])
+        assert not file.is_absolute()
+        # What would be uploaded from here is what was logged there: its digest is the base64 of the file's MD5.
+        assert base64.b64encode(hashlib.md5(file.read_bytes()).digest()).decode() == entry["digest"]
+
+    (table,) = [artifact for artifact in artifacts if artifact["type"] == "edges"]
+    (entry,) = table["manifest"]["contents"]
+    content = json.loads(Path(entry["local_path"]).read_text())
+    assert content["columns"] == ["circuit", "edge", "writer", "reader", "score"]
+    circuit = Circuit.load("runs/tracked/version_0/circuits/sparsity-0.8000.safetensors")
+    assert {row[1] for row in content["data"] if row[0] == "sparsity-0.8000"} == set(circuit.edges())
+
+
+# ---------------------------------------------------------------- artifacts
+def judged(kl: float, random_kl: float) -> Circuit:
+    graph = EdgeGraph(ArchSpec(num_layers=1, num_heads=1, num_kv_heads=1))
+    header = {"metrics": {"kl": kl}, "random_control": {"kl": random_kl}}
+    scores = torch.arange(graph.num_edges).float()
+    return replace(Circuit.from_scores(graph, graph.to_matrix(scores), num_edges=graph.num_edges), header=header)
+
+
+def test_the_best_circuit_beats_chance_by_most() -> None:
+    dense, middle, sparse = judged(0.0, 0.1), judged(0.3, 2.0), judged(1.9, 2.1)
+    assert best_circuit([dense, middle, sparse], "kl") == 1
+    unjudged = replace(dense, header={})
+    assert best_circuit([unjudged, sparse], "kl") == 1
+    assert best_circuit([unjudged], "kl") is None
+
+
+def test_a_table_of_edges_is_cut_to_the_best() -> None:
+    circuit = judged(0.0, 1.0)
+    rows = edge_table({"x": circuit}, 2).data
+    scores = [row[4] for row in rows]
+    assert scores == [circuit.num_edges - 1, circuit.num_edges - 2]
+    assert rows[0][:2] == ["x", "->".join(rows[0][2:4])]
+
+
+def test_a_negative_number_of_edges_is_refused() -> None:
+    with pytest.raises(EdgepruneError, match="max_edges must not be negative"):
+        UploadCircuits(max_edges=-1)
+
+
+def test_the_version_names_the_commit_of_a_checkout() -> None:
+    version = code_version()
+    root = Path(edgeprune.__file__).parents[1]
+    assert version["edgeprune"] == edgeprune.__version__
+    assert ("commit" in version) == (root / ".git").exists()

@@ -35,10 +35,12 @@ def test_of_equal_errors_the_sparser_wins() -> None:
 
 
 def test_a_series_differs_in_its_seed_alone() -> None:
-    found = [ONE, replace(ONE, seed=1, error=0.7), replace(ONE, settings="lr=2"), replace(ONE, method="UGS")]
+    second = replace(ONE, trial=1, seed=1, error=0.7)
+    found = [ONE, second, replace(ONE, settings="lr=2"), replace(ONE, method="UGS")]
     grouped = series(found)
     assert [len(items) for items in grouped.values()] == [2, 1, 1]
     assert spread(found[:2]) == {0.9: pytest.approx((0.5, 0.6, 0.7))}
+    assert spread([ONE, second, replace(second, error=0.9)]) == spread([ONE, second])  # a trial counts once
 
 
 def test_a_summary_names_files_and_writes_table_and_plot(tmp_path: Path) -> None:
