@@ -303,6 +303,7 @@
     view.scale = Math.min(space.wide / (right + aside - left), space.high / (bottom - top), 1.6);
     view.x = label + (space.wide - view.scale * (right + aside - left)) / 2 - view.scale * left;
     view.y = 12 + (space.high - view.scale * (bottom - top)) / 2 - view.scale * top;
+    tip.hidden = true;
     draw();
   }
 
@@ -462,7 +463,7 @@
   // ------------------------------------------------------------------ keyboard
   byId("drawing").addEventListener("focusin", (event) => {
     const node = nodeAt(event);
-    if (!node || !node.made.matches(":focus-visible")) return;
+    if (!node || node === state.held || !node.made.matches(":focus-visible")) return;
     bring(node);
     node.made.setAttribute("aria-label", describe(node));
     point(node, null, view.x + view.scale * node.x, view.y + view.scale * node.y);

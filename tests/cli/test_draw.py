@@ -1,5 +1,6 @@
 """`edgeprune draw`: what is in the image, and what is refused."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +133,83 @@ def test_files_that_draw_does_not_know(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["draw"]) == 2
     assert "FILE" in error_line(capsys)
     assert len(list(tmp_path.iterdir())) == 3
+
+
+# -------------------------------------------------------------------- circuits
+GRAPH = EdgeGraph(ArchSpec(num_layers=2, num_heads=2, num_kv_heads=1))
+
+
+def circuit(folder: Path, name: str, num_edges: int, *, scores: bool = True) -> str:
+    made = Circuit.random(GRAPH, num_edges, seed=num_edges)
+    made = made if scores else Circuit(GRAPH, made.keep)
+    return str(made.save(folder / f"{name}.safetensors"))
+
+
+def page_data(path: Path) -> dict[str, Any]:
+    text = path.read_text(encoding="utf-8")
+    return json.loads(text.partition('id="data">')[2].partition("</script>")[0])
+
+
+@pytest.mark.parametrize("suffix", [".html", ".svg", ".png", ".pdf", ".dot"])
+def test_a_circuit_in_every_format(suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = circuit(tmp_path, "one", 9), circuit(tmp_path, "two", 5)
+    out = tmp_path / f"drawn{suffix}"
+    assert main(["draw", one, "--diff", two, "--out", str(out)]) == 0
+    assert out.stat().st_size > 500
+    assert str(out) in capsys.readouterr().out
+
+
+def test_a_circuit_becomes_a_page_beside_it(tmp_path: Path) -> None:
+    assert main(["draw", circuit(tmp_path, "one", 9), "--max-edges", "4"]) == 0
+    data = page_data(tmp_path / "one.html")
+    assert [len(order) for order in data["order"]] == [4]
+    assert data["compare"] is None
+
+
+def test_a_difference_to_an_edge_list(tmp_path: Path) -> None:
+    one = circuit(tmp_path, "one", 9)
+    (tmp_path / "truth.json").write_text(json.dumps(["embed->m0", "m0->logits"]))
+    assert main(["draw", one, "--diff", str(tmp_path / "truth.json")]) == 0
+    data = page_data(tmp_path / "one.html")
+    assert [item["name"] for item in data["circuits"]] == ["one", "truth"]
+    assert (data["start"], data["compare"], len(data["order"][1])) == (0, 1, 2)
+
+
+def test_a_run_becomes_a_page_with_all_its_circuits(tmp_path: Path) -> None:
+    for name, size in (("final", 3), ("sparsity-0.5000", 12), ("sparsity-0.8000", 6)):
+        circuit(tmp_path / "circuits", name, size)
+    assert main(["draw", str(tmp_path)]) == 0
+    data = page_data(tmp_path / "circuits.html")
+    assert [item["name"] for item in data["circuits"]] == ["sparsity-0.5000", "sparsity-0.8000", "final"]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--out", "x.gif"], "cannot draw a circuit as '.gif'"),
+        (["--max-edges", "0"], "--max-edges must be at least 1, got 0"),
+        (["--max-edges", "5"], "one has 9 edges, more than 5, and no scores"),
+        (["--diff", "absent.json"], "absent.json"),
+        (["two.safetensors", "--out", "x.svg"], "a .svg file is of one circuit"),
+        (["two.safetensors", "--diff", "two.safetensors"], "--diff is of one circuit"),
+        (["patching.safetensors"], "draw them apart"),
+        (["--out", "absent/x.svg"], "there is no folder absent"),
+    ],
+)
+def test_mistakes_with_circuits(
+    more: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    circuit(tmp_path, "one", 9, scores=False)
+    circuit(tmp_path, "two", 5)
+    result("layer", "role").save(tmp_path / "patching.safetensors")
+    before = sorted(tmp_path.iterdir())
+    assert main(["draw", "one.safetensors", *more]) == 2
+    assert said in error_line(capsys)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_options_of_circuits_are_refused_for_patching(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = result("layer", "role").save(tmp_path / "residual.safetensors")
+    assert main(["draw", str(path), "--diff", str(path)]) == 2
+    assert "--diff is for circuits" in error_line(capsys)
