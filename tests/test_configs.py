@@ -85,5 +85,6 @@ def test_a_data_config_builds(path: Path) -> None:
 
 def test_every_config_is_covered() -> None:
     covered = {*EXPERIMENTS, *DISCOVER, *DATA, *(CONFIGS / "logger").glob("*.yaml")}
+    covered |= {*(CONFIGS / "sweeps").glob("*.yaml")}  # read in tests/sweeps/test_file.py
     left = {path.relative_to(CONFIGS).as_posix() for path in set(CONFIGS.rglob("*.yaml")) - covered}
     assert left <= {f"data/{name}" for name in OWN_FILES}
