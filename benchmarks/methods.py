@@ -9,7 +9,7 @@ Each method is one command, `edgeprune fit` or `edgeprune discover`, in a proces
 process: model, pairs, search, and the circuits' validation; processor time of the same process says what it takes on
 one core where nothing else uses the machine. `judge` runs every circuit on the first `--pairs` test pairs, which no
 method saw: those that the run wrote; where scores have signs, also those of the highest signed scores; and of methods
-that pay a fixed price for an edge (and so pass sparsities on the way to theirs) also those cut from the final gates.
+that train, which pass sparsities on the way to theirs, also those that are cut from the final gates.
 """
 
 import argparse
@@ -128,7 +128,7 @@ ENTRIES: dict[str, Entry] = {
         ),
         "final",
     ),
-    "edge_pruning": Entry("Edge Pruning", "fit"),
+    "edge_pruning": Entry("Edge Pruning", "fit", (), "final"),
     "edge_pruning_warm": Entry(
         "Edge Pruning, warm-started",
         "fit",
@@ -138,6 +138,7 @@ ENTRIES: dict[str, Entry] = {
             f"{RECIPE}.init_args.warm_start.keep_below=0.3",
             "--trainer.max_steps=300",
         ),
+        "final",
     ),
 }
 
