@@ -214,6 +214,7 @@ def test_a_trial_of_an_agent_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyP
 
 
 def test_a_trial_keeps_the_configs_settings_of_the_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
     given = Namespace(
         class_path="lit_modules.WandbTracker",
         init_args=Namespace(project="mine", tags=["a"], save_dir="runs", name="n", offline=None),
