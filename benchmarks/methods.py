@@ -365,11 +365,15 @@ def plot(methods: dict[str, Any], path: Path) -> None:
     styles = ("o-", "s--", "^:")
     for number, (label, rows) in enumerate(lines.items()):
         points = sorted((100 * row["edges"] / row["all_edges"], row["kl"]) for row in rows if row["edges"])
+        if not points:  # nothing but dangling edges
+            continue
         bold = label.startswith("Edge Pruning")
         axes.plot(
             *zip(*points, strict=True), styles[number % 3], label=label, lw=2.5 if bold else 1, color=f"C{number % 10}"
         )
     axes.set(xlabel="edges kept (%)", ylabel="KL(full || circuit), nats", xscale="log", yscale="log")
+    heights = [0.15, 0.2, 0.3, 0.5, 1, 2, 4]
+    axes.set_yticks(heights, [f"{height:g}" for height in heights])
     ticks = [10, 5, 3, 2, 1, 0.5, 0.2, 0.1, 0.05]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
