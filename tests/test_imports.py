@@ -18,6 +18,7 @@ LAYERS = {
     "edgeprune.graph": 0,
     "edgeprune.batch": 0,
     "edgeprune.errors": 0,
+    "edgeprune.pages": 0,
     "edgeprune.paths": 0,
     "edgeprune.nodes": 0,
     "edgeprune.circuit": 1,

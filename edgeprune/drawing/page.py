@@ -6,11 +6,9 @@ rest.
 
 import json
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from torch import Tensor
 
 from edgeprune.circuit import Circuit
@@ -19,6 +17,7 @@ from edgeprune.drawing.layout import NODE_HEIGHT, READER, Layout, lay_out
 from edgeprune.drawing.palette import DARK, LIGHT, STRONGEST, WEAKEST
 from edgeprune.drawing.words import facts, title
 from edgeprune.graph import EdgeGraph
+from edgeprune.pages import page_template
 from edgeprune.paths import whole_file
 
 SCHEMA = "edgeprune-viewer/1"
@@ -46,7 +45,7 @@ def viewer_html(circuits: Sequence[Named], start: int = 0, compare: int | None =
         "start": start,
         "compare": compare,
     }
-    return _template().render(
+    return page_template(Path(__file__).with_name("viewer.html.j2")).render(
         title=title(circuits[start].circuit),
         data=json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c"),
         light=LIGHT,
@@ -108,15 +107,3 @@ def _rounded(*values: float) -> list[float]:
 def _short(value: float) -> float:
     """Four digits."""
     return float(f"{value:.4g}")
-
-
-@cache
-def _template() -> Template:
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return templates.get_template("viewer.html.j2")

@@ -5,16 +5,15 @@ load anything. It is made from the JSON alone, so it can be made again at any ti
 """
 
 from collections.abc import Callable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from edgeprune.evaluation.report import analyses, criteria, overview, structure
 from edgeprune.evaluation.report.blocks import Section
 from edgeprune.evaluation.report.glossary import glossary
 from edgeprune.evaluation.report.result import Result
+from edgeprune.pages import page_template
+from edgeprune.paths import whole_file
 
 # In the order of the page. Each gives None where its data are not in the JSON.
 SECTIONS: tuple[Callable[[Result], Section | None], ...] = (
@@ -48,23 +47,11 @@ def report_html(result: Mapping[str, Any]) -> str:
     sections = [section for make in SECTIONS if (section := make(read)) is not None]
     last = glossary(read, sections)
     title = " on ".join(str(read.about[name]) for name in ("model", "task") if isinstance(read.about.get(name), str))
-    return _template().render(
+    return page_template(Path(__file__).with_name("report.html.j2")).render(
         title=f"Circuits of {title}" if title else "Circuits",
         about=overview.about(read),
         sections=[*sections, *([last] if last else [])],
     )
-
-
-@cache
-def _template() -> Template:
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return templates.get_template("report.html.j2")
 
 
 def write_report(result: Mapping[str, Any], path: Path) -> None:
@@ -75,5 +62,5 @@ def write_report(result: Mapping[str, Any], path: Path) -> None:
         path: The HTML file.
     """
     page = report_html(result)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    with whole_file(path) as partial:
+        partial.write_text(page, encoding="utf-8")
