@@ -41,6 +41,9 @@ class EdgePruning(AbstractRecipe):
         masks_per_batch: Samples of the gates in one step: the batch falls into that many groups, each with a sample of
             its own (published: 1, shared by the batch). A batch that does not divide is cut into fewer groups. It
             costs nothing, and the part of the gradient's noise that comes from the gates falls.
+        antithetic: Draw the samples of a step in pairs, the second with noise 1 - u for the first's u (deviation:
+            published code has one sample). Each sample's distribution stays, and so does the mean gradient; what is
+            monotone in a gate's noise cancels in part. Needs an even `masks_per_batch`.
         learning_rate: Of the log-alphas (published: 0.8, with AdamW; deviation: 0.3 with Adam).
         betas: Of Adam, for the log-alphas (published: 0.9, 0.999). A low second one forgets the few large gradients
             that an idle edge gets while needed ones are uncertain, so that the penalty can close it afterwards.
@@ -67,6 +70,7 @@ class EdgePruning(AbstractRecipe):
         estimator: Estimator = "pathwise",
         num_flips: int = 16,
         masks_per_batch: int = 1,
+        antithetic: bool = False,
         learning_rate: float = 0.3,
         betas: tuple[float, float] = (0.9, 0.999),
         learning_rate_warmup: float = 0.0,
@@ -102,7 +106,12 @@ class EdgePruning(AbstractRecipe):
             raise EdgepruneError(
                 f"masks_per_batch must be at least 1, and 1 with estimator 'local', got {masks_per_batch}"
             )
+        if antithetic and masks_per_batch % 2:
+            raise EdgepruneError(
+                f"antithetic samples come in pairs, got masks_per_batch={masks_per_batch}: make it even, such as 8"
+            )
         self.masks_per_batch = masks_per_batch
+        self.antithetic = antithetic
         self.sparsity_term = sparsity_term
         self.node_sparsity_term = node_sparsity_term
         self.penalty_on: PenaltyOn = penalty_on
@@ -158,12 +167,14 @@ class EdgePruning(AbstractRecipe):
         return self._sample(seed, step, 0)
 
     def _sample(self, seed: int, step: int, number: int) -> Tensor:
-        noise = uniform_noise(seed, step, self.edges.num_gates, stream=sample_stream(number))
-        gates = self.graph.to_matrix(self._closed(self.edges.sample(noise)))
-        if self.nodes is None:
-            return gates
-        stream = sample_stream(number, nodes=True)
-        return gates * self.nodes.sample(uniform_noise(seed, step, self.nodes.num_gates, stream=stream))
+        first = number - number % 2 if self.antithetic else number
+
+        def noise_of(gates: HardConcrete, nodes: bool) -> Tensor:
+            noise = uniform_noise(seed, step, gates.num_gates, stream=sample_stream(first, nodes=nodes))
+            return noise if number == first else 1 - noise
+
+        gates = self.graph.to_matrix(self._closed(self.edges.sample(noise_of(self.edges, nodes=False))))
+        return gates if self.nodes is None else gates * self.nodes.sample(noise_of(self.nodes, nodes=True))
 
     def expected_error(self, error_of: Callable[[Tensor], Tensor], seed: int, step: int) -> tuple[Tensor, Tensor]:
         """Error of the step's samples, with the gradient that `estimator` says; and their mean `[reader, writer]`."""
@@ -284,6 +295,7 @@ class EdgePruning(AbstractRecipe):
             "penalty_on": self.penalty_on,
             "estimator": self.estimator,
             "masks_per_batch": self.masks_per_batch,
+            "antithetic": self.antithetic,
             "learning_rate": self.learning_rate,
             "betas": list(self.betas),
             "weight_decay": self.weight_decay,

@@ -277,6 +277,76 @@ def test_groups_of_a_batch_have_samples_of_their_own(node_gates: bool) -> None:
     torch.testing.assert_close(gradient, by_hand)
 
 
+def drawn(recipe: EdgePruning, steps: int) -> Tensor:
+    """Gates of every step's samples, `[step, sample, edge]`."""
+    seen: list[Tensor] = []
+
+    def error_of(gates: Tensor) -> Tensor:
+        seen.append(torch.stack([GRAPH.to_vector(mask) for mask in gates.detach()]))
+        return gates.sum()
+
+    for step in range(steps):
+        recipe.expected_error(error_of, seed=3, step=step)
+    return torch.stack(seen)
+
+
+@pytest.mark.parametrize("node_gates", [False, True])
+def test_antithetic_samples_are_pairs_of_mirrored_noise(node_gates: bool) -> None:
+    recipe = spread(build(masks_per_batch=4, antithetic=True, node_gates=node_gates))
+    plain = spread(build(masks_per_batch=4, node_gates=node_gates))
+    samples, others = drawn(recipe, 1)[0], drawn(plain, 1)[0]
+    assert torch.equal(samples[::2], others[::2])  # the first of a pair is the sample without the option
+    for number in (0, 2):
+        stream = 0 if number == 0 else 100 + number
+        noise = 1 - uniform_noise(3, 0, GRAPH.num_edges, stream=stream)
+        expected = sample(recipe.edges.log_alpha.detach(), noise)
+        if recipe.nodes is not None:
+            node_noise = 1 - uniform_noise(3, 0, len(GRAPH.writers), stream=1 if number == 0 else -100 - number)
+            expected = expected * sample(recipe.nodes.log_alpha.detach(), node_noise)[GRAPH.exists.nonzero()[:, 1]]
+        torch.testing.assert_close(samples[number + 1], expected)
+    assert torch.equal(drawn(recipe, 2), drawn(recipe, 2))
+    assert not torch.equal(*drawn(recipe, 2))
+
+
+def test_antithetic_samples_have_the_same_marginals_and_negative_correlation() -> None:
+    first, second = drawn(build(init_mean=0.5, masks_per_batch=2, antithetic=True), 300).unbind(1)
+    independent = drawn(build(init_mean=0.5, masks_per_batch=2), 300)
+    for values in (first, second):
+        assert values.mean().item() == pytest.approx(independent.mean().item(), abs=0.005)
+        assert (values > 0).float().mean().item() == pytest.approx(prob_open(torch.tensor(0.5)).item(), abs=0.005)
+        assert (values == 1).float().mean().item() == pytest.approx((independent == 1).float().mean().item(), abs=0.005)
+    assert torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1] < -0.7
+    assert abs(torch.corrcoef(independent.transpose(0, 1).flatten(1))[0, 1]) < 0.02
+
+
+def test_the_mean_of_antithetic_gates_of_an_even_chance_is_one_half() -> None:
+    samples = drawn(build(init_mean=0.0, masks_per_batch=2, antithetic=True), 20)
+    torch.testing.assert_close(samples.mean(1), torch.full((20, GRAPH.num_edges), 0.5), atol=1e-5, rtol=0)
+
+
+def slopes(weights: Tensor, steps: int, **options: Any) -> tuple[Tensor, Tensor]:
+    """Loss `[step]` and gradient `[step, edge]` of a loss that is linear in the gates."""
+    recipe = spread(build(masks_per_batch=2, **options))
+    losses: list[Tensor] = []
+    gradients: list[Tensor] = []
+    for step in range(steps):
+        error, _ = recipe.expected_error(lambda gates: (weights * gates).sum((1, 2)).mean(), seed=3, step=step)
+        gradients += torch.autograd.grad(error, recipe.edges.log_alpha)
+        losses.append(error.detach())
+    return torch.stack(losses), torch.stack(gradients)
+
+
+def test_antithetic_gradients_are_unbiased_and_a_linear_loss_varies_less() -> None:
+    weights = torch.randn(GRAPH.shape, generator=torch.Generator().manual_seed(1))
+    losses, gradients = slopes(weights, 1500, antithetic=True)
+    plain_losses, plain = slopes(weights, 1500)
+    error = ((gradients.var(0) + plain.var(0)) / 1500).sqrt() + 1e-6
+    distance = (gradients.mean(0) - plain.mean(0)).abs() / error
+    assert distance.max() < 5  # standard errors, over all edges
+    assert losses.var() < plain_losses.var() / 2
+    assert (losses.mean() - plain_losses.mean()).abs() < 5 * (plain_losses.var() / 1500 * 2).sqrt()
+
+
 def test_the_local_estimator_rounds_gates_and_measures_flips() -> None:
     recipe = spread(build(estimator="local", num_flips=GRAPH.num_edges))
     weights = torch.randn(GRAPH.shape, generator=torch.Generator().manual_seed(1))
@@ -316,6 +386,8 @@ def test_the_local_estimator_penalises_what_it_samples() -> None:
         ({"estimator": "local", "num_flips": 0}, "num_flips"),
         ({"estimator": "local", "masks_per_batch": 2}, "masks_per_batch"),
         ({"masks_per_batch": 0}, "masks_per_batch"),
+        ({"antithetic": True}, "come in pairs, got masks_per_batch=1: make it even"),
+        ({"antithetic": True, "masks_per_batch": 3}, "masks_per_batch=3"),
     ],
 )
 def test_estimators_that_cannot_be_are_refused(options: dict[str, Any], named: str) -> None:
