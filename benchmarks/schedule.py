@@ -126,9 +126,9 @@ PROBLEMS = {
 }
 
 # -------------------------------------------------------------------- settings
-# What each changes of the problem's base setting. Values that a problem's base has already make no setting of their own.
-# "price" multiplies the penalty's start and end; "share" is the number of steps over the base's, "price_from" its start
-# over its end.
+# What each changes of the problem's base setting; those that change nothing there are left out. "price" multiplies the
+# penalty's start and end, "price_from" is its start over its end, "fixed" a constant price over the base's end; "share"
+# multiplies the number of steps, "rate" the learning rate.
 PUBLISHED = {
     "penalty_on": "sample",
     "learning_rate": 0.8,
@@ -215,11 +215,11 @@ def is_new(problem: Problem, name: str) -> bool:
 
 
 # -------------------------------------------------------------------- pairs of the stories model
-GIRLS = "Lily Sue Mia Amy Anna Lucy Jane Emma Sara Molly Ella".split()
-BOYS = "Tim Tom Ben Max Sam Jack Bob Billy Timmy John Leo Joe".split()
-FEELINGS = "sad happy scared tired angry hungry excited curious".split()
-PLACES = "park house garden room store forest kitchen water".split()
-THINGS = "dog cat tree ball bird box car fish".split()
+GIRLS = ["Lily", "Sue", "Mia", "Amy", "Anna", "Lucy", "Jane", "Emma", "Sara", "Molly", "Ella"]
+BOYS = ["Tim", "Tom", "Ben", "Max", "Sam", "Jack", "Bob", "Billy", "Timmy", "John", "Leo", "Joe"]
+FEELINGS = ["sad", "happy", "scared", "tired", "angry", "hungry", "excited", "curious"]
+PLACES = ["park", "house", "garden", "room", "store", "forest", "kitchen", "water"]
+THINGS = ["dog", "cat", "tree", "ball", "bird", "box", "car", "fish"]
 STORIES = (  # sentence, words, whether the pronoun begins a sentence
     ("{name} was {word} because", FEELINGS, False),
     ("{name} was in the {word}.", PLACES, True),
