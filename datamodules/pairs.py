@@ -1,7 +1,7 @@
 """The LightningDataModule of clean/corrupted pairs: task -> tokens -> batches."""
 
 import gc
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast, final, get_args
@@ -18,6 +18,7 @@ from datamodules.sampler import PairBatchSampler
 from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair, TokenPair
 from edgeprune.batch import IGNORE, PairBatch
 from edgeprune.errors import EdgepruneError
+from edgeprune.models.homes import Homes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -238,7 +239,7 @@ class PairDataModule(pl.LightningDataModule):
     # ---------------------------------------------------------------- batches
     def train_dataloader(self) -> DataLoader[Example]:
         """Shuffled batches; a resumed run goes on with the batch after its last one."""
-        return self._loader("train", self.batch_size, seed=self.seed)
+        return self._loader("train", shuffled=True)
 
     def val_dataloader(self) -> DataLoader[Example]:
         """All validation pairs in order."""
@@ -250,29 +251,45 @@ class PairDataModule(pl.LightningDataModule):
 
     def ordered_dataloader(self, split: str) -> DataLoader[Example]:
         """All pairs of any split in order, in batches of `eval_batch_size`."""
-        return self._loader(split, self.eval_batch_size)
+        return self._loader(split, shuffled=False)
 
     def transfer_batch_to_device(self, batch: PairBatch, device: torch.device, dataloader_idx: int) -> PairBatch:
         """Move a batch to `device`."""
         del dataloader_idx
         return batch.to(device)
 
-    def _loader(self, split: str, batch_size: int, seed: int | None = None) -> DataLoader[Example]:
-        pairs = self.pairs(split)
+    def homes(self, split: str) -> Homes:
+        """The home batches of a split: training pairs as epoch 0 meets them, others as they are evaluated."""
+        pairs, collate_numbers = self.pairs(split), self._collate
+
+        def lengths(number: int) -> tuple[int, int]:
+            return len(pairs[number].clean), len(pairs[number].positions)
+
+        def batch_of(numbers: Sequence[int]) -> PairBatch:
+            return collate_numbers([(number, pairs[number]) for number in numbers])
+
+        return Homes(self._sampler(split, shuffled=split == "train").homes(), batch_of, lengths)
+
+    @property
+    def _collate(self) -> Callable[[Sequence[Example]], PairBatch]:
+        return partial(collate, pad_id=getattr(self.tokenizer_object, "pad_token_id", None) or 0)
+
+    def _sampler(self, split: str, *, shuffled: bool) -> PairBatchSampler:
         ranks = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
-        sampler = PairBatchSampler(
-            len(pairs),
-            batch_size,
-            seed=seed,
+        return PairBatchSampler(
+            len(self.pairs(split)),
+            self.batch_size if shuffled else self.eval_batch_size,
+            seed=self.seed if shuffled else None,
             rank=ranks.get("rank", 0),
             world_size=ranks.get("num_replicas", 1),
-            **({} if seed is None else {"position": self._position}),
+            **({"position": self._position} if shuffled else {}),
         )
-        pad_id = getattr(self.tokenizer_object, "pad_token_id", None) or 0
+
+    def _loader(self, split: str, *, shuffled: bool) -> DataLoader[Example]:
         return ResumableLoader(
-            _Examples(pairs),
-            batch_sampler=sampler,
-            collate_fn=partial(collate, pad_id=pad_id),
+            _Examples(self.pairs(split)),
+            batch_sampler=self._sampler(split, shuffled=shuffled),
+            collate_fn=self._collate,
             num_workers=self.num_workers,
         )
 

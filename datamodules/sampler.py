@@ -64,6 +64,18 @@ class PairBatchSampler(Sampler[list[int]]):
             batch = order[number * self.global_batch_size : (number + 1) * self.global_batch_size]
             yield batch[self.rank :: self.world_size] or [batch[self.rank % len(batch)]]
 
+    def homes(self) -> list[list[int]]:
+        """Home batches: what each rank gets of each batch of epoch 0, and of the examples that this epoch leaves out.
+
+        Every example is in one of them. They are the same on every rank.
+        """
+        order = self.order(0)
+        batches = (
+            order[start : start + self.global_batch_size] for start in range(0, len(order), self.global_batch_size)
+        )
+        shares = (batch[rank :: self.world_size] for batch in batches for rank in range(self.world_size))
+        return [share for share in shares if share]
+
     def order(self, epoch: int) -> list[int]:
         """All example numbers in the order of `epoch`."""
         if self.seed is None:

@@ -1,10 +1,14 @@
-"""The two frozen runs that every comparison needs, made once per example where they fit in memory.
+"""The two frozen runs that every comparison needs, made once per example where there is room.
 
 Neither depends on the gates: the full model's logits at the scored positions, and what closed edges carry.
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple, final
+import functools
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, final, get_args
 
 import torch
 from torch import Tensor
@@ -14,21 +18,25 @@ from edgeprune.ablations.constants import Progress
 from edgeprune.ablations.positions import aligned, positions
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
+from edgeprune.models.frozen_store import ALIGNMENT, FrozenStore, Place, Values
+from edgeprune.models.homes import Homes, KeepingPlan
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.states import WriterStates
 from edgeprune.objectives import Objective
+from edgeprune.paths import cache_root
 
 TRAIN = "train"  # the split from which means and constants come
-
-
-class _Kept(NamedTuple):
-    logits: Tensor  # [positions, vocab]
-    states: WriterStates | None  # batch of one, without padding; None where they do not depend on the example
+OTHERS = 4  # splits that are not trained on get one part in so many of the room at most
+CacheDtype = Literal["float32", "bfloat16"]
 
 
 @final
 class ReferenceRuns:
-    """Full and ablated runs of batches, kept per example up to a budget.
+    """Full and ablated runs of batches, kept per example as far as there is room.
+
+    Called with batches as they come, it keeps the first examples for which there is room, each as the batch in which it
+    came first gave it. After `plan`, which examples are kept and in which batch each is computed depends on their split
+    alone: a resumed training run, which begins with nothing kept, sees the same values to the last bit.
 
     Args:
         model: The model.
@@ -36,17 +44,38 @@ class ReferenceRuns:
             values), `"zero"` (nothing), `"mean:positional"`, `"resample"`. Some take their values from pairs: see
             `prepare`.
         budget_gb: Memory for kept runs, in 1e9 bytes; 0 makes them anew each time.
+        disk_gb: Room on disk for planned runs that do not fit in memory, in 1e9 bytes.
+        disk_folder: Where their file lies; None: `frozen` in the folder of caches.
+        cache_dtype: In which what closed edges carry is kept; `"bfloat16"` rounds, and takes half the room of float32.
+            None: exactly as it is.
 
     Attributes:
         spec: The ablation.
         ablation: Its text, as it stands in headers and records.
+        store: What is kept.
     """
 
-    def __init__(self, model: MaskedModel, ablation: str | Ablation, budget_gb: float = 0.0) -> None:
+    def __init__(
+        self,
+        model: MaskedModel,
+        ablation: str | Ablation,
+        budget_gb: float = 0.0,
+        *,
+        disk_gb: float = 0.0,
+        disk_folder: str | Path | None = None,
+        cache_dtype: CacheDtype | None = None,
+    ) -> None:
+        if min(budget_gb, disk_gb) < 0 or cache_dtype not in (None, *get_args(CacheDtype)):
+            raise EdgepruneError(
+                f"kept runs need room of at least 0 GB and a dtype among {', '.join(get_args(CacheDtype))}, got "
+                f"{budget_gb} GB in memory, {disk_gb} GB on disk and dtype {cache_dtype!r}"
+            )
         self.spec = Ablation.parse(ablation) if isinstance(ablation, str) else ablation
         self.model, self.ablation = model, str(self.spec)
-        self.free_bytes = int(budget_gb * 1e9)
-        self._kept: dict[tuple[str, int], _Kept] = {}
+        room: dict[Place, int] = {"memory": int(budget_gb * 1e9), "disk": int(disk_gb * 1e9)}
+        self._dtype = None if cache_dtype is None else getattr(torch, cache_dtype)
+        self.store = FrozenStore(room, cache_root(disk_folder) / "frozen", self._dtype)
+        self._plans: dict[str, KeepingPlan] = {}
         self._donors: dict[str, Donors] = {}
         self._shared: WriterStates | None = None  # what closed edges carry in every example
         if self.spec.kind == "zero":
@@ -120,27 +149,165 @@ class ReferenceRuns:
                 f"runs.prepare(batches, {split!r}) first"
             )
 
+    # ---------------------------------------------------------------- which examples are kept
+    def plan(self, splits: Mapping[str, Homes]) -> None:
+        """Decide, before the first run, which examples are kept and where: whole home batches in their order.
+
+        Splits other than the training split choose first, from a quarter of the room; training pairs get all that is
+        left. Home batches go to memory as long as there is room, then to disk, up to the first for which there is
+        none. Examples that are not kept are run whenever they are met. A split that has a plan keeps it.
+
+        Args:
+            splits: Home batches by split.
+        """
+        new = {split: homes for split, homes in splits.items() if split not in self._plans}
+        free = self.store.free
+        share: dict[Place, int] = {place: num_bytes // OTHERS for place, num_bytes in free.items()}
+        for split in sorted(new, key=lambda split: split == TRAIN):
+            plan = KeepingPlan(new[split], self.bytes_of, dict(free) if split == TRAIN else share)
+            for place, taken in plan.taken.items():
+                free[place] -= taken
+            if plan.taken["disk"]:
+                self._make_file(split, plan)
+            self._plans[split] = plan
+
+    def _make_file(self, split: str, plan: KeepingPlan) -> None:
+        try:
+            self.store.make_file(split, plan.taken["disk"])
+        except OSError as error:
+            plan.without("disk")
+            warnings.warn(
+                f"no room on disk for frozen runs of {split} pairs ({error}), which are made anew each time: lower "
+                "disk_gb, or set another disk_folder",
+                stacklevel=3,
+            )
+
+    def planned_bytes(self, place: Place = "memory") -> int:
+        """Room that the planned examples of all splits take at most."""
+        return sum(plan.taken[place] for plan in self._plans.values())
+
+    def bytes_of(self, num_tokens: int, num_positions: int) -> int:
+        """Room that one example takes at most, from the tokens of its clean prompt and its scored positions."""
+        config, dtype = self.model.hf.config, self.model.dtype
+        outputs = getattr(config, "d_out", None) or self.model.hf.get_output_embeddings().weight.shape[0]
+        total = num_positions * outputs * min(dtype, torch.float32, key=lambda kind: kind.itemsize).itemsize
+        if self._per_example:
+            arch, (heads, head_dim, width) = self.model.graph.arch, self.model.family.output_weight(0).shape
+            total += num_tokens * arch.num_layers * (heads * head_dim + width * arch.has_mlp) * self._state_bytes
+        return total + len(Values._fields) * ALIGNMENT
+
+    @property
+    def _state_bytes(self) -> int:
+        return (self._dtype or self.model.dtype).itemsize
+
+    @property
+    def _per_example(self) -> bool:
+        """Whether closed edges carry other values in every example."""
+        return self.spec.kind in ("interchange", "resample")
+
     # ---------------------------------------------------------------- runs
     @torch.no_grad()
     def __call__(self, batch: PairBatch, split: str) -> tuple[Tensor, WriterStates]:
         """Full logits `[batch, positions, vocab]` (float32) and the states that closed edges carry.
 
         Args:
-            batch: Pairs; `index` is their number in `split`. Examples padded on the left are not kept.
+            batch: Pairs; `index` is their number in `split`. Those of a batch that is padded on the left are not kept.
             split: Which numbering `index` belongs to.
 
         Raises:
             EdgepruneError: The pairs are made for another model, or `prepare` was forgotten.
         """
-        kept = [self._kept.get((split, int(index))) for index in batch.index]
-        found = [item for item in kept if item is not None]
-        if len(found) == len(kept):
-            return self._assemble(found, batch, split)
+        if not bool(batch.attention_mask[:, 0].all()):
+            return self._run(batch, split)
+        if split not in self._plans:
+            return self._first_come(batch, split)
+        plan = self._plans[split]
+        kept = [number in plan for number in batch.index.tolist()]
+        self._run_homes(batch, split, plan)
+        if all(kept):
+            return self._read(batch, split)
+        if not any(kept):
+            return self._run(batch, split)
+        return self._mixed(batch, split, torch.tensor(kept, device=batch.clean.device))
+
+    def _first_come(self, batch: PairBatch, split: str) -> tuple[Tensor, WriterStates]:
+        """Of a split without a plan: a batch is its own home, and examples are kept while there is room."""
+        keys = [(split, number) for number in batch.index.tolist()]
+        if not all(key in self.store for key in keys):
+            full, states = self._run(batch, split)
+            for key, values in zip(keys, self._values(batch, full, states), strict=True):
+                self.store.put_if_room(key, values)
+            if not all(key in self.store for key in keys):
+                return full, states
+        return self._read(batch, split)
+
+    def _run_homes(self, batch: PairBatch, split: str, plan: KeepingPlan) -> None:
+        """Run the home batches of those examples of a batch that are to be kept and are not yet."""
+        for number in batch.index.tolist():
+            if number not in plan or (split, number) in self.store:
+                continue
+            home = plan.home(number)
+            there = batch if list(home) == batch.index.tolist() else plan.homes.collate(home).to(self.model.device)
+            values = self._values(there, *self._run(there, split))
+            for member, own in zip(home, values, strict=True):
+                self.store.put((split, member), own, plan.place(number))
+
+    def _values(self, batch: PairBatch, full: Tensor, states: WriterStates) -> list[Values]:
+        """What is kept of each example of a batch that was run."""
+        lengths, counts = batch.attention_mask.sum(1).tolist(), batch.position_mask.sum(1).tolist()
+        full = full if self.model.dtype.itemsize >= full.element_size() else full.to(self.model.dtype)
+        return [
+            Values(
+                logits=full[row, :count],
+                heads=states.heads[:, row, :length] if self._per_example else None,
+                mlps=states.mlps[:, row, :length] if self._per_example and states.mlps is not None else None,
+            )
+            for row, (length, count) in enumerate(zip(lengths, counts, strict=True))
+        ]
+
+    def _run(self, batch: PairBatch, split: str) -> tuple[Tensor, WriterStates]:
+        """The runs of a batch, nothing kept."""
         self.check(batch)
         full = self.model.full(batch.clean, batch.attention_mask, batch.positions).float()
-        states = self._states(batch, split)
-        self._keep(batch, split, full, states if self._shared is None else None)
-        return full, states
+        if not self._per_example:
+            return full, self._common_states(batch)
+        ids, mask, alignment = self._prompts(batch, split)
+        states = self.model.record(ids, mask)
+        return full, states if alignment is None else aligned(states, alignment)
+
+    def _read(self, batch: PairBatch, split: str) -> tuple[Tensor, WriterStates]:
+        """The runs of a batch all of whose examples are kept. Embeddings are looked up again."""
+        keys = [(split, number) for number in batch.index.tolist()]
+        full, heads, mlps = self.store.get(keys, batch.clean.shape[1], batch.positions.shape[1])
+        device = self.model.device
+        if heads is None:
+            return full.to(device), self._common_states(batch)
+        ids, mask, alignment = self._prompts(batch, split)
+        states = WriterStates(
+            embeddings=_embeddings(self.model, ids, mask),
+            heads=heads.to(device),
+            mlps=None if mlps is None else mlps.to(device),
+        )
+        if alignment is not None:
+            rows = torch.arange(len(alignment), device=device)[:, None]
+            states = replace(states, embeddings=states.embeddings[:, rows, alignment])
+        return full.to(device), states
+
+    def _mixed(self, batch: PairBatch, split: str, kept: Tensor) -> tuple[Tensor, WriterStates]:
+        """The runs of a batch of which the examples `kept`, bool `[batch]`, are read and the others are run."""
+        old, new = kept.nonzero()[:, 0], (~kept).nonzero()[:, 0]
+        full, states = self._read(batch.rows(old), split)
+        other_full, other = self._run(batch.rows(new), split)
+        full = _merged(0, (old, full), (new, other_full))
+        if not self._per_example:
+            return full, self._common_states(batch)
+        return full, WriterStates(
+            embeddings=_merged(1, (old, states.embeddings), (new, other.embeddings)),
+            heads=_merged(1, (old, states.heads), (new, other.heads)),
+            mlps=None
+            if states.mlps is None or other.mlps is None
+            else _merged(1, (old, states.mlps), (new, other.mlps)),
+        )
 
     def check(self, batch: PairBatch) -> None:
         """Refuse pairs made for another model; an index out of bounds says less, and on a GPU it ends the process.
@@ -171,14 +338,16 @@ class ReferenceRuns:
                 "'mean', or training prompts as long"
             )
 
-    def _states(self, batch: PairBatch, split: str) -> WriterStates:
+    def _prompts(self, batch: PairBatch, split: str) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Prompts that give each example's values, their mask, and where the values of each position lie in them."""
         if self.spec.kind == "interchange":
-            states = self.model.record(batch.corrupted, batch.corrupted_mask)
-            return states if batch.alignment is None else aligned(states, batch.alignment)
-        self._require_prepared(split if self.spec.kind == "resample" else TRAIN)
-        if self.spec.kind == "resample":
-            ids, mask, alignment = self._donors[split].prompts(batch)
-            return aligned(self.model.record(ids, mask), alignment)
+            return batch.corrupted, batch.corrupted_mask, batch.alignment
+        self._require_prepared(split)
+        return self._donors[split].prompts(batch)
+
+    def _common_states(self, batch: PairBatch) -> WriterStates:
+        """Values that all examples share, laid out for a batch."""
+        self._require_prepared(TRAIN)
         if self.states().heads.device != self.model.device:
             self._shared = self.states().to(self.model.device)
         return self._at_positions(batch.attention_mask) if self._positional else self.states()
@@ -196,55 +365,19 @@ class ReferenceRuns:
             places = places[:1]
         return states.map(lambda field: field[:, 0, places].expand(-1, len(mask), *[-1] * (field.dim() - 2)))
 
-    def _keep(self, batch: PairBatch, split: str, full: Tensor, states: WriterStates | None) -> None:
-        for row, (index, length) in enumerate(
-            zip(batch.index.tolist(), batch.attention_mask.sum(1).tolist(), strict=True)
-        ):
-            num_positions = int(batch.position_mask[row].sum())
-            one = None if states is None else _row(states, row, length)
-            item = _Kept(full[row, :num_positions].cpu().clone(), one)
-            size = _bytes(item)
-            padded_left = not batch.attention_mask[row, :length].all()
-            if padded_left or size > self.free_bytes or (split, index) in self._kept:
-                continue
-            self.free_bytes -= size
-            self._kept[split, index] = item
 
-    def _assemble(self, items: list[_Kept], batch: PairBatch, split: str) -> tuple[Tensor, WriterStates]:
-        device = self.model.device
-        last = batch.positions.shape[1] - 1
-        full = torch.stack([item.logits[torch.arange(last + 1).clamp(max=len(item.logits) - 1)] for item in items])
-        states = [item.states for item in items if item.states is not None]
-        if not states:
-            return full.to(device), self._states(batch, split)
-        return full.to(device), _stack(states, batch.clean.shape[1]).to(device)
+def _embeddings(model: MaskedModel, ids: Tensor, mask: Tensor) -> Tensor:
+    """What the embedding writers write, `[num_embeddings, batch, seq, d_model]`, as `MaskedModel.record` has it."""
+    parts = model.family.embed(ids, positions(mask))
+    return torch.stack(parts if model.graph.arch.split_embedding else [functools.reduce(torch.add, parts)])
 
 
-def _row(states: WriterStates, row: int, length: int) -> WriterStates:
-    return states.map(lambda field: field[:, row : row + 1, :length].cpu().clone())
-
-
-def _stack(rows: list[WriterStates], seq: int) -> WriterStates:
-    """Examples one below the other, right-padded with zeros to `seq`."""
-
-    def join(fields: list[Tensor]) -> Tensor:
-        first = fields[0]
-        out = first.new_zeros((first.shape[0], len(fields), seq, *first.shape[3:]))
-        for index, field in enumerate(fields):
-            out[:, index, : field.shape[2]] = field[:, 0]
-        return out
-
-    mlps = [row.mlps for row in rows if row.mlps is not None]
-    return WriterStates(
-        embeddings=join([row.embeddings for row in rows]),
-        heads=join([row.heads for row in rows]),
-        mlps=join(mlps) if mlps else None,
-    )
-
-
-def _bytes(item: _Kept) -> int:
-    fields = [item.logits]
-    if item.states is not None:
-        fields += [item.states.embeddings, item.states.heads]
-        fields += [] if item.states.mlps is None else [item.states.mlps]
-    return sum(field.numel() * field.element_size() for field in fields)
+def _merged(axis: int, *parts: tuple[Tensor, Tensor]) -> Tensor:
+    """Parts along `axis`, each put at its places, long `[n]`."""
+    first = parts[0][1]
+    shape = list(first.shape)
+    shape[axis] = sum(len(places) for places, _ in parts)
+    out = first.new_empty(shape)
+    for places, part in parts:
+        out.index_copy_(axis, places, part)
+    return out

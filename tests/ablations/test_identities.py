@@ -137,7 +137,7 @@ def test_kept_runs_are_bit_equal(model: MaskedModel, kind: str, tmp_path: Path) 
     batch = batch_of(PAIRS)
     runs = runs_of(model, kind, [batch], tmp_path, budget_gb=1)
     fresh, kept = runs(batch, "train"), runs(batch, "train")
-    assert len(runs._kept) == len(PAIRS)
+    assert len(runs.store) == len(PAIRS)
     assert torch.equal(fresh[0][batch.position_mask], kept[0][batch.position_mask])
     real = batch.attention_mask.bool()
     for first, second in zip(fields(fresh[1]), fields(kept[1]), strict=True):
@@ -151,7 +151,7 @@ def test_values_that_are_the_same_for_every_example_are_not_kept(model: MaskedMo
         runs = ReferenceRuns(model, kind, 1.0)
         runs.prepare([batch])
         runs(batch, "train")
-        left.append(runs.free_bytes)
+        left.append(runs.store.free["memory"])
     assert left[0] == left[1] == left[2] > left[3] == left[4]
 
 

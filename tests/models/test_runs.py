@@ -103,21 +103,21 @@ def test_the_full_run_is_the_model_s(model: MaskedModel) -> None:
 def test_a_budget_of_zero_keeps_nothing(model: MaskedModel) -> None:
     runs = ReferenceRuns(model, "interchange", budget_gb=0)
     runs(make_batch([0, 1]), "train")
-    assert not runs._kept
+    assert len(runs.store) == 0
 
 
 def test_the_budget_is_never_passed_and_each_example_is_charged_once(model: MaskedModel) -> None:
     roomy = ReferenceRuns(model, "interchange", budget_gb=1)
     roomy(make_batch([3]), "train")
-    cost = int(1e9) - roomy.free_bytes
+    cost = int(1e9) - roomy.store.free["memory"]
     assert cost > 0
     roomy(make_batch([3, 0]), "train")
     roomy(make_batch([3]), "train")
     alone = ReferenceRuns(model, "interchange", budget_gb=cost / 1e9)
-    alone.free_bytes = cost
+    alone.store.free["memory"] = cost
     alone(make_batch([0, 3, 1]), "train")
-    assert list(alone._kept) == [("train", 3)]
-    assert alone.free_bytes == 0
+    assert [("train", number) in alone.store for number in range(4)] == [False, False, False, True]
+    assert alone.store.free["memory"] == 0
 
 
 def test_zero_ablation_is_zero(model: MaskedModel) -> None:

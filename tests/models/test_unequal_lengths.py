@@ -77,7 +77,7 @@ def test_kept_runs_of_unequal_prompts_equal_fresh_ones(model: MaskedModel, numbe
     for group in ([0, 3], [2, 1]):
         kept(unequal_batch(group), "train")
     batch = unequal_batch(numbers)
-    assert all(("train", number) in kept._kept for number in numbers)
+    assert all(("train", number) in kept.store for number in numbers)
     gates = torch.rand(model.graph.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     found, expected = (
         model(batch.clean, gates, runs(batch, "train")[1], batch.attention_mask, batch.positions)
