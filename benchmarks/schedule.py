@@ -4,6 +4,7 @@
     python benchmarks/schedule.py run ioi --folder runs/schedule            # needs `edgeprune get smollm2`; hours
     python benchmarks/schedule.py run stories --model FOLDER --seeds 0 1 2 --folder runs/schedule
     python benchmarks/schedule.py judge CIRCUIT... --data DATA.yaml --out FILE.json   # circuits of other runs
+    python benchmarks/schedule.py noise CIRCUIT --data DATA.yaml                      # variance of the gradient
     python benchmarks/schedule_tables.py --folder runs/schedule --out docs/results/schedule
 
 A run is `edgeprune fit` of a shipped config with the data of a problem and the recipe of a setting (`PROBLEMS`,
@@ -36,10 +37,12 @@ from edgeprune.circuit import Circuit
 from edgeprune.cli import main as edgeprune
 from edgeprune.cli.data import read_data_config
 from edgeprune.cli.pairs import pair_batches
-from edgeprune.metrics.evaluate import measure_examples
+from edgeprune.methods import EdgePruning
+from edgeprune.metrics.evaluate import gated_logits, measure_examples
 from edgeprune.metrics.roc import roc
 from edgeprune.models.loading import load_model
 from edgeprune.models.runs import ReferenceRuns
+from edgeprune.objectives import OBJECTIVES, GeometricPenalty, masked_mean
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 NUM_TEST = 100
@@ -95,6 +98,7 @@ PROGRAM = {
     "learning_rate": 0.05,
     "betas": [0.9, 0.9],
     "init_mean": 5.0,
+    "masks_per_batch": 1,
 }
 
 
@@ -439,6 +443,33 @@ def judge(options: argparse.Namespace) -> None:
         print({key: value for key, value in row.items() if key != "kl_of_pairs"})
 
 
+# -------------------------------------------------------------------- noise
+SAMPLES = ((1, False), (2, False), (2, True), (4, False), (4, True), (8, False), (8, True))  # number, antithetic
+
+
+def noise(options: argparse.Namespace) -> None:
+    """Variance of the KL's gradient in the log-alphas over draws of the gates, summed over edges, for one batch."""
+    circuit = Circuit.load(options.circuit)
+    model = circuit.header["model"]
+    loaded = load_model(model, **circuit.header["model_options"])
+    (batch, *_) = pair_batches(read_data_config(str(options.data), tokenizer=model), "train", 8, 8)
+    full, ablated = ReferenceRuns(loaded, circuit.header["ablation"])(batch, "train")
+
+    def error_of(gates: torch.Tensor) -> torch.Tensor:
+        return masked_mean(OBJECTIVES["kl"](full, gated_logits(loaded, batch, gates, ablated)), batch.position_mask)
+
+    for number, antithetic in SAMPLES:
+        recipe = EdgePruning(GeometricPenalty(), masks_per_batch=number, antithetic=antithetic)
+        recipe.build(loaded.graph)
+        recipe.edges.log_alpha.data = loaded.graph.to_vector(circuit.scores).float()
+        errors = [recipe.expected_error(error_of, seed, 0)[0] for seed in range(options.draws)]
+        slopes = torch.stack([torch.autograd.grad(error, recipe.edges.log_alpha)[0] for error in errors]).double()
+        own = (slopes - slopes.mean(0)).square().sum(1) * options.draws / (options.draws - 1)
+        print(
+            f"{number} samples{', antithetic' * antithetic}: {own.mean():.3e} +- {own.std() / options.draws**0.5:.1e}"
+        )
+
+
 def main() -> None:
     """Choose the part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -456,6 +487,11 @@ def main() -> None:
     part.add_argument("--data", type=Path, required=True)
     part.add_argument("--out", type=Path, required=True)
     part.set_defaults(work=judge)
+    part = parts.add_parser("noise", help="variance of the gradient at a snapshot, by samples per batch")
+    part.add_argument("circuit", type=Path)
+    part.add_argument("--data", type=Path, required=True)
+    part.add_argument("--draws", type=int, default=200)
+    part.set_defaults(work=noise)
     options = parser.parse_args()
     options.work(options)
 
