@@ -47,6 +47,8 @@ LEAST = {
     "random": 1,
     "test_limit": 1,
     "minimality_edges": 1,
+    "reading": 1,
+    "reading_edges": 0,
     "cache_gb": 0,
 }
 PAGE = (".html", ".htm")
@@ -87,6 +89,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--test-limit", type=int, default=50, help="the tests run on the first so many pairs (default: 50)")
     add("--minimality-edges", type=int, default=200, help="edges whose own effect is found (default: 200)")
     add("--random", type=int, default=40, help="random circuits and edges that the tests compare with (default: 40)")
+    add("--reading", type=int, metavar="N", help="attention, direct attribution, effects by role on the first N pairs")
+    add("--reading-edges", type=int, default=40, help="edges whose effects by role are found exactly (default: 40)")
     add("--known", **names, metavar="NAME|FILE", help="a published circuit, or a file of one; may be repeated")
     add("--seeds", type=int, default=5, help="random circuits of the same size (default: 5)")
     add("--draws", type=int, default=1000, help="resamples for an interval (default: 1000)")
@@ -126,6 +130,8 @@ def _check_outputs(options: argparse.Namespace) -> None:
         check_file(path, option)
     if options.report is not None and options.report.suffix.lower() not in PAGE:
         raise EdgepruneError(f"--report {options.report}: a page ends in {' or '.join(PAGE)}; name it so")
+    if options.reading is not None and options.json is None and options.report is None:
+        raise EdgepruneError(f"--reading {options.reading} is written to --json or --report; name one of them")
     if options.json is not None and options.json.suffix.lower() in PAGE:
         raise EdgepruneError(f"--json {options.json} would be a page by its name; pages are written by --report")
 
@@ -177,6 +183,8 @@ def evaluate_files(options: argparse.Namespace) -> dict[str, Any]:
             text: Evaluator(model, own, batches, options.split, measures, progress) for text, own in runs.items()
         }
         result = evaluate_circuits(evaluators, circuits, questions)
+        if options.reading:
+            _add_readings(result["circuits"], list(circuits.values()), evaluators[main], options, data)
     for row, path in zip(result["circuits"], options.circuits, strict=True):
         row["path"] = path
     about = {
@@ -193,11 +201,28 @@ def evaluate_files(options: argparse.Namespace) -> dict[str, Any]:
         "tests": list(options.tests),
         "test_examples": evaluators[main].limited(options.test_limit).num_examples,
         "minimality_edges": options.minimality_edges,
+        "reading_pairs": options.reading,
         "versions": versions(),
         "command": options.command,
         "seconds": round(time.perf_counter() - start, 1),
     }
     return {"schema": result.pop("schema"), "about": about, **result}
+
+
+def _add_readings(
+    rows: list[dict[str, Any]],
+    circuits: "list[Circuit]",
+    evaluator: "Evaluator",
+    options: argparse.Namespace,
+    data: "PairDataModule",
+) -> None:
+    """What each circuit does on the first pairs, under the main ablation."""
+    from edgeprune.reading import read_circuit
+
+    first = evaluator.limited(options.reading)
+    for row, circuit in zip(rows, circuits, strict=True):
+        found = read_circuit(first, circuit, data.tokenizer_object, max_exact=options.reading_edges)
+        row["reading"] = found.to_dict()
 
 
 def versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ The attention A is never written out. The model's own attention (its mask, scale
 is run on values that mark the key parts: a value of 1 at the tokens of a part gives the sum of A over that part.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, final
@@ -83,14 +83,23 @@ class HeadRoles:
         return normalize(chosen.nan_to_num(0.0).flatten(1), dim=-1)
 
 
+AttentionOf = Callable[[PairBatch, Tensor], Tensor]  # pairs, parts `[batch, seq, part]`: as `attention_to` gives it
+
+
 @torch.no_grad()
-def head_roles(model: MaskedModel, batches: Sequence[PairBatch], progress: Progress = silent) -> HeadRoles:
-    """Attention of all heads of the full model between the parts of clean prompts.
+def head_roles(
+    model: MaskedModel,
+    batches: Sequence[PairBatch],
+    progress: Progress = silent,
+    attention: AttentionOf | None = None,
+) -> HeadRoles:
+    """Attention of all heads of the model between the parts of clean prompts.
 
     Args:
         model: Of any family.
         batches: Pairs of a task with roles.
         progress: Told how many batches are done.
+        attention: That of another run of the model, such as a circuit's; None: of the full model.
 
     Raises:
         EdgepruneError: No prompt has a role.
@@ -107,7 +116,8 @@ def head_roles(model: MaskedModel, batches: Sequence[PairBatch], progress: Progr
         batch = batch.to(model.device)
         asking, asked = _parts(batch, names)
         known = asking.any(-1)[:, :, None] & asked.any(-1)[:, None]  # [batch, query, key]
-        found = attention_to(model, batch.clean, batch.attention_mask, asked.transpose(1, 2))
+        marks = asked.transpose(1, 2)
+        found = attention(batch, marks) if attention else attention_to(model, batch.clean, batch.attention_mask, marks)
         share = asking.double() / asking.sum(-1, keepdim=True).clamp(min=1)
         patterns = torch.einsum("bqs,lbshk->lhbqk", share, found.double()) * known
         total += patterns.sum(2).flatten(0, 1).cpu()
@@ -177,20 +187,32 @@ def attention_to(model: MaskedModel, ids: Tensor, mask: Tensor, parts: Tensor) -
     def look(kind: Kind, layer: int, value: Tensor) -> Tensor:
         reads[kind] = value
         if kind == "v":
-            q, k = reads["q"].flatten(2), reads["k"].flatten(2)
-            marks = (pad(some, (0, value.shape[-1] - some.shape[-1])) for some in parts.to(value).split(width, -1))
-            seen = (model.family.attend(layer, q, k, _for_each_head(mark, value), context) for mark in marks)
-            found.append(torch.cat(list(seen), -1)[..., : parts.shape[-1]])
+            found.append(kernel_weights(model, layer, reads["q"].flatten(2), reads["k"].flatten(2), parts, context))
         return value
 
-    width = model.family.output_weight(0).shape[1]  # of a value: as many parts fit in one run of the kernel
     run(model, ids, mask, look)
     return torch.stack(found)
 
 
-def _for_each_head(marks: Tensor, value: Tensor) -> Tensor:
-    """Marks `[batch, seq, c]` as the values of every head, laid out as the model's own: `[batch, seq, heads * c]`."""
-    return marks[:, :, None].expand_as(value).flatten(2)
+def kernel_weights(model: MaskedModel, layer: int, q: Tensor, k: Tensor, parts: Tensor, context: Any) -> Tensor:
+    """Attention of one layer to sets of tokens: the model's own kernel, run on values that mark them.
+
+    Args:
+        model: Of any family, with any attention kernel.
+        layer: The layer.
+        q: Queries before rotary positions, `[batch, seq, heads * c]`.
+        k: Keys, likewise.
+        parts: Bool or 0/1 `[batch, seq, part]`.
+        context: What the family's layers share.
+
+    Returns:
+        `[batch, seq, head, part]` in the model's dtype; rows of padding mean nothing.
+    """
+    family, num_readers = model.family, model.graph.arch.num_kv_readers
+    width = family.output_weight(layer).shape[1]  # of a value: as many parts fit in one run of the kernel
+    marks = (pad(some, (0, width - some.shape[-1])) for some in parts.to(q).split(width, -1))
+    values = (mark[:, :, None].expand(-1, -1, num_readers, -1).flatten(2) for mark in marks)
+    return torch.cat([family.attend(layer, q, k, value, context) for value in values], -1)[..., : parts.shape[-1]]
 
 
 # -------------------------------------------------------------------- a circuit in terms of roles

@@ -1,6 +1,6 @@
 """A circuit without one of its edges, for each of many edges: run for real, with the work shared between them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ VALUES_AT_ONCE = 2**22  # of edges and examples: 67 MB in float64, with weights
 MATRICES_AT_ONCE = 256  # gate matrices made in advance
 
 Edge = tuple[int, int]  # (reader, writer)
+Places = Callable[[PairBatch], Tensor]  # sets of positions of a batch, bool `[part, batch, seq]`
 
 
 def each_without(
@@ -52,6 +53,27 @@ def each_without(
             yield evaluator([keep, *(_without(keep, edge) for edge in some)], WHAT, [measure])
 
 
+def each_without_at(
+    evaluator: Evaluator, keep: Tensor, edges: Sequence[Edge], places: Places, measure: str, *, memory_gb: float = 2.0
+) -> ExampleValues:
+    """Measure the circuit, and it with each of some edges closed at some positions alone.
+
+    Args:
+        evaluator: Runs circuits on pairs.
+        keep: The circuit, bool `[reader, writer]`.
+        edges: Kept edges.
+        places: Sets of positions, of the same number P in every batch.
+        measure: A name in `edgeprune.metrics.registry`.
+        memory_gb: As in `each_without`.
+
+    Returns:
+        Circuit 0 is the circuit; circuit 1 + P * e + p is it with edge e closed at the positions of set p.
+    """
+    times = len(places(evaluator.batches[0]))
+    repeated = [edge for edge in edges for _ in range(times)]
+    return _reused(evaluator, keep, repeated, measure_named(measure), memory_gb / 2, places)
+
+
 def _without(keep: Tensor, edge: Edge) -> Tensor:
     keep = keep.clone()
     keep[edge] = False
@@ -60,9 +82,17 @@ def _without(keep: Tensor, edge: Edge) -> Tensor:
 
 @torch.no_grad()
 def _reused(
-    evaluator: Evaluator, keep: Tensor, edges: Sequence[Edge], measure: Measure, half_gb: float
+    evaluator: Evaluator,
+    keep: Tensor,
+    edges: Sequence[Edge],
+    measure: Measure,
+    half_gb: float,
+    sets_of_positions: Places | None = None,
 ) -> ExampleValues:
-    """As the masked model would say it; half of the memory is for the circuit's state, half for what is run again."""
+    """As the masked model would say it; half of the memory is for the circuit's state, half for what is run again.
+
+    With sets of positions the edges repeat as often as there are sets, and each is closed at the next set.
+    """
     into: dict[int, list[int]] = {}  # places of the edges into each reader
     for place, (reader, _) in enumerate(edges):
         into.setdefault(reader, []).append(place)
@@ -72,12 +102,14 @@ def _reused(
         batch = batch.to(evaluator.model.device)
         full, ablated = evaluator.runs(batch, evaluator.split)
         run = CircuitRun(evaluator.model, batch, ablated, keep)
+        at = None if sets_of_positions is None else sets_of_positions(batch).flatten(1)
         found = torch.empty((2, 1 + len(edges), len(batch)), dtype=torch.float64)
         found[:, 0] = _values(measure, full, run.logits, batch)
         done = number * len(edges)
         evaluator.progress(WHAT, done, len(batches) * len(edges))
         for reader, places in into.items():
-            logits_of_each = run.without(reader, [edges[place][1] for place in places], half_gb)
+            where = None if at is None else at[[place % len(at) for place in places]]
+            logits_of_each = run.without(reader, [edges[place][1] for place in places], half_gb, where)
             for place, logits in zip(places, logits_of_each, strict=True):
                 found[:, 1 + place] = _values(measure, full, logits, batch)
             done += len(places)

@@ -107,13 +107,17 @@ class CircuitRun:
 
     # ---------------------------------------------------------------- one edge less
     @torch.no_grad()
-    def without(self, reader: int, writers: Sequence[int], memory_gb: float) -> Iterator[Tensor]:
+    def without(
+        self, reader: int, writers: Sequence[int], memory_gb: float, at: Tensor | None = None
+    ) -> Iterator[Tensor]:
         """Logits with the edge from one of `writers` into `reader` closed, one after the other.
 
         Args:
             reader: The reader.
             writers: Kept edges' writers.
             memory_gb: As many edges are asked about at once as this holds, in 1e9 bytes; one at least.
+            at: The positions at which each is closed, bool `[writers, T]`; None: at all. A writer may then be named
+                several times.
 
         Yields:
             Float32 `[B, positions, V]` for each writer.
@@ -124,6 +128,8 @@ class CircuitRun:
         at_once = max(1, int(memory_gb * 1e9 / self._sweep_bytes(plan)))
         for start in range(0, len(writers), at_once):
             moves = self.delta[list(writers[start : start + at_once])]
+            if at is not None:
+                moves = moves * at[start : start + at_once, :, None]
             sweep = _Sweep(self, self.open, plan, self._reference(plan), len(moves))
             yield from sweep.run({reader: moves})[0]
 

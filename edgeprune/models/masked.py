@@ -121,7 +121,8 @@ class MaskedModel(nn.Module):
             input_ids: Long `[batch, seq]`.
             gates: Float `[reader, writer]`, 1 = open, 0 = closed; entries of edges that do not exist are ignored.
                 Gradients reach the gates only. Or `[group, reader, writer]`: the batch falls into as many groups of
-                equal size, one after the other, each with its own gates.
+                equal size, one after the other, each with its own gates. Or `[batch, seq, reader, writer]`: every token
+                has its own, so that an edge can be closed at some positions alone.
             ablated: What closed edges carry: `record(...)` of the corrupted prompts, or one of `edgeprune.ablations`.
             attention_mask: 1 for a token, 0 for padding, `[batch, seq]`; padding may be on either side.
             positions: Long `[batch, n]`: return the logits at these positions only.
@@ -137,7 +138,7 @@ class MaskedModel(nn.Module):
         batch, seq = input_ids.shape
         arch, family, graph = self.graph.arch, self.family, self.graph
         embeddings, stream, context = self._start(input_ids, attention_mask, fixed.embeddings)
-        closed = (1 - gates).to(stream).view(-1, *graph.shape)
+        closed = (1 - gates).to(stream).reshape(-1, *graph.shape)
         closed = closed.split([arch.readers_per_layer] * arch.num_layers + [1], dim=1)
         stream = stream.flatten(0, 1)
         stack = DeltaStack(len(graph.writers), stream)
@@ -207,16 +208,22 @@ class MaskedModel(nn.Module):
             return self.family.finish(inputs.view(*shape, -1))
         rows = torch.arange(shape[0], device=positions.device)[:, None] * shape[1] + positions
         tokens = rows.flatten()
+        closed = closed[tokens] if len(closed) == len(stream) else closed  # every token has its own gates
         inputs, _ = ReadStream.apply(token, stream[tokens], closed, stack, 0, tokens)
         return self.family.finish(inputs.view(*positions.shape, -1))
 
     def _check(self, input_ids: Tensor, gates: Tensor, ablated: WriterStates) -> None:
-        if tuple(gates.shape[-2:]) != self.graph.shape or gates.ndim not in (2, 3):
+        if tuple(gates.shape[-2:]) != self.graph.shape or gates.ndim not in (2, 3, 4):
             raise EdgepruneError(
                 f"gates have shape {tuple(gates.shape)}, this model's graph needs [reader, writer] = {self.graph.shape}"
             )
         if gates.ndim == 3 and (not len(gates) or len(input_ids) % len(gates)):
             raise EdgepruneError(f"{len(input_ids)} examples do not fall into {len(gates)} groups of equal size")
+        if gates.ndim == 4 and gates.shape[:2] != input_ids.shape:
+            raise EdgepruneError(
+                f"gates of single tokens are for [batch, seq] = {tuple(gates.shape[:2])}, the prompts have "
+                f"{tuple(input_ids.shape)}"
+            )
         fits = ablated.heads.shape[1:3]
         if any(have not in (1, want) for have, want in zip(fits, input_ids.shape, strict=True)):
             raise EdgepruneError(

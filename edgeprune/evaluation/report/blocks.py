@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
+from edgeprune.evaluation.report.heatmaps import Heatmaps
 from edgeprune.evaluation.report.plots import Key, Plot
 
 RowKind = Literal["circuit", "end", "control"]
@@ -19,7 +20,8 @@ class Cell:
         small: Below it: an interval, a number of examples.
         title: All of it in words, shown when pointed at.
         sort: What the column is sorted by; None (not defined) comes last.
-        heat: Strength of the background, 0 to 1; None for none.
+        heat: Strength of the background, 0 to 1; below 0, to -1, in the colour of the other sign; None for none.
+        bar: Length of a bar below the text, to the right of its middle, or below 0 to the left, -1 to 1; None for none.
     """
 
     text: str
@@ -27,6 +29,7 @@ class Cell:
     title: str = ""
     sort: float | str | None = None
     heat: float | None = None
+    bar: float | None = None
 
 
 @final
@@ -91,7 +94,17 @@ class Figure:
     keys: Sequence[Key] = ()
 
 
-Block = Table | Facts | Figure
+@final
+@dataclass(frozen=True)
+class Maps:
+    """Heat maps of one prompt, one pair for each head."""
+
+    block: ClassVar = "maps"
+    caption: str
+    drawings: Sequence[Heatmaps]
+
+
+Block = Table | Facts | Figure | Maps
 
 
 @final

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.evaluation.report import analyses, criteria, overview, structure
+from edgeprune.evaluation.report import reading as reading_section
 from edgeprune.evaluation.report.blocks import Section
 from edgeprune.evaluation.report.glossary import glossary
 from edgeprune.evaluation.report.result import Result
@@ -22,6 +23,7 @@ SECTIONS: tuple[Callable[[Result], Section | None], ...] = (
     overview.ablations,
     overview.controls,
     structure.layers,
+    reading_section.reading,
     criteria.completeness,
     criteria.minimality,
     analyses.suffix,

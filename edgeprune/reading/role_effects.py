@@ -1,0 +1,252 @@
+"""Effects of closing edges at the positions of one role: where in the prompt an edge matters.
+
+An edge carries its writer's output at every position. Closed at the positions of a part p alone, it changes the badness
+b of the circuit (see `edgeprune.evaluation.minimality`, (1)) by
+
+    effect(e, p) = b(circuit with e closed at p) - b(circuit)                                                     (1)
+
+exactly, by a run for each edge and part, and to first order by
+
+    first_order(e, p) = sum over positions t of p of  -db / d gate(e, t)                                           (2)
+
+where every token has a gate of its own: one forward and one backward pass for all edges. The parts are the task's roles
+and all other tokens; each position belongs to one part, so that (2) adds up to the first-order effect of the whole
+edge. The exact effects (1) need not.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from edgeprune.batch import PairBatch
+from edgeprune.circuit import Circuit
+from edgeprune.circuit_views import library
+from edgeprune.errors import EdgepruneError
+from edgeprune.evaluation.effects import compare
+from edgeprune.evaluation.evaluator import Evaluator
+from edgeprune.evaluation.one_less import Edge, each_without_at
+from edgeprune.evaluation.plain import plain
+from edgeprune.graph import EdgeGraph
+from edgeprune.methods.attribution import closing_effects
+from edgeprune.methods.problem import Metric, Problem
+from edgeprune.metrics.registry import measure_named
+from edgeprune.reading.prompts import parts_of, positions_by_part, role_names
+
+if TYPE_CHECKING:
+    import pandas
+
+ALL_POSITIONS = "all positions"
+MAX_EXACT = 40
+_SHOWN_ROWS = 20
+_WHAT = "effects by role, first order"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class RoleEffects:
+    """Effects of a circuit's edges by position role; positive: closing the edge there makes the circuit worse.
+
+    Means over examples; an example that lacks a role counts with 0.
+
+    Attributes:
+        graph: The graph.
+        measure: Name of the measure.
+        parts: Roles of the task, then all other tokens, P of them.
+        edges: Kept edges, `(reader, writer)`, E of them.
+        first_order: (2), float64 `[E, P]`.
+        exact_edges: Places in `edges` of those that were run, N of them, the largest first: by the sum of absolute
+            first-order effects over parts.
+        exact: (1), float64 `[N, P + 1]`; the last column is the edge closed at all positions.
+        standard_errors: Of `exact` over examples, likewise; NaN with fewer than two.
+        figure: The measure of the circuit.
+        num_examples: Examples.
+    """
+
+    graph: EdgeGraph
+    measure: str
+    parts: tuple[str, ...]
+    edges: tuple[Edge, ...]
+    first_order: Tensor
+    exact_edges: tuple[int, ...]
+    exact: Tensor
+    standard_errors: Tensor
+    figure: float
+    num_examples: int
+
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each edge, the largest first.
+
+        Returns:
+            Each with `edge`, `first_order` (by part and `all positions`), and `exact` and `standard_error` likewise;
+            the latter two are None for edges that were not run.
+        """
+        names, run = (*self.parts, ALL_POSITIONS), {place: row for row, place in enumerate(self.exact_edges)}
+        found: list[dict[str, Any]] = []
+        for place in by_size(self.first_order).tolist():
+            linear = self.first_order[place].tolist()
+            row: dict[str, Any] = {
+                "edge": self.graph.edge_name(*self.edges[place]),
+                "first_order": dict(zip(names, [*linear, sum(linear)], strict=True)),
+                "exact": None,
+                "standard_error": None,
+            }
+            if place in run:
+                for name, values in (("exact", self.exact), ("standard_error", self.standard_errors)):
+                    row[name] = dict(zip(names, map(plain, values[run[place]].tolist()), strict=True))
+            found.append(row)
+        return found
+
+    def to_dataframe(self) -> "pandas.DataFrame":
+        """One line for each edge and part, a table of pandas, a library of the extra `analysis`.
+
+        Columns: `edge`, `part`, `first_order`, `exact`, `standard_error`; NaN where an edge was not run.
+        """
+        rows = [
+            {
+                "edge": row["edge"],
+                "part": part,
+                "first_order": value,
+                **{name: (row[name] or {}).get(part) for name in ("exact", "standard_error")},
+            }
+            for row in self.table()
+            for part, value in row["first_order"].items()
+        ]
+        columns = ["edge", "part", "first_order", "exact", "standard_error"]
+        return library("pandas").DataFrame(rows, columns=columns).astype(dict.fromkeys(columns[2:], "float64"))
+
+    def weights(self) -> dict[str, float]:
+        """How much hangs on each writer: the sum of its edges' absolute first-order effects, all positions together."""
+        total = dict.fromkeys(self.graph.writers, 0.0)
+        for (_, writer), value in zip(self.edges, self.first_order.sum(1).abs().tolist(), strict=True):
+            total[self.graph.writers[writer]] += value
+        return total
+
+    def to_dict(self, max_rows: int | None = None) -> dict[str, Any]:
+        """Plain values.
+
+        Args:
+            max_rows: Only the largest edges.
+
+        Returns:
+            `measure`, `better`, `figure` (of the circuit), `num_examples`, `num_edges`, `num_exact`, `parts`, `total`
+            (by part, the sum of all edges' first-order effects), and `edges` as in `table`.
+        """
+        return {
+            "measure": self.measure,
+            "better": measure_named(self.measure).better,
+            "figure": plain(self.figure),
+            "num_examples": self.num_examples,
+            "num_edges": len(self.edges),
+            "num_exact": len(self.exact_edges),
+            "parts": list(self.parts),
+            "total": dict(zip(self.parts, self.first_order.sum(0).tolist(), strict=True)),
+            "edges": self.table()[:max_rows],
+        }
+
+    def __repr__(self) -> str:
+        return (
+            f"RoleEffects(on {self.measure} of {len(self.edges):,} edges to first order, {len(self.exact_edges)} "
+            f"exactly, {self.num_examples} examples, by {', '.join(self.parts)})"
+        )
+
+    def __rich__(self) -> Table:
+        exact = bool(self.exact_edges)
+        table = Table(title=f"{self!r}; {'exact' if exact else 'first-order'} effects", title_justify="left")
+        table.add_column("edge")
+        for name in (*self.parts, ALL_POSITIONS):
+            table.add_column(name, justify="right")
+        for row in self.table()[: len(self.exact_edges) or _SHOWN_ROWS][:_SHOWN_ROWS]:
+            values = (row["exact"] if exact else row["first_order"]) or {}
+            table.add_row(row["edge"], *("-" if value is None else f"{value:+.4f}" for value in values.values()))
+        return table
+
+
+def by_size(first_order: Tensor) -> Tensor:
+    """Places of edges from the largest effect to the smallest: by the sum of absolute values over parts."""
+    return first_order.abs().sum(1).argsort(descending=True, stable=True)
+
+
+# -------------------------------------------------------------------- from runs
+def role_effects(
+    evaluator: Evaluator,
+    circuit: Circuit,
+    measure: Metric = "logit_difference",
+    *,
+    max_exact: int = MAX_EXACT,
+    memory_gb: float = 2.0,
+) -> RoleEffects:
+    """What closing a circuit's edges at the positions of one role does.
+
+    Args:
+        evaluator: Model, ablation and pairs of a task with roles.
+        circuit: The circuit.
+        measure: What is measured: `"logit_difference"`, `"kl"`, or another that `edgeprune.methods.problem` has.
+        max_exact: So many edges are also run exactly, those with the largest first-order effects; 0: none. One costs a
+            partial run for each role and two more.
+        memory_gb: For exact runs, in 1e9 bytes.
+
+    Raises:
+        EdgepruneError: The circuit is of another graph, no prompt has a role, the measure is not defined for some pair,
+            or a negative limit.
+    """
+    circuit.check_fits(evaluator.graph)
+    if max_exact < 0:
+        raise EdgepruneError(f"max_exact must be at least 0, got {max_exact}")
+    roles = role_names(evaluator.batches)
+    if not roles:
+        raise EdgepruneError(
+            "the task marks no position roles, so effects cannot be told apart by them; give its prompts `roles`, or "
+            "look at whole edges with `edgeprune.evaluation.minimality`"
+        )
+    keep = circuit.keep
+    edges: tuple[Edge, ...] = tuple((reader, writer) for reader, writer in keep.nonzero().tolist())
+    by_part = first_order_effects(evaluator, keep, measure, roles)[:, keep].T
+    chosen = by_size(by_part)[:max_exact].tolist()
+
+    def places(batch: PairBatch) -> Tensor:
+        parts = positions_by_part(batch, roles)
+        return torch.cat([parts, torch.ones_like(parts[:1])])
+
+    found = each_without_at(evaluator, keep, [edges[place] for place in chosen], places, measure, memory_gb=memory_gb)
+    compared, shape = compare(found, measure_named(measure).better), (len(chosen), len(roles) + 2)
+    return RoleEffects(
+        graph=evaluator.graph,
+        measure=measure,
+        parts=parts_of(roles),
+        edges=edges,
+        first_order=by_part,
+        exact_edges=tuple(chosen),
+        exact=compared.effects.view(shape),
+        standard_errors=compared.errors.view(shape),
+        figure=float(found.figures()[0, 0]),
+        num_examples=evaluator.num_examples,
+    )
+
+
+def first_order_effects(evaluator: Evaluator, keep: Tensor, measure: Metric, roles: Sequence[str]) -> Tensor:
+    """(2) of every edge at a circuit's gates, mean over examples, float64 `[part, reader, writer]` on the CPU.
+
+    Edges that are not kept have the effect of closing them further, which is no part of the circuit. One example is
+    run at a time: its gates take 4 * tokens * readers * writers bytes, and their gradient as much.
+    """
+    model = evaluator.model
+    problem = Problem(model, evaluator.batches, evaluator.runs, measure, evaluator.split)
+    total = torch.zeros(len(roles) + 1, *model.graph.shape, dtype=torch.float64)
+    gates = keep.to(model.device, torch.float64 if model.dtype == torch.float64 else torch.float32)
+    done = 0
+    for batch in evaluator.batches:
+        for row in range(len(batch)):
+            evaluator.progress(_WHAT, done, evaluator.num_examples)
+            one = batch.rows(slice(row, row + 1)).to(model.device)
+            full, ablated = evaluator.runs(one, evaluator.split)
+            each = gates.expand(*one.clean.shape, -1, -1)
+            effects = closing_effects(problem, one, full, ablated, each)
+            parts = positions_by_part(one, roles).double()
+            total += torch.einsum("pbs,bsrw->prw", parts, effects).cpu()
+            done += 1
+    evaluator.progress(_WHAT, done, evaluator.num_examples)
+    return total / done

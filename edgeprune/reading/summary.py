@@ -1,0 +1,166 @@
+"""All that a reading of a circuit holds, and the plain values that `edgeprune evaluate --reading` writes of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, final
+
+from rich.console import Group
+
+from edgeprune.circuit import Circuit
+from edgeprune.errors import EdgepruneError
+from edgeprune.evaluation.attention_roles import HeadRoles
+from edgeprune.evaluation.evaluator import Evaluator
+from edgeprune.evaluation.plain import plain
+from edgeprune.evaluation.summary import divergence_measure
+from edgeprune.methods.problem import Metric
+from edgeprune.metrics.registry import measure_named
+from edgeprune.reading.attention import AttentionPatterns, attention_by_role, attention_patterns, circuit_heads
+from edgeprune.reading.direct import LOGIT_DIFFERENCE, TARGET, DirectAttribution, direct_attribution
+from edgeprune.reading.role_effects import MAX_EXACT, RoleEffects, role_effects
+
+MAX_HEADS = 12
+MAX_PROMPTS = 2
+MAX_ROWS = 200  # edges that the JSON lists
+Found = TypeVar("Found")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A circuit read on some pairs. What could not be made is None, and `notes` says why.
+
+    Attributes:
+        attention: Patterns of some of its heads on the first prompts.
+        by_role: Mean attention of all heads between parts of the prompts: in the circuit's run, and the full model's.
+        direct: What each writer adds to the answer.
+        effects: Of edges by position role.
+        num_heads: Heads of the circuit.
+        chosen: Which of them are shown, in words.
+        notes: What is missing, and why.
+        num_examples: Pairs read.
+    """
+
+    attention: AttentionPatterns | None
+    by_role: tuple[HeadRoles, HeadRoles] | None
+    direct: DirectAttribution | None
+    effects: RoleEffects | None
+    num_heads: int
+    chosen: str
+    notes: tuple[str, ...]
+    num_examples: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values.
+
+        `num_examples`, `num_heads`, `chosen`, `notes`; `attention`, `direct` and `effects` as their own `to_dict` says;
+        `by_role`: `queries`, `keys`, and `heads`, by name `circuit` and `full`, `[query][key]`.
+        """
+        return {
+            "num_examples": self.num_examples,
+            "num_heads": self.num_heads,
+            "chosen": self.chosen,
+            "notes": list(self.notes),
+            "attention": None if self.attention is None else self.attention.to_dict(),
+            "by_role": self._by_role(),
+            "direct": None if self.direct is None else self.direct.to_dict(),
+            "effects": None if self.effects is None else self.effects.to_dict(MAX_ROWS),
+        }
+
+    def _by_role(self) -> dict[str, Any] | None:
+        if self.by_role is None or self.attention is None:
+            return None
+        first = self.by_role[0]
+
+        def of(roles: HeadRoles, head: str) -> list[list[float | None]]:
+            return [[plain(value) for value in row] for row in roles.patterns[roles.heads.index(head)].tolist()]
+
+        heads = {head: dict(zip(("circuit", "full"), (of(one, head) for one in self.by_role), strict=True))
+                 for head in self.attention.heads}  # fmt: skip
+        return {"queries": list(first.queries), "keys": list(first.keys), "heads": heads}
+
+    def __repr__(self) -> str:
+        parts = [repr(part) for part in (self.attention, self.direct, self.effects) if part is not None]
+        return f"Reading({'; '.join([*parts, *self.notes])})"
+
+    def __rich__(self) -> Group:
+        return Group(*(part for part in (self.attention, self.direct, self.effects) if part is not None), *self.notes)
+
+
+def read_circuit(
+    evaluator: Evaluator,
+    circuit: Circuit,
+    tokenizer: Any = None,
+    *,
+    max_heads: int = MAX_HEADS,
+    max_prompts: int = MAX_PROMPTS,
+    max_exact: int = MAX_EXACT,
+) -> Reading:
+    """Read a circuit: attention of its heads, direct logit attribution, effects of its edges by role.
+
+    The measure is the logit difference, or KL (squared error for models of a single output) where pairs have no
+    distractor; direct attribution then goes to the right answer's logit. Heads are ranked by how much hangs on their
+    edges (`RoleEffects.weights`), without roles by what they add to the answer.
+
+    Args:
+        evaluator: Model, ablation and pairs.
+        circuit: The circuit.
+        tokenizer: For the labels of tokens.
+        max_heads: Heads whose patterns are kept.
+        max_prompts: Prompts on which they are.
+        max_exact: Edges whose effects are found exactly.
+
+    Raises:
+        EdgepruneError: The circuit is of another graph.
+    """
+    circuit.check_fits(evaluator.graph)
+    notes: list[str] = []
+
+    def attempt(what: str, make: Callable[[], Found]) -> Found | None:
+        try:
+            return make()
+        except EdgepruneError as error:
+            notes.append(f"{what}: {error}")
+            return None
+
+    difference = _has_distractors(evaluator)
+    measure: Metric = "logit_difference" if difference else _divergence(evaluator)
+    direction = LOGIT_DIFFERENCE if difference else TARGET
+    direct = attempt("direct attribution", lambda: direct_attribution(evaluator, circuit, direction))
+    effects = attempt("effects by role", lambda: role_effects(evaluator, circuit, measure, max_exact=max_exact))
+    heads, chosen = _ranked(circuit, effects, direct)
+    few = evaluator.limited(max_prompts)
+    attention = attempt("attention", lambda: attention_patterns(few, circuit, heads[:max_heads] or None, tokenizer))
+    by_role = attempt("attention by role", lambda: attention_by_role(evaluator, circuit)) if attention else None
+    return Reading(
+        attention=attention,
+        by_role=by_role,
+        direct=direct,
+        effects=effects,
+        num_heads=len(heads),
+        chosen=chosen,
+        notes=tuple(notes),
+        num_examples=evaluator.num_examples,
+    )
+
+
+def _has_distractors(evaluator: Evaluator) -> bool:
+    """Whether the logit difference is defined on every pair."""
+    return int(evaluator([None], "the full model", [LOGIT_DIFFERENCE]).defined()[0, 0]) == evaluator.num_examples
+
+
+def _divergence(evaluator: Evaluator) -> Metric:
+    return "kl" if measure_named(divergence_measure(evaluator)).name == "kl" else "squared_error"
+
+
+def _ranked(circuit: Circuit, effects: RoleEffects | None, direct: DirectAttribution | None) -> tuple[list[str], str]:
+    """The circuit's heads, those that matter most first, and by what in words."""
+    if effects is not None:
+        weights = effects.weights()
+        how = f"whose edges have the largest first-order effects on {effects.measure}"
+    elif direct is not None:
+        weights: dict[str, float] = dict(zip(direct.rows, direct.values.mean(1).abs().tolist(), strict=True))
+        how = f"that add most to the {direct.direction}"
+    else:
+        weights, how = {}, "of the earliest layers"
+    size = {name: weights.get(name, 0.0) for name in circuit_heads(circuit)}
+    return sorted(size, key=size.__getitem__, reverse=True), how
