@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edgeprune import circuit_views, nodes
+from edgeprune.checkpoint_files import load_checkpoint
 from edgeprune.errors import EdgepruneError
 from edgeprune.gates.base import top_k
 from edgeprune.graph import EdgeGraph
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import pandas
 
 FORMAT = "edgeprune-circuit/1"
+_DTYPES = {"keep": torch.bool, "scores": torch.float32}
 # What the header says of these very edges: it does not hold for others that are made from them.
 _OF_THE_EDGES = ("metrics", "random_control", "split", "reached", "num_edges", "sparsity", "num_dangling", "sha256")
 
@@ -285,6 +287,8 @@ class Circuit:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             if header["format"] != FORMAT or header["sha256"] != _digest(tensors, header):
                 raise ValueError("its contents are not what they were when it was written")
+            if any(tensors[name].dtype != dtype for name, dtype in _DTYPES.items() if name in tensors):
+                raise ValueError("a matrix is of another type than when it was written")
             graph = EdgeGraph.from_dict(header["graph"])
             return cls(graph, tensors["keep"], tensors.get("scores"), header)
         except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
@@ -303,14 +307,8 @@ def edges_at(graph: EdgeGraph, sparsity: float) -> int:
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The `edgeprune` part of a Lightning checkpoint: graph, scores, num_open, header."""
-    if not Path(path).is_file():
-        raise EdgepruneError(f"no checkpoint at {path}")
-    try:
-        checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file, some without a text
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise EdgepruneError(f"{path} is not a whole checkpoint: {reason}") from None
-    saved: Any = checkpoint.get("edgeprune") if isinstance(checkpoint, dict) else None
+    checkpoint = load_checkpoint(path)
+    saved: Any = checkpoint.get("edgeprune")
     if not isinstance(saved, dict) or not {"graph", "scores", "num_open", "header"} <= saved.keys():
         raise EdgepruneError(f"{path} is a checkpoint, but not one of edgeprune: it holds no masks")
     return saved

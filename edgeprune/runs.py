@@ -127,8 +127,11 @@ def _rows(path: Path) -> list[Row]:
     """Rows of a CSV file with numbers and truth values read as such; none without the file."""
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{name: _value(text) for name, text in row.items() if text} for row in csv.DictReader(file)]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [{name: _value(text) for name, text in row.items() if text} for row in csv.DictReader(file)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise EdgepruneError(f"{path} is no table: {error}; it was altered, leave it out or make it again") from None
 
 
 def _value(text: str) -> Any:

@@ -15,7 +15,7 @@ from edgeprune.metrics.overlap import by_chance, edge_overlap, scientific
 from edgeprune.models.loading import COMPILED
 from edgeprune.reference import read_reference
 from lit_modules.pruning import PruningModule
-from lit_modules.snapshots import Snapshot, judge, log_values
+from lit_modules.snapshots import Snapshot, SnapshotCircuits, judge, log_values
 
 TRUTH = "truth"
 SHOWN = ("precision", "recall", "jaccard")
@@ -103,7 +103,15 @@ class CompareToReference(pl.Callback):
         return Compared(snapshot, known, overlap, cut, *judge(trainer, module, [best]))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show the comparison; by now every snapshot is taken."""
+        """Show the comparison; by now every snapshot is taken, those of a resumed run's first part included."""
+        module = cast("PruningModule", pl_module)
+        for callback in [item for item in trainer.callbacks if isinstance(item, SnapshotCircuits)]:  # pyright: ignore[reportAttributeAccessIssue]
+            callback.on_fit_end(trainer, pl_module)
+            known = {row.snapshot.path for row in self.rows}
+            missing = [snapshot for snapshot in callback.snapshots if snapshot.path not in known]
+            if missing:
+                pl_module.to(trainer.strategy.root_device)  # Lightning has put it away
+            self.rows = [*(self._compare(trainer, module, snapshot) for snapshot in missing), *self.rows]
         if not self.rows or not trainer.is_global_zero:
             return
         objective = cast("PruningModule", pl_module).objective

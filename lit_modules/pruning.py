@@ -1,7 +1,7 @@
 """The LightningModule that trains a recipe's gates on a frozen model. It connects and logs; formulas live elsewhere."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,8 +18,14 @@ from edgeprune.methods import AbstractRecipe
 from edgeprune.metrics.evaluate import gated_logits
 from edgeprune.metrics.faithfulness import faithfulness
 from edgeprune.models.loading import fingerprint, load_model
-from edgeprune.models.runs import ReferenceRuns
+from edgeprune.models.runs import CacheDtype, ReferenceRuns
 from edgeprune.objectives import OBJECTIVES, Objective, masked_mean
+from lit_modules.checkpoints import last_good
+from lit_modules.ranks import gathered, own_rows, summed
+
+
+class NotFiniteError(EdgepruneError):
+    """A loss, a gradient or a gate is NaN or infinite; the checkpoints are from before."""
 
 
 class PruningModule(pl.LightningModule):
@@ -42,7 +48,10 @@ class PruningModule(pl.LightningModule):
         gguf_file: File inside `name` to dequantise.
         revision: Branch, tag or commit on the hub.
         attn_implementation: `sdpa`, `eager`, `flash_attention_2`; null for the library's choice.
-        cache_gb: Memory for frozen runs that are kept, in 1e9 bytes.
+        cache_gb: Memory for frozen runs that are kept, in 1e9 bytes. What does not fit goes to disk, or is made anew.
+        cache_disk_gb: Room on disk for them, in 1e9 bytes.
+        cache_dir: Folder for them; null: `frozen` in `$EDGEPRUNE_CACHE` or else `~/.cache/edgeprune`.
+        cache_dtype: `"bfloat16"` keeps what closed edges carry rounded, in half the room of float32; null: exactly.
         seed: Of the gate noise; the noise of a step depends on it and the step alone.
     """
 
@@ -60,6 +69,9 @@ class PruningModule(pl.LightningModule):
         revision: str | None = None,
         attn_implementation: str | None = None,
         cache_gb: float = 2.0,
+        cache_disk_gb: float = 0.0,
+        cache_dir: str | None = None,
+        cache_dtype: CacheDtype | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -70,6 +82,11 @@ class PruningModule(pl.LightningModule):
         self.recipe = recipe
         self.ablation = str(Ablation.parse(ablation))
         self.cache_gb = cache_gb
+        self._cache_options: dict[str, Any] = {
+            "disk_gb": cache_disk_gb,
+            "disk_folder": cache_dir,
+            "cache_dtype": cache_dtype,
+        }
         self.seed = seed
         self._load_options: dict[str, Any] = {
             "split_embedding": split_embedding,
@@ -85,6 +102,7 @@ class PruningModule(pl.LightningModule):
         self.measures = faithfulness()
         self._gates: Tensor | None = None
         self._restored = False
+        self._batch: tuple[int, Tensor] = (0, torch.empty(0))  # number and examples of the last one
 
     # ---------------------------------------------------------------- set-up
     def configure_model(self) -> None:
@@ -92,7 +110,7 @@ class PruningModule(pl.LightningModule):
         if self.masked is None:
             self.masked = load_model(self.name, **self._load_options)
             self._check_objective()
-            self.runs = ReferenceRuns(self.masked, self.ablation, self.cache_gb)
+            self.runs = ReferenceRuns(self.masked, self.ablation, self.cache_gb, **self._cache_options)
             self.recipe.build(self.masked.graph)
 
     def check_started(self) -> None:
@@ -104,6 +122,9 @@ class PruningModule(pl.LightningModule):
         """Check that the gates have their start; give the ablation its values."""
         self.check_started()
         self._prepare_runs("train", "validation")
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if hasattr(data, "homes"):  # without home batches, what is kept depends on where a resumed run began
+            self.runs.plan({split: data.homes(split) for split in ("train", "validation")})
 
     def _prepare_runs(self, *splits: str) -> None:
         """Give the ablation the pairs that it takes its values from, all of them on every rank."""
@@ -153,6 +174,7 @@ class PruningModule(pl.LightningModule):
     # ---------------------------------------------------------------- steps
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         """The objective at the scored positions plus the penalty, for one sample of the gates."""
+        self._batch = batch_idx, batch.index
         full, ablated = self.runs(batch, "train")
 
         def error_of(gates: Tensor) -> Tensor:
@@ -163,13 +185,45 @@ class PruningModule(pl.LightningModule):
 
         error, gates = self.recipe.expected_error(error_of, self.seed, self.global_step)
         penalty = self.recipe.penalty(gates, self.progress)
-        if not torch.isfinite(error + penalty):
-            raise EdgepruneError(
-                f"loss is not finite at step {self.global_step} ({self.objective} {error.item()}, penalty "
-                f"{penalty.item()}, examples {batch.index.tolist()}): lower the learning rate, or use dtype float32"
-            )
+        error = self._share(error, penalty, batch)
         self._log_training(error, penalty, len(batch))
         return error + penalty
+
+    def _share(self, error: Tensor, penalty: Tensor, batch: PairBatch) -> Tensor:
+        """This rank's error, such that the mean over ranks is that of the global batch, with each position alike.
+
+        Raises:
+            NotFiniteError: Some rank's loss is not finite; all ranks raise.
+        """
+        own = torch.stack([batch.position_mask.sum(), ~torch.isfinite(error + penalty)]).double()
+        positions, wrong = summed(self.trainer, own).tolist()
+        if wrong:
+            values = gathered(self.trainer, (error.item(), penalty.item()))
+            told = " and ".join(f"{self.objective} {error}, penalty {penalty}" for error, penalty in values)
+            raise NotFiniteError(f"loss is not finite ({told}) {self._where()}")
+        return error if self.trainer.world_size == 1 else error * (own[0] * self.trainer.world_size / positions)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Refuse gradients that are not finite, before they reach the gates."""
+        if not _finite(parameter.grad for parameter in self.recipe.parameters()):
+            raise NotFiniteError(f"gradients are not finite {self._where()}")
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Make the step; refuse gates that are not finite, before anything is made of them."""
+        super().optimizer_step(*args, **kwargs)
+        if not _finite(self.recipe.parameters()):
+            raise NotFiniteError(f"gates or multipliers are not finite after the update {self._where()}")
+
+    def _where(self) -> str:
+        """The step, its batch, and what is still good; ends the sentence. All ranks must call it."""
+        number, index = self._batch
+        examples = sorted(example for part in gathered(self.trainer, index.tolist()) for example in part)
+        good = last_good(self.trainer)
+        known = "no checkpoint was written yet" if good is None else f"the last good checkpoint is {good}"
+        return (
+            f"at step {self.global_step} (batch {number} of the epoch, examples {examples}): lower the learning rate, "
+            f"or use dtype float32; {known}"
+        )
 
     def _check_objective(self) -> None:
         if self.objective == "kl" and getattr(self.masked.hf.config, "d_out", None) == 1:
@@ -182,9 +236,12 @@ class PruningModule(pl.LightningModule):
         target = self.recipe.target(self.progress)
         if target is not None:
             bar["target"] = target
-        self.log_dict(bar, prog_bar=True, batch_size=batch_size)
+        together = self.trainer.world_size > 1
+        self.log_dict(bar, prog_bar=True, batch_size=batch_size, sync_dist=together)
         rest = {"penalty": penalty.detach(), **self.recipe.state(self.progress)}
-        self.log_dict({f"train/{name}": value for name, value in rest.items()}, batch_size=batch_size)
+        self.log_dict(
+            {f"train/{name}": value for name, value in rest.items()}, batch_size=batch_size, sync_dist=together
+        )
 
     def on_validation_epoch_start(self) -> None:
         """Fix the circuit that the gates stand for now."""
@@ -204,8 +261,9 @@ class PruningModule(pl.LightningModule):
         """Log the current circuit's faithfulness."""
         values = {f"val/{name}": value for name, value in self.measures.compute().items()}
         match = values.pop("val/exact_match")
-        self.log_dict({name: value.float() for name, value in values.items()})
-        self.log("val/exact_match", match.float(), prog_bar=True)
+        together = self.trainer.world_size > 1
+        self.log_dict({name: value.float() for name, value in values.items()}, sync_dist=together)
+        self.log("val/exact_match", match.float(), prog_bar=True, sync_dist=together)
 
     def on_test_epoch_start(self) -> None:
         """Fix the circuit to test."""
@@ -219,12 +277,16 @@ class PruningModule(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the circuit's faithfulness and sparsity."""
         values = {f"test/{name}": value.float() for name, value in self.measures.compute().items()}
-        self.log_dict({**values, "test/sparsity": self.recipe.sparsity})
+        together = self.trainer.world_size > 1
+        self.log_dict({**values, "test/sparsity": self.recipe.sparsity}, sync_dist=together)
 
     def _judge(self, batch: PairBatch, split: str) -> None:
         assert self._gates is not None
         full, ablated = self.runs(batch, split)
-        self.measures.update(full, gated_logits(self.masked, batch, self._gates, ablated), batch)
+        circuit = gated_logits(self.masked, batch, self._gates, ablated)
+        own = own_rows(self.trainer, batch.index)
+        if own.any():
+            self.measures.update(full[own], circuit[own], batch.rows(own))
 
     # ---------------------------------------------------------------- circuits and checkpoints
     def header(self) -> dict[str, Any]:
@@ -260,10 +322,19 @@ class PruningModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model or recipe: half of it would be loaded silently otherwise."""
+        self.configure_model()
+        self.check_checkpoint(checkpoint)
+        self._restored = True
+
+    def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model or recipe; the model must be there.
+
+        Raises:
+            EdgepruneError: The graphs, the models' weights or the recipes' parameters differ.
+        """
         saved = checkpoint.get("edgeprune")
         if saved is None:
             raise EdgepruneError("this checkpoint is not one of edgeprune: it holds no masks")
-        self.configure_model()
         if saved["graph"] != self.recipe.graph.to_dict():
             raise EdgepruneError(
                 f"the checkpoint's masks are for a graph of {saved['graph']}, "
@@ -281,10 +352,15 @@ class PruningModule(pl.LightningModule):
             raise EdgepruneError(
                 f"the checkpoint does not fit this recipe: missing {sorted(want - have)}, unknown {sorted(have - want)}"
             )
-        self._restored = True
 
 
 def _every_batch(pairs: Sequence[Any], collate: Callable[[Sequence[Any]], PairBatch], size: int) -> Iterator[PairBatch]:
     """All pairs in order. A loader would give each rank its share, and draw from the global seed."""
     for start in range(0, len(pairs), size):
         yield collate([(number, pairs[number]) for number in range(start, min(start + size, len(pairs)))])
+
+
+def _finite(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether every number is; one wait for the device, however many tensors there are."""
+    given = [tensor.isfinite().all() for tensor in tensors if tensor is not None]
+    return not given or bool(torch.stack(given).all())

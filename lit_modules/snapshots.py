@@ -1,6 +1,8 @@
 """Circuits taken on the way: written, judged, compared, and shown as one table and one plot at the end."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast, final, runtime_checkable
 
@@ -11,11 +13,13 @@ from rich.console import Console
 from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
-from edgeprune.metrics.evaluate import evaluate_gates
+from edgeprune.metrics.evaluate import measure_examples
 from edgeprune.metrics.frontier import frontier_row, frontier_table, write_frontier
 from edgeprune.metrics.table import MEASURES
 from edgeprune.objectives import Objective
+from lit_modules.checkpoints import run_checkpoint
 from lit_modules.pruning import PruningModule
+from lit_modules.ranks import of_all_ranks
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,31 @@ def run_folder(trainer: pl.Trainer) -> Path:
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
-def judge(trainer: pl.Trainer, module: PruningModule, circuits: list[Circuit]) -> list[dict[str, float]]:
-    """Faithfulness of each circuit on the run's validation pairs."""
-    loader = trainer.datamodule.val_dataloader()  # pyright: ignore[reportAttributeAccessIssue]
+class JudgingStoppedError(Exception):
+    """A signal came while circuits were judged."""
+
+
+def judge(
+    trainer: pl.Trainer, module: PruningModule, circuits: list[Circuit], *, stoppable: bool = False
+) -> list[dict[str, float]]:
+    """Faithfulness of each circuit on all of the run's validation pairs; all ranks must call it, and share the work.
+
+    Raises:
+        JudgingStoppedError: A signal asked the run to stop meanwhile; with several ranks the work is finished first.
+    """
+    loader: Any = trainer.datamodule.val_dataloader()  # pyright: ignore[reportAttributeAccessIssue]
+    batches = _until_asked(trainer, loader) if stoppable and trainer.world_size == 1 else loader
     gates = [circuit.gates() for circuit in circuits]
-    return evaluate_gates(module.masked, module.runs, cast("list[PairBatch]", loader), gates, "validation")
+    values = measure_examples(module.masked, module.runs, batches, gates, "validation")
+    return of_all_ranks(trainer, values).as_dicts()
+
+
+def _until_asked(trainer: pl.Trainer, batches: Iterable[PairBatch]) -> Iterator[PairBatch]:
+    callback = run_checkpoint(trainer)
+    for batch in batches:
+        if callback is not None and callback.asked_to_stop():
+            raise JudgingStoppedError
+        yield batch
 
 
 def log_values(trainer: pl.Trainer, values: dict[str, float]) -> None:
@@ -92,33 +116,77 @@ class SnapshotCircuits(pl.Callback):
         self.control_seed = control_seed
         self.snapshots: list[Snapshot] = []
         self._done: list[float] = []
+        self._finished = False
+        self._restored: list[tuple[float, Path]] = []  # sparsities and files, until the folder is known
+
+    # ---------------------------------------------------------------- when
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Of a run that goes on: find the circuits of its first part; copy them if it has another folder now."""
+        folder = run_folder(trainer) / "circuits"
+        former = [Path(trainer.ckpt_path).absolute().parents[1] / "circuits"] if trainer.ckpt_path else []
+        for sparsity, file in self._restored:
+            snapshot = _read(sparsity, file.name, [folder, *former, file.parent])
+            if not snapshot.reached:
+                continue
+            self._done.append(sparsity)
+            if snapshot.path.parent.resolve() != folder.resolve():
+                snapshot = replace(snapshot, path=folder / file.name)
+                if trainer.is_global_zero:
+                    snapshot.circuit.save(snapshot.path)
+            self.snapshots.append(snapshot)
+        self._restored = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Of a run that goes on: take snapshots of its last step, if it was stopped before they were all taken."""
+        if trainer.global_step:
+            self._take_reached(trainer, cast("PruningModule", pl_module))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Take the snapshots that the last step reached."""
-        module = cast("PruningModule", pl_module)
-        target = module.recipe.target(module.progress)
-        now = module.recipe.sparsity if target is None else min(module.recipe.sparsity, target)
-        for sparsity in self.sparsities:
-            if sparsity <= now and sparsity not in self._done:
-                self._take(trainer, module, sparsity, reached=True)
+        self._take_reached(trainer, cast("PruningModule", pl_module))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take what is left, then show and write the frontier."""
-        module = cast("PruningModule", pl_module)
-        if trainer.interrupted:
+        self.finish(trainer, cast("PruningModule", pl_module))
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same for a run that was stopped after its last step: no step is left, so training does not begin."""
+        if not self._finished:
+            pl_module.to(trainer.strategy.root_device)  # Lightning has put it away
+            self.finish(trainer, cast("PruningModule", pl_module))
+
+    # ---------------------------------------------------------------- how
+    def _take_reached(self, trainer: pl.Trainer, module: PruningModule) -> None:
+        """A pure function of the gates and the step, so that a stopped run takes later what it did not get to."""
+        target = module.recipe.target(module.progress)
+        now = module.recipe.sparsity if target is None else min(module.recipe.sparsity, target)
+        with suppress(JudgingStoppedError):  # the run stops after this step
+            for sparsity in self.sparsities:
+                if sparsity <= now and sparsity not in self._done:
+                    self._take(trainer, module, sparsity, reached=True)
+
+    def finish(self, trainer: pl.Trainer, module: PruningModule) -> None:
+        """Take what the run did not reach and the final circuit, show and write the frontier; once."""
+        if self._finished:
             return
-        for sparsity in self.sparsities:
-            if sparsity not in self._done:
-                self._take(trainer, module, sparsity, reached=False)
-        self._take(trainer, module, None, reached=True)
+        try:
+            for sparsity in self.sparsities:
+                if sparsity not in self._done:
+                    self._take(trainer, module, sparsity, reached=False)
+            self._take(trainer, module, None, reached=True)
+        except JudgingStoppedError:
+            callback = run_checkpoint(trainer)
+            assert callback is not None
+            callback.stop_if_asked(trainer)
+        self._finished = True
         self._report(run_folder(trainer), module.objective)
 
     def _take(self, trainer: pl.Trainer, module: PruningModule, sparsity: float | None, reached: bool) -> None:
         circuit = module.circuit(sparsity)
         control = Circuit.random(circuit.graph, circuit.num_edges, self.control_seed)
-        measures, random = judge(trainer, module, [circuit, control])
+        measures, random = judge(trainer, module, [circuit, control], stoppable=True)
         about = {"task": trainer.datamodule.describe(), "split": "validation"}  # pyright: ignore[reportAttributeAccessIssue]
         header = {
             **circuit.header,
@@ -153,20 +221,26 @@ class SnapshotCircuits(pl.Callback):
         write_frontier(folder, rows, objective)
         Console().print(f"circuits, frontier.csv and frontier.png are in {folder}", soft_wrap=True)
 
+    # ---------------------------------------------------------------- going on
     def state_dict(self) -> dict[str, Any]:
-        """Sparsities already taken, so that a resumed run does not take them again from later gates."""
-        return {"done": list(self._done), "files": [str(snapshot.path) for snapshot in self.snapshots]}
+        """Sparsities that were reached, so that a resumed run does not take them again from later gates.
+
+        Circuits cut from the final gates do not belong to the state: a run that is prolonged takes them anew.
+        """
+        taken = [item for item in self.snapshots if item.reached and item.sparsity is not None]
+        return {"done": [item.sparsity for item in taken], "files": [str(item.path.absolute()) for item in taken]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the snapshots of the run so far back from their files."""
-        self._done = list(state_dict["done"])
-        for name in state_dict["files"]:
-            circuit = Circuit.load(name)
-            header = circuit.header
-            asked = None if Path(name).stem == "final" else float(Path(name).stem.removeprefix("sparsity-"))
-            self.snapshots.append(
-                Snapshot(asked, header["reached"], circuit, Path(name), header["metrics"], header["random_control"])
-            )
+        """Note which circuits the run has; they are read when its folder is known."""
+        self._restored = list(zip(state_dict["done"], map(Path, state_dict["files"]), strict=False))
+
+
+def _read(sparsity: float, name: str, folders: list[Path]) -> Snapshot:
+    """A snapshot of the run's first part, from the first of the folders that has its file."""
+    path = next((folder / name for folder in folders if (folder / name).is_file()), folders[0] / name)
+    circuit = Circuit.load(path)
+    header = circuit.header
+    return Snapshot(sparsity, header["reached"], circuit, path, header["metrics"], header["random_control"])
 
 
 def _row(snapshot: Snapshot) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class WandbTracker(WandbLogger):
         offline: Force one or the other; null: offline if there is no key.
         group: Group of the run.
         tags: Tags of the run.
+        run_id: Go on with the run of this id, if there is one; null for a new one. `--ckpt_path last` sets it.
     """
 
     def __init__(
@@ -49,11 +50,15 @@ class WandbTracker(WandbLogger):
         offline: bool | None = None,
         group: str | None = None,
         tags: list[str] | None = None,
+        run_id: str | None = None,
     ) -> None:
         offline = not has_wandb_key() if offline is None else offline
         os.environ.setdefault("WANDB_DATA_DIR", str(Path(save_dir).absolute() / "wandb-data"))
         Path(save_dir).mkdir(parents=True, exist_ok=True)
-        super().__init__(project=project, save_dir=save_dir, name=name, offline=offline, group=group, tags=tags)
+        again: dict[str, Any] = {} if run_id is None else {"id": run_id, "resume": "allow"}
+        super().__init__(
+            project=project, save_dir=save_dir, name=name, offline=offline, group=group, tags=tags, **again
+        )
 
 
 @final
@@ -81,10 +86,12 @@ class UploadCircuits(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the version of the code."""
         for run in _runs(trainer):
-            run.config.update({"code": code_version()})
+            run.config.update({"code": code_version()}, allow_val_change=True)  # a resumed run may have newer code
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log artifacts and the table; by now every file is written."""
+        if not trainer.is_global_zero:
+            return
         folder = run_folder(trainer)
         circuits = {path: Circuit.load(path) for path in sorted((folder / "circuits").glob("*.safetensors"))}
         objective: Objective = cast("PruningModule", pl_module).objective

@@ -3,11 +3,12 @@
 import logging
 import sys
 import warnings
+from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 from jsonargparse import lazy_instance
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
@@ -15,13 +16,19 @@ import edgeprune.methods
 import edgeprune.objectives
 from datamodules import PairDataModule
 from datamodules.tasks.base import AbstractTask
-from edgeprune.circuit import read_checkpoint
+from edgeprune.checkpoint_files import load_checkpoint
 from edgeprune.cli.arguments import innermost
 from edgeprune.cli.mistakes import one_sentence
+from edgeprune.cli.resume import LAST, NAMED, check_unfinished, differences, go_on
 from edgeprune.cli.trial import log_as_trial, trial_folder
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods import AbstractRecipe
-from lit_modules import PruningModule, UploadCircuits
+from edgeprune.paths import whole_file
+from lit_modules import PruningModule, RunCheckpoint, UploadCircuits
+from lit_modules.checkpoints import SealedCheckpoints, StoppedBySignalError
+from lit_modules.metrics_log import MetricsTable
+from lit_modules.pruning import NotFiniteError
+from lit_modules.ranks import first_rank
 
 __all__ = ["EdgepruneCLI", "run"]
 _ = (
@@ -40,7 +47,38 @@ class OneLineParser(LightningArgumentParser):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Also hands the resolved config to W&B."""
+    """Writes the resolved config, whole or not at all, and hands it to W&B.
+
+    The file says nothing of a checkpoint: it is the config of the whole run, however often that was resumed.
+    """
+
+    resumed: bool = False  # the run goes on, so the folder's config should be the same
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write `config.yaml` of a subcommand that only judges."""
+        if stage != "fit":
+            self._save(trainer, pl_module, stage)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write `config.yaml` of a run, once its checkpoint is accepted; by now there is a folder for checkpoints."""
+        self._save(trainer, pl_module, "fit")
+
+    def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self.already_saved:
+            return
+        path = Path(trainer.log_dir or trainer.default_root_dir) / self.config_filename  # asks all ranks
+        self.already_saved = True
+        if trainer.is_global_zero:
+            self._write(path)
+            self.save_config(trainer, pl_module, stage)
+
+    def _write(self, path: Path) -> None:
+        text = self.parser.dump(self.config, skip_none=False)
+        changed = differences(path, text) if self.resumed and path.is_file() else []
+        if changed:
+            print(f"the config is not the one that the run began with: {'; '.join(changed)}")  # noqa: T201
+        with whole_file(path) as partial:
+            partial.write_text(text, encoding="utf-8")
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Log the config as hyper-parameters of the run."""
@@ -59,10 +97,8 @@ class EdgepruneCLI(LightningCLI):
         """One seed for gate noise and data order; masks are checkpointed every 50 steps."""
         parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults(
-            {"checkpoint.save_last": True, "checkpoint.save_top_k": 1, "checkpoint.every_n_train_steps": 50}
-        )
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.set_defaults({f"checkpoint.{name}": value for name, value in CHECKPOINT_DEFAULTS.items()})
         parser.add_lightning_class_args(UploadCircuits, "upload_circuits")
 
     def before_instantiate_classes(self) -> None:
@@ -73,18 +109,37 @@ class EdgepruneCLI(LightningCLI):
             log_as_trial(config, folder)
         if config.data.tokenizer is None:
             config.data.tokenizer = config.model.name
+        self.given = config.clone()
+        self.given.ckpt_path = None
+        self.kept_rows = go_on(config, fit=self.subcommand == "fit") if config.get("ckpt_path") == LAST else 0
 
     def instantiate_classes(self) -> None:
         """Build everything, model and pairs included, so that a mistake shows before any file is written."""
         super().instantiate_classes()
         if self.subcommand is not None:
             checkpoint = self.config[self.subcommand].get("ckpt_path")
-            if checkpoint not in (None, "last", "best", "hpc", "registry"):
-                read_checkpoint(checkpoint)
+            saved = None if checkpoint is None or checkpoint in NAMED else load_checkpoint(checkpoint)
             self.model.configure_model()
+            if saved is not None:
+                self.model.check_checkpoint(saved)
+                if self.subcommand == "fit":
+                    check_unfinished(saved, checkpoint, self.config.fit)
             if checkpoint is None:
                 self.model.check_started()
             self.datamodule.setup({"fit": "fit", "validate": "validate", "test": "test"}[self.subcommand])
+            self._write_whole_files()
+
+    def _write_whole_files(self) -> None:
+        """Let logs and checkpoints be written whole or not at all, where they are Lightning's; the config, as given."""
+        for callback in self.trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            if isinstance(callback, SaveConfig):
+                callback.config = self.given
+                callback.resumed = bool(self.config[str(self.subcommand)].get("ckpt_path"))
+        for logger in self.trainer.loggers:
+            if type(logger) is CSVLogger:
+                MetricsTable.attach(logger, self.kept_rows)
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = SealedCheckpoints()
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would replace the config's values by those of the checkpoint, without a word."""
@@ -94,6 +149,13 @@ def _seed(value: Any) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
+CHECKPOINT_DEFAULTS: dict[str, Any] = {
+    "save_last": True,
+    "save_top_k": 1,
+    "every_n_train_steps": 50,
+    "save_on_exception": True,
+    "enable_version_counter": False,  # a resumed run writes the same files again
+}
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": -1,
     "use_distributed_sampler": False,  # the data module shards by rank itself
@@ -113,7 +175,8 @@ def run(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # on purpose: see main(args)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # torch deprecation inside Lightning itself
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")  # steps count, not epochs
-    warnings.filterwarnings("ignore", message=".*dirpath has changed.*")  # a resumed run has a folder of its own
+    warnings.filterwarnings("ignore", message=".*dirpath has changed.*")  # a run from another one's checkpoint
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a resumed run goes on in its folder
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # prompts are short: 0 is fastest
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # the frozen model stays so
     warnings.filterwarnings("ignore", message=".*anonymous setting has no effect.*")  # Lightning passes it to W&B
@@ -130,7 +193,27 @@ def run(arguments: list[str]) -> None:
             seed_everything_default=0,
         )
     except (TypeError, ValueError) as error:  # jsonargparse wraps what a constructor raised
-        raise innermost(error) from None
-    except SystemExit as stop:  # --help and --print_config
+        cause = innermost(error)
+        if isinstance(cause, NotFiniteError) and not first_rank():
+            return  # all ranks have it, the first reports it
+        raise cause from None
+    except StoppedBySignalError as stop:
+        _leave(stop)
+    except SystemExit as stop:  # --help and --print_config; Lightning's end of an interrupted run
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
         if stop.code not in (0, None):
             sys.exit(stop.code)
+
+
+def _leave(stop: StoppedBySignalError) -> None:
+    """Say how to go on, and leave with the status of a process that the signal ended: 130 or 143."""
+    if not first_rank():
+        return
+    saved = "nothing is saved" if stop.checkpoint is None else f"{stop.checkpoint} is written"
+    print(  # noqa: T201
+        f"edgeprune: stopped by {stop.signal.name} after step {stop.step}, {saved}; to go on, give the same command "
+        "with --ckpt_path last",
+        file=sys.stderr,
+    )
+    sys.exit(128 + stop.signal)

@@ -10,6 +10,7 @@ from rich.table import Table
 from edgeprune.circuit import Circuit
 from edgeprune.metrics.table import MEASURES, TableRow, faithfulness_table
 from edgeprune.objectives import Objective
+from edgeprune.paths import whole_file
 
 Row = dict[str, Any]
 
@@ -54,9 +55,8 @@ def frontier_table(title: str, rows: Sequence[Row], objective: Objective = "kl",
 
 
 def write_frontier(folder: Path, rows: Sequence[Row], objective: Objective = "kl") -> None:
-    """Write `frontier.csv` and `frontier.png` in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "frontier.csv").open("w", newline="") as file:
+    """Write `frontier.csv` and `frontier.png` in `folder`, each whole or not at all."""
+    with whole_file(folder / "frontier.csv") as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
@@ -88,4 +88,5 @@ def plot_frontier(rows: Sequence[Row], path: Path, objective: Objective = "kl") 
     axes.invert_xaxis()
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=130)
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=130, format="png")

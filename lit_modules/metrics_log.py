@@ -1,0 +1,80 @@
+"""`metrics.csv` of a run: written whole or not at all, and carried on when the run is."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+from lightning.pytorch.core.saving import save_hparams_to_yaml
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
+
+from edgeprune.paths import whole_file
+
+FILE = "metrics.csv"
+
+
+@final
+class MetricsTable:
+    """Takes the place of the writer of Lightning's CSV log, which appends to its file and deletes an older one.
+
+    Args:
+        logger: The log that it writes for.
+        kept_rows: Rows of the file that is there which belong to the run; the others are dropped.
+    """
+
+    def __init__(self, logger: CSVLogger, kept_rows: int = 0) -> None:
+        self._logger = logger
+        self._rows: list[dict[str, Any]] | None = None if kept_rows else []
+        self._kept_rows = kept_rows
+        self._unsaved = False
+        self.hparams: dict[str, Any] = {}
+
+    @classmethod
+    def attach(cls, logger: CSVLogger, kept_rows: int = 0) -> None:
+        """Let a log write by way of a table."""
+        logger._experiment = cls(logger, kept_rows)  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return Path(self._logger.log_dir) / FILE
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """All rows."""
+        if self._rows is None:
+            self._rows = read_rows(self.path)[: self._kept_rows]
+            self._unsaved = True
+        return self._rows
+
+    def log_metrics(self, metrics_dict: Mapping[str, Any], step: int | None = None) -> None:
+        """Add a row."""
+        values = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics_dict.items()}
+        self.metrics.append({**values, "step": len(self.metrics) if step is None else step})
+        self._unsaved = True
+
+    def log_hparams(self, params: dict[str, Any]) -> None:
+        """Write `hparams.yaml`."""
+        self.hparams.update(params)
+        with whole_file(Path(self._logger.log_dir) / "hparams.yaml") as partial:
+            save_hparams_to_yaml(partial, self.hparams)
+
+    def save(self) -> None:
+        """Write the file, if there is anything new."""
+        rows = self.metrics
+        if not self._unsaved:
+            return
+        with whole_file(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, sorted(set[str]().union(*rows)))
+            writer.writeheader()
+            writer.writerows(rows)
+        self._unsaved = False
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a CSV file as texts, without what a row leaves empty; none without the file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{name: text for name, text in row.items() if text} for row in csv.DictReader(file)]

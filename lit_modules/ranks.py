@@ -1,0 +1,61 @@
+"""What several processes of one run tell each other. With one process, every function gives back what it got."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+
+from edgeprune.metrics.examples import ExampleValues
+
+
+def first_rank() -> bool:
+    """Whether this process is the only one, or the first; known before a trainer is."""
+    return rank_zero_only.rank == 0  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def gathered(trainer: pl.Trainer, own: Any) -> list[Any]:
+    """One plain object of every rank, in the order of ranks; all ranks must call it."""
+    if trainer.world_size == 1:
+        return [own]
+    everything: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(everything, own)
+    return everything
+
+
+def summed(trainer: pl.Trainer, values: Tensor) -> Tensor:
+    """Sum of every rank's tensor; all ranks must call it."""
+    if trainer.world_size == 1:
+        return values
+    return trainer.strategy.reduce(values.clone(), reduce_op="sum")  # pyright: ignore[reportReturnType]
+
+
+def shard(trainer: pl.Trainer) -> tuple[int, int]:
+    """Number of this rank and of all ranks, as the loaders share pairs out."""
+    kwargs: dict[str, Any] = trainer.distributed_sampler_kwargs or {}
+    return kwargs.get("rank", 0), kwargs.get("num_replicas", 1)
+
+
+def own_rows(trainer: pl.Trainer, index: Tensor) -> Tensor:
+    """Bool `[batch]`: which pairs of a split read in order are this rank's.
+
+    A rank that is left without a pair at the end repeats one of another rank, which must not count twice.
+
+    Args:
+        trainer: The trainer.
+        index: Numbers of the pairs, long `[batch]`.
+    """
+    rank, number = shard(trainer)
+    return index % number == rank
+
+
+def of_all_ranks(trainer: pl.Trainer, values: ExampleValues) -> ExampleValues:
+    """Every example once, by number, from the shares of all ranks; all ranks must call it."""
+    if trainer.world_size == 1:
+        return values
+    own = values.examples(own_rows(trainer, values.index))
+    parts = gathered(trainer, (own.values, own.weights, own.index))
+    joined = [torch.cat(tensors, -1) for tensors in zip(*parts, strict=True)]
+    order = joined[2].argsort()
+    return ExampleValues(values.measures, joined[0][..., order], joined[1][..., order], joined[2][order])
