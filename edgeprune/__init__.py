@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgeprune import ablations as ablations
     from edgeprune import patching as patching
+    from edgeprune import reading as reading
     from edgeprune.circuit import Circuit as Circuit
     from edgeprune.errors import EdgepruneError as EdgepruneError
     from edgeprune.graph import ArchSpec as ArchSpec
@@ -30,11 +31,12 @@ _HOMES = {
     "load_run": "edgeprune.runs",
     "load_tokenizer": "edgeprune.models.loading",
 }
-__all__ = ["__version__", "ablations", "canonical", "patching", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+_PACKAGES = ("ablations", "canonical", "patching", "reading")
+__all__ = ["__version__", *_PACKAGES, *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("ablations", "canonical", "patching"):
+    if name in _PACKAGES:
         return importlib.import_module(f"edgeprune.{name}")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)

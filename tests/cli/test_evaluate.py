@@ -146,6 +146,8 @@ MISTAKES = {
     "page of another name": (["--report", "page.txt"], "a page ends in .html or .htm"),
     "pairs of tests": (["--test-limit", "0"], "--test-limit must be at least 1, got 0"),
     "edges": (["--minimality-edges", "0"], "--minimality-edges must be at least 1, got 0"),
+    "pairs read": (["--reading", "0"], "--reading must be at least 1, got 0"),
+    "edges read": (["--reading-edges", "-1"], "--reading-edges must be at least 0, got -1"),
     "memory": (["--cache-gb", "nan"], "--cache-gb must be at least 0, got nan"),
     "measure that the pairs have not": (["--measures", "kl,logit_difference"], "'logit_difference' is not defined"),
     "another model": (["--model", "compiled:hist"], "num_layers"),
@@ -168,6 +170,14 @@ def test_one_file_for_figures_and_page(folder: Path, tmp_path: Path, capsys: pyt
     assert main(["evaluate", *arguments, "--json", path, "--report", path]) == 2
     assert "pages are written by --report" in error_line(capsys)
     assert not Path(path).exists()
+
+
+def test_a_reading_needs_a_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["evaluate", str(folder / "good.safetensors"), "--config", str(folder / "data.yaml"), "--reading", "2"])
+        == 2
+    )
+    assert "--reading 2 is written to --json or --report; name one of them" in error_line(capsys)
 
 
 def test_a_missing_file_of_another_format(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -247,6 +247,62 @@ def mib() -> Json:
     return {"cpr": 0.94, "cmd": 0.06, "signed": curve("signed"), "absolute": curve("absolute")}
 
 
+# -------------------------------------------------------------------- reading
+def reading() -> Json:
+    pattern = [[1.0, 0.0, 0.0], [0.25, 0.75, 0.0], [0.02, 0.9, 0.08]]
+    flat = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.4, 0.3, 0.3]]
+    prompt = {
+        "index": 3, "tokens": ["When", "·Mary", "·to"], "roles": {"IO": [1, 2], "END": [2, 3]}, "scored": [2],
+        "circuit": [pattern, flat], "full": [flat, pattern],
+    }  # fmt: skip
+    rows = [
+        ("a1.h0", "head", True, 2.0, 0.0, 0.5, 3.0),
+        ("m1", "mlp", False, 0.0, -1.0, 0.25, -0.5),
+        ("attention biases", "bias", True, 0.125, 0.0, 0.0, 0.125),
+    ]
+    names = ("writer", "kind", "kept", "own", "ablated", "deviation", "full")
+
+    def by_part(*values: float) -> Json:
+        return dict(zip(("IO", "END", "other tokens", "all positions"), values, strict=True))
+
+    edges = [
+        {
+            "edge": "a0.h0->a1.h0.q",
+            "first_order": by_part(0.0, 0.5, -0.1, 0.4),
+            "exact": by_part(0.0, 0.75, -0.25, 0.375),
+            "standard_error": by_part(0.0, 0.1, 0.1, 0.1),
+        },
+        {
+            "edge": "m0->logits",
+            "first_order": by_part(0.0, 0.25, 0.0, 0.25),
+            "exact": None,
+            "standard_error": None,
+        },
+    ]
+    shares = {"circuit": [[0.8, 0.2], [0.5, None]], "full": [[0.6, 0.4], [0.5, None]]}
+    return {
+        "num_examples": 10,
+        "num_heads": 5,
+        "chosen": "whose edges have the largest effects",
+        "notes": ["something: is not there"],
+        "attention": {"heads": ["a1.h0", "a0.h0"], "prompts": [prompt]},
+        "by_role": {
+            "queries": ["scored position", "IO"],
+            "keys": ["IO", "other tokens"],
+            "heads": {"a1.h0": shares, "a0.h0": shares},
+        },
+        "direct": {
+            "direction": "logit_difference", "num_examples": 10, "logits": 1.125, "full_logits": 2.625,
+            "own": 2.125, "ablated": -1.0, "rows": [dict(zip(names, row, strict=True)) for row in rows],
+        },
+        "effects": {
+            "measure": "logit_difference", "better": "high", "figure": 1.125, "num_examples": 10, "num_edges": 40,
+            "num_exact": 1, "parts": ["IO", "END", "other tokens"],
+            "total": {"IO": 0.0, "END": 0.75, "other tokens": -0.1}, "edges": edges,
+        },
+    }  # fmt: skip
+
+
 # -------------------------------------------------------------------- known circuits, pairs
 def match() -> Json:
     counts = {"num_counted": 800, "num_true": 20, "num_found": 25, "num_both": 15}
@@ -368,6 +424,7 @@ def example() -> Json:
         "hypothesis": hypothesis(),
         "mib": mib(),
         "known": known(),
+        "reading": reading(),
     }
     ends = {"full": measures(0.0, 3.0, 0.97), "empty": measures(4.0, -3.0, 0.03)}
     return {
@@ -389,6 +446,7 @@ def example() -> Json:
             "tests": ["controls", "completeness", "minimality", "suffix", "hypothesis", "mib"],
             "test_examples": NUM_TESTED,
             "minimality_edges": 4,
+            "reading_pairs": 10,
             "versions": {"python": "3.11.7", "edgeprune": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
             "command": "edgeprune evaluate runs/*.safetensors --config ioi.yaml --report out.html",
             "seconds": 12.5,

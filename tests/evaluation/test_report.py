@@ -40,6 +40,7 @@ SECTIONS: dict[str, Callable[[Json], Any]] = {
     "ablations": lambda data: [circuit["ablations"].pop("mean") for circuit in data["circuits"]],
     "controls": lambda data: [circuit.pop("controls") for circuit in data["circuits"]],
     "layers": lambda data: [circuit.pop(name) for circuit in data["circuits"] for name in ("layers", "kinds")],
+    "reading": lambda data: [circuit.pop("reading", None) for circuit in data["circuits"]],
     "completeness": lambda data: [circuit.pop("completeness", None) for circuit in data["circuits"]],
     "minimality": lambda data: [circuit.pop("minimality", None) for circuit in data["circuits"]],
     "suffix": lambda data: [circuit.pop("suffix", None) for circuit in data["circuits"]],
@@ -192,7 +193,7 @@ def test_tables_and_plots_can_be_read_aloud(page: Node) -> None:
     assert all(found.one("caption").text for found in tables)
     assert all(head.attributes.get("scope") for found in tables for head in found.all("th"))
     named = [plot for plot in plots if "aria-hidden" not in plot.attributes]
-    assert len(named) == 8, "3 frontiers, completeness, minimality, 2 of MIB, ROC of edges"
+    assert len(named) == 10, "3 frontiers, 2 heads read, completeness, minimality, 2 of MIB, ROC of edges"
     assert all(plot.attributes["role"] == "img" and plot.attributes["aria-label"] for plot in named)
 
 
@@ -495,6 +496,51 @@ def test_breakdown_and_glossary(page: Node) -> None:
     assert "CPR" not in read(report_html(data)).one("section", id="glossary").text
 
 
+def test_reading_has_patterns_bars_and_effects(page: Node) -> None:
+    section = page.one("section", id="reading")
+    assert "first 10 of 200 pairs" in next(section.all("p")).text
+    first, _ = section.all("svg", role="img")
+    assert first.attributes["aria-label"].startswith("a1.h0: attention from each of 3 tokens to each, in circuit and")
+    cells = [cell for cell in first.all("rect") if cell.attributes["class"] == "cell"]
+    told = [(cell.one("title").text, cell.attributes["fill-opacity"]) for cell in cells]
+    assert len(cells) == 6 + 6, "what is below a hundredth is not drawn"
+    assert told[4] == ("0.90 from 2 ·to END to 1 ·Mary IO", "0.90")
+    assert told[6] == ("1.00 from 0 When to 0 When", "1.00")
+    assert [text.text for text in first.all("text")][:3] == ["When", "·Mary IO", "·to END"]
+    numbers = table(page, "reading")
+    lines = [[cell.text for cell in row.all("td")] for row in numbers.one("tbody").all("tr")]
+    assert ["3", "2 ·to END", "1 ·Mary IO", "0.90", "0.30"] in lines
+    assert len(lines) == 6 + 6
+    shares = rows(table(page, "reading", 1))["a1.h0"]
+    assert [cell.text for cell in shares] == ["0.80 0.60", "0.20 0.40"]
+    assert shares[0].attributes["style"] == "--heat:0.800"
+    assert rows(table(page, "reading", 2))["a0.h0"][0].text == "scored position"
+
+
+def test_bars_and_signs_of_a_reading(page: Node) -> None:
+    direct = table(page, "reading", 3)
+    assert direct.one("caption").text == (
+        "direct attribution to the logit difference: 1.125 = 2.125 by open edges and biases + -1.000 by closed; "
+        "full model 2.625"
+    )
+    head, mlp, bias = (rows(direct)[name] for name in ("a1.h0", "m1", "attention biases"))
+    assert [cell.text for cell in head] == ["+2.000", "0.500", "open", "+3.000"]
+    assert [cell.text for cell in mlp] == ["-1.000", "0.250", "closed: ablated value", "-0.500"]
+    assert bias[2].text == "no owner"
+    bars = [cells[0].one("span").attributes for cells in (head, mlp)]
+    assert bars[0] == {"class": "length", "style": "--length:0.667"}
+    assert bars[1] == {"class": "length other", "style": "--length:0.333"}
+    exact = rows(table(page, "reading", 4))
+    assert list(exact) == ["a0.h0->a1.h0.q"]
+    io, end, other, whole = exact["a0.h0->a1.h0.q"]
+    assert [cell.text for cell in (io, end, other, whole)] == ["0 0", "+0.750 +0.500", "-0.250 -0.100", "+0.375 +0.400"]
+    assert (end.attributes["class"], other.attributes["class"]) == ("number heat", "number heat other")
+    assert end.attributes["style"] == "--heat:1.000"
+    assert list(rows(table(page, "reading", 5))) == ["a0.h0->a1.h0.q", "m0->logits"]
+    notes = page.one("section", id="reading").one("dl")
+    assert (notes.one("dt").text, notes.one("dd").text) == ("not shown", "something: is not there")
+
+
 # -------------------------------------------------------------------- a computed result
 # Dicts whose keys are names of something, not of the schema.
 NAMED = re.compile(
@@ -502,6 +548,8 @@ NAMED = re.compile(
     r"|(ends\.\*\.(full|empty)|circuits\.ablations\.\*\.(measures|normalised|random)|circuits\.labels\.\*\.\*\.measures)"
     r"|circuits\.known\.\*\.(roles|conventions)|pairs\.(kinds|layers|differences)"
     r"|circuits\.controls\.(full|empty|controls|controls\.\*\.(figures|faithfulness|each))|circuits\.completeness\.summary"
+    r"|circuits\.reading\.(attention\.prompts\.roles|by_role\.heads|effects\.total)"
+    r"|circuits\.reading\.effects\.edges\.(first_order|exact|standard_error)"
     r"|circuits\.(hypothesis\.tests|hypothesis\.tests\.\*\.(settings|details)|minimality\.significance\.(settings|details))"
 )
 
@@ -531,15 +579,17 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> Json:
     for path, size in zip(paths, (30, 60), strict=True):
         Circuit(graph, top_n(graph, scores, size), scores, header).save(path)
     quick = ["--limit", "3", "--seeds", "2", "--draws", "5", "--random", "2", "--minimality-edges", "3"]
+    quick += ["--reading", "2", "--reading-edges", "3"]
     more = ["--tests", "all", "--known", "tracr_reverse", "--json", str(folder / "out.json")]
     assert main(["evaluate", *map(str, paths), "--config", str(folder / "data.yaml"), *quick, *more]) == 0
     return json.loads((folder / "out.json").read_text())
 
 
 def test_the_example_has_the_keys_of_a_computed_result(computed: Json) -> None:
-    """Labels are looked at elsewhere: a compiled task has none."""
+    """Labels and readings are looked at elsewhere: a compiled task has neither labels nor roles."""
     unknown = keys(example()) - keys(computed)
-    assert not [key for key in unknown if not key.startswith("circuits.labels")]
+    assert not [key for key in unknown if not key.startswith(("circuits.labels", "circuits.reading."))]
+    assert computed["circuits"][0]["reading"]["direct"]["direction"] == "target"
 
 
 def test_a_computed_result_has_all_sections_but_those_without_data(computed: Json) -> None:

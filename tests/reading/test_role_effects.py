@@ -197,7 +197,7 @@ def test_what_cannot_be_told_apart() -> None:
         role_effects(evaluator(model, examples=pairs(2, {})), circuit_of(model))
     with pytest.raises(EdgepruneError, match="max_exact must be at least 0, got -1"):
         role_effects(evaluator(model), circuit_of(model), max_exact=-1)
-    with pytest.raises(EdgepruneError, match="num_layers=3"):
+    with pytest.raises(EdgepruneError, match="num_heads=3"):
         role_effects(evaluator(model), Circuit.from_edges(linear_model().graph, []))
     empty = role_effects(evaluator(model), Circuit.from_edges(model.graph, []))
     assert empty.table() == []
