@@ -379,12 +379,12 @@ def against(known: Known, circuit: Circuit) -> Values:
     return {**found, "auc": round(roc(circuit, truth).auc, 4)}
 
 
-def judged(paths: Sequence[Path], config: Path, model: str) -> list[Values]:
+def judged(paths: Sequence[Path], config: Path, model: str, num_pairs: int = NUM_TEST) -> list[Values]:
     """Every circuit on the first test pairs: mean, and the KL of each pair."""
     circuits = [Circuit.load(path) for path in paths]
     header = circuits[0].header
     loaded = load_model(model, **header["model_options"])
-    batches = pair_batches(read_data_config(str(config), tokenizer=model), "test", NUM_TEST, 50)
+    batches = pair_batches(read_data_config(str(config), tokenizer=model), "test", num_pairs, 50)
     runs = ReferenceRuns(loaded, header["ablation"])
     found = measure_examples(loaded, runs, batches, [circuit.gates() for circuit in circuits], "test")
     return [
@@ -437,7 +437,7 @@ def short(row: Mapping[str, Any]) -> str:
 def judge(options: argparse.Namespace) -> None:
     """Judge circuits of other runs on the test pairs of a config."""
     model = Circuit.load(options.circuits[0]).header["model"]
-    rows = judged(options.circuits, options.data, model)
+    rows = judged(options.circuits, options.data, model, options.pairs)
     options.out.write_text(json.dumps(rows) + "\n")
     for row in rows:
         print({key: value for key, value in row.items() if key != "kl_of_pairs"})
@@ -486,6 +486,7 @@ def main() -> None:
     part.add_argument("circuits", nargs="+", type=Path)
     part.add_argument("--data", type=Path, required=True)
     part.add_argument("--out", type=Path, required=True)
+    part.add_argument("--pairs", type=int, default=NUM_TEST)
     part.set_defaults(work=judge)
     part = parts.add_parser("noise", help="variance of the gradient at a snapshot, by samples per batch")
     part.add_argument("circuit", type=Path)

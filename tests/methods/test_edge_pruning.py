@@ -1,9 +1,11 @@
 """Edge Pruning as a recipe: what it trains, samples, penalises and keeps; no model is run."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from edgeprune.circuit import edges_at
@@ -216,6 +218,11 @@ def test_what_is_logged() -> None:
 
 
 # ------------------------------------------------------------------ learning rate and errors
+def test_the_default_rate_is_that_of_the_shipped_language_model_config() -> None:
+    config = yaml.safe_load((Path(__file__).parents[2] / "configs" / "ioi_smollm2.yaml").read_text())
+    assert build().learning_rate == config["model"]["recipe"]["init_args"]["learning_rate"]
+
+
 def test_learning_rate_is_constant_by_default() -> None:
     assert {build().learning_rate_factor(progress) for progress in (0, 0.5, 1)} == {1.0}
 
@@ -338,13 +345,13 @@ def slopes(weights: Tensor, steps: int, **options: Any) -> tuple[Tensor, Tensor]
 
 def test_antithetic_gradients_are_unbiased_and_a_linear_loss_varies_less() -> None:
     weights = torch.randn(GRAPH.shape, generator=torch.Generator().manual_seed(1))
-    losses, gradients = slopes(weights, 1500, antithetic=True)
-    plain_losses, plain = slopes(weights, 1500)
-    error = ((gradients.var(0) + plain.var(0)) / 1500).sqrt() + 1e-6
+    losses, gradients = slopes(weights, 600, antithetic=True)
+    plain_losses, plain = slopes(weights, 600)
+    error = ((gradients.var(0) + plain.var(0)) / 600).sqrt() + 1e-6
     distance = (gradients.mean(0) - plain.mean(0)).abs() / error
     assert distance.max() < 5  # standard errors, over all edges
     assert losses.var() < plain_losses.var() / 2
-    assert (losses.mean() - plain_losses.mean()).abs() < 5 * (plain_losses.var() / 1500 * 2).sqrt()
+    assert (losses.mean() - plain_losses.mean()).abs() < 5 * (plain_losses.var() / 600 * 2).sqrt()
 
 
 def test_the_local_estimator_rounds_gates_and_measures_flips() -> None:
