@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgeprune.reading.attention import AttentionPatterns
 
 CELL = 0.17  # inches
-_MARGIN = 1.5  # for labels, inches
+_MARGIN = 1.4  # for labels, inches
 _MOST_LABELS = 64  # tokens that still have a label each
 
 
@@ -51,7 +51,7 @@ def draw_attention(
     bar.ax.tick_params(labelsize=7, length=2)
     if path is not None:
         try:
-            figure.savefig(path, dpi=150)
+            figure.savefig(path, dpi=150, bbox_inches="tight")
         except ValueError as error:  # matplotlib names the formats it knows
             raise EdgepruneError(f"cannot draw to {path}: {error}") from None
     return figure

@@ -520,7 +520,7 @@ def test_reading_has_patterns_bars_and_effects(page: Node) -> None:
 def test_bars_and_signs_of_a_reading(page: Node) -> None:
     direct = table(page, "reading", 3)
     assert direct.one("caption").text == (
-        "direct attribution to the logit difference: 1.125 = 2.125 by open edges and biases + -1.000 by closed; "
+        "Direct attribution to the logit difference: 1.125 = 2.125 by open edges and biases + -1.000 by closed; "
         "full model 2.625"
     )
     head, mlp, bias = (rows(direct)[name] for name in ("a1.h0", "m1", "attention biases"))
@@ -538,7 +538,7 @@ def test_bars_and_signs_of_a_reading(page: Node) -> None:
     assert end.attributes["style"] == "--heat:1.000"
     assert list(rows(table(page, "reading", 5))) == ["a0.h0->a1.h0.q", "m0->logits"]
     notes = page.one("section", id="reading").one("dl")
-    assert (notes.one("dt").text, notes.one("dd").text) == ("not shown", "something: is not there")
+    assert (notes.one("dt").text, notes.one("dd").text) == ("Not shown", "something: is not there")
 
 
 # -------------------------------------------------------------------- a computed result

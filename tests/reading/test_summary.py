@@ -72,7 +72,7 @@ def test_the_page_shows_it(made: Reading) -> None:
     ]
     assert len(maps) == 3 * 4
     assert len(list(table(page, "reading", 4).one("tbody").all("tr"))) == 2
-    assert "not shown" not in page.one("section", id="reading").text
+    assert "Not shown" not in page.one("section", id="reading").text
 
 
 def test_it_can_be_looked_at_in_a_terminal(made: Reading) -> None:
@@ -95,7 +95,7 @@ def test_prompts_without_roles_and_circuits_without_heads() -> None:
     assert len(without.notes) == 2
     assert "effects by role: the task marks no position roles" in without.notes[0]
     assert (
-        "not shown effects by role: the task marks no" in page_of(without.to_dict()).one("section", id="reading").text
+        "Not shown effects by role: the task marks no" in page_of(without.to_dict()).one("section", id="reading").text
     )
     bare = read_circuit(evaluator(model), Circuit.from_edges(model.graph, ["embed->logits"]))
     assert bare.attention is bare.by_role is None
@@ -104,7 +104,7 @@ def test_prompts_without_roles_and_circuits_without_heads() -> None:
     )
     empty = read_circuit(evaluator(model), Circuit.from_edges(model.graph, []))
     assert empty.direct is not None
-    assert page_of(empty.to_dict()).one("section", id="reading").text.count("not shown") == 1
+    assert page_of(empty.to_dict()).one("section", id="reading").text.count("Not shown") == 1
     with pytest.raises(EdgepruneError, match="the circuit was made for a graph with num_heads=3"):
         read_circuit(evaluator(model), Circuit.from_edges(linear_model().graph, []))
 

@@ -10,6 +10,7 @@ from edgeprune.evaluation.report.text import UNDEFINED, counted, finite, number,
 
 _NUM_ROWS = 20  # writers and edges that are not folded away
 _LEAST = 0.05  # weights that the table of attention has
+_NOTHING = 1e-4  # share of a table's largest number below which one is written as 0
 _ALL = "all positions"
 _DIRECTIONS = {"logit_difference": "logit difference", "target": "right answer's logit", "given": "given direction"}
 
@@ -35,7 +36,7 @@ def _blocks(result: Result, name: str, about: Json) -> list[Block]:
     notes = [str(note) for note in items(about, "notes")]
     blocks: list[Block] = [*_patterns(name, about), *_by_role(name, about), *_direct(name, part(about, "direct"))]
     blocks += _effects(result, name, part(about, "effects"))
-    told = [(f"{name}not shown", note) for note in notes]
+    told = [(f"{name}Not shown", note) for note in notes]
     return [*blocks, *([Facts(told)] if told else [])]
 
 
@@ -57,12 +58,12 @@ def _patterns(name: str, about: Json) -> list[Block]:
             for place, head in enumerate(heads)
         ]
         chosen = f"those {about['chosen']}" if about.get("chosen") else "of the circuit"
-        caption = f"{name}attention on pair {number(prompt.get('index'))}; {which}, {chosen}"
+        caption = f"{name}Attention on pair {number(prompt.get('index'))}; {which}, {chosen}"
         blocks.append(Maps(caption, drawn))
     columns = [Column("head", numeric=False), Column("pair"), *(Column(one, numeric=False) for one in ("from", "to"))]
     columns += [Column("circuit"), Column("full model")]
     rows = [row for prompt in prompts for place, head in enumerate(heads) for row in _weights(head, place, prompt)]
-    blocks.append(Table(f"{name}attention as numbers, weights of at least {_LEAST}", columns, rows, folded=True))
+    blocks.append(Table(f"{name}Attention as numbers, weights of at least {_LEAST}", columns, rows, folded=True))
     return blocks
 
 
@@ -111,8 +112,8 @@ def _by_role(name: str, about: Json) -> list[Table]:
     ]
     from_ = [columns[0], Column("from", numeric=False), *columns[1:]]
     return [
-        Table(f"{name}attention from the {queries[0]}, circuit (below: full model), mean of {count}", columns, scored),
-        Table(f"{name}attention between all parts of the prompts, mean of {count}", from_, every, folded=True),
+        Table(f"{name}Attention from the {queries[0]}, circuit (below: full model), mean of {count}", columns, scored),
+        Table(f"{name}Attention between all parts of the prompts, mean of {count}", from_, every, folded=True),
     ]
 
 
@@ -137,7 +138,7 @@ def _direct(name: str, found: Json) -> list[Table]:
     sums = " + ".join(
         f"{number(found.get(key))} by {text}" for key, text in (("own", "open edges and biases"), ("ablated", "closed"))
     )
-    caption = f"{name}direct attribution to the {what}: {number(found.get('logits'))} = {sums}"
+    caption = f"{name}Direct attribution to the {what}: {number(found.get('logits'))} = {sums}"
     caption += f"; full model {number(found.get('full_logits'))}"
     columns = [
         Column("writer", numeric=False),
@@ -151,7 +152,7 @@ def _direct(name: str, found: Json) -> list[Table]:
     lines = [_writer(row, most) for row in rows]
     first = Table(caption, columns, lines[:_NUM_ROWS])
     rest = Table(
-        f"{name}direct attribution, the {len(lines) - _NUM_ROWS} others", columns, lines[_NUM_ROWS:], folded=True
+        f"{name}Direct attribution, the {len(lines) - _NUM_ROWS} others", columns, lines[_NUM_ROWS:], folded=True
     )
     return [first, rest] if len(lines) > _NUM_ROWS else [first]
 
@@ -162,10 +163,10 @@ def _writer(row: Json, most: float) -> Row:
     return Row(
         str(row.get("writer")),
         [
-            Cell(_signed(value), sort=value, bar=_bar(value, most)),
+            Cell(_signed(value, most), sort=value, bar=_bar(value, most)),
             _count(row.get("deviation")),
             Cell("no owner" if bias else "open" if kept else "closed: ablated value"),
-            Cell(_signed(full), sort=full, bar=_bar(full, most)),
+            Cell(_signed(full, most), sort=full, bar=_bar(full, most)),
         ],
         "circuit" if kept else "control",
     )
@@ -188,13 +189,13 @@ def _effects(result: Result, name: str, found: Json) -> list[Table]:
     tables: list[Table] = []
     if exact:
         shown = Table(
-            f"{name}effect on {heading} by role, exact (below: first order); {len(exact)} of {of}, the largest to "
+            f"{name}Effect on {heading} by role, exact (below: first order); {len(exact)} of {of}, the largest to "
             "first order",
             columns,
             _effect_rows(exact, parts, "exact"),
         )
         tables.append(shown)
-    caption = f"{name}effect on {heading} by role, to first order, {len(rows)} of {of}"
+    caption = f"{name}Effect on {heading} by role, to first order, {len(rows)} of {of}"
     return [*tables, Table(caption, columns, _effect_rows(rows, parts, "first_order"), folded=bool(exact))]
 
 
@@ -207,13 +208,16 @@ def _effect_rows(rows: Sequence[Json], parts: Sequence[str], which: str) -> list
 def _effect(row: Json, one: str, which: str, most: float) -> Cell:
     value, linear = (finite(part(row, key).get(one)) for key in (which, "first_order"))
     error = finite(part(row, "standard_error").get(one)) if which == "exact" else None
-    title = f"{one}: {_signed(value)}{'' if error is None else f', standard error {number(error)}'}"
-    small = f"{_signed(linear)}" if which == "exact" else ""
+    title = f"{one}: {number(value)}{'' if error is None else f', standard error {number(error)}'}"
+    small = _signed(linear, most) if which == "exact" else ""
     heat = None if value is None or not most else (abs(value) / most) ** 0.5 * (1 if value >= 0 else -1)
-    return Cell(_signed(value), small, title, value, heat=heat)
+    return Cell(_signed(value, most), small, title, value, heat=heat)
 
 
-def _signed(value: float | None) -> str:
+def _signed(value: float | None, most: float) -> str:
+    """A number with its sign; 0 where it is nothing beside the largest of the table."""
+    if value is not None and abs(value) < _NOTHING * most:
+        value = 0.0
     return number(value) if value is None or value <= 0 else f"+{number(value)}"
 
 
