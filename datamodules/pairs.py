@@ -4,7 +4,7 @@ import gc
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast, final, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, final, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Example = tuple[int, TokenPair]  # number in the split, tokens
+EVAL_TOKENS = 2048  # of a batch of evaluations; wider ones are no faster (docs/guides/memory.md)
 _SPLITS_OF_STAGE = {"fit": SPLITS[:2], "validate": SPLITS[1:2], "test": SPLITS[2:]}
 
 
@@ -53,6 +54,10 @@ def collate(examples: Sequence[Example], pad_id: int = 0) -> PairBatch:
         else None,
         roles={name: torch.tensor([pair.roles.get(name, (-1, -1)) for pair in pairs]) for name in roles},
     )
+
+
+def _length(pairs: Sequence[TokenPair], number: int) -> int:
+    return len(pairs[number].clean)
 
 
 def _stack(rows: Sequence[tuple[int, ...]], length: int, fill: int) -> Tensor:
@@ -118,8 +123,13 @@ class PairDataModule(pl.LightningDataModule):
     Args:
         task: Where the pairs come from.
         tokenizer: Model name or folder whose tokenizer to use; None for tasks that give tokens.
-        batch_size: Training pairs per step and process.
-        eval_batch_size: Validation and test pairs per step and process.
+        batch_size: Training pairs per batch and process; a step has one batch, or as many as the Trainer's
+            `accumulate_grad_batches` says. `"auto"`: `edgeprune fit` takes as many as memory allows, and accumulates.
+        target_batch_size: With `batch_size: auto`, training pairs per step and process.
+        eval_batch_size: Validation and test pairs per batch and process; `"auto"`: as many as make a run fastest, and
+            no more than memory allows.
+        length_windows: Steps in a row whose training pairs are shared out by length, so that batches need less padding;
+            0 does not. See `PairBatchSampler`.
         num_workers: Processes that put batches together; 0 is fastest for short prompts.
         seed: Fixes the order of training pairs in every epoch.
         cache: Keep the tokens on disk.
@@ -137,8 +147,10 @@ class PairDataModule(pl.LightningDataModule):
         task: AbstractTask,
         tokenizer: str | None = None,
         *,
-        batch_size: int = 8,
-        eval_batch_size: int = 32,
+        batch_size: int | Literal["auto"] = 8,
+        target_batch_size: int = 8,
+        eval_batch_size: int | Literal["auto"] = 32,
+        length_windows: int = 0,
         num_workers: int = 0,
         seed: int = 0,
         cache: bool = True,
@@ -147,10 +159,12 @@ class PairDataModule(pl.LightningDataModule):
         unequal_lengths: UnequalLengths = "error",
     ) -> None:
         super().__init__()
-        if min(batch_size, eval_batch_size) < 1:
-            raise EdgepruneError(
-                f"batch_size={batch_size} and eval_batch_size={eval_batch_size} must both be at least 1"
-            )
+        sizes = {"batch_size": batch_size, "target_batch_size": target_batch_size, "eval_batch_size": eval_batch_size}
+        for name, size in sizes.items():
+            if not (size == "auto" and name != "target_batch_size") and (not isinstance(size, int) or size < 1):
+                raise EdgepruneError(f"{name}={size} must be a number of pairs, at least 1, or (not the target) 'auto'")
+        if length_windows < 0:
+            raise EdgepruneError(f"length_windows must be 0 or more, got {length_windows}")
         if num_workers < 0:
             raise EdgepruneError(f"num_workers must be 0 or more, got {num_workers}")
         if unequal_lengths not in get_args(UnequalLengths):
@@ -159,8 +173,8 @@ class PairDataModule(pl.LightningDataModule):
             )
         self.task = task
         self.tokenizer = tokenizer
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
+        self._sizes: dict[str, int | str] = {**sizes}
+        self.length_windows = length_windows
         self.num_workers = num_workers
         self.seed = seed
         self.cache = cache
@@ -170,6 +184,49 @@ class PairDataModule(pl.LightningDataModule):
         self.tokenizer_object: PreTrainedTokenizerBase | None = None
         self._pairs: Mapping[str, Sequence[TokenPair]] | None = None
         self._resume_at = (0, 0)
+
+    # ---------------------------------------------------------------- sizes
+    @property
+    def batch_size(self) -> int:
+        """Training pairs per batch and process.
+
+        Raises:
+            EdgepruneError: It was left open, and nobody has settled it.
+        """
+        size = self._sizes["batch_size"]
+        if size == "auto":
+            raise EdgepruneError(
+                "batch_size auto is for `edgeprune fit`, which knows what memory allows; give a number"
+            )
+        return cast("int", size)
+
+    @property
+    def target_batch_size(self) -> int:
+        """Training pairs per step and process, where `batch_size` was left open."""
+        return cast("int", self._sizes["target_batch_size"])
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Pairs per batch and process of evaluations; where it was left open, as many as make a run fastest."""
+        size = self._sizes["eval_batch_size"]
+        if size == "auto":
+            longest = max(self.extent(split)[0] for split in SPLITS if self.pairs(split))
+            return max(1, EVAL_TOKENS // longest)
+        return cast("int", size)
+
+    @property
+    def open_sizes(self) -> tuple[str, ...]:
+        """Names of the sizes that were left open."""
+        return tuple(name for name, size in self._sizes.items() if size == "auto")
+
+    def settle(self, **sizes: int) -> None:
+        """Set `batch_size` or `eval_batch_size`."""
+        self._sizes |= sizes
+
+    def extent(self, split: str) -> tuple[int, int]:
+        """Tokens of the longest clean prompt of a split, and scored positions of the pair that has most."""
+        pairs = self.pairs(split)
+        return max(len(pair.clean) for pair in pairs), max(len(pair.positions) for pair in pairs)
 
     # ---------------------------------------------------------------- pairs
     def setup(self, stage: str | None = None) -> None:
@@ -274,15 +331,30 @@ class PairDataModule(pl.LightningDataModule):
     def _collate(self) -> Callable[[Sequence[Example]], PairBatch]:
         return partial(collate, pad_id=getattr(self.tokenizer_object, "pad_token_id", None) or 0)
 
+    def place_in_step(self, number: int) -> tuple[int, int]:
+        """Where training batch `number` of an epoch lies in this process's share of its step.
+
+        Returns:
+            Pairs of the share that come before it, and pairs of the share.
+        """
+        return self._sampler("train", shuffled=True).place_in_step(number)
+
     def _sampler(self, split: str, *, shuffled: bool) -> PairBatchSampler:
+        pairs = self.pairs(split)
         ranks = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
+        training: dict[str, Any] = {
+            "seed": self.seed,
+            "parts": getattr(self.trainer, "accumulate_grad_batches", 1),
+            "window": self.length_windows,
+            "length": partial(_length, pairs),
+            "position": self._position,
+        }
         return PairBatchSampler(
-            len(self.pairs(split)),
+            len(pairs),
             self.batch_size if shuffled else self.eval_batch_size,
-            seed=self.seed if shuffled else None,
             rank=ranks.get("rank", 0),
             world_size=ranks.get("num_replicas", 1),
-            **({"position": self._position} if shuffled else {}),
+            **(training if shuffled else {}),
         )
 
     def _loader(self, split: str, *, shuffled: bool) -> DataLoader[Example]:

@@ -1,8 +1,8 @@
 """Which examples make up which batch: a pure function of (seed, epoch, number of the batch, rank).
 
-A *global* batch is what all ranks process in one step: `batch_size * world_size` examples in the order of the
-epoch. Rank r takes every `world_size`-th of them, starting at r, so the ranks together process what one
-process with the global batch would.
+A *step* is what all ranks process before one update of the gates: `batch_size * world_size * parts` examples in the
+order of the epoch. Rank r takes every `world_size`-th of them, starting at r, and processes these in `parts` batches.
+So ranks and parts together process what one process does that takes the whole step as one batch.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,6 +29,10 @@ class PairBatchSampler(Sampler[list[int]]):
         seed: Shuffle, differently in every epoch; None keeps the order of the split and every example.
         rank: Number of this process.
         world_size: Number of processes.
+        parts: Batches per step, whose gradients are added up.
+        window: Steps whose examples are sorted by length before they are cut into steps, so that examples of a batch
+            have similar lengths; 0 does not sort. The steps of a window come in random order. Only when shuffling.
+        length: Length of an example.
         position: Epoch and batch at which an iteration begins; asked when its first batch is drawn. Batches
             before it are left out, which is how training goes on in the middle of an epoch.
     """
@@ -41,45 +45,78 @@ class PairBatchSampler(Sampler[list[int]]):
         seed: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        parts: int = 1,
+        window: int = 0,
+        length: Callable[[int], int] = lambda number: 0,
         position: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
         if batch_size < 1:
             raise EdgepruneError(f"a batch needs at least one example, got batch_size={batch_size}")
+        if parts > 1 and num_examples // world_size < parts:
+            raise EdgepruneError(
+                f"{num_examples} training pairs do not give accumulate_grad_batches={parts} batches to each of "
+                f"{world_size} processes; give more pairs, or accumulate fewer batches"
+            )
         self.num_examples = num_examples
-        self.global_batch_size = batch_size * world_size
+        self.step_size = batch_size * world_size * parts
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.parts = parts
+        self.window = window
+        self.length = length
         self.position = position
 
     def __len__(self) -> int:
-        """Batches of a whole epoch; when shuffling, an incomplete last one is dropped if there are others."""
-        full, rest = divmod(self.num_examples, self.global_batch_size)
-        return full + (rest > 0 and (self.seed is None or full == 0))
+        """Batches of a whole epoch; when shuffling, an incomplete last step is dropped if there are others."""
+        full, rest = divmod(self.num_examples, self.step_size)
+        return (full + (rest > 0 and (self.seed is None or full == 0))) * self.parts
 
     def __iter__(self) -> Iterator[list[int]]:
         epoch, start = self.position()
         order = self.order(epoch)
         for number in range(start, len(self)):
-            batch = order[number * self.global_batch_size : (number + 1) * self.global_batch_size]
-            yield batch[self.rank :: self.world_size] or [batch[self.rank % len(batch)]]
+            step = order[number // self.parts * self.step_size :][: self.step_size]
+            share = step[self.rank :: self.world_size] or [step[self.rank % len(step)]]
+            yield self._part(share, number % self.parts)
+
+    def _part(self, share: list[int], part: int) -> list[int]:
+        """One of the batches into which a rank's share of a step is cut, as evenly as can be."""
+        return share[len(share) * part // self.parts : len(share) * (part + 1) // self.parts]
+
+    def place_in_step(self, number: int) -> tuple[int, int]:
+        """Where a batch lies in this rank's share of its step: examples before it, and examples of the share."""
+        step, part = divmod(number, self.parts)
+        size = min(self.step_size, self.num_examples - step * self.step_size)
+        share = max(1, len(range(self.rank, size, self.world_size)))
+        return share * part // self.parts, share
 
     def homes(self) -> list[list[int]]:
-        """Home batches: what each rank gets of each batch of epoch 0, and of the examples that this epoch leaves out.
+        """Home batches: the batches of all ranks in epoch 0, and what this epoch leaves out, cut alike.
 
         Every example is in one of them. They are the same on every rank.
         """
-        order = self.order(0)
-        batches = (
-            order[start : start + self.global_batch_size] for start in range(0, len(order), self.global_batch_size)
-        )
-        shares = (batch[rank :: self.world_size] for batch in batches for rank in range(self.world_size))
-        return [share for share in shares if share]
+        order, found = self.order(0), list[list[int]]()
+        for start in range(0, len(order), self.step_size):
+            step = order[start : start + self.step_size]
+            shares = [step[rank :: self.world_size] for rank in range(self.world_size)]
+            found += [self._part(share, part) for part in range(self.parts) for share in shares]
+        return [batch for batch in found if batch]
 
     def order(self, epoch: int) -> list[int]:
-        """All example numbers in the order of `epoch`."""
+        """All example numbers in the order of `epoch`; those of an incomplete last step are drawn before sorting."""
         if self.seed is None:
             return list(range(self.num_examples))
         # an odd factor keeps (seed, epoch) apart from (seed + 1, epoch - 1)
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
-        return torch.randperm(self.num_examples, generator=generator).tolist()
+        order: list[int] = torch.randperm(self.num_examples, generator=generator).tolist()
+        if not self.window:
+            return order
+        whole = self.num_examples // self.step_size * self.step_size
+        for first in range(0, whole, self.window * self.step_size):
+            end = min(first + self.window * self.step_size, whole)
+            alike = sorted(order[first:end], key=self.length)
+            steps = [alike[start : start + self.step_size] for start in range(0, end - first, self.step_size)]
+            drawn = torch.randperm(len(steps), generator=generator).tolist()
+            order[first:end] = [number for step in drawn for number in steps[step]]
+        return order

@@ -177,17 +177,30 @@ class PruningModule(pl.LightningModule):
         self._batch = batch_idx, batch.index
         full, ablated = self.runs(batch, "train")
 
+        before, share = self._place_in_step(batch, batch_idx)
+
         def error_of(gates: Tensor) -> Tensor:
-            if gates.ndim == 3:  # as many groups as both the samples and the batch fall into
-                gates = gates[: math.gcd(len(gates), len(batch))]
+            if gates.ndim == 3:
+                gates = gates[_groups(len(gates), before, len(batch), share)]
             circuit = gated_logits(self.masked, batch, gates, ablated)
             return masked_mean(OBJECTIVES[self.objective](full, circuit), batch.position_mask)
 
         error, gates = self.recipe.expected_error(error_of, self.seed, self.global_step)
         penalty = self.recipe.penalty(gates, self.progress)
         error = self._share(error, penalty, batch)
+        if share != len(batch):  # the Trainer takes the mean over the batches of a step, which may differ in size
+            error = error * (len(batch) * self.trainer.accumulate_grad_batches / share)
         self._log_training(error, penalty, len(batch))
         return error + penalty
+
+    def _place_in_step(self, batch: PairBatch, batch_idx: int) -> tuple[int, int]:
+        """Pairs of this rank's share of the step that come before the batch, and pairs of the share."""
+        parts, data = self.trainer.accumulate_grad_batches, getattr(self.trainer, "datamodule", None)
+        if parts == 1:
+            return 0, len(batch)
+        if hasattr(data, "place_in_step"):
+            return data.place_in_step(batch_idx)  # pyright: ignore[reportOptionalMemberAccess]
+        return batch_idx % parts * len(batch), parts * len(batch)
 
     def _share(self, error: Tensor, penalty: Tensor, batch: PairBatch) -> Tensor:
         """This rank's error, such that the mean over ranks is that of the global batch, with each position alike.
@@ -364,3 +377,17 @@ def _finite(tensors: Iterable[Tensor | None]) -> bool:
     """Whether every number is; one wait for the device, however many tensors there are."""
     given = [tensor.isfinite().all() for tensor in tensors if tensor is not None]
     return not given or bool(torch.stack(given).all())
+
+
+def _groups(num_samples: int, before: int, size: int, share: int) -> Tensor:
+    """Which sample of the gates each group of a batch has, long `[group]`; groups are equal and in order.
+
+    A rank's share of a step falls into as many groups as divide both it and the samples. This batch has `size` pairs of
+    it, after `before` others.
+
+    >>> _groups(8, 0, 8, 8).tolist(), _groups(8, 4, 2, 8).tolist(), _groups(4, 2, 4, 6).tolist()
+    ([0, 1, 2, 3, 4, 5, 6, 7], [4, 5], [0, 1, 1, 1])
+    """
+    per_sample = share // math.gcd(num_samples, share)
+    per_group = math.gcd(math.gcd(per_sample, before), size)
+    return torch.arange(before, before + size, per_group) // per_sample
