@@ -76,10 +76,10 @@ def test_the_page_shows_it(made: Reading) -> None:
 
 
 def test_it_can_be_looked_at_in_a_terminal(made: Reading) -> None:
-    console = Console(width=160, record=True)
-    with console.capture():
+    console = Console(width=160)
+    with console.capture() as shown:
         console.print(made)
-    text = console.export_text()
+    text = shown.get()
     assert made.attention is not None
     assert made.attention.heads[0] in text
     assert "DirectAttribution(logit_difference" in text
