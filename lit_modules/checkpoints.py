@@ -118,7 +118,8 @@ class RunCheckpoint(ModelCheckpoint):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Save the last whole step, unless it is a mistake of the user's or the gates that ended the run."""
         known = isinstance(exception, EdgepruneError | StoppedBySignalError)
-        if known or self._updating or trainer.world_size > 1 or not self.save_on_exception:
+        # of a step whose validation fails, figures would be missing from the log
+        if known or self._updating or trainer.validating or trainer.world_size > 1 or not self.save_on_exception:
             return
         with suppress(Exception):  # what ended the run is to be reported, not this
             self._save_now(trainer)

@@ -203,18 +203,19 @@ class PruningModule(pl.LightningModule):
         return batch_idx % parts * len(batch), parts * len(batch)
 
     def _share(self, error: Tensor, penalty: Tensor, batch: PairBatch) -> Tensor:
-        """This rank's error, such that the mean over ranks is that of the global batch, with each position alike.
+        """This rank's error, such that the mean over ranks is that of the global batch, with each example alike.
 
         Raises:
             NotFiniteError: Some rank's loss is not finite; all ranks raise.
         """
-        own = torch.stack([batch.position_mask.sum(), ~torch.isfinite(error + penalty)]).double()
-        positions, wrong = summed(self.trainer, own).tolist()
-        if wrong:
+        wrong = ~torch.isfinite(error + penalty)
+        counts = torch.stack([wrong.long(), torch.full_like(wrong, len(batch), dtype=torch.long)])
+        num_wrong, examples = summed(self.trainer, counts).tolist()
+        if num_wrong:
             values = gathered(self.trainer, (error.item(), penalty.item()))
             told = " and ".join(f"{self.objective} {error}, penalty {penalty}" for error, penalty in values)
             raise NotFiniteError(f"loss is not finite ({told}) {self._where()}")
-        return error if self.trainer.world_size == 1 else error * (own[0] * self.trainer.world_size / positions)
+        return error if self.trainer.world_size == 1 else error * (len(batch) * self.trainer.world_size / examples)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Refuse gradients that are not finite, before they reach the gates."""

@@ -2,8 +2,11 @@
 
 import json
 import os
+import random
 import re
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,12 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from edgeprune import ablations
+from edgeprune.checkpoint_files import load_checkpoint, write_checkpoint
 from edgeprune.circuit import FORMAT, Circuit, edges_at, read_checkpoint
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import ArchSpec, EdgeGraph
 from edgeprune.models.masked import MaskedModel
+from edgeprune.paths import DiskFullError
 
 GRAPH = EdgeGraph(ArchSpec(num_layers=3, num_heads=4, num_kv_heads=2))
 
@@ -225,6 +230,58 @@ def _alter(path: Path) -> None:
     path.write_bytes(data)
 
 
+def flips(size: int, number: int, seed: int = 0) -> list[tuple[int, int]]:
+    """Places in a file, all kinds of bytes among them, and what to change there: every bit has its turn."""
+    generator = random.Random(seed)
+    places = [*range(12), *range(size - 12, size), *(generator.randrange(size) for _ in range(number))]
+    return [(place, 1 << number % 8) for number, place in enumerate(places)]
+
+
+def test_a_flipped_bit_anywhere_and_a_cut_anywhere_are_refused(saved: Path) -> None:
+    whole = saved.read_bytes()
+    for place, bit in flips(len(whole), 100):
+        saved.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+        with pytest.raises(EdgepruneError, match="is not a whole circuit file") as caught:
+            Circuit.load(saved)
+        assert "\n" not in str(caught.value), place
+    for length in range(0, len(whole), len(whole) // 50):
+        saved.write_bytes(whole[:length])
+        with pytest.raises(EdgepruneError, match="is not a whole circuit file"):
+            Circuit.load(saved)
+    saved.write_bytes(whole)
+    assert Circuit.load(saved).num_edges
+
+
+def test_the_same_bytes_under_another_type_are_refused(saved: Path) -> None:
+    saved.write_bytes(saved.read_bytes().replace(b'"F32"', b'"I32"'))
+    with pytest.raises(EdgepruneError, match="another type"):
+        Circuit.load(saved)
+
+
+@contextmanager
+def small_disk(size: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes."""
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+
+
+def test_a_full_disk_is_said_in_one_line_and_the_old_file_stays(
+    circuit: Circuit, saved: Path, checkpoint: Path
+) -> None:
+    before = {path: path.read_bytes() for path in saved.parent.iterdir()}
+    with small_disk(1000):
+        for path, write in ((saved, circuit.save), (checkpoint, lambda path: write_checkpoint({"a": "b" * 999}, path))):
+            with pytest.raises(DiskFullError, match=f"no room to write {re.escape(str(path))}") as caught:
+                write(path)
+            assert isinstance(caught.value, EdgepruneError)
+            assert "\n" not in str(caught.value)
+    assert {path: path.read_bytes() for path in saved.parent.iterdir()} == before
+
+
 def _foreign(path: Path) -> None:
     save_file({"weight": torch.zeros(3)}, path)
 
@@ -299,6 +356,27 @@ def _foreign_checkpoint(path: Path) -> None:
 
 def _object_checkpoint(path: Path) -> None:
     torch.save({"edgeprune": _truncate}, path)  # would run code on loading: never unpickled
+
+
+def test_a_sealed_checkpoint_is_refused_whatever_bit_of_it_is_flipped(checkpoint: Path) -> None:
+    content = load_checkpoint(checkpoint)  # torch's own, without a seal
+    write_checkpoint(content, checkpoint)
+    assert torch.load(checkpoint, weights_only=True).keys() == content.keys() | {"sealed"}
+    assert torch.equal(load_checkpoint(checkpoint)["edgeprune"]["scores"], content["edgeprune"]["scores"])
+    whole = checkpoint.read_bytes()
+    silent = 0
+    for place, bit in flips(len(whole), 150):
+        checkpoint.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+        with pytest.raises(EdgepruneError, match="is not a whole checkpoint: ") as caught:
+            Circuit.from_checkpoint(checkpoint)
+        assert "\n" not in str(caught.value), place
+        with suppress(Exception):
+            silent += bool(torch.load(checkpoint, weights_only=True))
+    assert silent > 10  # torch alone would have taken many of them
+    for length in range(0, len(whole), len(whole) // 50):
+        checkpoint.write_bytes(whole[:length])
+        with pytest.raises(EdgepruneError, match="is not a whole checkpoint: "):
+            load_checkpoint(checkpoint)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,87 @@
+"""Two processes do what one process with their batches together does, and one goes on where they stopped."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from edgeprune.checkpoint_files import load_checkpoint
+from edgeprune.circuit import Circuit
+from tests.cli.kills import ROOT, RUN, STEPS, TIMEOUT, fit, printed, write_config
+
+STOP = 20
+# Gates differ as the order of float32 sums does; Adam divides by the gradient's size, which keeps relative errors.
+TOLERANCE = 1e-3
+TWO = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.accelerator", "cpu", "--data.batch_size", "16"]
+
+
+def fit_on_two(folder: Path, *more: str) -> int:
+    """Run `edgeprune fit` with two gloo processes; a dead one cannot leave the other waiting."""
+    command = [sys.executable, "-m", "edgeprune", "fit", "--config", "run.yaml", *TWO, *more]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with (folder / "log.txt").open("ab") as log:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+        try:
+            return process.wait(TIMEOUT)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run on one process, and one on two that a signal to one of them stopped, whose files are kept as `stopped`."""
+    one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
+    write_config(one, [])
+    assert fit(one) == 0, printed(one)
+    write_config(two, [("step", STOP, "SIGTERM")])
+    assert fit_on_two(two) == 143, printed(two)
+    return one, two
+
+
+def rows(folder: Path, name: str) -> dict[int, float]:
+    """A figure of the log, by step."""
+    table = csv.DictReader((folder / RUN / "metrics.csv").read_text().splitlines())
+    return {int(row["step"]): float(row[name]) for row in table if row[name]}
+
+
+def gates(path: Path) -> torch.Tensor:
+    return load_checkpoint(path)["state_dict"]["recipe.edges.log_alpha"]
+
+
+def test_two_processes_have_the_gates_circuits_and_figures_of_one(runs: tuple[Path, Path]) -> None:
+    one, two = runs
+    (theirs,) = (one / RUN / "checkpoints").glob(f"*step={STOP}.ckpt")
+    ours = gates(two / RUN / "checkpoints" / "last.ckpt")
+    assert (ours - gates(theirs)).abs().max() < TOLERANCE
+    for name in ("sparsity-0.5000", "sparsity-0.8000"):
+        a, b = (Circuit.load(folder / RUN / "circuits" / f"{name}.safetensors") for folder in runs)
+        assert torch.equal(a.keep, b.keep)
+        assert a.header["step"] == b.header["step"]
+        for measures in ("metrics", "random_control"):
+            figures: dict[str, Any] = a.header[measures]
+            assert b.header[measures] == pytest.approx(figures, abs=1e-4, nan_ok=True)
+    for name in ("kl", "train/penalty", "val/kl", "val/accuracy", "snapshot/kl", "reference/jaccard"):
+        figures = {step: value for step, value in rows(one, name).items() if step < STOP}
+        assert {s: v for s, v in rows(two, name).items() if s < STOP} == pytest.approx(figures, abs=1e-3), name
+    log = printed(two)
+    assert log.count("stopped by SIGTERM") == 1
+    assert "Traceback" not in log
+
+
+def test_one_process_goes_on_where_two_stopped(runs: tuple[Path, Path]) -> None:
+    one, two = runs
+    assert fit(two, "--ckpt_path", "last") == 0, printed(two)
+    assert f"after step {STOP}" in printed(two)
+    found = [gates(folder / RUN / "checkpoints" / "last.ckpt") for folder in runs]
+    assert (found[0] - found[1]).abs().max() < TOLERANCE
+    a, b = (Circuit.load(folder / RUN / "circuits" / "final.safetensors") for folder in runs)
+    assert torch.equal(a.keep, b.keep)
+    assert a.header["step"] == b.header["step"] == STEPS
+    assert list(rows(one, "kl")) == list(rows(two, "kl"))
