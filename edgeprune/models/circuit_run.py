@@ -19,7 +19,8 @@ from edgeprune.batch import PairBatch
 from edgeprune.models.masked import MaskedModel, _position_ids
 from edgeprune.models.partial import LayerValues, _Reference, _Sweep
 from edgeprune.models.partial_plan import Plan, make_plan
-from edgeprune.models.stack import DeltaStack
+from edgeprune.models.reads import LayerReads
+from edgeprune.models.stack import Workspace
 from edgeprune.models.states import WriterStates
 
 ONE_LAYER = 16  # rows of width D per token: what a layer that is run again works with, at most
@@ -54,16 +55,17 @@ class CircuitRun:
         self.attention: dict[int, Tensor] = {}  # inputs of a layer's readers that can change, [readers, T, D]
         self.mlps: dict[int, Tensor] = {}  # inputs of the MLPs that can change, [T, D]
         self._changing = make_plan(graph, self.keep, self.keep.any(1))
-        stack = DeltaStack(len(graph.writers), self.embedded.flatten(0, 1))
-        self.delta = stack.delta
+        reads = LayerReads(model, self.closed[None], self.embedded.flatten(0, 1), Workspace())
+        self._stack = reads.stack  # whose memory `delta` is
+        self.delta = reads.stack.delta
         for row, (own, other) in enumerate(zip(embeddings, ablated.embeddings, strict=True)):
             self.delta[row] = (other - own).flatten(0, 1)
-        stream = self._run(stack, ablated, context)
+        stream = self._run(reads, ablated, context)
         last = self.closed[-1:] @ self.delta[:, self.tokens].flatten(1)
         self.last = last.view(len(self.tokens), -1) + stream[self.tokens]  # input of the logits, [P, D]
         self.logits = model.family.finish(self.last.view(*batch.positions.shape, -1)).float()
 
-    def _run(self, stack: DeltaStack, ablated: WriterStates, context: Any) -> Tensor:
+    def _run(self, reads: LayerReads, ablated: WriterStates, context: Any) -> Tensor:
         """All layers, as the masked model runs them; what they computed is kept. Returns the stream at their end."""
         model, family, graph, arch = self.model, self.model.family, self.model.graph, self.model.graph.arch
         shape = self.embedded.shape
@@ -72,12 +74,9 @@ class CircuitRun:
             plan, begin = self._changing.layers[layer], graph.first_reader(layer)
             if plan.readers:
                 self.attention[layer] = self._inputs(plan.readers, stream)
-            closed = self.closed[None, begin : begin + arch.readers_per_layer]
-            *fixes, _, token = model._read_layer(token, stream, closed, stack, layer)
-            qkv = model._repeat_kv(family.qkv(layer, family.attention_norm(layer)(stream).view(shape)))
-            qkv = tuple(own + fix.view_as(own) for own, fix in zip(qkv, fixes, strict=True))
+            qkv, _, token = reads(layer, token, stream, shape[0])
             values = family.attend(layer, *qkv, context)
-            token = model._write_heads(token, values, ablated.heads[layer], stack, layer, relative=False)
+            token = model._write_heads(token, values, ablated.heads[layer], reads.stack, layer, relative=False)
             before, mlp = stream, None
             stream = stream + family.attention_output(layer, values).flatten(0, 1)
             if ablated.mlps is not None:

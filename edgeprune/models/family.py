@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -12,6 +12,22 @@ from edgeprune.errors import EdgepruneError, UnsupportedFamilyError
 from edgeprune.graph import ArchSpec, KVReaders
 
 ATTENTION_IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
+
+
+class ReadNorm(NamedTuple):
+    """What a norm does: `(x - mean) * (variance + eps)^(-1/2) * weight + bias`, or the same without the mean.
+
+    Attributes:
+        eps: None: there is no norm.
+        centred: Take the mean away (LayerNorm) or not (RMSNorm).
+        weight: `[D]`, or None for 1.
+        bias: `[D]`, or None for 0.
+    """
+
+    eps: float | None
+    centred: bool = False
+    weight: Tensor | None = None
+    bias: Tensor | None = None
 
 
 class AbstractFamily(ABC):
@@ -58,6 +74,10 @@ class AbstractFamily(ABC):
     @abstractmethod
     def attention_norm(self, layer: int) -> Callable[[Tensor], Tensor]:
         """The norm before q, k, v."""
+
+    @abstractmethod
+    def read_norm(self, layer: int) -> ReadNorm:
+        """The same norm as numbers."""
 
     @abstractmethod
     def qkv(self, layer: int, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph, KVReaders
 from edgeprune.models.family import find_family
-from edgeprune.models.stack import DeltaStack, ReadLayer, ReadStream, WriteHeads, WriteOne
+from edgeprune.models.reads import LayerReads
+from edgeprune.models.stack import DeltaStack, ReadStream, WriteHeads, WriteOne, Workspace
 from edgeprune.models.states import FixedOutputs, WriterStates
 
 COMPUTED = FixedOutputs()  # nothing is given
@@ -32,6 +33,7 @@ class MaskedModel(nn.Module):
         self.hf: Any = hf.requires_grad_(False)
         self.family = find_family(hf.config.model_type)(hf, kv_readers)
         self.graph = EdgeGraph(self.family.arch(split_embedding))
+        self._workspace = Workspace()
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:
@@ -138,30 +140,26 @@ class MaskedModel(nn.Module):
         batch, seq = input_ids.shape
         arch, family, graph = self.graph.arch, self.family, self.graph
         embeddings, stream, context = self._start(input_ids, attention_mask, fixed.embeddings)
-        closed = (1 - gates).to(stream).reshape(-1, *graph.shape)
-        closed = closed.split([arch.readers_per_layer] * arch.num_layers + [1], dim=1)
         stream = stream.flatten(0, 1)
-        stack = DeltaStack(len(graph.writers), stream)
+        reads = LayerReads(self, (1 - gates).to(stream).reshape(-1, *graph.shape), stream, self._workspace)
+        stack = reads.stack
         token = stream.new_zeros((), requires_grad=gates.requires_grad)
         for row, (own, other) in enumerate(zip(embeddings, ablated.embeddings, strict=True)):
             stack.delta[row] = (other if relative else other - own).expand_as(own).flatten(0, 1)
         for layer in range(arch.num_layers):
-            *corrections, mlp_mix, token = self._read_layer(token, stream, closed[layer], stack, layer)
-            normed = family.attention_norm(layer)(stream).view(batch, seq, -1)
-            qkv = self._repeat_kv(family.qkv(layer, normed))
-            qkv = (own + fix.view_as(own) for own, fix in zip(qkv, corrections, strict=True))
-            values = fixed.heads[layer].detach() if layer in fixed.heads else family.attend(layer, *qkv, context)
             first = graph.first_writer(layer)
+            qkv, mlp_mix, token = reads(layer, token, stream, batch)
+            values = fixed.heads[layer].detach() if layer in fixed.heads else family.attend(layer, *qkv, context)
             token = self._write_heads(token, values, ablated.heads[layer], stack, layer, relative)
             stream = stream + family.attention_output(layer, values).flatten(0, 1)
             if ablated.mlps is not None:
-                own_heads = closed[layer][:, -1:, first : first + arch.num_heads]
+                own_heads = reads.closed[layer][:, -1:, first : first + arch.num_heads]
                 inputs, token = ReadStream.apply(token, stream + mlp_mix, own_heads, stack, first, None)
                 inputs = inputs.view(batch, seq, -1)
                 mlp = fixed.mlps[layer].detach() if layer in fixed.mlps else family.mlp(layer, inputs)
                 token = self._write_mlp(token, mlp, ablated.mlps[layer], stack, first + arch.num_heads, relative)
                 stream = stream + mlp.flatten(0, 1)
-        return self._finish(token, stream, closed[-1], stack, positions, (batch, seq))
+        return self._finish(token, stream, reads.closed[-1], stack, positions, (batch, seq))
 
     def _write_heads(
         self, token: Tensor, own: Tensor, other: Tensor, stack: DeltaStack, layer: int, relative: bool
@@ -183,16 +181,6 @@ class MaskedModel(nn.Module):
             return WriteOne.apply(token, own, other, stack, row)
         stack.delta[row] = other
         return token
-
-    def _read_layer(
-        self, token: Tensor, stream: Tensor, closed: Tensor, stack: DeltaStack, layer: int
-    ) -> tuple[Tensor, ...]:
-        arch, visible = self.graph.arch, self.graph.first_writer(layer)
-        attention = closed[:, : arch.num_attention_readers, :visible]
-        mlp = closed[:, -1:, :visible] if arch.has_mlp else torch.zeros_like(attention[:, :1])
-        sizes = (arch.num_heads, arch.num_kv_readers, arch.num_kv_readers)
-        norm, weights = self.family.attention_norm(layer), self.family.qkv_weights(layer)
-        return ReadLayer.apply(token, stream, torch.cat([mlp, attention], dim=1), stack, norm, weights, sizes)
 
     def _finish(
         self,

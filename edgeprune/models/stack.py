@@ -1,54 +1,178 @@
 """The write-once stack of deltas, and the reads and writes that touch it, each with its own backward.
 
-Every writer leaves `delta = ablated - own` in its row, once. A read is one matrix product `(1 - gates) @ delta[:n]`
-added to the run's own stream, in chunks of tokens small enough for the cache:
+Every writer leaves `delta = ablated - own` in its row, once. What closed edges add to a reader's input x is one matrix
+product, and the reader's projection follows from the model's own, f, of its stream:
 
-    x_reader = stream + (1 - gates) @ delta                                      (1) reading as a correction
-    q_head   = q_fused_head + W_head (norm(x_head) - norm(stream))               (2) projecting as a correction
+    x = stream + m,   m = (1 - gates) @ delta                                                              (1) input
+    q = f + (norm x - norm stream) W                                                                       (2) projection
 
-With every gate open both corrections are exactly zero. The backward recomputes the readers' inputs chunk by chunk
-instead of keeping them, and adds to one gradient stack. Reads and writes are chained by a *token*, a scalar that each
-takes and returns: it carries no value, but makes autograd visit them in exactly reverse order, so a writer's row of
-the gradient stack is complete when its backward needs it.
+With every gate open both corrections are exactly zero. W is the reader's weight, the norm's included; where the norm
+takes a mean away, that is done after the product, not before. With c what a normed input of zero gives, (2) equals
+c + (norm x) W, and that form is what the backward goes through: the parts of f and of the stream's norm cancel.
 
-Shapes: T tokens (batch x seq), D residual width, R attention readers, H heads, K key/value heads, C head width. The
-tokens fall into G groups of equal size, one after the other, each with its own gates: G = 1 where all share them.
+Layers are read in *blocks*: what all readers of a few layers get from the writers before the block is one product, and
+each layer adds what it gets from the block's own writers. That is the same work, but the stack is read and its gradient
+updated once per block instead of once per layer, and the products have a shape that keeps a processor busy. The
+backward makes inputs anew instead of keeping them, and adds to one gradient stack. Reads and writes are chained by a
+*token*, a scalar that each takes and returns: it carries no value, but makes autograd visit them in exactly reverse
+order, so a writer's row of the gradient stack is complete when its backward needs it.
+
+Shapes: T tokens (batch x seq), D residual width, A attention readers of a layer, H heads, C head width. The tokens fall
+into G groups of equal size, one after the other, each with its own gates: G = 1 where all share them.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Norm = Callable[[Tensor], Tensor]
-CHUNK_BYTES = (
-    8 * 2**20
-)  # readers' inputs worked on at a time; 2 to 16 MiB were measured, 8 was fastest (docs/performance.md)
+CHUNK_BYTES = 8 * 2**20  # readers' inputs that are scaled and projected at a time
+BLOCK_READERS = 96  # of a block, about: docs/performance.md says what other numbers cost
+
+
+class Projection(NamedTuple):
+    """How the attention readers of a layer see their inputs.
+
+    Attributes:
+        weight: By reader, the norm's weight included, `[A, C, D]`.
+        offset: What a normed input of zero gives, `[A, C]`.
+        eps: The norm's; None: there is no norm.
+        centred: The norm takes the mean over the width away.
+    """
+
+    weight: Tensor
+    offset: Tensor
+    eps: float | None
+    centred: bool
+
+
+class Span(NamedTuple):
+    """Where a layer lies in its block.
+
+    Attributes:
+        readers: Its readers' rows in `DeltaStack.mixed`: attention readers, then the MLP if there is one.
+        writers: The block's writers that come before it.
+        far: What the block's readers close of the edges from earlier writers, `[G, readers of the block, writer]`.
+    """
+
+    readers: slice
+    writers: slice
+    far: Tensor
+
+
+class Workspace:
+    """The large buffers of a model's runs, kept for the next one: asking the system for new memory takes long."""
+
+    def __init__(self) -> None:
+        self._spare: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """A buffer of `shape` with the dtype and device of `like`; what it holds is not defined."""
+        size, spare = math.prod(shape), self._spare.pop(name, None)
+        if spare is None or spare.numel() < size or (spare.dtype, spare.device) != (like.dtype, like.device):
+            with torch.inference_mode(False):  # a later run may want gradients
+                spare = torch.empty(size, dtype=like.dtype, device=like.device)
+        return spare[:size].view(shape)
+
+    def give_back(self, name: str, buffer: Tensor) -> None:
+        """Keep `buffer`, which nobody uses any more."""
+        self._spare[name] = buffer.view(-1)
+
+    def __reduce__(self) -> tuple[type["Workspace"], tuple[()]]:
+        """A copy of a model starts without buffers."""
+        return Workspace, ()
 
 
 class DeltaStack:
-    """Storage shared by the reads and writes of one forward pass: `delta` `[writer, T, D]`, and its gradient."""
+    """Storage shared by the reads and writes of one forward pass.
 
-    def __init__(self, num_writers: int, stream: Tensor) -> None:
-        """`stream`: the embedding output `[T, D]`, whose dtype, device and size the stack takes over."""
-        self.delta = stream.new_empty((num_writers, *stream.shape))
+    Attributes:
+        delta: `ablated - own` of every writer, `[writer, T, D]`.
+        mixed: Of one block at a time, `[reader, T, D]`: what closed edges add to the readers' inputs; in the backward
+            these inputs, and then their gradients.
+        grad: Gradient of `delta`, while there is one.
+    """
+
+    def __init__(self, num_writers: int, stream: Tensor, block_readers: int, workspace: Workspace) -> None:
+        """Make room.
+
+        Args:
+            num_writers: Rows of `delta`.
+            stream: The embedding output `[T, D]`, whose dtype, device and size the stack takes over.
+            block_readers: Rows of `mixed`.
+            workspace: Where buffers come from, and go when the stack is no longer used.
+        """
+        self.delta = workspace.take("delta", (num_writers, *stream.shape), stream)
+        self.mixed = workspace.take("mixed", (block_readers, *stream.shape), stream)
         self.grad: Tensor | None = None
+        self._workspace, self._made_anew = workspace, False
+
+    def __del__(self) -> None:
+        """Give the buffers back."""
+        for name in ("delta", "mixed", "grad"):
+            if (buffer := getattr(self, name, None)) is not None:
+                self._workspace.give_back(name, buffer)
 
     def take_grad(self) -> Tensor:
         """The gradient stack, made of zeros when the last read of the forward asks first."""
         if self.grad is None:
-            self.grad = torch.zeros_like(self.delta)
+            self.grad = self._workspace.take("grad", tuple(self.delta.shape), self.delta).zero_()
         return self.grad
+
+    def drop_grad(self) -> None:
+        """Nobody needs the gradients any more."""
+        if self.grad is not None:
+            self._workspace.give_back("grad", self.grad)
+            self.grad = None
+
+    def make_anew(self, far: Tensor) -> None:
+        """In the backward, mix the block's inputs again, once: `far` is that of a `Span`."""
+        if not self._made_anew:
+            _mix(far, self.delta[: far.shape[-1]], self.mixed[: far.shape[1]], anew=True)
+            self._made_anew = True
+
+    def done_with_block(self) -> None:
+        """The next layer in the backward is of another block."""
+        self._made_anew = False
+
+
+class ReadBlock(torch.autograd.Function):
+    """What all readers of a block get from the writers before it, left in `mixed`.
+
+    Inputs: token; closed `[G, readers, writers]`; the stack; whether the block is the first. Returns: the next token.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, token: Tensor, closed: Tensor, stack: DeltaStack, first: bool) -> Tensor:
+        ctx.save_for_backward(closed)
+        ctx.stack, ctx.first = stack, first
+        with _no_autocast(closed):
+            _mix(closed, stack.delta[: closed.shape[-1]], stack.mixed[: closed.shape[1]], anew=True)
+        return token.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_token: Tensor) -> tuple[Tensor | None, ...]:
+        (closed,), stack = ctx.saved_tensors, ctx.stack
+        stack.done_with_block()
+        n, readers = closed.shape[-1], stack.mixed[: closed.shape[1]]
+        if ctx.first:
+            stack.drop_grad()  # what is left is the gradient of the embeddings, which nothing needs
+        with _no_autocast(closed):
+            grad_closed = _unmix(closed, readers, stack.delta[:n], None if ctx.first else stack.take_grad()[:n])
+        return grad_token, grad_closed, None, None
 
 
 class ReadLayer(torch.autograd.Function):
-    """Corrections for q, k, v of one layer, and for the part of its MLP's input that precedes the layer.
+    """Inputs of one layer's readers, from the block's own writers too: q, k, v of the one kind, the mix of the other.
 
-    Inputs: token; stream `[T, D]`; closed `[G, 1 + R, n]`, row 0 the MLP's, then all q, k, v; the stack; the layer's
-    attention norm; q, k, v weights `[H or K, D, C]`.
-    Returns: corrections of q `[T, H*C]`, k and v `[T, readers*C]`; of the MLP's input `[T, D]`; the next token.
+    Inputs: token; stream `[T, D]`; closed `[G, readers of the layer, writers of the block before it]`; the model's own
+    projection `[T, A, C]`; the readers' `Projection`; the stack; the layer's `Span`.
+    Returns: q, k, v as one `[T, A, C]`; what closed edges add to the MLP's input `[T, D]` (nothing, `[0]`, without an
+    MLP); the next token.
     """
 
     @staticmethod
@@ -57,55 +181,34 @@ class ReadLayer(torch.autograd.Function):
         token: Tensor,
         stream: Tensor,
         closed: Tensor,
+        fused: Tensor,
+        projection: Projection,
         stack: DeltaStack,
-        norm: Norm,
-        weights: tuple[Tensor, Tensor, Tensor],
-        sizes: tuple[int, int, int],
-    ) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(stream, closed)
-        ctx.stack, ctx.norm, ctx.weights, ctx.sizes = stack, norm, weights, sizes
-        dtype = _compute_dtype(stream)
-        outputs = [
-            stream.new_empty((len(stream), size * weight.shape[-1]), dtype=dtype)
-            for size, weight in zip(sizes, weights, strict=True)
-        ]
-        mlp = torch.empty_like(stream)
+        span: Span,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        readers = stack.mixed[span.readers]
         with _no_autocast(stream):
-            for own, rows in _chunks(stream, closed):
-                inputs = _reader_inputs(stream[rows], own, stack.delta, rows, mlp[rows])
-                normed = norm(inputs)
-                normed = (normed[1:] - normed[:1]).to(dtype)
-                for part, weight, out in zip(normed.split(sizes), weights, outputs, strict=True):
-                    out[rows] = _project(part, weight.to(dtype))
-        return *outputs, mlp, token.clone()
+            _mix(closed, stack.delta[span.writers], readers)
+            out, scale, mean = _project(readers[: fused.shape[1]], stream, fused, projection)
+        ctx.save_for_backward(stream, closed, out, scale, mean)
+        ctx.projection, ctx.stack, ctx.span = projection, stack, span
+        return out, readers[fused.shape[1] :].flatten(0, 1).clone(), token.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        stream, closed = ctx.saved_tensors
-        stack, (*grad_outputs, grad_mlp, grad_token) = ctx.stack, grads
-        grad_stack, n = stack.take_grad(), closed.shape[-1]
-        grad_stream, grad_closed = torch.empty_like(stream), torch.zeros_like(closed)
+    def backward(ctx: Any, grad: Tensor, grad_mlp: Tensor, grad_token: Tensor) -> tuple[Tensor | None, ...]:
+        stream, closed, out, scale, mean = ctx.saved_tensors
+        projection, stack, span = ctx.projection, ctx.stack, ctx.span
+        readers, delta = stack.mixed[span.readers], stack.delta[span.writers]
+        attention = readers[: out.shape[1]]
         with _no_autocast(stream):
-            for (own, rows), (grad_own, _) in zip(_chunks(stream, closed), _chunks(stream, grad_closed), strict=True):
-                inputs = _reader_inputs(stream[rows], own, stack.delta, rows, None)
-                grad_normed = torch.empty_like(inputs)
-                parts = grad_normed[1:].split(ctx.sizes)
-                for part, weight, grad in zip(parts, ctx.weights, grad_outputs, strict=True):
-                    _unproject(grad[rows], weight, part)
-                torch.sum(grad_normed[1:], dim=0, out=grad_normed[0]).neg_()
-                with torch.enable_grad():
-                    inputs.requires_grad_()
-                    normed = ctx.norm(inputs)
-                (grad_inputs,) = torch.autograd.grad(normed, inputs, grad_normed)
-                torch.sum(grad_inputs, dim=0, out=grad_stream[rows])
-                grad_inputs[0] = grad_mlp[rows]  # row 0 is now the MLP's, as in `closed`
-                flat = grad_inputs.view(len(own), -1)
-                grad_own.addmm_(flat, _rows(stack.delta, n, rows).T)
-                _rows(grad_stack, n, rows).addmm_(own.T, flat)
-        if not ctx.needs_input_grad[1]:
-            stack.grad = None  # the first read of the forward: nothing is left to collect
-        return grad_token, grad_stream, grad_closed, None, None, None, None
+            if projection.eps is not None:  # without a norm gradients do not depend on the inputs
+                stack.make_anew(span.far)
+                _mix(closed, delta, readers)
+            _unproject(attention, stream, grad, out, scale, mean, projection)
+            readers[out.shape[1] :] = grad_mlp.view(-1, *stream.shape)
+            grad_closed = _unmix(closed, readers, delta, stack.take_grad()[span.writers])
+        return grad_token, attention.sum(0), grad_closed, None, None, None, None
 
 
 class ReadStream(torch.autograd.Function):
@@ -195,33 +298,79 @@ class WriteOne(torch.autograd.Function):
         return grad_token, ctx.stack.take_grad()[ctx.row].neg().to(ctx.dtype), None, None, None
 
 
-def _reader_inputs(stream: Tensor, closed: Tensor, delta: Tensor, rows: slice, mlp: Tensor | None) -> Tensor:
-    """`[1 + R, chunk, D]`: the plain stream, then each attention reader's input. Row 0's mix goes to `mlp`."""
-    mixed = (closed @ _rows(delta, closed.shape[1], rows)).view(len(closed), *stream.shape)
-    if mlp is not None:
-        mlp.copy_(mixed[0])
-    mixed[0].zero_()
-    return mixed.add_(stream)
+def _mix(closed: Tensor, delta: Tensor, out: Tensor, anew: bool = False) -> None:
+    """Add `closed` `[G, R, n]` @ `delta` `[n, T, D]` to `out` `[R, T, D]`, or put it there."""
+    if not len(delta):
+        return
+    for own, rows, part in zip(closed, _groups(delta, len(closed)), _groups(out, len(closed)), strict=True):
+        part.addmm_(own, rows, beta=0 if anew else 1)
 
 
-def _project(inputs: Tensor, weight: Tensor) -> Tensor:
-    """`[readers, chunk, D]` by `[K, D, C]` to `[chunk, readers * C]`; readers may share one of the K weights."""
-    readers, chunk, _ = inputs.shape
-    out = torch.bmm(inputs.view(weight.shape[0], -1, inputs.shape[-1]), weight)
-    return out.view(readers, chunk, -1).transpose(0, 1).reshape(chunk, -1)
+def _unmix(closed: Tensor, grad: Tensor, delta: Tensor, grad_delta: Tensor | None) -> Tensor:
+    """Backward of `_mix` from `grad` `[R, T, D]`: add to `grad_delta`, if wanted, and return that of `closed`."""
+    if not len(delta):
+        return torch.zeros_like(closed)
+    grads = _groups(grad, len(closed))
+    if grad_delta is not None:
+        for rows, own, part in zip(_groups(grad_delta, len(closed)), closed, grads, strict=True):
+            rows.addmm_(own.T, part)
+    return torch.stack([part @ rows.T for part, rows in zip(grads, _groups(delta, len(closed)), strict=True)])
 
 
-def _unproject(grad: Tensor, weight: Tensor, out: Tensor) -> None:
-    """Backward of `_project` into `out` `[readers, chunk, D]` from `grad` `[chunk, readers * C]`."""
-    readers, chunk, width = out.shape
-    grad = grad.view(chunk, readers, -1).transpose(0, 1).to(out.dtype)
-    grouped = grad.reshape(weight.shape[0], -1, weight.shape[-1])
-    torch.bmm(grouped, weight.transpose(1, 2).to(out.dtype), out=out.view(weight.shape[0], -1, width))
+def _project(mix: Tensor, stream: Tensor, fused: Tensor, projection: Projection) -> tuple[Tensor, Tensor, Tensor]:
+    """Equation (2) for mixes `[A, T, D]`: projections `[T, A, C]`, and the norm's scale and mean, `[A, T]` each."""
+    weight, _, eps, centred = projection
+    sums = weight.sum(-1, dtype=_exact(weight.dtype))
+    weight, out = weight.to(fused.dtype).transpose(1, 2), torch.empty_like(fused)
+    if eps is None:
+        torch.add(fused, torch.bmm(mix.to(fused.dtype), weight).transpose(0, 1), out=out)
+        return out, sums, sums
+    scales = torch.empty((len(mix) + 1, len(stream)), dtype=_exact(stream.dtype), device=stream.device)
+    means = torch.zeros_like(scales)
+    room = mix.new_empty((len(mix) + 1, next(_chunks(mix)).stop, mix.shape[-1]))
+    for rows in _chunks(mix):
+        inputs, scale, mean = room[:, : rows.stop - rows.start], scales[:, rows], means[:, rows]
+        inputs[0] = stream[rows]
+        torch.add(mix[:, rows], stream[rows], out=inputs[1:])
+        variance = torch.linalg.vector_norm(inputs, dim=-1, dtype=scale.dtype).square() / inputs.shape[-1]
+        if centred:
+            mean.copy_(inputs.mean(-1, dtype=mean.dtype))
+            variance -= mean.square()
+        scale.copy_((variance + eps).rsqrt())
+        inputs.mul_(scale[..., None].to(inputs.dtype))
+        changes = torch.bmm(inputs[1:].sub_(inputs[0]).to(fused.dtype), weight).transpose(0, 1)
+        if centred:
+            shift = mean * scale
+            changes = changes - (shift[1:] - shift[0]).T[..., None] * sums
+        out[rows] = fused[rows] + changes.to(out.dtype)
+    return out, scales[1:], means[1:]
 
 
-def _rows(stack: Tensor, n: int, rows: slice) -> Tensor:
-    """View of the first `n` writers at a chunk of tokens, `[n, chunk * D]`."""
-    return stack[:n, rows].view(n, -1)
+def _unproject(
+    mix: Tensor, stream: Tensor, grad: Tensor, out: Tensor, scale: Tensor, mean: Tensor, projection: Projection
+) -> None:
+    """Backward of `_project` from `grad` `[T, A, C]`: `mix` becomes the gradient of the readers' inputs."""
+    weight, offset, eps, centred = projection
+    weight, grad = weight.to(mix.dtype), grad.to(_exact(mix.dtype))
+    if eps is None:
+        torch.bmm(grad.to(mix.dtype).transpose(0, 1), weight, out=mix)
+        return
+    width = mix.shape[-1]
+    pull = scale.square() / width * (grad * (out - offset)).sum(-1).T  # through the scale: along the input itself
+    scaled = grad.transpose(0, 1) * scale[..., None]
+    if centred:
+        shift = pull * mean - (scaled * weight.sum(-1, dtype=grad.dtype)[:, None]).sum(-1) / width
+        scaled = torch.cat([scaled, shift[..., None]], -1)
+        weight = torch.cat([weight, weight.new_ones((len(weight), 1, width))], 1)
+    scaled, pull = scaled.to(mix.dtype), pull.neg_().to(mix.dtype)[..., None]
+    for rows in _chunks(mix):
+        inputs = mix[:, rows]
+        inputs.add_(stream[rows]).mul_(pull[:, rows]).baddbmm_(scaled[:, rows], weight)
+
+
+def _exact(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of the norms' statistics: at least float32."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _select(stack: Tensor, first: int, n: int, tokens: Tensor | None) -> Tensor:
@@ -235,24 +384,15 @@ def _groups(rows: Tensor, num_groups: int) -> tuple[Tensor, ...]:
     return rows.view(len(rows), num_groups, -1).unbind(1)
 
 
-def _chunks(stream: Tensor, per_group: Tensor) -> Iterator[tuple[Tensor, slice]]:
-    """Slices of tokens of one group whose readers' inputs fill about `CHUNK_BYTES`, with its part of `per_group`."""
-    (num_groups, num_readers, _), (tokens, width) = per_group.shape, stream.shape
-    total = tokens // num_groups
-    size = max(1, CHUNK_BYTES // (num_readers * width * stream.element_size()))
-    size = -(-total // -(-total // size))  # the same number of chunks, evenly filled
-    for group, own in enumerate(per_group):
-        first = group * total
-        for start in range(0, total, size):
-            yield own, slice(first + start, first + min(start + size, total))
+def _chunks(readers: Tensor) -> Iterator[slice]:
+    """Slices of the tokens of `[readers, T, D]` that hold about `CHUNK_BYTES`, evenly filled."""
+    num, tokens, width = readers.shape
+    size = max(1, CHUNK_BYTES // (num * width * readers.element_size()))
+    size = -(-tokens // -(-tokens // size))
+    for start in range(0, tokens, size):
+        yield slice(start, min(start + size, tokens))
 
 
 def _no_autocast(tensor: Tensor) -> torch.autocast:
     """Mixing and norms run in the stream's own dtype, whatever autocast says."""
     return torch.autocast(tensor.device.type, enabled=False)
-
-
-def _compute_dtype(stream: Tensor) -> torch.dtype:
-    """Dtype of projections: autocast's if it is on, else the stream's."""
-    kind = stream.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else stream.dtype

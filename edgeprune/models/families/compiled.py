@@ -9,7 +9,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from edgeprune.compiled.transformer import CompiledConfig, CompiledTransformer, eager_attention_forward
 from edgeprune.graph import ArchSpec, KVReaders
-from edgeprune.models.family import AbstractFamily, by_head
+from edgeprune.models.family import AbstractFamily, ReadNorm, by_head
 
 AutoConfig.register(CompiledConfig.model_type, CompiledConfig)
 AutoModelForCausalLM.register(CompiledConfig, CompiledTransformer)
@@ -54,6 +54,9 @@ class Compiled(AbstractFamily):
 
     def attention_norm(self, layer: int) -> Callable[[Tensor], Tensor]:
         return nn.Identity()
+
+    def read_norm(self, layer: int) -> ReadNorm:
+        return ReadNorm(None)
 
     def qkv(self, layer: int, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         attn = self.layers[layer].attn

@@ -11,7 +11,7 @@ from transformers.models.gpt2.modeling_gpt2 import eager_attention_forward
 from transformers.pytorch_utils import Conv1D
 
 from edgeprune.graph import ArchSpec, KVReaders
-from edgeprune.models.family import AbstractFamily, require, require_plain
+from edgeprune.models.family import AbstractFamily, ReadNorm, require, require_plain
 
 
 @final
@@ -68,6 +68,10 @@ class GPT2(AbstractFamily):
 
     def attention_norm(self, layer: int) -> Callable[[Tensor], Tensor]:
         return self.blocks[layer].ln_1
+
+    def read_norm(self, layer: int) -> ReadNorm:
+        norm = self.blocks[layer].ln_1
+        return ReadNorm(norm.eps, True, norm.weight, norm.bias)
 
     def qkv(self, layer: int, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.blocks[layer].attn.c_attn(normed).split(normed.shape[-1], dim=-1)

@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager
 
 from edgeprune.errors import UnsupportedFamilyError
 from edgeprune.graph import ArchSpec, KVReaders
-from edgeprune.models.family import AbstractFamily, by_head, require_plain
+from edgeprune.models.family import AbstractFamily, ReadNorm, by_head, require_plain
 
 
 class _Context(NamedTuple):
@@ -102,6 +102,10 @@ class Llama(AbstractFamily):
 
     def attention_norm(self, layer: int) -> Callable[[Tensor], Tensor]:
         return self.layers[layer].input_layernorm
+
+    def read_norm(self, layer: int) -> ReadNorm:
+        norm = self.layers[layer].input_layernorm
+        return ReadNorm(self.hf.config.rms_norm_eps, weight=norm.weight)
 
     def qkv(self, layer: int, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         attn = self.layers[layer].self_attn

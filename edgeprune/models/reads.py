@@ -1,0 +1,120 @@
+"""The reads of all layers of one run: which layers form a block, and what their readers are projected with."""
+
+from typing import TYPE_CHECKING, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from edgeprune.models.stack import BLOCK_READERS, DeltaStack, Projection, ReadBlock, ReadLayer, Span, Workspace
+
+if TYPE_CHECKING:
+    from edgeprune.models.masked import MaskedModel
+
+
+class Block(NamedTuple):
+    """Layers that are read together.
+
+    Attributes:
+        first: The first of them.
+        end: The first that is none of them.
+    """
+
+    first: int
+    end: int
+
+
+def blocks(num_layers: int, readers_per_layer: int) -> list[Block]:
+    """Blocks of nearly equal size with about `BLOCK_READERS` readers.
+
+    >>> [block.end for block in blocks(12, 37)]
+    [3, 6, 9, 12]
+    """
+    size = max(1, round(BLOCK_READERS / readers_per_layer))
+    count = -(-num_layers // size)
+    ends = [number * num_layers // count for number in range(count + 1)]
+    return [Block(first, end) for first, end in zip(ends, ends[1:], strict=False)]
+
+
+def block_readers(num_layers: int, readers_per_layer: int) -> int:
+    """Readers of the largest block."""
+    return readers_per_layer * max((end - first for first, end in blocks(num_layers, readers_per_layer)), default=0)
+
+
+@final
+class LayerReads:
+    """What the attention readers and the MLP of each layer take in, layer by layer.
+
+    Args:
+        model: The masked model.
+        closed: 1 - gates, `[G, reader, writer]`.
+        stream: The embedding output `[T, D]`.
+        workspace: Where buffers come from.
+
+    Attributes:
+        stack: Where the run's writers leave their deltas; the embeddings' must be there before the first layer is read.
+        closed: The same by layer, `[G, readers of the layer, writer]`, and of the logits at the end.
+    """
+
+    def __init__(self, model: "MaskedModel", closed: Tensor, stream: Tensor, workspace: Workspace) -> None:
+        self.model, arch = model, model.graph.arch
+        self.blocks = {block.first: block for block in blocks(arch.num_layers, arch.readers_per_layer)}
+        largest = block_readers(arch.num_layers, arch.readers_per_layer)
+        self.stack = DeltaStack(len(model.graph.writers), stream, largest, workspace)
+        sizes = [arch.readers_per_layer * (end - first) for first, end in self.blocks.values()]
+        *self._by_block, logits = closed.split([*sizes, 1], dim=1)
+        layers = [part.split(arch.readers_per_layer, dim=1) for part in self._by_block]
+        self.closed = [*(layer for part in layers for layer in part), logits]
+        self._block = Block(0, 0)
+        self._far = closed
+
+    def __call__(
+        self, layer: int, token: Tensor, stream: Tensor, batch: int
+    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+        """Read one layer.
+
+        Args:
+            layer: Its number; layers are read in order.
+            token: The latest token.
+            stream: The stream before the layer, `[T, D]`.
+            batch: Examples in T.
+
+        Returns:
+            q, k, v `[batch, seq, readers * C]` each; what closed edges add to the MLP's input, `[T, D]`; the next token.
+        """
+        arch, family, graph = self.model.graph.arch, self.model.family, self.model.graph
+        if layer in self.blocks:
+            self._block = self.blocks[layer]
+            number = list(self.blocks).index(layer)
+            self._far = self._by_block[number][..., : graph.first_writer(layer)]
+            token = ReadBlock.apply(token, self._far, self.stack, layer == 0)
+        begin, end = graph.first_writer(self._block.first), graph.first_writer(layer)
+        start = (layer - self._block.first) * arch.readers_per_layer
+        span = Span(slice(start, start + arch.readers_per_layer), slice(begin, end), self._far.detach())
+        with torch.no_grad():  # see stack.py, equation (2)
+            normed = family.attention_norm(layer)(stream).view(batch, -1, stream.shape[-1])
+            fused = torch.cat(self.model._repeat_kv(family.qkv(layer, normed)), -1)
+            projection = self._projection(layer)
+        out, mlp, token = ReadLayer.apply(
+            token,
+            stream,
+            self.closed[layer][..., begin:end],
+            fused.view(len(stream), arch.num_attention_readers, -1),
+            projection,
+            self.stack,
+            span,
+        )
+        sizes = (arch.num_heads, arch.num_kv_readers, arch.num_kv_readers)
+        parts = out.view(batch, -1, *out.shape[1:]).split(sizes, dim=2)
+        return tuple(part.flatten(2) for part in parts), mlp, token
+
+    def _projection(self, layer: int) -> Projection:
+        arch, family = self.model.graph.arch, self.model.family
+        norm = family.read_norm(layer)
+        weights = [part.transpose(1, 2) for part in family.qkv_weights(layer)]
+        times = (1, arch.num_kv_readers // arch.num_kv_heads, arch.num_kv_readers // arch.num_kv_heads)
+        weight = torch.cat([part.repeat_interleave(count, 0) for part, count in zip(weights, times, strict=True)])
+        zero = weight.new_zeros((1, 1, weight.shape[-1])) if norm.bias is None else norm.bias[None, None]
+        offset = torch.cat(self.model._repeat_kv(family.qkv(layer, zero)), -1).view(len(weight), -1)
+        if norm.weight is not None:
+            weight = weight * norm.weight
+        return Projection(weight, offset, norm.eps, norm.centred)
