@@ -13,7 +13,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph, KVReaders
 from edgeprune.models.family import find_family
 from edgeprune.models.reads import LayerReads
-from edgeprune.models.stack import DeltaStack, ReadStream, WriteHeads, WriteOne, Workspace
+from edgeprune.models.stack import DeltaStack, ReadStream, Workspace, WriteHeads, WriteOne
 from edgeprune.models.states import FixedOutputs, WriterStates
 
 COMPUTED = FixedOutputs()  # nothing is given

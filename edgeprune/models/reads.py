@@ -1,5 +1,6 @@
 """The reads of all layers of one run: which layers form a block, and what their readers are projected with."""
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, final
 
 import torch
@@ -32,7 +33,7 @@ def blocks(num_layers: int, readers_per_layer: int) -> list[Block]:
     size = max(1, round(BLOCK_READERS / readers_per_layer))
     count = -(-num_layers // size)
     ends = [number * num_layers // count for number in range(count + 1)]
-    return [Block(first, end) for first, end in zip(ends, ends[1:], strict=False)]
+    return [Block(first, end) for first, end in pairwise(ends)]
 
 
 def block_readers(num_layers: int, readers_per_layer: int) -> int:
@@ -69,7 +70,7 @@ class LayerReads:
 
     def __call__(
         self, layer: int, token: Tensor, stream: Tensor, batch: int
-    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
         """Read one layer.
 
         Args:
@@ -79,7 +80,7 @@ class LayerReads:
             batch: Examples in T.
 
         Returns:
-            q, k, v `[batch, seq, readers * C]` each; what closed edges add to the MLP's input, `[T, D]`; the next token.
+            q, k, v, `[batch, seq, readers * C]` each; what closed edges add to the MLP's input, `[T, D]`; the token.
         """
         arch, family, graph = self.model.graph.arch, self.model.family, self.model.graph
         if layer in self.blocks:
@@ -104,8 +105,8 @@ class LayerReads:
             span,
         )
         sizes = (arch.num_heads, arch.num_kv_readers, arch.num_kv_readers)
-        parts = out.view(batch, -1, *out.shape[1:]).split(sizes, dim=2)
-        return tuple(part.flatten(2) for part in parts), mlp, token
+        q, k, v = (part.flatten(2) for part in out.view(batch, -1, *out.shape[1:]).split(sizes, dim=2))
+        return (q, k, v), mlp, token
 
     def _projection(self, layer: int) -> Projection:
         arch, family = self.model.graph.arch, self.model.family

@@ -3,8 +3,8 @@
 Every writer leaves `delta = ablated - own` in its row, once. What closed edges add to a reader's input x is one matrix
 product, and the reader's projection follows from the model's own, f, of its stream:
 
-    x = stream + m,   m = (1 - gates) @ delta                                                              (1) input
-    q = f + (norm x - norm stream) W                                                                       (2) projection
+    x = stream + m,   m = (1 - gates) @ delta                                                             (1) input
+    q = f + (norm x - norm stream) W                                                                      (2) projection
 
 With every gate open both corrections are exactly zero. W is the reader's weight, the norm's included; where the norm
 takes a mean away, that is done after the product, not before. With c what a normed input of zero gives, (2) equals
