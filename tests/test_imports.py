@@ -34,6 +34,7 @@ LAYERS = {
     "edgeprune.downloads": 2,
     "edgeprune.formats": 2,
     "edgeprune.reference": 2,
+    "edgeprune.memory": 3,
     "edgeprune.methods": 3,
     "edgeprune.metrics": 3,
     "edgeprune.evaluation": 3,

@@ -26,6 +26,7 @@ from edgeprune.methods import AbstractRecipe
 from edgeprune.paths import whole_file
 from lit_modules import PruningModule, RunCheckpoint, UploadCircuits
 from lit_modules.checkpoints import SealedCheckpoints, StoppedBySignalError
+from lit_modules.memory import plan_fit
 from lit_modules.metrics_log import MetricsTable
 from lit_modules.pruning import NotFiniteError
 from lit_modules.ranks import first_rank
@@ -127,6 +128,10 @@ class EdgepruneCLI(LightningCLI):
             if checkpoint is None:
                 self.model.check_started()
             self.datamodule.setup({"fit": "fit", "validate": "validate", "test": "test"}[self.subcommand])
+            if self.subcommand == "fit":
+                plan = plan_fit(self.model, self.datamodule, self.trainer)
+                if self.trainer.is_global_zero:
+                    print(plan)  # noqa: T201
             self._write_whole_files()
 
     def _write_whole_files(self) -> None:

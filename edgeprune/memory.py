@@ -1,0 +1,241 @@
+"""How much memory a run will need, before it starts: one named term per thing that takes room.
+
+What the terms stand for is in `docs/guides/memory.md`, with the figures they were compared with.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import Tensor
+
+from edgeprune.models.masked import MaskedModel
+from edgeprune.models.stack import CHUNK_BYTES
+
+CHUNKS = 8  # tensors of readers' inputs, and of their norms, that are alive at once
+GATE_MATRICES = 8  # float32 tensors per sample of the gates: noise, sample, closed, their gradients
+UNUSED = 0.25  # of what is asked for, held by the allocator beyond it: pieces freed between others that are in use
+LIBRARIES = 400_000_000  # of a process that holds no weights yet
+PROBE_TOKENS = 128  # of one example at most, with which the activations per token are found out
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class BatchShape:
+    """What the memory of a batch depends on.
+
+    Attributes:
+        batch: Examples.
+        seq: Tokens of the longest.
+        positions: Scored positions of the example that has most.
+        masks: Samples of the gates.
+    """
+
+    batch: int
+    seq: int
+    positions: int = 1
+    masks: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """With padding."""
+        return self.batch * self.seq
+
+
+@final
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes that a run needs, by what they are for; all that are there at once add up.
+
+    Attributes:
+        weights: Of the model.
+        process: What the process holds beside the weights before the run.
+        terms: What is there at the peak of the step that takes most, by name.
+        kept: Frozen runs kept in memory, at most.
+        available: What this process may take in all; None where the system does not tell.
+    """
+
+    weights: int
+    process: int
+    terms: Mapping[str, int]
+    kept: int
+    available: int | None
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """All that adds up to `total`."""
+        asked = {**self.terms, "kept runs": self.kept}
+        unused = int(UNUSED * sum(asked.values()))
+        return {"process": self.process, "weights": self.weights, **asked, "allocator": unused}
+
+    @property
+    def total(self) -> int:
+        """All together."""
+        return sum(self.parts.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is as much."""
+        return self.available is None or self.total <= self.available
+
+    def __str__(self) -> str:
+        listed = ", ".join(f"{name} {num_bytes / 1e9:.2f}" for name, num_bytes in self.parts.items())
+        available = "unknown" if self.available is None else f"{self.available / 1e9:.1f}"
+        return f"memory in GB: at most {self.total / 1e9:.2f} of {available} available ({listed})"
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # of full and circuit logits `[batch, positions, vocab]`
+
+
+def training_terms(model: MaskedModel, shape: BatchShape, activations: int) -> dict[str, int]:
+    """Bytes at the peak of a training step, when the backward has just begun.
+
+    Args:
+        model: The model.
+        shape: Of the batch.
+        activations: Bytes per example that autograd keeps: see `activations_per_example`.
+    """
+    graph, (heads, head_dim, width) = model.graph, model.family.output_weight(0).shape
+    arch, size = graph.arch, model.dtype.itemsize
+    stack = len(graph.writers) * shape.tokens * width * size
+    states = arch.num_embeddings * width + arch.num_layers * (heads * head_dim + width * arch.has_mlp)
+    gates = shape.masks * graph.exists.numel() * 4
+    return {
+        "stack": stack,
+        "its gradient": stack,
+        "activations": activations * shape.batch,
+        "frozen states": states * shape.tokens * size,
+        "readers' chunks": CHUNKS * CHUNK_BYTES,
+        "gates": GATE_MATRICES * gates,
+    }
+
+
+def evaluation_terms(model: MaskedModel, shape: BatchShape) -> dict[str, int]:
+    """Bytes at the peak of a forward pass without gradients."""
+    graph, (heads, head_dim, width) = model.graph, model.family.output_weight(0).shape
+    arch, size = graph.arch, model.dtype.itemsize
+    states = arch.num_embeddings * width + arch.num_layers * (heads * head_dim + width * arch.has_mlp)
+    return {
+        "stack": len(graph.writers) * shape.tokens * width * size,
+        "frozen states": 2 * states * shape.tokens * size,
+        "logits": 4 * shape.batch * shape.positions * num_outputs(model) * 4,
+        "readers' chunks": CHUNKS * CHUNK_BYTES // 2,
+    }
+
+
+def num_outputs(model: MaskedModel) -> int:
+    """Outputs per position: the vocabulary, of most models."""
+    config = model.hf.config
+    return getattr(config, "d_out", None) or model.hf.get_output_embeddings().weight.shape[0]
+
+
+def activations_per_example(model: MaskedModel, shape: BatchShape, loss: Loss) -> int:
+    """Bytes that autograd keeps for the backward of one example, found out by running one and two of them.
+
+    Longer examples than `PROBE_TOKENS` are scaled up from that length.
+
+    Args:
+        model: The model.
+        shape: Of the batch; its number of examples does not matter.
+        loss: What is differentiated.
+    """
+    seq = min(shape.seq, PROBE_TOKENS)
+    positions = min(shape.positions, seq)
+    one, two = (
+        _kept_by_autograd(model, replace(shape, batch=batch, seq=seq, positions=positions), loss) for batch in (1, 2)
+    )
+    return (two - one) * shape.seq // seq
+
+
+def _kept_by_autograd(model: MaskedModel, shape: BatchShape, loss: Loss) -> int:
+    ids = torch.zeros(shape.batch, shape.seq, dtype=torch.long, device=model.device)
+    positions = torch.arange(shape.positions, device=model.device).expand(shape.batch, -1)
+    states, full = model.record(ids), model.full(ids, positions=positions).float()
+    known = {tensor.untyped_storage().data_ptr() for tensor in (*model.hf.parameters(), *model.hf.buffers())}
+    found: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    gates = model.graph.all_open().to(model.device).requires_grad_()
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss(full, model(ids, gates, states, positions=positions).float()).mean()
+    return sum(found.values())
+
+
+# -------------------------------------------------------------------- the whole plan
+def plan_of(
+    model: MaskedModel,
+    terms: Mapping[str, int],
+    kept: int,
+    device: torch.device | None = None,
+    num_processes: int = 1,
+) -> MemoryPlan:
+    """The plan of a run.
+
+    Args:
+        model: The model, loaded.
+        terms: What is there at the peak: see `training_terms` and `evaluation_terms`.
+        kept: Bytes of frozen runs that are kept, always in the memory of the process.
+        device: Where the model will run; None: where it is.
+        num_processes: Processes like this one that share what the machine has left.
+    """
+    weights, here = sum(parameter.nbytes for parameter in model.hf.parameters()), resident()
+    device = device or model.device
+    if device.type != "cuda":
+        spare = spare_memory()
+        available = None if spare is None else here + spare // num_processes
+        return MemoryPlan(weights, max(here - weights, LIBRARIES), terms, kept, available)
+    there = weights if model.device.type == "cuda" else 0
+    return MemoryPlan(weights, 0, terms, 0, torch.cuda.mem_get_info(device)[0] + there)
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def spare_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that this process can still get: what the machine has left, or less if its control group may have less.
+
+    Args:
+        root: Where the system's `proc` and `sys` are.
+    """
+    left = [_available(root / "proc/meminfo"), *_left_to_groups(root)]
+    return min((item for item in left if item is not None), default=None)
+
+
+def _available(path: Path) -> int | None:
+    try:
+        lines = dict(line.split(":", 1) for line in path.read_text(encoding="ascii").splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def _left_to_groups(root: Path) -> list[int]:
+    """What limits of the second and the first kind of control groups leave; file pages can be taken back."""
+    folder = root / "sys/fs/cgroup"
+    kinds = (
+        (folder, "memory.max", "memory.current", "inactive_file"),
+        (folder / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    )
+    found: list[int] = []
+    for place, limit, usage, reclaimable in kinds:
+        try:
+            most, used = (int((place / name).read_text(encoding="ascii")) for name in (limit, usage))
+            stat = dict(line.split() for line in (place / "memory.stat").read_text(encoding="ascii").splitlines())
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+        found.append(most - used + int(stat.get(reclaimable, 0)))
+    return found

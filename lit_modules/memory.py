@@ -1,0 +1,114 @@
+"""What a run will need of memory: batch sizes that were left open are settled, and what cannot fit is refused."""
+
+from dataclasses import replace
+from typing import Any
+
+import lightning.pytorch as pl
+
+from edgeprune.errors import EdgepruneError
+from edgeprune.memory import (
+    BatchShape,
+    MemoryPlan,
+    activations_per_example,
+    evaluation_terms,
+    plan_of,
+    training_terms,
+)
+from edgeprune.metrics.evaluate import TOKENS_AT_ONCE
+from edgeprune.objectives import OBJECTIVES
+from lit_modules.pruning import PruningModule
+
+
+def plan_fit(module: PruningModule, data: Any, trainer: pl.Trainer) -> MemoryPlan:
+    """The plan of a training run. Settles batch sizes of `data` that are `"auto"`, and accumulates in `trainer`.
+
+    An open `batch_size` becomes the largest divisor of `target_batch_size` that fits; `accumulate_grad_batches` then
+    makes up for it, and `val_check_interval`, which counts batches, keeps its number of steps. An open
+    `eval_batch_size` is halved until it fits.
+
+    Args:
+        module: With its model loaded.
+        data: With its pairs at hand.
+        trainer: That will fit.
+
+    Raises:
+        EdgepruneError: The run cannot fit, or both an open batch size and accumulation are asked for.
+    """
+    needs = _Needs(module, data, trainer)
+    if "batch_size" in data.open_sizes:
+        if trainer.accumulate_grad_batches != 1:
+            raise EdgepruneError(
+                f"batch_size auto works out accumulate_grad_batches itself, got {trainer.accumulate_grad_batches}: "
+                "leave it at 1, or give a batch_size"
+            )
+        size = next((size for size in _divisors(data.target_batch_size) if needs.training(size).fits), 1)
+        data.settle(batch_size=size)
+        _accumulate(trainer, data.target_batch_size // size)
+    if "eval_batch_size" in data.open_sizes:
+        size = data.eval_batch_size
+        while size > 1 and not needs.evaluation(size).fits:
+            size //= 2
+        data.settle(eval_batch_size=size)
+    training, evaluation = needs.training(data.batch_size), needs.evaluation(data.eval_batch_size)
+    plan = max(training, evaluation, key=lambda plan: plan.total)
+    if not plan.fits:
+        raise EdgepruneError(f"{plan}: {_remedy(needs, data, plan is training)}")
+    return plan
+
+
+class _Needs:
+    """Plans of one run for batches of different size."""
+
+    def __init__(self, module: PruningModule, data: Any, trainer: pl.Trainer) -> None:
+        self.model, self.device, self.num_processes = module.masked, trainer.strategy.root_device, trainer.num_devices
+        masks = getattr(module.recipe, "masks_per_batch", 1)
+        seq, positions = data.extent("train")
+        self._training = BatchShape(batch=1, seq=seq, positions=positions, masks=masks)
+        seq, positions = data.extent("validation")
+        self._evaluation = BatchShape(batch=1, seq=seq, positions=positions)
+        self._activations = activations_per_example(self.model, self._training, OBJECTIVES[module.objective])
+        self._kept = _most_kept(module, data)
+
+    def training(self, batch: int) -> MemoryPlan:
+        """Of training steps."""
+        terms = training_terms(self.model, replace(self._training, batch=batch), self._activations)
+        return plan_of(self.model, terms, self._kept, self.device, self.num_processes)
+
+    def evaluation(self, batch: int) -> MemoryPlan:
+        """Of judging circuits, several of which are run at once as long as the batch is small."""
+        shape = self._evaluation
+        wide = replace(shape, batch=max(batch, TOKENS_AT_ONCE // shape.seq))
+        return plan_of(self.model, evaluation_terms(self.model, wide), self._kept, self.device, self.num_processes)
+
+
+def _most_kept(module: PruningModule, data: Any) -> int:
+    """Bytes of frozen runs that will be kept in memory, at most."""
+    room, needed = int(module.cache_gb * 1e9), 0
+    for split in ("train", "validation"):
+        for pair in data.pairs(split):
+            needed += module.runs.bytes_of(len(pair.clean), len(pair.positions))
+            if needed >= room:
+                return room
+    return needed
+
+
+def _divisors(number: int) -> list[int]:
+    """From the number down to 1."""
+    return [size for size in range(number, 0, -1) if number % size == 0]
+
+
+def _accumulate(trainer: pl.Trainer, parts: int) -> None:
+    trainer.accumulate_grad_batches = parts
+    if isinstance(trainer.val_check_interval, int) and trainer.check_val_every_n_epoch is None:
+        trainer.val_check_interval *= parts
+
+
+def _remedy(needs: _Needs, data: Any, training: bool) -> str:
+    """What a user can change so that the run fits."""
+    name, plan_with = ("batch_size", needs.training) if training else ("eval_batch_size", needs.evaluation)
+    size = getattr(data, name)
+    fitting = next((smaller for smaller in range(size - 1, 0, -1) if plan_with(smaller).fits), None)
+    advice = [] if fitting is None else [f"set data.{name} to {fitting} or less (now {size}), or to auto"]
+    if fitting is not None and training:
+        advice.append("with trainer.accumulate_grad_batches the step keeps its size")
+    return "; ".join([*advice, "lower model.cache_gb, or set model.dtype to bfloat16"])

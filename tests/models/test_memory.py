@@ -1,0 +1,126 @@
+"""The memory plan: its terms are the sizes of what they name, and what is available is what the system says."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgeprune.memory import (
+    UNUSED,
+    BatchShape,
+    MemoryPlan,
+    _kept_by_autograd,
+    activations_per_example,
+    evaluation_terms,
+    plan_of,
+    resident,
+    spare_memory,
+    training_terms,
+)
+from edgeprune.models.family import registry
+from edgeprune.models.masked import MaskedModel
+from edgeprune.models.stack import DeltaStack
+from edgeprune.objectives.faithfulness import kl_divergence
+from tests.models.test_conformance import build
+
+SHAPE = BatchShape(batch=5, seq=7, positions=2, masks=3)
+FAMILIES = sorted({family.model_types[0] for family in registry().values()})
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request: pytest.FixtureRequest) -> MaskedModel:
+    return build(registry()[request.param], 0, torch.float32)
+
+
+def test_the_stack_and_the_states_have_their_sizes(model: MaskedModel) -> None:
+    ids = torch.zeros(SHAPE.batch, SHAPE.seq, dtype=torch.long)
+    states = model.record(ids)
+    stack = DeltaStack(len(model.graph.writers), states.embeddings[0].flatten(0, 1))
+    size = states.embeddings.nbytes + states.heads.nbytes + (0 if states.mlps is None else states.mlps.nbytes)
+    terms = training_terms(model, SHAPE, 1000)
+    assert terms["stack"] == terms["its gradient"] == stack.delta.nbytes == stack.take_grad().nbytes
+    assert terms["frozen states"] == size
+    assert terms["activations"] == 5000
+    evaluated = evaluation_terms(model, SHAPE)
+    assert evaluated["stack"] == terms["stack"]
+    assert evaluated["logits"] % model.full(ids, positions=ids[:, :2]).float().nbytes == 0
+
+
+def test_activations_grow_with_the_examples(model: MaskedModel) -> None:
+    """Found out with one and two examples, they are right for more."""
+    each = activations_per_example(model, SHAPE, kl_divergence)
+    five, nine = (
+        _kept_by_autograd(model, BatchShape(batch=batch, seq=7, positions=2), kl_divergence) for batch in (5, 9)
+    )
+    assert 0.98 < 4 * each / (nine - five) < 1.02
+
+
+def test_long_examples_are_scaled_up(model: MaskedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = activations_per_example(model, BatchShape(batch=1, seq=8), kl_divergence)
+    monkeypatch.setattr("edgeprune.memory.PROBE_TOKENS", 4)
+    assert activations_per_example(model, BatchShape(batch=1, seq=8), kl_divergence) == pytest.approx(whole, rel=0.25)
+
+
+def test_a_plan_adds_up() -> None:
+    plan = MemoryPlan(weights=10, process=20, terms={"stack": 30}, kept=10, available=80)
+    assert plan.total == 10 + 20 + 30 + 10 + UNUSED * 40
+    assert plan.fits
+    assert not MemoryPlan(10, 20, {"stack": 30}, 10, 79).fits
+    assert MemoryPlan(10, 20, {"stack": 30}, 10, None).fits
+
+
+def test_a_plan_is_one_line() -> None:
+    plan = MemoryPlan(500_000_000, 400_000_000, {"stack": 240_000_000}, 160_000_000, 8_000_000_000)
+    assert str(plan) == (
+        "memory in GB: at most 1.40 of 8.0 available (process 0.40, weights 0.50, stack 0.24, kept runs 0.16, "
+        "allocator 0.10)"
+    )
+
+
+def test_the_plan_of_a_loaded_model_starts_from_what_the_process_holds() -> None:
+    model = build(registry()["gpt2"], 0, torch.float32)
+    plan = plan_of(model, {}, 0)
+    assert plan.weights == sum(parameter.nbytes for parameter in model.hf.parameters())
+    assert plan.process + plan.weights == pytest.approx(resident(), rel=0.05)
+
+
+def system(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+MEMINFO = {"proc/meminfo": "MemTotal:  9000 kB\nMemAvailable:    4000 kB\n"}
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, None),
+        (MEMINFO, 4_096_000),
+        (
+            MEMINFO
+            | {
+                "sys/fs/cgroup/memory.max": "3000000\n",
+                "sys/fs/cgroup/memory.current": "1000000\n",
+                "sys/fs/cgroup/memory.stat": "anon 400000\ninactive_file 500000\n",
+            },
+            2_500_000,
+        ),
+        (
+            MEMINFO
+            | {
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "3000000\n",
+                "sys/fs/cgroup/memory/memory.usage_in_bytes": "1000000\n",
+                "sys/fs/cgroup/memory/memory.stat": "total_inactive_file 100000\n",
+            },
+            2_100_000,
+        ),
+        (MEMINFO | {"sys/fs/cgroup/memory.max": "max\n", "sys/fs/cgroup/memory.current": "1000000\n"}, 4_096_000),
+    ],
+    ids=["nothing known", "machine", "group", "group of the first kind", "group without a limit"],
+)
+def test_what_is_available(tmp_path: Path, files: dict[str, str], expected: int | None) -> None:
+    assert spare_memory(system(tmp_path, files)) == expected
