@@ -165,6 +165,7 @@ SETTINGS: dict[str, Values] = {
     "steps / 4": {"share": 0.25},
     "steps / 2": {"share": 0.5},
     "steps x 2": {"share": 2.0},
+    "steps x 2, rate 0.03": {"share": 2.0, "learning_rate": 0.03},
     "steps / 4, rate x 4": {"share": 0.25, "rate": 4.0},
     "penalty on the sample": {"penalty_on": "sample"},
     "1 mask": {"masks_per_batch": 1},

@@ -24,6 +24,7 @@ from schedule import PROBLEMS, SETTINGS
 
 Row = dict[str, Any]
 APART = 3  # standard errors
+ONE_RUN = ("base", "steps x 2, rate 0.03")  # what separate runs are held against
 SEPARATE = ("Lagrangian", "published", "constant price")
 WAYS = {
     "Lagrangian, equal steps": "Lagrangian to [0-9.]+$",
@@ -97,12 +98,15 @@ def mark(runs: Sequence[Row], base: Sequence[Row], sparsity: float, spread: floa
 
 
 def frontier_at(runs: Sequence[Row], sparsities: Sequence[float], edges: int) -> float | None:
-    """KL of the snapshots of one-run frontiers at a number of edges, between two of them; None outside of them."""
-    points = sorted(
+    """KL of one-run frontiers at a number of edges, between two snapshots or the last and the end; None outside."""
+    points = [
         (at(runs[0], sparsity)["edges"], statistics.mean(logs(runs, sparsity)))
         for sparsity in sparsities
         if all(at(run, sparsity)["reached"] for run in runs)
-    )
+    ]
+    ends = [final(run) for run in runs]
+    points.append((statistics.mean(e["edges"] for e in ends), statistics.mean(math.log(e["kl"]) for e in ends)))
+    points.sort()
     for (fewer, high), (more, low) in pairwise(points):
         if fewer <= edges <= more:
             share = math.log(edges / fewer) / math.log(more / fewer)
@@ -148,7 +152,7 @@ def language_table(rows: Sequence[Row]) -> str:
 
 
 def separate_table(rows: Sequence[Row]) -> str:
-    """Runs made for one circuit each, against the base's one run."""
+    """Runs made for one circuit each, against runs that give the whole frontier."""
     lines: list[list[str]] = []
     for problem in dict.fromkeys(row["problem"] for row in rows if "circuits" in row):
         settings = by_setting(row for row in rows if row["problem"] == problem)
@@ -156,19 +160,26 @@ def separate_table(rows: Sequence[Row]) -> str:
         for name, runs in settings.items():
             if name.startswith(SEPARATE):
                 ends = [final(run) for run in runs]
-                pairs = [(end["kl"], frontier_at(settings["base"], sparsities, end["edges"])) for end in ends]
-                ratios = [kl / one for kl, one in pairs if one is not None]
                 lines.append(
                     [
                         *(problem, name, str(len(runs)), str(runs[0]["values"]["steps"])),
                         f"{statistics.mean(end['sparsity'] for end in ends):.3f}",
                         f"{statistics.mean(end['kl'] for end in ends):.3f}",
-                        f"{statistics.mean(one for _, one in pairs if one is not None):.3f}" if ratios else "-",
-                        ", ".join(f"{ratio:.2f}" for ratio in ratios) or "-",
+                        *(held_against(ends, settings.get(one, ()), sparsities) for one in ONE_RUN),
                     ]
                 )
-    heads = ["problem", "run", "seeds", "steps", "ends at", "its KL", "KL of the one run there", "ratio by seed"]
+    heads = ["problem", "run", "seeds", "steps", "ends at", "its KL", *(f"one run ({one})" for one in ONE_RUN)]
     return markdown(heads, lines)
+
+
+def held_against(ends: Sequence[Row], runs: Sequence[Row], sparsities: Sequence[float]) -> str:
+    """KL of one-run frontiers at the sizes of circuits, and the ratio of the circuits' KL to it."""
+    there = [frontier_at(runs, sparsities, end["edges"]) if runs else None for end in ends]
+    pairs = [(end["kl"], one) for end, one in zip(ends, there, strict=True) if one is not None]
+    if not pairs:
+        return "-"
+    ratios = ", ".join(f"{kl / one:.2f}" for kl, one in pairs)
+    return f"{statistics.mean(one for _, one in pairs):.3f}; {ratios}"
 
 
 def program_table(rows: Sequence[Row]) -> str:
@@ -206,17 +217,18 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
 
 def panel(axes: Any, problem: str, rows: Sequence[Row]) -> None:
-    """The base's one run, every seed; the final circuits of separate runs; other settings thin and grey."""
+    """One run of the settings in `ONE_RUN`, every seed; final circuits of separate runs; other settings grey."""
     sparsities = PROBLEMS[problem].sparsities
     for name, runs in by_setting(rows).items():
         if name.startswith(SEPARATE):
             continue
+        style: Row = {"color": "0.8", "lw": 0.7, "zorder": 0}
+        if name in ONE_RUN:
+            style = {"color": ("C0", "k")[ONE_RUN.index(name)], "lw": 1.5, "marker": "o", "ms": 4}
         for run in runs:
             points = [at(run, sparsity) for sparsity in sparsities if at(run, sparsity)["reached"]]
-            style = (
-                {"color": "C0", "lw": 2, "marker": "o"} if name == "base" else {"color": "0.8", "lw": 0.7, "zorder": 0}
-            )
-            label = "one run, base setting" if name == "base" and run is runs[0] else None
+            points = sorted([*points, final(run)], key=lambda circuit: circuit["edges"])
+            label = f"one run, {name}" if name in ONE_RUN and run is runs[0] else None
             draw(axes.plot, points, label=label, **style)
     for number, (label, pattern) in enumerate(WAYS.items(), start=1):
         ends = [final(row) for row in rows if re.match(pattern, row["setting"])]
