@@ -60,7 +60,8 @@ class LayerReads:
         self.model, arch = model, model.graph.arch
         self.blocks = {block.first: block for block in blocks(arch.num_layers, arch.readers_per_layer)}
         largest = block_readers(arch.num_layers, arch.readers_per_layer)
-        self.stack = DeltaStack(len(model.graph.writers), stream, largest, workspace)
+        all_open = not bool(closed.where(model.graph.exists.to(closed.device), 0).any())
+        self.stack = DeltaStack(len(model.graph.writers), stream, largest, workspace, all_open)
         sizes = [arch.readers_per_layer * (end - first) for first, end in self.blocks.values()]
         *self._by_block, logits = closed.split([*sizes, 1], dim=1)
         layers = [part.split(arch.readers_per_layer, dim=1) for part in self._by_block]

@@ -94,9 +94,12 @@ class DeltaStack:
         mixed: Of one block at a time, `[reader, T, D]`: what closed edges add to the readers' inputs; in the backward
             these inputs, and then their gradients.
         grad: Gradient of `delta`, while there is one.
+        all_open: No edge is closed, as in attribution: there is nothing to mix, only gates' gradients to collect.
     """
 
-    def __init__(self, num_writers: int, stream: Tensor, block_readers: int, workspace: Workspace) -> None:
+    def __init__(
+        self, num_writers: int, stream: Tensor, block_readers: int, workspace: Workspace, all_open: bool
+    ) -> None:
         """Make room.
 
         Args:
@@ -104,7 +107,9 @@ class DeltaStack:
             stream: The embedding output `[T, D]`, whose dtype, device and size the stack takes over.
             block_readers: Rows of `mixed`.
             workspace: Where buffers come from, and go when the stack is no longer used.
+            all_open: No edge is closed.
         """
+        self.all_open = all_open
         self.delta = workspace.take("delta", (num_writers, *stream.shape), stream)
         self.mixed = workspace.take("mixed", (block_readers, *stream.shape), stream)
         self.grad: Tensor | None = None
@@ -131,8 +136,28 @@ class DeltaStack:
     def make_anew(self, far: Tensor) -> None:
         """In the backward, mix the block's inputs again, once: `far` is that of a `Span`."""
         if not self._made_anew:
-            _mix(far, self.delta[: far.shape[-1]], self.mixed[: far.shape[1]], anew=True)
+            self.mix(far, slice(0, far.shape[-1]), slice(0, far.shape[1]), anew=True)
             self._made_anew = True
+
+    def mix(self, closed: Tensor, writers: slice, readers: slice, anew: bool = False) -> None:
+        """Add to the rows `readers` of `mixed`, or put there, what `closed` `[G, reader, writer]` lets through."""
+        delta = self.delta[writers]
+        if self.all_open or not len(delta):
+            return
+        out = self.mixed[readers]
+        for own, rows, part in zip(closed, _groups(delta, len(closed)), _groups(out, len(closed)), strict=True):
+            part.addmm_(own, rows, beta=0 if anew else 1)
+
+    def unmix(self, closed: Tensor, writers: slice, readers: slice, collect: bool = True) -> Tensor:
+        """Backward of `mix` from the gradients in `mixed`: collects those of `delta`, returns that of `closed`."""
+        delta, num = self.delta[writers], len(closed)
+        if not len(delta):
+            return torch.zeros_like(closed)
+        grads = _groups(self.mixed[readers], num)
+        if collect and not self.all_open:
+            for rows, own, part in zip(_groups(self.take_grad()[writers], num), closed, grads, strict=True):
+                rows.addmm_(own.T, part)
+        return torch.stack([part @ rows.T for part, rows in zip(grads, _groups(delta, num), strict=True)])
 
     def done_with_block(self) -> None:
         """The next layer in the backward is of another block."""
@@ -150,19 +175,20 @@ class ReadBlock(torch.autograd.Function):
         ctx.save_for_backward(closed)
         ctx.stack, ctx.first = stack, first
         with _no_autocast(closed):
-            _mix(closed, stack.delta[: closed.shape[-1]], stack.mixed[: closed.shape[1]], anew=True)
+            stack.mix(closed, slice(0, closed.shape[-1]), slice(0, closed.shape[1]), anew=True)
         return token.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_token: Tensor) -> tuple[Tensor | None, ...]:
         (closed,), stack = ctx.saved_tensors, ctx.stack
-        stack.done_with_block()
-        n, readers = closed.shape[-1], stack.mixed[: closed.shape[1]]
         if ctx.first:
             stack.drop_grad()  # what is left is the gradient of the embeddings, which nothing needs
         with _no_autocast(closed):
-            grad_closed = _unmix(closed, readers, stack.delta[:n], None if ctx.first else stack.take_grad()[:n])
+            grad_closed = stack.unmix(
+                closed, slice(0, closed.shape[-1]), slice(0, closed.shape[1]), collect=not ctx.first
+            )
+        stack.done_with_block()
         return grad_token, grad_closed, None, None
 
 
@@ -188,8 +214,12 @@ class ReadLayer(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         readers = stack.mixed[span.readers]
         with _no_autocast(stream):
-            _mix(closed, stack.delta[span.writers], readers)
-            out, scale, mean = _project(readers[: fused.shape[1]], stream, fused, projection)
+            if stack.all_open:
+                readers[fused.shape[1] :].zero_()
+                out, scale, mean = fused.clone(), *_statistics(stream, projection)
+            else:
+                stack.mix(closed, span.writers, span.readers)
+                out, scale, mean = _project(readers[: fused.shape[1]], stream, fused, projection)
         ctx.save_for_backward(stream, closed, out, scale, mean)
         ctx.projection, ctx.stack, ctx.span = projection, stack, span
         return out, readers[fused.shape[1] :].flatten(0, 1).clone(), token.clone()
@@ -199,15 +229,15 @@ class ReadLayer(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, grad_mlp: Tensor, grad_token: Tensor) -> tuple[Tensor | None, ...]:
         stream, closed, out, scale, mean = ctx.saved_tensors
         projection, stack, span = ctx.projection, ctx.stack, ctx.span
-        readers, delta = stack.mixed[span.readers], stack.delta[span.writers]
+        readers = stack.mixed[span.readers]
         attention = readers[: out.shape[1]]
         with _no_autocast(stream):
-            if projection.eps is not None:  # without a norm gradients do not depend on the inputs
+            if projection.eps is not None and not stack.all_open:  # without a norm, inputs are not needed
                 stack.make_anew(span.far)
-                _mix(closed, delta, readers)
-            _unproject(attention, stream, grad, out, scale, mean, projection)
+                stack.mix(closed, span.writers, span.readers)
+            _unproject(attention, stream, grad, out, scale, mean, projection, stack.all_open)
             readers[out.shape[1] :] = grad_mlp.view(-1, *stream.shape)
-            grad_closed = _unmix(closed, readers, delta, stack.take_grad()[span.writers])
+            grad_closed = stack.unmix(closed, span.writers, span.readers)
         return grad_token, attention.sum(0), grad_closed, None, None, None, None
 
 
@@ -298,25 +328,6 @@ class WriteOne(torch.autograd.Function):
         return grad_token, ctx.stack.take_grad()[ctx.row].neg().to(ctx.dtype), None, None, None
 
 
-def _mix(closed: Tensor, delta: Tensor, out: Tensor, anew: bool = False) -> None:
-    """Add `closed` `[G, R, n]` @ `delta` `[n, T, D]` to `out` `[R, T, D]`, or put it there."""
-    if not len(delta):
-        return
-    for own, rows, part in zip(closed, _groups(delta, len(closed)), _groups(out, len(closed)), strict=True):
-        part.addmm_(own, rows, beta=0 if anew else 1)
-
-
-def _unmix(closed: Tensor, grad: Tensor, delta: Tensor, grad_delta: Tensor | None) -> Tensor:
-    """Backward of `_mix` from `grad` `[R, T, D]`: add to `grad_delta`, if wanted, and return that of `closed`."""
-    if not len(delta):
-        return torch.zeros_like(closed)
-    grads = _groups(grad, len(closed))
-    if grad_delta is not None:
-        for rows, own, part in zip(_groups(grad_delta, len(closed)), closed, grads, strict=True):
-            rows.addmm_(own.T, part)
-    return torch.stack([part @ rows.T for part, rows in zip(grads, _groups(delta, len(closed)), strict=True)])
-
-
 def _project(mix: Tensor, stream: Tensor, fused: Tensor, projection: Projection) -> tuple[Tensor, Tensor, Tensor]:
     """Equation (2) for mixes `[A, T, D]`: projections `[T, A, C]`, and the norm's scale and mean, `[A, T]` each."""
     weight, _, eps, centred = projection
@@ -326,17 +337,14 @@ def _project(mix: Tensor, stream: Tensor, fused: Tensor, projection: Projection)
         torch.add(fused, torch.bmm(mix.to(fused.dtype), weight).transpose(0, 1), out=out)
         return out, sums, sums
     scales = torch.empty((len(mix) + 1, len(stream)), dtype=_exact(stream.dtype), device=stream.device)
-    means = torch.zeros_like(scales)
+    means = torch.empty_like(scales)
     room = mix.new_empty((len(mix) + 1, next(_chunks(mix)).stop, mix.shape[-1]))
     for rows in _chunks(mix):
         inputs, scale, mean = room[:, : rows.stop - rows.start], scales[:, rows], means[:, rows]
         inputs[0] = stream[rows]
         torch.add(mix[:, rows], stream[rows], out=inputs[1:])
-        variance = torch.linalg.vector_norm(inputs, dim=-1, dtype=scale.dtype).square() / inputs.shape[-1]
-        if centred:
-            mean.copy_(inputs.mean(-1, dtype=mean.dtype))
-            variance -= mean.square()
-        scale.copy_((variance + eps).rsqrt())
+        for kept, value in zip((scale, mean), _statistics(inputs, projection), strict=True):
+            kept.copy_(value)
         inputs.mul_(scale[..., None].to(inputs.dtype))
         changes = torch.bmm(inputs[1:].sub_(inputs[0]).to(fused.dtype), weight).transpose(0, 1)
         if centred:
@@ -346,16 +354,40 @@ def _project(mix: Tensor, stream: Tensor, fused: Tensor, projection: Projection)
     return out, scales[1:], means[1:]
 
 
+def _statistics(inputs: Tensor, projection: Projection) -> tuple[Tensor, Tensor]:
+    """What the norm multiplies inputs `[..., D]` by, and their mean if it takes it away (else 0), `[...]` each."""
+    dtype, eps = _exact(inputs.dtype), projection.eps
+    scale, mean = (inputs.new_full(inputs.shape[:-1], value, dtype=dtype) for value in (1.0, 0.0))
+    if eps is None:
+        return scale, mean
+    variance = torch.linalg.vector_norm(inputs, dim=-1, dtype=dtype).square() / inputs.shape[-1]
+    if projection.centred:
+        mean = inputs.mean(-1, dtype=dtype)
+        variance -= mean.square()
+    return (variance + eps).rsqrt(), mean
+
+
 def _unproject(
-    mix: Tensor, stream: Tensor, grad: Tensor, out: Tensor, scale: Tensor, mean: Tensor, projection: Projection
+    mix: Tensor,
+    stream: Tensor,
+    grad: Tensor,
+    out: Tensor,
+    scale: Tensor,
+    mean: Tensor,
+    projection: Projection,
+    all_open: bool,
 ) -> None:
-    """Backward of `_project` from `grad` `[T, A, C]`: `mix` becomes the gradient of the readers' inputs."""
+    """Backward of `_project` from `grad` `[T, A, C]`: `mix` becomes the gradient of the readers' inputs.
+
+    With `all_open` every input is the stream, whatever is in `mix`; `scale` and `mean` are those of the stream, `[T]`.
+    """
     weight, offset, eps, centred = projection
     weight, grad = weight.to(mix.dtype), grad.to(_exact(mix.dtype))
     if eps is None:
         torch.bmm(grad.to(mix.dtype).transpose(0, 1), weight, out=mix)
         return
     width = mix.shape[-1]
+    scale, mean = (part.expand(len(mix), -1) for part in (scale, mean))
     pull = scale.square() / width * (grad * (out - offset)).sum(-1).T  # through the scale: along the input itself
     scaled = grad.transpose(0, 1) * scale[..., None]
     if centred:
@@ -365,7 +397,8 @@ def _unproject(
     scaled, pull = scaled.to(mix.dtype), pull.neg_().to(mix.dtype)[..., None]
     for rows in _chunks(mix):
         inputs = mix[:, rows]
-        inputs.add_(stream[rows]).mul_(pull[:, rows]).baddbmm_(scaled[:, rows], weight)
+        torch.mul(stream[rows] if all_open else inputs.add_(stream[rows]), pull[:, rows], out=inputs)
+        inputs.baddbmm_(scaled[:, rows], weight)
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:

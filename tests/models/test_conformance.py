@@ -98,14 +98,16 @@ def _broadcast(states: Any, like: Any) -> Any:
     )
 
 
+@pytest.mark.parametrize("all_open", [False, True])
 @pytest.mark.parametrize("kv_readers", KV)
 @pytest.mark.parametrize(("family", "index"), CASES)
-def test_gate_gradients_match_the_slow_model(family: Any, index: int, kv_readers: str) -> None:
+def test_gate_gradients_match_the_slow_model(family: Any, index: int, kv_readers: str, all_open: bool) -> None:
     model = build(family, index, kv_readers=kv_readers)
     clean, corrupted = prompts(2, 5)
     ablated = model.record(corrupted)
     weights = torch.randn(2, 5, model.hf(clean).logits.shape[-1], dtype=torch.float64)
-    gates = random_gates(model, fractional=True).requires_grad_()
+    gates = model.graph.all_open(torch.float64) if all_open else random_gates(model, fractional=True)
+    gates.requires_grad_()
     (expected,) = torch.autograd.grad((slow_logits(model, clean, gates, ablated) * weights).sum(), gates)
     (found,) = torch.autograd.grad((model(clean, gates, ablated) * weights).sum(), gates)
     torch.testing.assert_close(found, expected, atol=1e-8, rtol=1e-8)
