@@ -101,7 +101,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._updating = False
         self._between = trainer.global_step > self._step
         if self._between:
-            self._step, self._loops = trainer.global_step, deepcopy(trainer.fit_loop.state_dict())
+            self._step, self._loops = trainer.global_step, trainer.fit_loop.state_dict()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save what is due, and in any case the last step."""
@@ -137,6 +137,10 @@ class RunCheckpoint(ModelCheckpoint):
         path = self.format_checkpoint_name(self._monitor_candidates(trainer), self.CHECKPOINT_NAME_LAST)
         self.last_model_path = path
         self._save_checkpoint(trainer, path)
+
+    def _should_remove_checkpoint(self, trainer: pl.Trainer, previous: str, current: str) -> bool:
+        """Remove an older one of the folder also if the run went on from it: Lightning would let it lie."""
+        return previous != current and Path(str(self.dirpath)).absolute() in Path(previous).absolute().parents
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

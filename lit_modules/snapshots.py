@@ -123,7 +123,7 @@ class SnapshotCircuits(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Of a run that goes on: find the circuits of its first part; copy them if it has another folder now."""
         folder = run_folder(trainer) / "circuits"
-        former = [Path(trainer.ckpt_path).absolute().parents[1] / "circuits"] if trainer.ckpt_path else []
+        former = [Path(trainer.ckpt_path).absolute().parent.parent / "circuits"] if trainer.ckpt_path else []
         for sparsity, file in self._restored:
             snapshot = _read(sparsity, file.name, [folder, *former, file.parent])
             if not snapshot.reached:

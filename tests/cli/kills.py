@@ -125,9 +125,9 @@ def write_config(folder: Path, plan: list[tuple[str, int, str]], workers: int = 
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
 
 
-def start(folder: Path, *more: str) -> Any:
+def start(folder: Path, *more: str, command: str = "fit") -> Any:
     """Begin `edgeprune fit` in `folder`; what it prints goes to `log.txt` there."""
-    process = _processes.Process(target=_fit, args=(str(folder), ["fit", "--config", "run.yaml", *more]))
+    process = _processes.Process(target=_run, args=(str(folder), [command, "--config", "run.yaml", *more]))
     process.start()
     return process
 
@@ -143,9 +143,9 @@ def status_of(process: Any) -> int:
     return process.exitcode
 
 
-def fit(folder: Path, *more: str) -> int:
-    """Run `edgeprune fit` in `folder` to its end."""
-    return status_of(start(folder, *more))
+def fit(folder: Path, *more: str, command: str = "fit") -> int:
+    """Run `edgeprune fit`, or another command, in `folder` to its end."""
+    return status_of(start(folder, *more, command=command))
 
 
 def printed(folder: Path) -> str:
@@ -153,7 +153,7 @@ def printed(folder: Path) -> str:
     return (folder / "log.txt").read_text()
 
 
-def _fit(folder: str, arguments: list[str]) -> None:
+def _run(folder: str, arguments: list[str]) -> None:
     os.chdir(folder)
     log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):

@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from edgeprune.checkpoint_files import load_checkpoint
 from edgeprune.circuit import Circuit
 from edgeprune.cli import main
 from tests.cli.kills import RUN, STEPS, fit, printed, start, status_of, write_config
+
+# Lightning's own command-line class calls jsonargparse in a way that jsonargparse is about to drop.
+pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 
 KILL = "SIGKILL"
 LAST = ("--ckpt_path", "last")
@@ -114,7 +118,8 @@ def test_killed_at_every_place_one_after_the_other(tmp_path: Path, unbroken: Pat
     said = [line for line in printed(tmp_path).splitlines() if "going on from" in line or "begins again" in line]
     assert len(said) == len(EVERYWHERE)
     assert said[0] == f"no checkpoint in {RUN}/checkpoints yet: the run begins again at step 0 in {RUN}"
-    assert f"going on from {RUN}/checkpoints/last.ckpt after step 10, in {RUN}" in said
+    assert f"going on from {RUN}/checkpoints/epoch=0-step=5.ckpt after step 5, in {RUN}" in said  # there was no other
+    assert f"going on from {RUN}/checkpoints/last.ckpt after step 15, in {RUN}" in said
     assert said[-1].endswith(f"after step {STEPS}, in {RUN}")
 
 
@@ -199,7 +204,7 @@ def test_numbers_that_are_not_finite_end_the_run_before_they_are_saved(tmp_path:
     assert fit(tmp_path) == 2
     (line,) = [line for line in printed(tmp_path).splitlines() if line.startswith("edgeprune: error: ")]
     assert said in line
-    assert "at step 7 (batch 1 of the epoch, examples [" in line
+    assert "at step 7 (batch 0 of the epoch, examples [" in line
     last = RUN / "checkpoints" / "last.ckpt"
     assert line.endswith(f"the last good checkpoint is {last}")
     saved = load_checkpoint(tmp_path / last)
@@ -277,6 +282,24 @@ def test_a_checkpoint_s_path_begins_a_folder_of_its_own(ended: Path) -> None:
     names = ["final.safetensors", "sparsity-0.5000.safetensors", "sparsity-0.8000.safetensors"]
     assert sorted(path.name for path in (new / "circuits").iterdir()) == names
     assert (new / "circuits" / names[1]).read_bytes() == (RUN / "circuits" / names[1]).read_bytes()
+
+
+def test_the_newest_checkpoint_is_judged_by_name(ended: Path) -> None:
+    assert fit(ended, *LAST, command="test") == 0, printed(ended)
+    assert "test/kl" in printed(ended)
+
+
+def test_the_wandb_run_goes_on_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    write_config(tmp_path, [("step", 3, "SIGINT")])
+    config = yaml.safe_load((tmp_path / "run.yaml").read_text())
+    tracker = {"class_path": "WandbTracker", "init_args": {"save_dir": "runs", "offline": True, "name": None}}
+    config["trainer"] |= {"logger": [config["trainer"]["logger"], tracker], "max_steps": 4}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    go_through(tmp_path, [130])
+    runs = [path.name.split("-")[-1] for path in (tmp_path / "runs" / "wandb").glob("offline-run-*")]
+    assert len(runs) == 2
+    assert len(set(runs)) == 1
 
 
 def flipped(data: bytes, place: int) -> bytes:
