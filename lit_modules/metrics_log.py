@@ -9,6 +9,7 @@ from lightning.pytorch.core.saving import save_hparams_to_yaml
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
+from edgeprune.errors import EdgepruneError
 from edgeprune.paths import whole_file
 
 FILE = "metrics.csv"
@@ -73,8 +74,15 @@ class MetricsTable:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a CSV file as texts, without what a row leaves empty; none without the file."""
+    """Rows of a CSV file as texts, without what a row leaves empty; none without the file.
+
+    Raises:
+        EdgepruneError: It is no CSV file.
+    """
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{name: text for name, text in row.items() if text} for row in csv.DictReader(file)]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [{name: text for name, text in row.items() if text} for row in csv.DictReader(file)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise EdgepruneError(f"{path} is no table: {error}; it was altered, move it away") from None

@@ -124,7 +124,7 @@ class EdgepruneCLI(LightningCLI):
             if saved is not None:
                 self.model.check_checkpoint(saved)
                 if self.subcommand == "fit":
-                    check_unfinished(saved, checkpoint, self.config.fit)
+                    check_unfinished(saved, Path(str(checkpoint)), self.config.fit)
             if checkpoint is None:
                 self.model.check_started()
             self.datamodule.setup({"fit": "fit", "validate": "validate", "test": "test"}[self.subcommand])

@@ -264,6 +264,18 @@ def test_a_damaged_checkpoint_does_not_go_on(capsys: pytest.CaptureFixture[str])
     path.write_bytes(whole)
 
 
+def test_a_damaged_circuit_of_the_first_part_does_not_go_on(ended: Path) -> None:
+    (RUN / "checkpoints" / "last.ckpt").unlink()  # the one of step 20 is left
+    path = RUN / "circuits" / "sparsity-0.5000.safetensors"
+    path.write_bytes(flipped(path.read_bytes(), 3000))
+    before = files(ended)
+    assert fit(ended, *LAST) == 2, printed(ended)
+    (*_, line) = printed(ended).splitlines()
+    assert line.startswith("edgeprune: error: ")
+    assert "sparsity-0.5000.safetensors is not a whole circuit file" in line
+    assert files(ended) == before
+
+
 def test_a_prolonged_run_takes_the_circuits_of_its_new_end(ended: Path) -> None:
     assert fit(ended, *LAST, "--trainer.max_steps", str(STEPS + 3)) == 0, printed(ended)
     assert "the config is not the one that the run began with: trainer.max_steps was 22, is 25" in printed(ended)

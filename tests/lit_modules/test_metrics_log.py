@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
+from edgeprune.errors import EdgepruneError
 from edgeprune.paths import DiskFullError
 from lit_modules.metrics_log import FILE, MetricsTable, read_rows
 
@@ -32,6 +33,13 @@ def test_rows_are_kept_up_to_the_checkpoint_s_and_go_on(tmp_path: Path) -> None:
     again.save()
     assert path.read_text() == whole  # the same digits, and no column of dropped rows
     assert [item.name for item in path.parent.iterdir()] == [FILE]
+
+
+def test_a_damaged_log_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    path.write_bytes(b"step,kl\n0,\xff\n")
+    with pytest.raises(EdgepruneError, match=rf"{FILE} is no table: .*move it away"):
+        read_rows(path)
 
 
 def test_hyper_parameters_are_written(tmp_path: Path) -> None:
