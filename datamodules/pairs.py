@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Example = tuple[int, TokenPair]  # number in the split, tokens
-EVAL_TOKENS = 2048  # of a batch of evaluations; wider ones are no faster (docs/guides/memory.md)
+EVAL_TOKENS = 512  # of a batch of evaluations; wider ones are no faster on a CPU (docs/guides/memory.md)
 _SPLITS_OF_STAGE = {"fit": SPLITS[:2], "validate": SPLITS[1:2], "test": SPLITS[2:]}
 
 

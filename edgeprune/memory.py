@@ -108,7 +108,7 @@ def training_terms(model: MaskedModel, shape: BatchShape, activations: int) -> d
         "its gradient": stack,
         "activations": activations * shape.batch,
         "frozen states": states * shape.tokens * size,
-        "readers' chunks": CHUNKS * CHUNK_BYTES,
+        "readers' chunks": _chunks(model),
         "gates": GATE_MATRICES * gates,
     }
 
@@ -122,8 +122,13 @@ def evaluation_terms(model: MaskedModel, shape: BatchShape) -> dict[str, int]:
         "stack": len(graph.writers) * shape.tokens * width * size,
         "frozen states": 2 * states * shape.tokens * size,
         "logits": 4 * shape.batch * shape.positions * num_outputs(model) * 4,
-        "readers' chunks": CHUNKS * CHUNK_BYTES // 2,
+        "readers' chunks": _chunks(model) // 2,
     }
+
+
+def _chunks(model: MaskedModel) -> int:
+    """Readers' inputs and their norms, which are worked out in single precision at least."""
+    return CHUNKS * CHUNK_BYTES * max(4, model.dtype.itemsize) // model.dtype.itemsize
 
 
 def num_outputs(model: MaskedModel) -> int:

@@ -3,7 +3,7 @@
 import mmap
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, final, get_args
 
@@ -47,7 +47,7 @@ class FrozenStore:
         self.free = dict(room)
         self.folder, self.dtype = folder, dtype
         self._kept: dict[Key, _Kept] = {}
-        self._files: dict[str, _File] = {}
+        self._regions: dict[tuple[str, Place], _Region] = {}
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -55,13 +55,17 @@ class FrozenStore:
     def __contains__(self, key: Key) -> bool:
         return key in self._kept
 
-    def make_file(self, split: str, num_bytes: int) -> None:
-        """Make the file of a split in its full size, so that a full disk shows now and not in the middle of a run.
+    def lay_claim(self, split: str, place: Place, num_bytes: int) -> None:
+        """Set room aside for the values of a split, in one piece.
+
+        Memory that is set aside counts when it is first written. A file has its full size at once, so that a full disk
+        shows now and not in the middle of a run.
 
         Raises:
-            OSError: There is no room, or the folder cannot be written.
+            OSError: There is no room on disk, or the folder cannot be written.
         """
-        self._files[split] = _File(num_bytes, self.folder)
+        self.free[place] -= num_bytes
+        self._regions[split, place] = _Region(num_bytes, self.folder if place == "disk" else None)
 
     def put_if_room(self, key: Key, values: Values) -> None:
         """Keep a copy of an example's values in memory, if it is not kept yet and there is room."""
@@ -73,15 +77,17 @@ class FrozenStore:
         )
         if key not in self and size <= self.free["memory"]:
             self.free["memory"] -= size
-            self.put(key, values, "memory")
+            self._put(key, values, "memory", _new)
 
     def put(self, key: Key, values: Values, place: Place) -> None:
-        """Keep a copy of an example's values where room was laid claim to."""
+        """Keep a copy of an example's values where its split has room set aside."""
+        self._put(key, values, place, self._regions[key[0], place].take)
+
+    def _put(self, key: Key, values: Values, place: Place, take: Callable[[torch.Size, torch.dtype], Tensor]) -> None:
 
         def copy(value: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
             if value is None or dtype is None:
                 return None
-            take = self._files[key[0]].take if place == "disk" else _new
             return take(value.shape, dtype).copy_(value)
 
         with torch.inference_mode(False), torch.no_grad():  # kept values must serve later steps that need gradients
@@ -108,7 +114,7 @@ class FrozenStore:
         kept = [self._kept[key] for key in keys]
         for key, item in zip(keys, kept, strict=True):
             if item.place == "disk":
-                self._files[key[0]].fetch(item.values)
+                self._regions[key[0], item.place].fetch(item.values)
         heads, mlps = kept[0].dtypes
         return Values(
             logits=_pad_logits([item.values.logits for item in kept], num_positions),
@@ -122,22 +128,29 @@ def _new(shape: torch.Size, dtype: torch.dtype) -> Tensor:
 
 
 @final
-class _File:
-    """A nameless file of fixed size, mapped into memory. The system writes and reads its pages."""
+class _Region:
+    """Bytes that are filled from the front, and never given back one by one.
 
-    def __init__(self, num_bytes: int, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, num_bytes)
-            else:
-                file.truncate(num_bytes)
-            self._map = mmap.mmap(file.fileno(), num_bytes)
+    They are a mapping of their own, in which small tensors do not split up the memory that steps use again and again.
+    With a folder it is that of a nameless file there, whose pages the system writes and reads.
+    """
+
+    def __init__(self, num_bytes: int, folder: Path | None) -> None:
+        if folder is None:
+            self._map = mmap.mmap(-1, num_bytes)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, num_bytes)
+                else:
+                    file.truncate(num_bytes)
+                self._map = mmap.mmap(file.fileno(), num_bytes)
         self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         self._next = 0
 
     def take(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-        """The next part of the file as a tensor."""
+        """The next part as a tensor."""
         first = -(-self._next // ALIGNMENT) * ALIGNMENT
         self._next = first + shape.numel() * dtype.itemsize
         return self._bytes[first : self._next].view(dtype).view(shape)

@@ -18,7 +18,7 @@ from edgeprune.ablations.constants import Progress
 from edgeprune.ablations.positions import aligned, positions
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
-from edgeprune.models.frozen_store import ALIGNMENT, FrozenStore, Place, Values
+from edgeprune.models.frozen_store import ALIGNMENT, PLACES, FrozenStore, Place, Values
 from edgeprune.models.homes import Homes, KeepingPlan
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.states import WriterStates
@@ -165,22 +165,21 @@ class ReferenceRuns:
         share: dict[Place, int] = {place: num_bytes // OTHERS for place, num_bytes in free.items()}
         for split in sorted(new, key=lambda split: split == TRAIN):
             plan = KeepingPlan(new[split], self.bytes_of, dict(free) if split == TRAIN else share)
-            for place, taken in plan.taken.items():
-                free[place] -= taken
-            if plan.taken["disk"]:
-                self._make_file(split, plan)
+            self._lay_claim(split, plan)
             self._plans[split] = plan
 
-    def _make_file(self, split: str, plan: KeepingPlan) -> None:
-        try:
-            self.store.make_file(split, plan.taken["disk"])
-        except OSError as error:
-            plan.without("disk")
-            warnings.warn(
-                f"no room on disk for frozen runs of {split} pairs ({error}), which are made anew each time: lower "
-                "disk_gb, or set another disk_folder",
-                stacklevel=3,
-            )
+    def _lay_claim(self, split: str, plan: KeepingPlan) -> None:
+        for place in PLACES:
+            try:
+                if plan.taken[place]:
+                    self.store.lay_claim(split, place, plan.taken[place])
+            except OSError as error:
+                plan.without(place)
+                warnings.warn(
+                    f"no room on {place} for frozen runs of {split} pairs ({error}), which are made anew each time: "
+                    "lower disk_gb, or set another disk_folder",
+                    stacklevel=4,
+                )
 
     def planned_bytes(self, place: Place = "memory") -> int:
         """Room that the planned examples of all splits take at most."""

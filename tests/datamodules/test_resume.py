@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datamodules import PairDataModule
 from edgeprune.batch import PairBatch
-from tests.datamodules.test_pairs import SHORT, Ready
+from tests.datamodules.test_pairs import LONG, SHORT, Ready
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*"),
@@ -46,7 +46,7 @@ class Recorder(pl.LightningModule):
 
 
 def fit(folder: Path, *, fail_at: int = -1, workers: int = 0, resume: str | None = None, **options: Any) -> Recorder:
-    checkpoints = options.pop("checkpoints", {"every_n_train_steps": 1})
+    checkpoints, windows = options.pop("checkpoints", {"every_n_train_steps": 1}), options.pop("windows", 0)
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=-1 if "max_steps" in options else EPOCHS,
@@ -58,7 +58,10 @@ def fit(folder: Path, *, fail_at: int = -1, workers: int = 0, resume: str | None
         **options,
     )
     model = Recorder(fail_at)
-    data = PairDataModule(Ready((SHORT,) * (3 * BATCHES + 1), (SHORT,)), batch_size=3, num_workers=workers, cache=False)
+    pairs = (SHORT, LONG, SHORT) * BATCHES + (SHORT,)
+    data = PairDataModule(
+        Ready(pairs, (SHORT,)), batch_size=3, num_workers=workers, cache=False, length_windows=windows
+    )
     data.val_dataloader = data.test_dataloader  # `Ready` has no validation pairs
     data.setup = lambda stage=None: None
     trainer.fit(model, data, ckpt_path=resume and str(folder / resume))
@@ -121,3 +124,13 @@ def test_shortened_epochs(unbroken: tuple[Path, list[list[int]]], tmp_path: Path
     short = [batch for i, batch in enumerate(seen) if i % BATCHES < 3]
     assert fit(tmp_path, limit_train_batches=3).seen == short
     assert fit(tmp_path, limit_train_batches=3, resume="step=4.ckpt", checkpoints={}).seen == short[4:]
+
+
+@pytest.mark.parametrize("step", range(1, 6))
+def test_steps_of_two_batches_with_windows_of_lengths(tmp_path: Path, step: int) -> None:
+    options: dict[str, Any] = {"windows": 2, "accumulate_grad_batches": 2}
+    seen = fit(tmp_path, **options).seen
+    assert len(seen) == BATCHES * EPOCHS
+    short = [{number % 3 == 1 for number in batch} for batch in seen]
+    assert sum(len(kinds) == 1 for kinds in short) > BATCHES * EPOCHS / 2  # most batches are of one length
+    assert fit(tmp_path, resume=f"step={step}.ckpt", checkpoints={}, **options).seen == seen[2 * step :]

@@ -53,10 +53,10 @@ def test_an_open_batch_size_is_the_largest_part_of_the_target_that_fits(
 def test_an_open_evaluation_size_is_as_wide_as_is_fast_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     module, data, trainer = parts({"eval_batch_size": "auto"})
     longest = max(data.extent(split)[0] for split in ("train", "validation", "test"))
-    assert data.eval_batch_size == 2048 // longest
+    assert data.eval_batch_size == 512 // longest
     allow(monkeypatch, 8)
     plan_fit(module, data, trainer)
-    assert 1 < data.eval_batch_size < 2048 // longest
+    assert 1 < data.eval_batch_size < 512 // longest
 
 
 def test_what_cannot_fit_is_refused_with_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
