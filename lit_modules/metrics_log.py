@@ -45,8 +45,7 @@ class MetricsTable:
     def metrics(self) -> list[dict[str, Any]]:
         """All rows."""
         if self._rows is None:
-            self._rows = read_rows(self.path)[: self._kept_rows]
-            self._unsaved = True
+            self._rows = read_rows(self.path)[: self._kept_rows]  # the others are gone when a new one is written
         return self._rows
 
     def log_metrics(self, metrics_dict: Mapping[str, Any], step: int | None = None) -> None:
