@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgeprune import ablations as ablations
+    from edgeprune import canonical as canonical
+    from edgeprune import drawing as drawing
+    from edgeprune import formats as formats
     from edgeprune import patching as patching
     from edgeprune import reading as reading
     from edgeprune.circuit import Circuit as Circuit
     from edgeprune.errors import EdgepruneError as EdgepruneError
+    from edgeprune.evaluation.evaluator import Evaluator as Evaluator
     from edgeprune.graph import ArchSpec as ArchSpec
     from edgeprune.graph import EdgeGraph as EdgeGraph
     from edgeprune.models.loading import load_model as load_model
     from edgeprune.models.loading import load_tokenizer as load_tokenizer
     from edgeprune.models.masked import MaskedModel as MaskedModel
+    from edgeprune.models.runs import ReferenceRuns as ReferenceRuns
     from edgeprune.runs import load_run as load_run
 
 __version__ = "0.1.0"
@@ -26,12 +31,14 @@ _HOMES = {
     "Circuit": "edgeprune.circuit",
     "EdgeGraph": "edgeprune.graph",
     "EdgepruneError": "edgeprune.errors",
+    "Evaluator": "edgeprune.evaluation.evaluator",
     "MaskedModel": "edgeprune.models.masked",
+    "ReferenceRuns": "edgeprune.models.runs",
     "load_model": "edgeprune.models.loading",
     "load_run": "edgeprune.runs",
     "load_tokenizer": "edgeprune.models.loading",
 }
-_PACKAGES = ("ablations", "canonical", "patching", "reading")
+_PACKAGES = ("ablations", "canonical", "drawing", "formats", "patching", "reading")
 __all__ = ["__version__", *_PACKAGES, *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 

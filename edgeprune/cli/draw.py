@@ -35,6 +35,11 @@ def run(arguments: list[str]) -> None:
     )
     parser.add_argument("--diff", metavar="CIRCUIT", help="draw the difference to this circuit, a file of any format")
     parser.add_argument("--max-edges", type=int, help="edges of a circuit to draw, its strongest (10,000)")
+    parser.add_argument(
+        "--without-dangling",
+        action="store_true",
+        help="of a circuit, or of its strongest edges, draw those on a path from an embedding to the logits",
+    )
     options = parser.parse_args(arguments[1:])
     kinds = {path: _format(path) for path in options.files}
     for path, kind in kinds.items():
@@ -64,8 +69,8 @@ def _draw_patching(options: argparse.Namespace) -> Path:
     from edgeprune.patching.heatmap import draw_heatmaps
     from edgeprune.patching.result import PatchingResult
 
-    for name in ("diff", "max_edges"):
-        if getattr(options, name) is not None:
+    for name in ("diff", "max_edges", "without_dangling"):
+        if getattr(options, name) not in (None, False):
             raise EdgepruneError(f"--{name.replace('_', '-')} is for circuits, {options.files[0]} holds {PATCHING}")
     out = options.out or options.files[0].with_suffix(".png")
     check_file(out, "--out")
@@ -97,7 +102,7 @@ def _draw_run(options: argparse.Namespace) -> Path:
 
 
 def _draw(options: argparse.Namespace, circuits: "list[Named]") -> Path:
-    from edgeprune.drawing import FORMATS, MAX_EDGES, at_most, draw_image, write_dot, write_viewer
+    from edgeprune.drawing import FORMATS, MAX_EDGES, at_most, draw_image, on_paths, write_dot, write_viewer
 
     first = options.files[0]
     out = options.out or (first / "circuits.html" if first.is_dir() else first.with_suffix(".html"))
@@ -111,10 +116,12 @@ def _draw(options: argparse.Namespace, circuits: "list[Named]") -> Path:
         what = "--diff" if options.diff is not None else f"a {out.suffix} file"
         raise EdgepruneError(f"{what} is of one circuit, {first} and what follows are {len(circuits)}; name one file")
     circuits = [at_most(one, most) for one in [*circuits, *_other(options, circuits[0])]]
+    if options.without_dangling:
+        circuits = [on_paths(one) for one in circuits]
     difference = options.diff is not None
     other = circuits[1].circuit if difference else None
     if out.suffix in FORMATS:
-        draw_image(circuits[0].circuit, out, other, (circuits[0].name, circuits[-1].name))
+        draw_image(circuits[0].circuit, out, other, (circuits[0].name, circuits[-1].name), circuits[0].whole)
     elif out.suffix == ".dot":
         write_dot(circuits[0].circuit, out, other)
     else:

@@ -59,6 +59,6 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def write_dot(circuit: Circuit, path: Path, other: Circuit | None = None) -> None:
+def write_dot(circuit: Circuit, path: str | Path, other: Circuit | None = None) -> None:
     """Write `dot` to a file."""
-    path.write_text(dot(circuit, other), encoding="utf-8")
+    Path(path).write_text(dot(circuit, other), encoding="utf-8")

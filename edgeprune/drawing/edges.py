@@ -28,10 +28,17 @@ class Edge(NamedTuple):
 @final
 @dataclass(frozen=True)
 class Named:
-    """A circuit and what it is called in the drawing."""
+    """A circuit and what it is called in the drawing.
+
+    Attributes:
+        name: In sliders and legends.
+        circuit: What is drawn.
+        whole: The circuit that this is a part of, if it is one.
+    """
 
     name: str
     circuit: Circuit
+    whole: Circuit | None = None
 
 
 def at_most(named: Named, max_edges: int) -> Named:
@@ -48,7 +55,17 @@ def at_most(named: Named, max_edges: int) -> Named:
             f"{named.name} has {circuit.num_edges:,} edges, more than {max_edges:,}, and no scores to choose "
             "by; give a larger --max-edges"
         )
-    return Named(named.name, circuit & cut_to(circuit, max_edges))  # a part: what was measured of the whole goes
+    return _part(named, circuit & cut_to(circuit, max_edges))
+
+
+def on_paths(named: Named) -> Named:
+    """The edges of a circuit that lie on a path of its edges from an embedding to the logits."""
+    return _part(named, named.circuit.without_dangling()) if named.circuit.num_dangling else named
+
+
+def _part(named: Named, circuit: Circuit) -> Named:
+    """A part of what is drawn; its header says nothing of what was measured of the whole."""
+    return Named(named.name, circuit, named.whole or named.circuit)
 
 
 def ranked(circuit: Circuit) -> list[tuple[int, int]]:

@@ -27,7 +27,13 @@ _LEGEND = {
 }
 
 
-def draw_image(circuit: Circuit, path: Path, other: Circuit | None = None, names: tuple[str, str] = ("A", "B")) -> None:
+def draw_image(
+    circuit: Circuit,
+    path: str | Path,
+    other: Circuit | None = None,
+    names: tuple[str, str] = ("A", "B"),
+    whole: Circuit | None = None,
+) -> None:
     """Draw a circuit, or the difference of two, to an image file.
 
     Args:
@@ -35,6 +41,7 @@ def draw_image(circuit: Circuit, path: Path, other: Circuit | None = None, names
         path: Ends in one of `FORMATS`.
         other: Another circuit of the same graph.
         names: What the two are called in the legend.
+        whole: The circuit that `circuit` is a part of; its size is told as well.
 
     Raises:
         EdgepruneError: The two are of different graphs.
@@ -42,11 +49,13 @@ def draw_image(circuit: Circuit, path: Path, other: Circuit | None = None, names
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
+    path = Path(path)
     graph, keep = union([circuit] if other is None else [circuit, other])
     layout, edges = lay_out(graph, keep), edges_of(circuit, other)
     width, height = layout.width, layout.height + _HEADROOM
     scale = min(_UNIT, _MAX_SIDE / max(width, height))
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "edgeprune", "font.family": "DejaVu Sans"}):
+    fonts: dict[Any, Any] = {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"]}
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "edgeprune", **fonts}):
         figure = Figure(figsize=(width * scale, height * scale), facecolor=LIGHT["ground"])
         axes: Any = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, width), ylim=(layout.height, -_HEADROOM))
@@ -54,7 +63,7 @@ def draw_image(circuit: Circuit, path: Path, other: Circuit | None = None, names
         points = scale / _UNIT  # points of a unit
         _draw_edges(axes, layout, edges, points)
         _draw_nodes(axes, layout, edges, points)
-        _draw_words(axes, circuit, edges, names, points)
+        _draw_words(axes, circuit, edges, names, caption(circuit, whole), points)
         told = {"Date": None} if path.suffix == ".svg" else {"CreationDate": None} if path.suffix == ".pdf" else {}
         try:
             figure.savefig(path, dpi=_DPI, facecolor=LIGHT["ground"], metadata=told)
@@ -105,11 +114,13 @@ def _draw_nodes(axes: Any, layout: Layout, edges: list[Edge], points: float) -> 
         text(8, label.y, label.text, 10, ha="left", color=LIGHT["quiet"])
 
 
-def _draw_words(axes: Any, circuit: Circuit, edges: list[Edge], names: tuple[str, str], points: float) -> None:
+def _draw_words(
+    axes: Any, circuit: Circuit, edges: list[Edge], names: tuple[str, str], told: str, points: float
+) -> None:
     from matplotlib.lines import Line2D
 
     difference = any(edge.colour in ("first", "second", "both") for edge in edges)
-    about = f"{names[0]} and {names[1]}" if difference else caption(circuit)
+    about = f"{names[0]} and {names[1]}" if difference else told
     axes.text(8, -_HEADROOM + 16, title(circuit), fontsize=13 * points, weight="bold", va="center", color=LIGHT["ink"])
     axes.text(8, -_HEADROOM + 34, about, fontsize=10 * points, va="center", color=LIGHT["quiet"])
     used = [name for name in _LEGEND if any(edge.colour == name for edge in edges)]

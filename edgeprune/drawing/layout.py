@@ -2,7 +2,8 @@
 
 Layers are rows, the stream runs upwards: embeddings at the bottom, `logits` on top. Heads stand in the order of their
 numbers with their q, k and v readers below them; heads that share k and v readers stand in one box with one of each.
-MLPs stand in a column of their own at the right, half a row above the heads of their layer, which they can read.
+MLPs stand in a column of their own at the right, half a row above the heads of their layer, which they can read. Where
+a layer has an MLP alone, its row is lower.
 """
 
 import math
@@ -158,24 +159,26 @@ def lay_out(graph: EdgeGraph, keep: Tensor) -> Layout:
     layers = sorted({*groups, *mlps})
     low, high = _ROW_HEIGHTS
     pitch = high - (high - low) * min(len(layers) / _MANY_ROWS, 1.0)
-    height = 2 * _MARGIN + pitch * (len(layers) + 1) + NODE_HEIGHT
+    rises = [pitch if layer in groups else (1 - _MLP_RISE) * pitch for layer in layers]  # to the row above
+    height = 2 * _MARGIN + pitch + sum(rises) + NODE_HEIGHT
     stretch = _stretch(groups, height)
     width = max(2 * HEAD_WIDTH * num_embeddings, *(_width(row, stretch) for row in groups.values()), 0.0)
     middle, mlp_x = _LABEL_WIDTH + width / 2, _LABEL_WIDTH + width + 40.0 + HEAD_WIDTH / 2
-    aside = 0.75 * _bow(pitch * len(layers)) - HEAD_WIDTH / 2  # how far edges between MLPs bow beyond them
+    aside = 0.75 * _bow(sum(rises)) - HEAD_WIDTH / 2  # how far edges between MLPs bow beyond them
     full = (mlp_x + HEAD_WIDTH / 2 + max(aside, 0.0) if mlps else _LABEL_WIDTH + width) + _MARGIN
     made = _Places(graph)
     bottom = height - _MARGIN - NODE_HEIGHT / 2
     for place in range(num_embeddings):
         made.node(place, middle + (place - (num_embeddings - 1) / 2) * 2 * HEAD_WIDTH, bottom, 1.6 * HEAD_WIDTH)
     made.labels.append(RowLabel("embed", bottom))
-    for number, layer in enumerate(layers, start=1):
-        y = bottom - number * pitch
+    y = bottom - pitch
+    for layer, rise in zip(layers, rises, strict=True):
         made.labels.append(RowLabel(f"layer {layer}", y))
         made.row(groups.get(layer, []), middle, y, stretch)
         if layer in mlps:
-            made.node(mlps[layer], mlp_x, y - _MLP_RISE * pitch)
-    made.node(logits, middle, bottom - (len(layers) + 1) * pitch - 0.2 * pitch, 1.6 * HEAD_WIDTH)
+            made.node(mlps[layer], mlp_x, y - (rise - (1 - _MLP_RISE) * pitch))
+        y -= rise
+    made.node(logits, middle, y - 0.2 * pitch, 1.6 * HEAD_WIDTH)
     made.labels.append(RowLabel("logits", made.nodes[-1].y))
     return made.done(middle, full, height, 0.2 * pitch)
 

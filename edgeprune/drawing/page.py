@@ -41,7 +41,7 @@ def viewer_html(circuits: Sequence[Named], start: int = 0, compare: int | None =
         **_edges(keep, [one.circuit for one in circuits]),
         "widths": [WEAKEST, STRONGEST],
         "existing": graph.num_edges,
-        "circuits": [{"name": one.name, "facts": facts(one.circuit)} for one in circuits],
+        "circuits": [{"name": one.name, "facts": facts(one.circuit, one.whole)} for one in circuits],
         "start": start,
         "compare": compare,
     }
@@ -53,10 +53,10 @@ def viewer_html(circuits: Sequence[Named], start: int = 0, compare: int | None =
     )
 
 
-def write_viewer(circuits: Sequence[Named], path: Path, start: int = 0, compare: int | None = None) -> None:
+def write_viewer(circuits: Sequence[Named], path: str | Path, start: int = 0, compare: int | None = None) -> None:
     """Write `viewer_html` to a file."""
     page = viewer_html(circuits, start, compare)
-    with whole_file(path) as partial:
+    with whole_file(Path(path)) as partial:
         partial.write_text(page, encoding="utf-8")
 
 

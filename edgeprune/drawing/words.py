@@ -23,13 +23,14 @@ def title(circuit: Circuit) -> str:
     return " on ".join([*known, *([task] if isinstance(task, str) else [])]) or "Circuit"
 
 
-def facts(circuit: Circuit) -> list[tuple[str, str]]:
-    """Terms and texts: size, method, measures."""
+def facts(circuit: Circuit, whole: Circuit | None = None) -> list[tuple[str, str]]:
+    """Terms and texts: size, method, measures; of a part also the size of the whole."""
     found = [
         ("edges", f"{circuit.num_edges:,} of {circuit.graph.num_edges:,}"),
         ("sparsity", f"{100 * circuit.sparsity:.2f} %"),
         ("dangling", counted(circuit.num_dangling, "edge")),
     ]
+    found += [] if whole is None else [("part of", f"{whole.num_edges:,} edges")]
     found += [(name, str(circuit.header[name])) for name in ("method", "ablation", "split") if name in circuit.header]
     measures: Any = circuit.header.get("metrics")
     measures = measures if isinstance(measures, Mapping) else {}
@@ -41,7 +42,9 @@ def facts(circuit: Circuit) -> list[tuple[str, str]]:
     return found
 
 
-def caption(circuit: Circuit) -> str:
-    """One line under the title of an image."""
-    told = f"{circuit.num_edges:,} of {circuit.graph.num_edges:,} edges, sparsity {100 * circuit.sparsity:.2f} %"
+def caption(circuit: Circuit, whole: Circuit | None = None) -> str:
+    """One line under the title of an image: the circuit's size, and how much of it is drawn if that is a part."""
+    all_of = whole or circuit
+    told = f"{all_of.num_edges:,} of {all_of.graph.num_edges:,} edges, sparsity {100 * all_of.sparsity:.2f} %"
+    told += "" if whole is None else f"; {circuit.num_edges:,} of the {whole.num_edges:,} are drawn"
     return f"{circuit.header['method']}: {told}" if "method" in circuit.header else told

@@ -166,6 +166,17 @@ def test_a_circuit_becomes_a_page_beside_it(tmp_path: Path) -> None:
     assert data["compare"] is None
 
 
+def test_a_part_without_dangling_edges(tmp_path: Path) -> None:
+    edges = ["embed->m0", "m0->logits", "a0.h0->m1"]
+    path = Circuit.from_edges(GRAPH, edges, {"method": "eap"}).save(tmp_path / "one.safetensors")
+    assert main(["draw", str(path), "--without-dangling"]) == 0
+    data = page_data(tmp_path / "one.html")
+    assert [len(order) for order in data["order"]] == [2]
+    assert ["part of", "3 edges"] in data["circuits"][0]["facts"]
+    assert main(["draw", str(path), "--without-dangling", "--out", str(tmp_path / "one.svg")]) == 0
+    assert "2 of the 3 are drawn" in (tmp_path / "one.svg").read_text()
+
+
 def test_a_difference_to_an_edge_list(tmp_path: Path) -> None:
     one = circuit(tmp_path, "one", 9)
     (tmp_path / "truth.json").write_text(json.dumps(["embed->m0", "m0->logits"]))
@@ -211,5 +222,6 @@ def test_mistakes_with_circuits(
 
 def test_options_of_circuits_are_refused_for_patching(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = result("layer", "role").save(tmp_path / "residual.safetensors")
-    assert main(["draw", str(path), "--diff", str(path)]) == 2
-    assert "--diff is for circuits" in error_line(capsys)
+    for option in (["--diff", str(path)], ["--max-edges", "5"], ["--without-dangling"]):
+        assert main(["draw", str(path), *option]) == 2
+        assert f"{option[0]} is for circuits" in error_line(capsys)

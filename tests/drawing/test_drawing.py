@@ -14,7 +14,7 @@ import torch
 
 import edgeprune.drawing
 from edgeprune.circuit import Circuit
-from edgeprune.drawing import Named, at_most, draw_image, viewer_html
+from edgeprune.drawing import Named, at_most, draw_image, on_paths, viewer_html
 from edgeprune.drawing.dot import dot
 from edgeprune.drawing.edges import edges_of, shares
 from edgeprune.drawing.layout import HEAD_WIDTH, NODE_HEIGHT, READER, curve, lay_out
@@ -99,6 +99,18 @@ def test_long_edges_between_places_above_each_other_bow_outwards() -> None:
     assert 0.75 * long.cx1 + 0.25 * long.x1 < layout.width
 
 
+def test_a_layer_with_its_mlp_alone_has_a_lower_row() -> None:
+    edges = ["embed->a0.h0.v", "a0.h0->m1", "m1->m2", "m2->a3.h0.v", "a3.h0->logits"]
+    layout = lay_out(SHARED, Circuit.from_edges(SHARED, edges).keep)
+    heights = {node.name: node.y for node in layout.nodes}
+    rows = {label.text: label.y for label in layout.rows}
+    assert rows["layer 1"] == heights["m1"]
+    assert rows["layer 1"] - rows["layer 2"] < rows["layer 0"] - rows["layer 1"]
+    assert rows["layer 1"] - rows["layer 2"] > NODE_HEIGHT
+    down = ["embed", "a0.h0", "m1", "m2", "a3.h0", "logits"]
+    assert sorted(down, key=lambda name: -heights[name]) == down
+
+
 # -------------------------------------------------------------------- strength
 def test_shares_run_from_nothing_to_the_strongest() -> None:
     circuit = Circuit.from_scores(
@@ -140,6 +152,16 @@ def test_too_many_edges_are_cut_to_the_strongest_or_refused() -> None:
         at_most(Named("x", Circuit(SHARED, circuit.keep)), 10)
 
 
+def test_dangling_edges_are_left_out_and_the_whole_is_remembered() -> None:
+    circuit = Circuit.from_edges(SHARED, ["embed->m0", "m0->logits", "m1->m2"])
+    named = on_paths(Named("x", circuit))
+    assert named.circuit.edges() == ["embed->m0", "m0->logits"]
+    assert named.whole is circuit
+    assert on_paths(named) is named
+    scored = some(SHARED, 60)
+    assert on_paths(at_most(Named("x", scored), 10)).whole is scored
+
+
 # -------------------------------------------------------------------- images and DOT
 def test_an_svg_has_the_curves_and_the_names(tmp_path: Path) -> None:
     circuit = some(OWN, 12)
@@ -152,6 +174,16 @@ def test_an_svg_has_the_curves_and_the_names(tmp_path: Path) -> None:
     assert all(LIGHT[kind] in text for kind in kinds)
     draw_image(circuit, tmp_path / "again.svg")
     assert (tmp_path / "again.svg").read_text() == text, "the same circuit gives the same file"
+
+
+def test_an_image_of_a_part_tells_the_size_of_the_whole(tmp_path: Path) -> None:
+    whole = some(OWN, 12)
+    draw_image(at_most(Named("x", whole), 5).circuit, tmp_path / "x.svg", whole=whole)
+    text = (tmp_path / "x.svg").read_text()
+    assert f"eap: 12 of {OWN.num_edges} edges" in text
+    assert "; 5 of the 12 are drawn" in text
+    draw_image(whole, tmp_path / "whole.svg")
+    assert "are drawn" not in (tmp_path / "whole.svg").read_text()
 
 
 def test_a_difference_as_png_and_pdf(tmp_path: Path) -> None:
