@@ -108,15 +108,19 @@ def _train(model: MaskedModel, runs: ReferenceRuns, batches: list[Any], shape: B
     recipe.build(model.graph)
     optimizer = torch.optim.AdamW(recipe.parameter_groups())
     for step, batch in enumerate(batches):
-        full, ablated = runs(batch, "train")
-
-        def error_of(gates: torch.Tensor, batch: Any = batch, full: Any = full, ablated: Any = ablated) -> torch.Tensor:
-            return masked_mean(kl_divergence(full, gated_logits(model, batch, gates, ablated)), batch.position_mask)
-
-        error, gates = recipe.expected_error(error_of, 0, step)
-        (error + recipe.penalty(gates, 0.0)).backward()
+        _step(model, runs, recipe, batch, step)
         optimizer.step()
         optimizer.zero_grad()
+
+
+def _step(model: MaskedModel, runs: ReferenceRuns, recipe: EdgePruning, batch: Any, step: int) -> None:
+    full, ablated = runs(batch, "train")
+
+    def error_of(gates: torch.Tensor) -> torch.Tensor:
+        return masked_mean(kl_divergence(full, gated_logits(model, batch, gates, ablated)), batch.position_mask)
+
+    error, gates = recipe.expected_error(error_of, 0, step)
+    (error + recipe.penalty(gates, 0.0)).backward()
 
 
 @torch.no_grad()

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from edgeprune.models.masked import MaskedModel
+from edgeprune.models.reads import block_readers
 from edgeprune.models.stack import CHUNK_BYTES
 
-CHUNKS = 8  # tensors of readers' inputs, and of their norms, that are alive at once
+CHUNKS = 6  # pieces of readers' inputs, with what is worked out from them, that are alive at once
 GATE_MATRICES = 8  # float32 tensors per sample of the gates: noise, sample, closed, their gradients
-UNUSED = 0.25  # of what is asked for, held by the allocator beyond it: pieces freed between others that are in use
+UNUSED = 0.1  # of what is asked for, held by the allocator beyond it: pieces freed between others that are in use
 LIBRARIES = 400_000_000  # of a process that holds no weights yet
 PROBE_TOKENS = 128  # of one example at most, with which the activations per token are found out
 
@@ -98,32 +99,55 @@ def training_terms(model: MaskedModel, shape: BatchShape, activations: int) -> d
         shape: Of the batch.
         activations: Bytes per example that autograd keeps: see `activations_per_example`.
     """
-    graph, (heads, head_dim, width) = model.graph, model.family.output_weight(0).shape
-    arch, size = graph.arch, model.dtype.itemsize
-    stack = len(graph.writers) * shape.tokens * width * size
-    states = arch.num_embeddings * width + arch.num_layers * (heads * head_dim + width * arch.has_mlp)
-    gates = shape.masks * graph.exists.numel() * 4
+    arch, (_, head_dim, width) = model.graph.arch, model.family.output_weight(0).shape
+    stack = len(model.graph.writers) * shape.tokens * width * model.dtype.itemsize
     return {
         "stack": stack,
         "its gradient": stack,
+        "readers' inputs": _block_inputs(model, shape),
+        "readers' weights": arch.num_layers * arch.num_attention_readers * head_dim * width * model.dtype.itemsize,
         "activations": activations * shape.batch,
-        "frozen states": states * shape.tokens * size,
-        "readers' chunks": _chunks(model),
-        "gates": GATE_MATRICES * gates,
+        "frozen states": _states(model, shape),
+        "chunks": _chunks(model),
+        "gates": GATE_MATRICES * shape.masks * model.graph.exists.numel() * 4,
     }
 
 
-def evaluation_terms(model: MaskedModel, shape: BatchShape) -> dict[str, int]:
-    """Bytes at the peak of a forward pass without gradients."""
-    graph, (heads, head_dim, width) = model.graph, model.family.output_weight(0).shape
-    arch, size = graph.arch, model.dtype.itemsize
-    states = arch.num_embeddings * width + arch.num_layers * (heads * head_dim + width * arch.has_mlp)
+def evaluation_terms(
+    model: MaskedModel, shape: BatchShape, left_over: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """Bytes at the peak of a forward pass without gradients.
+
+    Args:
+        model: The model.
+        shape: Of the batch.
+        left_over: Terms of training steps that came before: their large buffers are kept, and used again.
+    """
+    width = model.family.output_weight(0).shape[-1]
+    terms = {
+        "stack": len(model.graph.writers) * shape.tokens * width * model.dtype.itemsize,
+        "its gradient": 0,
+        "readers' inputs": _block_inputs(model, shape),
+    }
+    kept = {name: max(num_bytes, (left_over or {}).get(name, 0)) for name, num_bytes in terms.items()}
     return {
-        "stack": len(graph.writers) * shape.tokens * width * size,
-        "frozen states": 2 * states * shape.tokens * size,
+        **{name: num_bytes for name, num_bytes in kept.items() if num_bytes},
+        "frozen states": 2 * _states(model, shape),  # made, and put together
         "logits": 4 * shape.batch * shape.positions * num_outputs(model) * 4,
-        "readers' chunks": _chunks(model) // 2,
+        "chunks": _chunks(model),
     }
+
+
+def _block_inputs(model: MaskedModel, shape: BatchShape) -> int:
+    arch, width = model.graph.arch, model.family.output_weight(0).shape[-1]
+    readers = block_readers(arch.num_layers, arch.readers_per_layer)
+    return readers * shape.tokens * width * model.dtype.itemsize
+
+
+def _states(model: MaskedModel, shape: BatchShape) -> int:
+    arch, (heads, head_dim, width) = model.graph.arch, model.family.output_weight(0).shape
+    per_token = arch.num_embeddings * width + arch.num_layers * (heads * head_dim + width * arch.has_mlp)
+    return per_token * shape.tokens * model.dtype.itemsize
 
 
 def _chunks(model: MaskedModel) -> int:
@@ -168,7 +192,7 @@ def _kept_by_autograd(model: MaskedModel, shape: BatchShape, loss: Loss) -> int:
             found[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    gates = model.graph.all_open().to(model.device).requires_grad_()
+    gates = torch.full(model.graph.shape, 0.5, device=model.device, requires_grad=True)
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         loss(full, model(ids, gates, states, positions=positions).float()).mean()
     return sum(found.values())

@@ -46,10 +46,10 @@ def plan_fit(module: PruningModule, data: Any, trainer: pl.Trainer) -> MemoryPla
         _accumulate(trainer, data.target_batch_size // size)
     if "eval_batch_size" in data.open_sizes:
         size = data.eval_batch_size
-        while size > 1 and not needs.evaluation(size).fits:
+        while size > 1 and not needs.evaluation(size, data.batch_size).fits:
             size //= 2
         data.settle(eval_batch_size=size)
-    training, evaluation = needs.training(data.batch_size), needs.evaluation(data.eval_batch_size)
+    training, evaluation = needs.training(data.batch_size), needs.evaluation(data.eval_batch_size, data.batch_size)
     plan = max(training, evaluation, key=lambda plan: plan.total)
     if not plan.fits:
         raise EdgepruneError(f"{plan}: {_remedy(needs, data, plan is training)}")
@@ -74,11 +74,14 @@ class _Needs:
         terms = training_terms(self.model, replace(self._training, batch=batch), self._activations)
         return plan_of(self.model, terms, self._kept, self.device, self.num_processes)
 
-    def evaluation(self, batch: int) -> MemoryPlan:
+    def evaluation(self, batch: int, trained_with: int) -> MemoryPlan:
         """Of judging circuits, several of which are run at once as long as the batch is small."""
         shape = self._evaluation
         wide = replace(shape, batch=max(batch, TOKENS_AT_ONCE // shape.seq))
-        return plan_of(self.model, evaluation_terms(self.model, wide), self._kept, self.device, self.num_processes)
+        trained = training_terms(self.model, replace(self._training, batch=trained_with), 0)
+        return plan_of(
+            self.model, evaluation_terms(self.model, wide, trained), self._kept, self.device, self.num_processes
+        )
 
 
 def _most_kept(module: PruningModule, data: Any) -> int:
@@ -105,8 +108,12 @@ def _accumulate(trainer: pl.Trainer, parts: int) -> None:
 
 def _remedy(needs: _Needs, data: Any, training: bool) -> str:
     """What a user can change so that the run fits."""
-    name, plan_with = ("batch_size", needs.training) if training else ("eval_batch_size", needs.evaluation)
-    size = getattr(data, name)
+    name = "batch_size" if training else "eval_batch_size"
+    size: int = getattr(data, name)
+
+    def plan_with(size: int) -> MemoryPlan:
+        return needs.training(size) if training else needs.evaluation(size, data.batch_size)
+
     fitting = next((smaller for smaller in range(size - 1, 0, -1) if plan_with(smaller).fits), None)
     advice = [] if fitting is None else [f"set data.{name} to {fitting} or less (now {size}), or to auto"]
     if fitting is not None and training:

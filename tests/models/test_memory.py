@@ -1,5 +1,6 @@
 """The memory plan: its terms are the sizes of what they name, and what is available is what the system says."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from edgeprune.memory import (
 )
 from edgeprune.models.family import registry
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.stack import DeltaStack
+from edgeprune.models.reads import LayerReads
+from edgeprune.models.stack import Workspace
 from edgeprune.objectives.faithfulness import kl_divergence
 from tests.models.test_conformance import build
 
@@ -35,14 +37,21 @@ def model(request: pytest.FixtureRequest) -> MaskedModel:
 def test_the_stack_and_the_states_have_their_sizes(model: MaskedModel) -> None:
     ids = torch.zeros(SHAPE.batch, SHAPE.seq, dtype=torch.long)
     states = model.record(ids)
-    stack = DeltaStack(len(model.graph.writers), states.embeddings[0].flatten(0, 1))
+    stream = states.embeddings[0].flatten(0, 1)
+    reads = LayerReads(model, torch.full((1, *model.graph.shape), 0.5), stream, Workspace())
     size = states.embeddings.nbytes + states.heads.nbytes + (0 if states.mlps is None else states.mlps.nbytes)
     terms = training_terms(model, SHAPE, 1000)
-    assert terms["stack"] == terms["its gradient"] == stack.delta.nbytes == stack.take_grad().nbytes
+    assert terms["stack"] == terms["its gradient"] == reads.stack.delta.nbytes == reads.stack.take_grad().nbytes
+    assert terms["readers' inputs"] == reads.stack.mixed.nbytes
+    layers = range(model.graph.arch.num_layers)
+    assert terms["readers' weights"] == sum(reads._projection(layer).weight.nbytes for layer in layers)
     assert terms["frozen states"] == size
     assert terms["activations"] == 5000
     evaluated = evaluation_terms(model, SHAPE)
     assert evaluated["stack"] == terms["stack"]
+    assert "its gradient" not in evaluated
+    after = evaluation_terms(model, replace(SHAPE, batch=1), terms)  # buffers of training steps are kept
+    assert [after[name] for name in list(terms)[:3]] == [terms[name] for name in list(terms)[:3]]
     assert evaluated["logits"] % model.full(ids, positions=ids[:, :2]).float().nbytes == 0
 
 
@@ -63,17 +72,17 @@ def test_long_examples_are_scaled_up(model: MaskedModel, monkeypatch: pytest.Mon
 
 def test_a_plan_adds_up() -> None:
     plan = MemoryPlan(weights=10, process=20, terms={"stack": 30}, kept=10, available=80)
-    assert plan.total == 10 + 20 + 30 + 10 + UNUSED * 40
+    assert plan.total == 10 + 20 + 30 + 10 + int(UNUSED * 40)
     assert plan.fits
-    assert not MemoryPlan(10, 20, {"stack": 30}, 10, 79).fits
+    assert not MemoryPlan(10, 20, {"stack": 30}, 10, plan.total - 1).fits
     assert MemoryPlan(10, 20, {"stack": 30}, 10, None).fits
 
 
 def test_a_plan_is_one_line() -> None:
     plan = MemoryPlan(500_000_000, 400_000_000, {"stack": 240_000_000}, 160_000_000, 8_000_000_000)
     assert str(plan) == (
-        "memory in GB: at most 1.40 of 8.0 available (process 0.40, weights 0.50, stack 0.24, kept runs 0.16, "
-        "allocator 0.10)"
+        "memory in GB: at most 1.34 of 8.0 available (process 0.40, weights 0.50, stack 0.24, kept runs 0.16, "
+        "allocator 0.04)"
     )
 
 
