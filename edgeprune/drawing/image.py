@@ -15,6 +15,7 @@ _UNIT = 1 / 72  # inches of a unit of the layout
 _HEADROOM = 52.0  # for title and legend, units
 _MAX_SIDE = 60.0  # inches
 _DPI = 160
+_FONTS = ["DejaVu Sans", "Verdana", "Arial", "sans-serif"]  # an SVG is shown with the first that is there
 _LEGEND = {
     "q": "into q",
     "k": "into k",
@@ -54,7 +55,7 @@ def draw_image(
     layout, edges = lay_out(graph, keep), edges_of(circuit, other)
     width, height = layout.width, layout.height + _HEADROOM
     scale = min(_UNIT, _MAX_SIDE / max(width, height))
-    fonts: dict[Any, Any] = {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"]}
+    fonts: dict[Any, Any] = {"font.family": "sans-serif", "font.sans-serif": _FONTS}
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "edgeprune", **fonts}):
         figure = Figure(figsize=(width * scale, height * scale), facecolor=LIGHT["ground"])
         axes: Any = figure.add_axes((0, 0, 1, 1))
