@@ -2,6 +2,7 @@
 
 import html
 import importlib
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -108,9 +109,10 @@ def _table(rows: list[tuple[str, str]], caption: str = "") -> str:
 
 
 def _plain(value: Any) -> str:
-    """A value of the header on one line; of a task only its name."""
+    """A value of the header on one line; of a task only its name, of measures those that are defined."""
     if isinstance(value, dict):
         if "task" in value:
             return str(value["task"])
-        return ", ".join(f"{key} {item:.4g}" for key, item in value.items() if isinstance(item, int | float))
+        known = {key: item for key, item in value.items() if isinstance(item, int | float) and not math.isnan(item)}
+        return ", ".join(f"{key} {item:.4g}" for key, item in known.items())
     return str(value)

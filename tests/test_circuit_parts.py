@@ -1,6 +1,7 @@
 """Parts of circuits and what they become in other libraries, against walks along single edges."""
 
 import importlib
+import math
 from typing import Any
 
 import networkx
@@ -195,9 +196,10 @@ def test_a_missing_library_is_named_with_its_extra(method: str, name: str, monke
 
 
 def test_a_notebook_shows_text_as_text() -> None:
-    shown = some(SHARED, model="<b>m</b>", metrics={"kl": 0.25})._repr_html_()
+    shown = some(SHARED, model="<b>m</b>", metrics={"kl": 0.25, "logit_difference": math.nan})._repr_html_()
     assert "&lt;b&gt;m" in shown
     assert "<b>m" not in shown
     assert "kl 0.25" in shown
+    assert "logit_difference" not in shown
     best = max(some(SHARED).to_dataframe().to_dict("records"), key=lambda row: row["score"])
     assert shown.split("strongest edges")[1].index("->".join(best["edge"].split("->")).replace(">", "&gt;")) < 80
