@@ -16,7 +16,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.sweeps.command import fit_arguments, trial_command, unknown_macros
 from edgeprune.sweeps.executors import run_local, run_ray
 from edgeprune.sweeps.file import SweepFile
-from edgeprune.sweeps.parameters import nested
+from edgeprune.sweeps.parameters import nested, short
 from edgeprune.sweeps.sampling import check_optuna
 from edgeprune.sweeps.store import PLAN, Store, Trial
 
@@ -184,20 +184,6 @@ def trial_table(store: Store, trials: Sequence[Trial]) -> Table:
             str(trial.number), *(_cell(trial.values[name]) for name in varied), state, value, seconds, trial.host
         )
     return table
-
-
-def short(name: str, names: Sequence[str]) -> str:
-    """The last words of a dotted name that tell it from the others.
-
-    >>> short("model.recipe.init_args.target", ["model.recipe.init_args.target", "seed_everything"])
-    'target'
-    """
-    words = name.split(".")
-    for count in range(1, len(words)):
-        tail = ".".join(words[-count:])
-        if sum(other == tail or other.endswith(f".{tail}") for other in names) == 1:
-            return tail
-    return name
 
 
 def _cell(value: object) -> str:

@@ -156,6 +156,20 @@ def nested(parameters: Sequence[Parameter], values: Mapping[str, Any]) -> dict[s
     return tree
 
 
+def short(name: str, names: Sequence[str]) -> str:
+    """The last words of a dotted name that tell it from the others.
+
+    >>> short("model.recipe.init_args.target", ["model.recipe.init_args.target", "seed_everything"])
+    'target'
+    """
+    words = name.split(".")
+    for count in range(1, len(words)):
+        tail = ".".join(words[-count:])
+        if sum(other == tail or other.endswith(f".{tail}") for other in names) == 1:
+            return tail
+    return name
+
+
 def _leaves(section: Any, path: tuple[str, ...], where: str) -> Iterator[Parameter]:
     if not isinstance(section, dict):
         raise EdgepruneError(f"{where}: {_named(path)} must be a mapping of names to values, got {section!r}")

@@ -2,11 +2,12 @@
 
 import csv
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from rich.console import Console
 from rich.table import Table
@@ -14,12 +15,19 @@ from rich.table import Table
 from edgeprune.errors import EdgepruneError
 from edgeprune.objectives import Objective
 from edgeprune.paths import whole_file
+from edgeprune.sweeps.parameters import short
 from edgeprune.sweeps.store import Store, Trial
 from edgeprune.sweeps.worker import RUN
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SEED = "seed_everything"
+MOST_SETTINGS = 8  # that have a colour each in the plot
+FAR = 2.0  # times the greatest error: random circuits from there on are told, not drawn
 NEAR = 2  # digits that the sparsity of a circuit of no asked one is rounded to
 ERRORS: dict[Objective, str] = {"kl": "KL(full || circuit), nats", "squared_error": "squared error of the outputs"}
+_NAME = re.compile(r"(?:^|, )([\w.]+)=")  # of a parameter in `Found.settings`
 
 
 @final
@@ -177,38 +185,56 @@ def write_summary(folder: Path, found: Sequence[Found]) -> None:
 
 
 def plot(found: Sequence[Found], path: Path) -> None:
-    """One panel for each problem: share of edges kept against error; colour by method, bars over seeds.
+    """Write `frontier_figure` to an image file."""
+    frontier_figure(found).savefig(path, dpi=130)
 
-    Circuits without any edge have no place on the logarithmic axis and are left out.
+
+def frontier_figure(found: Sequence[Found]) -> "Figure":
+    """One panel for each problem: share of edges kept against error, bars over seeds.
+
+    Colours tell settings apart where there is one method with few of them, else methods. Circuits without any edge have
+    no place on the logarithmic axis and are left out.
     """
     from matplotlib.figure import Figure
 
     problems = sorted({item.problem for item in found})
-    methods = sorted({item.method for item in found})
+    colours = _colours(found)
     figure = Figure(figsize=(6.4 * len(problems), 4.4), layout="constrained")
     panels = figure.subplots(1, len(problems), squeeze=False)[0]
     for axes, problem in zip(panels, problems, strict=True):
-        _panel(axes, [item for item in found if item.problem == problem and item.edges], methods)
+        _panel(axes, [item for item in found if item.problem == problem and item.edges], colours)
         axes.set_title(problem)
-    figure.savefig(path, dpi=130)
+    return figure
 
 
-def _panel(axes: Any, found: Sequence[Found], methods: Sequence[str]) -> None:
-    colours = {method: f"C{number}" for number, method in enumerate(methods)}
-    for (_, method, _), alike in series(found).items():
-        seeds = spread(alike)
-        kept = [100 * (1 - fmean(item.sparsity for item in alike if item.level == level)) for level in seeds]
-        means = [mean for _, mean, _ in seeds.values()]
-        bars = [[mean - least for least, mean, _ in seeds.values()], [most - mean for _, mean, most in seeds.values()]]
-        axes.errorbar(kept, means, bars, fmt="o-", markersize=3.5, capsize=3, color=colours[method], alpha=0.75)
-    for method in sorted({item.method for item in found}):
-        axes.plot([], [], "o-", color=colours[method], label=f"{method}, mean and range over seeds")
+def _colours(found: Sequence[Found]) -> dict[tuple[str, str], tuple[str, str]]:
+    """A colour and a name in the legend for each method and settings."""
+    kinds = list(dict.fromkeys((item.method, item.settings) for item in found))
+    methods = sorted({method for method, _ in kinds})
+    if len(methods) == 1 and 1 < len(kinds) <= MOST_SETTINGS:
+        names = list(dict.fromkeys(name for _, settings in kinds for name in _NAME.findall(settings)))
+        texts = [_NAME.sub(lambda one: one[0].replace(one[1], short(one[1], names)), kind[1]) for kind in kinds]
+        return {kind: (f"C{place}", texts[place]) for place, kind in enumerate(kinds)}
+    return {kind: (f"C{methods.index(kind[0])}", kind[0]) for kind in kinds}
+
+
+def _panel(axes: Any, found: Sequence[Found], colours: dict[tuple[str, str], tuple[str, str]]) -> None:
+    grouped = series(found)
+    named: dict[str, Any] = {}
+    for place, ((_, *kind), alike) in enumerate(grouped.items()):
+        colour, name = colours[kind[0], kind[1]]
+        aside = 1.012 ** (place - (len(grouped) - 1) / 2)  # bars of several series beside each other
+        named.setdefault(name, _series(axes, alike, colour, aside))
     winners = best(found)
     kept = [100 * (1 - item.sparsity) for item in winners]
-    axes.plot(kept, [item.error for item in winners], "k*", markersize=9, label="best of each sparsity", zorder=5)
-    axes.plot(
-        kept, [item.random_error for item in winners], "s--", color="0.6", markersize=4, label="random, of its size"
+    lines = dict(named)
+    (lines["best of each sparsity"],) = axes.plot(
+        kept, [item.error for item in winners], "k*", markersize=8, zorder=5, markerfacecolor="none"
     )
+    if not all(item.reached for item in found):
+        (lines["hollow: never reached, cut from the final gates"],) = axes.plot([], [], "o", color="0.4", mfc="white")
+    name, line = _random(axes, found, kept, winners)
+    lines[name] = line
     labels = sorted({ERRORS[item.objective] for item in found})
     axes.set(xlabel="edges kept (%)", ylabel=" or ".join(labels))
     axes.set_xscale("log")
@@ -216,7 +242,43 @@ def _panel(axes: Any, found: Sequence[Found], methods: Sequence[str]) -> None:
     axes.minorticks_off()
     axes.invert_xaxis()
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
+    several = any(len({item.seed for item in alike}) > 1 for alike in grouped.values())
+    axes.legend(
+        list(lines.values()),
+        list(lines),
+        frameon=False,
+        fontsize=8,
+        title="mean and range over seeds" if several else None,
+        title_fontsize=8,
+    )
+
+
+def _series(axes: Any, alike: Sequence[Found], colour: str, aside: float) -> Any:
+    """Means and ranges over seeds; hollow where any seed's gates were never that sparse."""
+    seeds = spread(alike)
+    at = {level: [item for item in alike if item.level == level] for level in seeds}
+    kept = [100 * aside * (1 - fmean(item.sparsity for item in items)) for items in at.values()]
+    means = [mean for _, mean, _ in seeds.values()]
+    bars = [[mean - least for least, mean, _ in seeds.values()], [most - mean for _, mean, most in seeds.values()]]
+    drawn = axes.errorbar(kept, means, bars, fmt="o-", markersize=4, capsize=3, color=colour, alpha=0.8)
+    for x, mean, items in zip(kept, means, at.values(), strict=True):
+        if not all(item.reached for item in items):
+            axes.plot(x, mean, "o", markersize=4, color=colour, markerfacecolor="white", zorder=4)
+    return drawn
+
+
+def _random(axes: Any, found: Sequence[Found], kept: Sequence[float], winners: Sequence[Found]) -> tuple[str, Any]:
+    """The random circuits of the winners' sizes: a line, or where that is far above the others words in the legend."""
+    errors = [item.random_error for item in winners]
+    top = max((item.error for item in found if math.isfinite(item.error)), default=0.0)
+    style = {"color": "0.6", "markersize": 4}
+    if top and min(errors, default=0.0) > FAR * top:
+        axes.set_ylim(0, 1.1 * top)
+        (line,) = axes.plot([], [], "s--", **style)
+        least, most = (f"{value:.2f}" for value in (min(errors), max(errors)))
+        return f"random, of its size: {least if least == most else f'{least} to {most}'}, above", line
+    (line,) = axes.plot(kept, errors, "s--", **style)
+    return "random, of its size", line
 
 
 def _finite(error: float) -> float:

@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import Namespace
 
 from edgeprune.cli import main
-from edgeprune.cli.sweep import probes, short, trial_table
+from edgeprune.cli.sweep import probes, trial_table
 from edgeprune.cli.trial import log_as_trial, trial_folder
 from edgeprune.sweeps.file import SweepFile
 from edgeprune.sweeps.store import Store
@@ -187,11 +187,6 @@ def test_a_search_without_an_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_every_value_is_probed_once_beside_the_first_of_the_others(tmp_path: Path) -> None:
     tried = [tuple(values.values()) for values in probes(SweepFile.read(write_sweep(tmp_path)))]
     assert tried == [(0.1, 0), (0.2, 0), (0.3, 0), (0.1, 1)]
-
-
-def test_names_are_as_short_as_they_stay_apart() -> None:
-    names = ["a.target", "b.target", "seed"]
-    assert [short(name, names) for name in names] == ["a.target", "b.target", "seed"]
 
 
 def test_the_table_shows_what_varies(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import scipy.stats
 import yaml
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.sweeps.parameters import Choice, Continuous, Parameter, Whole, nested, read_parameters
+from edgeprune.sweeps.parameters import Choice, Continuous, Parameter, Whole, nested, read_parameters, short
 
 HALF = [0.1, 0.25, 0.5, 0.75, 0.9]
 
@@ -114,3 +114,8 @@ def test_a_bad_parameter_is_named(text: str, said: str) -> None:
         read_parameters(yaml.safe_load(text), "s.yaml")
     assert said in str(error.value)
     assert str(error.value).startswith("s.yaml: ")
+
+
+def test_names_are_as_short_as_they_stay_apart() -> None:
+    names = ["a.target", "b.target", "seed"]
+    assert [short(name, names) for name in names] == ["a.target", "b.target", "seed"]

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.sweeps.summary import Found, best, plot, series, spread, summarise
+from edgeprune.sweeps.summary import Found, best, frontier_figure, plot, series, spread, summarise
 from edgeprune.sweeps.worker import work
 from tests.sweeps.test_store import NEVER
 from tests.sweeps.trials import make_store
@@ -76,3 +76,35 @@ def test_a_plot_of_several_problems_and_methods(tmp_path: Path) -> None:
     ]
     plot([*found, replace(ONE, level=1.0, sparsity=1.0, edges=0)], tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
+
+
+def legend(found: list[Found]) -> list[str]:
+    shown = frontier_figure(found).axes[0].get_legend()
+    assert shown is not None
+    return [shown.get_title().get_text(), *(text.get_text() for text in shown.get_texts())]
+
+
+def test_few_settings_of_one_method_are_told_apart() -> None:
+    found = [
+        replace(ONE, trial=trial, settings=f"model.recipe.lr={rate}, data.size=5", seed=seed, level=level, error=error)
+        for trial, (rate, seed) in enumerate([(0.1, 0), (0.1, 1), (0.2, 0)])
+        for level, error in ((0.8, 0.1), (0.9, 0.5))
+    ]
+    ends = ["best of each sparsity", "random, of its size: 2.00, above"]
+    assert legend(found) == ["mean and range over seeds", "lr=0.1, size=5", "lr=0.2, size=5", *ends]
+    many = [replace(ONE, settings=f"lr={rate}", seed=rate % 2) for rate in range(9)]
+    assert legend(many) == ["", "EdgePruning", *ends]
+    assert legend([*found, replace(ONE, method="UGS")])[1:3] == ["EdgePruning", "UGS"]
+
+
+def test_random_circuits_are_drawn_where_they_do_not_dwarf_the_others() -> None:
+    near = replace(ONE, random_error=0.6)
+    assert legend([near])[-1] == "random, of its size"
+    assert frontier_figure([near]).axes[0].get_ylim()[1] > 0.6
+    far = [replace(ONE, random_error=4.0), replace(ONE, level=0.95, sparsity=0.95, random_error=4.1)]
+    assert legend(far)[-1] == "random, of its size: 4.00 to 4.10, above"
+    assert 0.5 < frontier_figure(far).axes[0].get_ylim()[1] < 0.6
+
+
+def test_circuits_that_were_never_reached_are_hollow() -> None:
+    assert "hollow: never reached, cut from the final gates" in legend([ONE, replace(ONE, level=0.95, reached=False)])
