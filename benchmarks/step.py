@@ -1,21 +1,25 @@
-"""Cost of one training step against a plain Hugging Face forward and backward of the same batch, in one process.
+"""Cost of a training step, and of a step of integrated gradients, against a plain forward and backward, in one process.
 
-    python benchmarks/step.py --shape gpt2 --batch 32 --seq 16
+    python benchmarks/step.py                      # the table of docs/performance.md: minutes
+    python benchmarks/step.py --growth             # step time against the number of layers
+    python benchmarks/step.py --cases gpt2:32x16:float32 --rounds 3
 
-Both sides score the last position only. The plain side is the stock model with frozen weights and a gradient to its
-input embeddings; `step` is record + masked forward + backward + optimizer; `cached` is the same without the record. The
-kinds take turns, so a change of the machine's speed hits all of them; ratios are medians of the ratios of one round.
-Peak memory is measured in a process of its own per kind.
+Everything scores the last position only. `plain` is the stock Hugging Face body with frozen weights and a gradient to the
+input embeddings, then its head on the last position; `step` is record + masked forward + backward + optimizer; `cached`
+the same without the record; `attribution` the masked forward and backward with every edge open, which EAP takes once and
+EAP-IG once per integration step. The kinds take turns, so a change of the machine's speed hits all of them; ratios are
+medians of the ratios of one round. Peak memory is measured in a process of its own per kind.
 """
 
 import argparse
-import json
+import math
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
@@ -24,96 +28,161 @@ from edgeprune.gates import HardConcrete, uniform_noise
 from edgeprune.models.masked import MaskedModel
 from edgeprune.objectives import kl_divergence
 
-SHAPES = {
+SHAPES: dict[str, Any] = {
     "gpt2": GPT2Config(),
     "smollm2": LlamaConfig(
         hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
         vocab_size=49152, tie_word_embeddings=True,
     ),
 }  # fmt: skip
+CASES = ("gpt2:32x16:float32", "gpt2:32x16:bfloat16", "gpt2:8x16:float32", "smollm2:8x16:float32")
+GROWTH = (6, 12, 24, 48)
 
 
-def kinds(shape: str, batch: int, seq: int, dtype: torch.dtype) -> dict[str, Callable[[], None]]:
+def growing(layers: int) -> GPT2Config:
+    """A GPT-2 of width 256 with 4 heads."""
+    return GPT2Config(n_embd=256, n_head=4, n_layer=layers, vocab_size=1000)
+
+
+def kinds(config: Any, batch: int, seq: int, dtype: torch.dtype, device: str = "cpu") -> dict[str, Callable[[], None]]:
     """The things to time, by name."""
     torch.manual_seed(0)
-    hf = AutoModelForCausalLM.from_config(SHAPES[shape]).to(dtype).eval()
+    hf = AutoModelForCausalLM.from_config(config).to(device, dtype).eval()
     model = MaskedModel(hf)
-    clean, corrupted = torch.randint(0, hf.config.vocab_size, (2, batch, seq))
-    last = torch.full((batch, 1), seq - 1)
-    gates = HardConcrete(model.graph.num_edges, init_mean=2.0)
+    clean, corrupted = torch.randint(0, hf.config.vocab_size, (2, batch, seq), device=device)
+    last = torch.full((batch, 1), seq - 1, device=device)
+    gates = HardConcrete(model.graph.num_edges, init_mean=2.0).to(device)
     optimizer = torch.optim.Adam([gates.log_alpha], lr=0.1)
-    reference = model.full(clean, positions=last).log_softmax(-1).detach()
+    reference = model.full(clean, positions=last).float().log_softmax(-1).detach()
     kept = model.record(corrupted)
+    difference = kept.minus(model.record(clean))
 
     def plain() -> None:
         embeddings = hf.get_input_embeddings()(clean).requires_grad_()
-        logits = hf(inputs_embeds=embeddings, logits_to_keep=1).logits
-        kl_divergence(reference, logits).mean().backward()
+        stream = hf.base_model(inputs_embeds=embeddings).last_hidden_state[:, -1].contiguous()
+        kl_divergence(reference, hf.lm_head(stream)[:, None].float()).mean().backward()
 
     def step(cached: bool) -> None:
         ablated = kept if cached else model.record(corrupted)
         z = gates.sample(uniform_noise(0, 0, gates.num_gates))
-        logits = model(clean, model.graph.to_matrix(z), ablated, positions=last)
+        logits = model(clean, model.graph.to_matrix(z), ablated, positions=last).float()
         loss = kl_divergence(reference, logits).mean() + gates.prob_open().mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    return {"plain": plain, "step": lambda: step(False), "cached": lambda: step(True)}
+    def attribution() -> None:
+        open_ = model.graph.all_open(device=device).requires_grad_()
+        logits = model(clean, open_, difference, positions=last, relative=True).float()
+        torch.autograd.grad(logits[..., 0].sum(), open_)
+
+    return {"plain": plain, "step": lambda: step(False), "cached": lambda: step(True), "attribution": attribution}
 
 
-def main() -> None:
-    """Time every kind in turn, then measure the memory of each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="gpt2")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--seq", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--only", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    things = kinds(options.shape, options.batch, options.seq, getattr(torch, options.dtype))
-    if options.only:
-        loaded = _resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # start the peak again: building the model does not count
-        things[options.only]()
-        things[options.only]()
-        print(loaded, _resident("VmHWM"))
-        return
+def timed(things: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each kind in each round, after two rounds to warm up."""
     times: dict[str, list[float]] = {name: [] for name in things}
-    for round_ in range(options.rounds + 2):
-        for name in times:
+    for number in range(rounds + 2):
+        for name, thing in things.items():
             start = time.perf_counter()
-            things[name]()
-            if round_ >= 2:
+            thing()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if number >= 2:
                 times[name].append(time.perf_counter() - start)
-    memory = {name: _memory(name) for name in times}
-    rows = {
-        name: {
-            "seconds": round(statistics.median(seconds), 3),
-            "ratio": round(statistics.median(a / b for a, b in zip(seconds, times["plain"], strict=True)), 2),
-            "peak_gb": round(memory[name][1], 2),
-            "above_loaded_gb": round(memory[name][1] - memory[name][0], 2),
-        }
-        for name, seconds in times.items()
-    }
-    print(json.dumps({"options": vars(options), "torch": torch.__version__, "rows": rows}, indent=1))
+    return times
 
 
-def _memory(name: str) -> tuple[float, float]:
+def ratio(times: dict[str, list[float]], name: str) -> float:
+    """Median over rounds of a kind's time over that of `plain` in the same round."""
+    return statistics.median(a / b for a, b in zip(times[name], times["plain"], strict=True))
+
+
+def table(cases: list[str], rounds: int) -> None:
+    """Print one table of all cases."""
+    print("| shape, batch, dtype | kind | seconds | times plain | peak memory, GB | above the loaded model, GB |")
+    print("|---|---|---|---|---|---|")
+    for case in cases:
+        times = timed(kinds(*parsed(case)), rounds)
+        for name, seconds in times.items():
+            loaded, peak = memory(case, name)
+            print(
+                f"| {case.replace(':', ', ')} | {name} | {statistics.median(seconds):.3f} | {ratio(times, name):.2f} | "
+                f"{peak:.2f} | {peak - loaded:.2f} |",
+                flush=True,
+            )
+
+
+def growth(rounds: int) -> None:
+    """Print the times by number of layers, and the exponents of a power law through them."""
+    print("| layers | edges | plain, s | cached, s | times plain |")
+    print("|---|---|---|---|---|")
+    found: dict[str, list[float]] = {"plain": [], "cached": []}
+    for layers in GROWTH:
+        things = kinds(growing(layers), 16, 16, torch.float32)
+        times = timed({name: things[name] for name in found}, rounds)
+        for name, values in found.items():
+            values.append(statistics.median(times[name]))
+        edges = MaskedModel(AutoModelForCausalLM.from_config(growing(layers))).graph.num_edges
+        plain, cached = (values[-1] for values in found.values())
+        print(f"| {layers} | {edges:,} | {plain:.3f} | {cached:.3f} | {ratio(times, 'cached'):.2f} |", flush=True)
+    for name, values in found.items():
+        print(f"{name}: seconds grow as layers ** {exponent(GROWTH, values):.2f}")
+
+
+def exponent(sizes: tuple[int, ...], values: list[float]) -> float:
+    """Slope of a straight line through logarithms."""
+    return statistics.linear_regression([math.log(size) for size in sizes], [math.log(value) for value in values]).slope
+
+
+def parsed(case: str) -> tuple[Any, int, int, torch.dtype]:
+    """`gpt2:32x16:float32` as arguments of `kinds`."""
+    shape, size, dtype = case.split(":")
+    batch, seq = (int(part) for part in size.split("x"))
+    return SHAPES[shape], batch, seq, getattr(torch, dtype)
+
+
+def memory(case: str, name: str) -> tuple[float, float]:
     """Resident memory of a process of its own, in 1e9 bytes: with everything loaded, and at the peak of two runs."""
-    done = subprocess.run(
-        [sys.executable, __file__, *sys.argv[1:], "--only", name], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, __file__, "--cases", case, "--only", name, "--threads", str(torch.get_num_threads())]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     loaded, peak = (float(value) for value in done.stdout.split()[-2:])
     return loaded, peak
+
+
+def only(case: str, name: str) -> None:
+    """In a process of its own: run one kind twice and print its memory."""
+    things = kinds(*parsed(case))
+    loaded = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # start the peak again: building the model does not count
+    things[name]()
+    things[name]()
+    print(loaded, _resident("VmHWM"))
 
 
 def _resident(field: str) -> float:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024 / 1e9
+
+
+def main() -> None:
+    """Time every kind in turn, then measure the memory of each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", default=list(CASES), help="shape:BATCHxSEQ:dtype")
+    parser.add_argument("--growth", action="store_true", help="time against the number of layers instead")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.only:
+        only(options.cases[0], options.only)
+        return
+    print(f"torch {torch.__version__}, {options.threads} threads, {options.rounds} rounds")
+    if options.growth:
+        growth(options.rounds)
+    else:
+        table(options.cases, options.rounds)
 
 
 if __name__ == "__main__":

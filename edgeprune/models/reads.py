@@ -113,10 +113,13 @@ class LayerReads:
         arch, family = self.model.graph.arch, self.model.family
         norm = family.read_norm(layer)
         weights = [part.transpose(1, 2) for part in family.qkv_weights(layer)]
-        times = (1, arch.num_kv_readers // arch.num_kv_heads, arch.num_kv_readers // arch.num_kv_heads)
-        weight = torch.cat([part.repeat_interleave(count, 0) for part, count in zip(weights, times, strict=True)])
-        zero = weight.new_zeros((1, 1, weight.shape[-1])) if norm.bias is None else norm.bias[None, None]
-        offset = torch.cat(self.model._repeat_kv(family.qkv(layer, zero)), -1).view(len(weight), -1)
-        if norm.weight is not None:
-            weight = weight * norm.weight
+        zero = weights[0].new_zeros((1, 1, weights[0].shape[-1])) if norm.bias is None else norm.bias[None, None]
+        offset = torch.cat(self.model._repeat_kv(family.qkv(layer, zero)), -1).view(arch.num_attention_readers, -1)
+        width = offset.shape[-1]
+        weight = weights[0].new_ones((len(offset), width + norm.centred, weights[0].shape[-1]))
+        start = 0
+        for part, readers in zip(weights, (arch.num_heads, arch.num_kv_readers, arch.num_kv_readers), strict=True):
+            room = weight[start : start + readers, :width].unflatten(0, (len(part), -1))
+            room.copy_(part[:, None] if norm.weight is None else part[:, None] * norm.weight)
+            start += readers
         return Projection(weight, offset, norm.eps, norm.centred)

@@ -37,7 +37,7 @@ class Projection(NamedTuple):
     """How the attention readers of a layer see their inputs.
 
     Attributes:
-        weight: By reader, the norm's weight included, `[A, C, D]`.
+        weight: By reader, the norm's weight included, `[A, C, D]`; with one row more, of ones, if the norm is centred.
         offset: What a normed input of zero gives, `[A, C]`.
         eps: The norm's; None: there is no norm.
         centred: The norm takes the mean over the width away.
@@ -235,10 +235,10 @@ class ReadLayer(torch.autograd.Function):
             if projection.eps is not None and not stack.all_open:  # without a norm, inputs are not needed
                 stack.make_anew(span.far)
                 stack.mix(closed, span.writers, span.readers)
-            _unproject(attention, stream, grad, out, scale, mean, projection, stack.all_open)
+            grad_stream = _unproject(attention, stream, grad, out, scale, mean, projection, stack.all_open)
             readers[out.shape[1] :] = grad_mlp.view(-1, *stream.shape)
             grad_closed = stack.unmix(closed, span.writers, span.readers)
-        return grad_token, attention.sum(0), grad_closed, None, None, None, None
+        return grad_token, grad_stream, grad_closed, None, None, None, None
 
 
 class ReadStream(torch.autograd.Function):
@@ -330,28 +330,26 @@ class WriteOne(torch.autograd.Function):
 
 def _project(mix: Tensor, stream: Tensor, fused: Tensor, projection: Projection) -> tuple[Tensor, Tensor, Tensor]:
     """Equation (2) for mixes `[A, T, D]`: projections `[T, A, C]`, and the norm's scale and mean, `[A, T]` each."""
-    weight, _, eps, centred = projection
-    sums = weight.sum(-1, dtype=_exact(weight.dtype))
-    weight, out = weight.to(fused.dtype).transpose(1, 2), torch.empty_like(fused)
-    if eps is None:
-        torch.add(fused, torch.bmm(mix.to(fused.dtype), weight).transpose(0, 1), out=out)
-        return out, sums, sums
-    scales = torch.empty((len(mix) + 1, len(stream)), dtype=_exact(stream.dtype), device=stream.device)
-    means = torch.empty_like(scales)
-    room = mix.new_empty((len(mix) + 1, next(_chunks(mix)).stop, mix.shape[-1]))
-    for rows in _chunks(mix):
-        inputs, scale, mean = room[:, : rows.stop - rows.start], scales[:, rows], means[:, rows]
-        inputs[0] = stream[rows]
-        torch.add(mix[:, rows], stream[rows], out=inputs[1:])
-        for kept, value in zip((scale, mean), _statistics(inputs, projection), strict=True):
-            kept.copy_(value)
-        inputs.mul_(scale[..., None].to(inputs.dtype))
-        changes = torch.bmm(inputs[1:].sub_(inputs[0]).to(fused.dtype), weight).transpose(0, 1)
-        if centred:
-            shift = mean * scale
-            changes = changes - (shift[1:] - shift[0]).T[..., None] * sums
-        out[rows] = fused[rows] + changes.to(out.dtype)
-    return out, scales[1:], means[1:]
+    width, out = fused.shape[-1], torch.empty_like(fused)
+    weight = projection.weight[:, :width].to(fused.dtype).transpose(1, 2)
+    scale, mean = (mix.new_empty(mix.shape[:2], dtype=_exact(mix.dtype)) for _ in range(2))
+    base, base_mean = _statistics(stream, projection)
+    exact = stream.to(base.dtype)
+    normed = exact * base[:, None]
+    sums = projection.weight[:, :width].sum(-1, dtype=base.dtype) if projection.centred else None
+    room = _room(mix, exact)
+    for readers in _chunks(mix):
+        inputs = mix[readers]
+        if projection.eps is not None:
+            inputs = _add(inputs, exact, room)
+            scale[readers], mean[readers] = _statistics(inputs, projection)
+            inputs.mul_(scale[readers, :, None]).sub_(normed)
+        change = torch.bmm(inputs.to(fused.dtype), weight[readers])
+        if sums is not None:
+            shift = mean[readers] * scale[readers] - base_mean * base
+            change = change - shift[..., None] * sums[readers, None]
+        out[:, readers] = fused[:, readers] + change.transpose(0, 1).to(out.dtype)
+    return out, scale, mean
 
 
 def _statistics(inputs: Tensor, projection: Projection) -> tuple[Tensor, Tensor]:
@@ -360,9 +358,10 @@ def _statistics(inputs: Tensor, projection: Projection) -> tuple[Tensor, Tensor]
     scale, mean = (inputs.new_full(inputs.shape[:-1], value, dtype=dtype) for value in (1.0, 0.0))
     if eps is None:
         return scale, mean
-    variance = torch.linalg.vector_norm(inputs, dim=-1, dtype=dtype).square() / inputs.shape[-1]
+    inputs = inputs.to(dtype)
+    variance = torch.linalg.vector_norm(inputs, dim=-1).square() / inputs.shape[-1]
     if projection.centred:
-        mean = inputs.mean(-1, dtype=dtype)
+        mean = inputs.mean(-1)
         variance -= mean.square()
     return (variance + eps).rsqrt(), mean
 
@@ -376,29 +375,45 @@ def _unproject(
     mean: Tensor,
     projection: Projection,
     all_open: bool,
-) -> None:
-    """Backward of `_project` from `grad` `[T, A, C]`: `mix` becomes the gradient of the readers' inputs.
+) -> Tensor:
+    """Backward of `_project` from `grad` `[T, A, C]`: `mix` becomes the gradient of the inputs; their sum `[T, D]`.
 
     With `all_open` every input is the stream, whatever is in `mix`; `scale` and `mean` are those of the stream, `[T]`.
     """
-    weight, offset, eps, centred = projection
-    weight, grad = weight.to(mix.dtype), grad.to(_exact(mix.dtype))
-    if eps is None:
-        torch.bmm(grad.to(mix.dtype).transpose(0, 1), weight, out=mix)
-        return
-    width = mix.shape[-1]
-    scale, mean = (part.expand(len(mix), -1) for part in (scale, mean))
-    pull = scale.square() / width * (grad * (out - offset)).sum(-1).T  # through the scale: along the input itself
-    scaled = grad.transpose(0, 1) * scale[..., None]
-    if centred:
-        shift = pull * mean - (scaled * weight.sum(-1, dtype=grad.dtype)[:, None]).sum(-1) / width
-        scaled = torch.cat([scaled, shift[..., None]], -1)
-        weight = torch.cat([weight, weight.new_ones((len(weight), 1, width))], 1)
-    scaled, pull = scaled.to(mix.dtype), pull.neg_().to(mix.dtype)[..., None]
-    for rows in _chunks(mix):
-        inputs = mix[:, rows]
-        torch.mul(stream[rows] if all_open else inputs.add_(stream[rows]), pull[:, rows], out=inputs)
-        inputs.baddbmm_(scaled[:, rows], weight)
+    weight, (width, total) = projection.weight.to(mix.dtype), (mix.shape[-1], torch.zeros_like(stream))
+    scaled, pull = grad.to(_exact(mix.dtype)).transpose(0, 1), None
+    if projection.eps is not None:
+        scale, mean = (part.expand(len(mix), -1) for part in (scale, mean))
+        along = (grad * (out - projection.offset)).sum(-1, dtype=scale.dtype).T  # through the scale: along the input
+        pull, scaled = scale.square() * along / width, scaled * scale[..., None]
+        if projection.centred:
+            sums = weight[:, :-1].sum(-1, dtype=scaled.dtype)
+            shift = pull * mean - (scaled * sums[:, None]).sum(-1) / width
+            scaled = torch.cat([scaled, shift[..., None]], -1)
+        pull = pull.neg_()[..., None]
+    scaled, exact = scaled.to(mix.dtype), stream.to(scaled.dtype)
+    room = _room(mix, exact)
+    for readers in _chunks(mix):
+        inputs = mix[readers]
+        if pull is None:
+            torch.bmm(scaled[readers], weight[readers], out=inputs)
+        else:
+            whole = exact if all_open else _add(inputs, exact, room)
+            inputs.copy_(torch.mul(whole, pull[readers], out=room[: len(inputs)]))
+            inputs.baddbmm_(scaled[readers], weight[readers])
+        total += inputs.sum(0)
+    return total
+
+
+def _room(mix: Tensor, exact: Tensor) -> Tensor:
+    """Space for the inputs of one chunk of readers, in the dtype of `exact`."""
+    return exact.new_empty((next(_chunks(mix)).stop, *exact.shape))
+
+
+def _add(mix: Tensor, exact: Tensor, room: Tensor) -> Tensor:
+    """`mix + exact` in `room`. Adding tensors of two dtypes at once would be many times slower."""
+    room = room[: len(mix)]
+    return torch.add(mix, exact, out=room) if mix.dtype == exact.dtype else room.copy_(mix).add_(exact)
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:
@@ -409,7 +424,10 @@ def _exact(dtype: torch.dtype) -> torch.dtype:
 def _select(stack: Tensor, first: int, n: int, tokens: Tensor | None) -> Tensor:
     """Writers `first` to `first + n`, `[n, tokens * D]`: a view for all tokens, a copy for some."""
     part = stack[first : first + n]
-    return (part if tokens is None else part.index_select(1, tokens)).view(n, -1)
+    if tokens is not None:  # whole rows of one matrix are copied several times faster than along the middle
+        rows = torch.arange(n, device=tokens.device)[:, None] * part.shape[1] + tokens
+        part = part.flatten(0, 1).index_select(0, rows.flatten())
+    return part.reshape(n, -1)
 
 
 def _groups(rows: Tensor, num_groups: int) -> tuple[Tensor, ...]:
@@ -417,13 +435,12 @@ def _groups(rows: Tensor, num_groups: int) -> tuple[Tensor, ...]:
     return rows.view(len(rows), num_groups, -1).unbind(1)
 
 
-def _chunks(readers: Tensor) -> Iterator[slice]:
-    """Slices of the tokens of `[readers, T, D]` that hold about `CHUNK_BYTES`, evenly filled."""
-    num, tokens, width = readers.shape
-    size = max(1, CHUNK_BYTES // (num * width * readers.element_size()))
-    size = -(-tokens // -(-tokens // size))
-    for start in range(0, tokens, size):
-        yield slice(start, min(start + size, tokens))
+def _chunks(mix: Tensor) -> Iterator[slice]:
+    """Slices of the readers of `[readers, T, D]` that hold about `CHUNK_BYTES`, evenly filled."""
+    size = max(1, CHUNK_BYTES // (mix[0].numel() * _exact(mix.dtype).itemsize))
+    size = -(-len(mix) // -(-len(mix) // size))
+    for start in range(0, len(mix), size):
+        yield slice(start, min(start + size, len(mix)))
 
 
 def _no_autocast(tensor: Tensor) -> torch.autocast:
