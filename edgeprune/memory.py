@@ -101,14 +101,15 @@ def training_terms(model: MaskedModel, shape: BatchShape, activations: int) -> d
     """
     arch, (_, head_dim, width) = model.graph.arch, model.family.output_weight(0).shape
     stack = len(model.graph.writers) * shape.tokens * width * model.dtype.itemsize
+    rows = head_dim + model.family.read_norm(0).centred  # see `Projection`
     return {
         "stack": stack,
         "its gradient": stack,
         "readers' inputs": _block_inputs(model, shape),
-        "readers' weights": arch.num_layers * arch.num_attention_readers * head_dim * width * model.dtype.itemsize,
+        "readers' weights": arch.num_layers * arch.num_attention_readers * rows * width * model.dtype.itemsize,
         "activations": activations * shape.batch,
         "frozen states": _states(model, shape),
-        "chunks": _chunks(model),
+        "chunks": CHUNKS * CHUNK_BYTES,
         "gates": GATE_MATRICES * shape.masks * model.graph.exists.numel() * 4,
     }
 
@@ -134,7 +135,7 @@ def evaluation_terms(
         **{name: num_bytes for name, num_bytes in kept.items() if num_bytes},
         "frozen states": 2 * _states(model, shape),  # made, and put together
         "logits": 4 * shape.batch * shape.positions * num_outputs(model) * 4,
-        "chunks": _chunks(model),
+        "chunks": CHUNKS * CHUNK_BYTES,
     }
 
 
@@ -148,11 +149,6 @@ def _states(model: MaskedModel, shape: BatchShape) -> int:
     arch, (heads, head_dim, width) = model.graph.arch, model.family.output_weight(0).shape
     per_token = arch.num_embeddings * width + arch.num_layers * (heads * head_dim + width * arch.has_mlp)
     return per_token * shape.tokens * model.dtype.itemsize
-
-
-def _chunks(model: MaskedModel) -> int:
-    """Readers' inputs and their norms, which are worked out in single precision at least."""
-    return CHUNKS * CHUNK_BYTES * max(4, model.dtype.itemsize) // model.dtype.itemsize
 
 
 def num_outputs(model: MaskedModel) -> int:
