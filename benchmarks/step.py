@@ -6,7 +6,7 @@
 
 Everything scores the last position only. `plain` is the stock Hugging Face body with frozen weights and a gradient to
 the input embeddings, then its head on the last position; `step` is record + masked forward + backward + optimizer;
-`cached` the same without the record; `attribution` the masked forward and backward with every edge open, as EAP takes it
+`cached` the same without the record; `attribution` the masked forward and backward with every edge open, which EAP does
 once and EAP-IG once per integration step. The kinds take turns, so a change of the machine's speed hits all of them;
 ratios are medians of the ratios of one round. Peak memory is measured in a process of its own per kind.
 """
