@@ -65,7 +65,6 @@ CASES = {
     "gpt2": Case(GPT2Config(), BatchShape(batch=32, seq=16)),
     "smollm2": Case(SMOLLM2, BatchShape(batch=8, seq=16, masks=8)),
     "deep": Case(DEEP, BatchShape(batch=16, seq=64), "bfloat16"),
-    "gpt2 long": Case(GPT2Config(), BatchShape(batch=4, seq=192, positions=4)),
     "gpt2 small": Case(GPT2Config(), BatchShape(batch=4, seq=16), cache_gb=0.0),
     "gpt2, evaluation": Case(GPT2Config(), BatchShape(batch=128, seq=16), train=False),
     "smollm2, evaluation": Case(SMOLLM2, BatchShape(batch=32, seq=16), train=False),

@@ -94,3 +94,31 @@ def test_open_sizes_need_fit_and_wrong_ones_are_refused() -> None:
             parts({name: value})
     with pytest.raises(EdgepruneError, match="length_windows must be 0 or more, got -1"):
         parts({"length_windows": -1})
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+@pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training.*")
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_step_gives_its_buffers_back_before_the_next_takes_them(accumulated: int) -> None:
+    """Otherwise there would be two of each, which the plan does not know of."""
+    seen: list[set[str]] = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            seen.append(set(pl_module.masked._workspace._spare))
+
+    module, data, trainer = parts(
+        {"batch_size": 4},
+        max_steps=3,
+        accumulate_grad_batches=accumulated,
+        limit_val_batches=0,
+        callbacks=[Watch()],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(module, data)
+    assert len(seen) == 3 * accumulated
+    assert all(spare == {"delta", "mixed", "grad"} for spare in seen[1:])
