@@ -69,17 +69,17 @@ class Workspace:
     def __init__(self) -> None:
         self._spare: dict[str, Tensor] = {}
 
-    def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """A buffer of `shape` with the dtype and device of `like`; what it holds is not defined."""
-        size, spare = math.prod(shape), self._spare.pop(name, None)
+    def take(self, name: str, size: int, like: Tensor) -> Tensor:
+        """A buffer of at least `size` values, with the dtype and device of `like`; what it holds is not defined."""
+        spare = self._spare.pop(name, None)
         if spare is None or spare.numel() < size or (spare.dtype, spare.device) != (like.dtype, like.device):
             with torch.inference_mode(False):  # a later run may want gradients
                 spare = torch.empty(size, dtype=like.dtype, device=like.device)
-        return spare[:size].view(shape)
+        return spare
 
     def give_back(self, name: str, buffer: Tensor) -> None:
         """Keep `buffer`, which nobody uses any more."""
-        self._spare[name] = buffer.view(-1)
+        self._spare[name] = buffer
 
     def __reduce__(self) -> tuple[type["Workspace"], tuple[()]]:
         """A copy of a model starts without buffers."""
@@ -110,28 +110,33 @@ class DeltaStack:
             all_open: No edge is closed.
         """
         self.all_open = all_open
-        self.delta = workspace.take("delta", (num_writers, *stream.shape), stream)
-        self.mixed = workspace.take("mixed", (block_readers, *stream.shape), stream)
-        self.grad: Tensor | None = None
         self._workspace, self._made_anew = workspace, False
+        self._buffers: dict[str, Tensor] = {}
+        self.delta = self._take("delta", (num_writers, *stream.shape), stream)
+        self.mixed = self._take("mixed", (block_readers, *stream.shape), stream)
+        self.grad: Tensor | None = None
+
+    def _take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        size = math.prod(shape)
+        self._buffers[name] = self._workspace.take(name, size, like)
+        return self._buffers[name][:size].view(shape)
 
     def __del__(self) -> None:
         """Give the buffers back."""
-        for name in ("delta", "mixed", "grad"):
-            if (buffer := getattr(self, name, None)) is not None:
-                self._workspace.give_back(name, buffer)
+        for name, buffer in self._buffers.items():
+            self._workspace.give_back(name, buffer)
 
     def take_grad(self) -> Tensor:
         """The gradient stack, made of zeros when the last read of the forward asks first."""
         if self.grad is None:
-            self.grad = self._workspace.take("grad", tuple(self.delta.shape), self.delta).zero_()
+            self.grad = self._take("grad", tuple(self.delta.shape), self.delta).zero_()
         return self.grad
 
     def drop_grad(self) -> None:
         """Nobody needs the gradients any more."""
         if self.grad is not None:
-            self._workspace.give_back("grad", self.grad)
             self.grad = None
+            self._workspace.give_back("grad", self._buffers.pop("grad"))
 
     def make_anew(self, far: Tensor) -> None:
         """In the backward, mix the block's inputs again, once: `far` is that of a `Span`."""
