@@ -141,6 +141,7 @@ def test_single_token_answers_are_asked_for_by_the_task(words: PreTrainedTokeniz
         make(OneToken(pairs), words).pairs("train")
 
 
+@pytest.mark.filterwarnings("ignore:.*worker processes in total.*")  # on a single core
 def test_workers_read_the_same_batches_from_the_files(words: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     task = IOI(num_train=20)
     listed = [make(task, words).train_dataloader()]

@@ -17,6 +17,7 @@ from tests.datamodules.test_pairs import LONG, SHORT, Ready
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:.*worker processes in total.*"),  # on a single core
     pytest.mark.filterwarnings("ignore:.*exists and is not empty.*"),
     pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint.*"),
 ]
