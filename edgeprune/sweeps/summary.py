@@ -199,7 +199,7 @@ def frontier_figure(found: Sequence[Found]) -> "Figure":
 
     problems = sorted({item.problem for item in found})
     colours = _colours(found)
-    figure = Figure(figsize=(6.4 * len(problems), 4.4), layout="constrained")
+    figure = Figure(figsize=(6.4 * len(problems), 5.2), layout="constrained")
     panels = figure.subplots(1, len(problems), squeeze=False)[0]
     for axes, problem in zip(panels, problems, strict=True):
         _panel(axes, [item for item in found if item.problem == problem and item.edges], colours)
@@ -246,6 +246,9 @@ def _panel(axes: Any, found: Sequence[Found], colours: dict[tuple[str, str], tup
     axes.legend(
         list(lines.values()),
         list(lines),
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.14),  # below: curves go anywhere
+        ncols=2,
         frameon=False,
         fontsize=8,
         title="mean and range over seeds" if several else None,
