@@ -1,14 +1,16 @@
 """Cost of a training step, and of a step of integrated gradients, against a plain forward and backward, in one process.
 
-    python benchmarks/step.py                      # the table of docs/performance.md: minutes
+    python benchmarks/step.py                      # the table of docs/performance.md: ten minutes
     python benchmarks/step.py --growth             # step time against the number of layers
     python benchmarks/step.py --cases gpt2:32x16:float32 --rounds 3
 
 Everything scores the last position only. `plain` is the stock Hugging Face body with frozen weights and a gradient to
-the input embeddings, then its head on the last position; `step` is record + masked forward + backward + optimizer;
-`cached` the same without the record; `attribution` the masked forward and backward with every edge open, which EAP does
-once and EAP-IG once per integration step. The kinds take turns, so a change of the machine's speed hits all of them;
-ratios are medians of the ratios of one round. Peak memory is measured in a process of its own per kind.
+the input embeddings, then its head on the last position; `logits_to_keep` the same by the library's own argument, for
+which torch copies the head's weight once per example (transformers 5.23); `step` is record + masked forward +
+backward + optimizer; `cached` the same without the record; `attribution` the masked forward and backward with every
+edge open, which EAP does once and EAP-IG once per integration step. The kinds take turns, so a change of the
+machine's speed hits all of them; ratios are medians of the ratios of one round. Peak memory is measured in a process
+of its own per kind.
 """
 
 import argparse
@@ -41,7 +43,7 @@ GROWTH = (6, 12, 24, 48)
 
 def growing(layers: int) -> GPT2Config:
     """A GPT-2 of width 256 with 4 heads."""
-    return GPT2Config(n_embd=256, n_head=4, n_layer=layers, vocab_size=1000)
+    return GPT2Config(n_embd=256, n_head=4, n_layer=layers, vocab_size=1000, bos_token_id=0, eos_token_id=0)
 
 
 def kinds(config: Any, batch: int, seq: int, dtype: torch.dtype, device: str = "cpu") -> dict[str, Callable[[], None]]:
@@ -62,6 +64,11 @@ def kinds(config: Any, batch: int, seq: int, dtype: torch.dtype, device: str = "
         stream = hf.base_model(inputs_embeds=embeddings).last_hidden_state[:, -1].contiguous()
         kl_divergence(reference, hf.lm_head(stream)[:, None].float()).mean().backward()
 
+    def shipped() -> None:
+        embeddings = hf.get_input_embeddings()(clean).requires_grad_()
+        logits = hf(inputs_embeds=embeddings, logits_to_keep=1).logits
+        kl_divergence(reference, logits.float()).mean().backward()
+
     def step(cached: bool) -> None:
         ablated = kept if cached else model.record(corrupted)
         z = gates.sample(uniform_noise(0, 0, gates.num_gates))
@@ -76,7 +83,13 @@ def kinds(config: Any, batch: int, seq: int, dtype: torch.dtype, device: str = "
         logits = model(clean, open_, difference, positions=last, relative=True).float()
         torch.autograd.grad(logits[..., 0].sum(), open_)
 
-    return {"plain": plain, "step": lambda: step(False), "cached": lambda: step(True), "attribution": attribution}
+    return {
+        "plain": plain,
+        "logits_to_keep": shipped,
+        "step": lambda: step(False),
+        "cached": lambda: step(True),
+        "attribution": attribution,
+    }
 
 
 def timed(things: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
