@@ -18,13 +18,13 @@ from datamodules.sampler import PairBatchSampler
 from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair, TokenPair
 from edgeprune.batch import IGNORE, PairBatch
 from edgeprune.errors import EdgepruneError
+from edgeprune.metrics.evaluate import TOKENS_AT_ONCE
 from edgeprune.models.homes import Homes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Example = tuple[int, TokenPair]  # number in the split, tokens
-EVAL_TOKENS = 512  # of a batch of evaluations; wider ones are no faster on a CPU (docs/guides/memory.md)
 _SPLITS_OF_STAGE = {"fit": SPLITS[:2], "validate": SPLITS[1:2], "test": SPLITS[2:]}
 
 
@@ -211,7 +211,7 @@ class PairDataModule(pl.LightningDataModule):
         size = self._sizes["eval_batch_size"]
         if size == "auto":
             longest = max(self.extent(split)[0] for split in SPLITS if self.pairs(split))
-            return max(1, EVAL_TOKENS // longest)
+            return max(1, TOKENS_AT_ONCE // longest)
         return cast("int", size)
 
     @property

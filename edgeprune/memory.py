@@ -134,7 +134,7 @@ def evaluation_terms(
     return {
         **{name: num_bytes for name, num_bytes in kept.items() if num_bytes},
         "frozen states": 2 * _states(model, shape),  # made, and put together
-        "logits": 4 * shape.batch * shape.positions * num_outputs(model) * 4,
+        "logits": 4 * shape.batch * shape.positions * model.num_outputs * 4,
         "chunks": CHUNKS * CHUNK_BYTES,
     }
 
@@ -146,15 +146,8 @@ def _block_inputs(model: MaskedModel, shape: BatchShape) -> int:
 
 
 def _states(model: MaskedModel, shape: BatchShape) -> int:
-    arch, (heads, head_dim, width) = model.graph.arch, model.family.output_weight(0).shape
-    per_token = arch.num_embeddings * width + arch.num_layers * (heads * head_dim + width * arch.has_mlp)
+    per_token = model.graph.arch.num_embeddings * model.family.output_weight(0).shape[-1] + model.layer_states
     return per_token * shape.tokens * model.dtype.itemsize
-
-
-def num_outputs(model: MaskedModel) -> int:
-    """Outputs per position: the vocabulary, of most models."""
-    config = model.hf.config
-    return getattr(config, "d_out", None) or model.hf.get_output_embeddings().weight.shape[0]
 
 
 def activations_per_example(model: MaskedModel, shape: BatchShape, loss: Loss) -> int:

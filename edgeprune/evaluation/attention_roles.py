@@ -104,7 +104,7 @@ def head_roles(
     Raises:
         EdgepruneError: No prompt has a role.
     """
-    names = tuple(dict.fromkeys(name for batch in batches for name in batch.roles))
+    names = role_names(batches)
     _check_names(names)
     queries, keys = (SCORED, *names), (*names, FIRST, SCORED, OTHER)
     heads = [name for name in model.graph.writers if name.startswith("a")]
@@ -151,7 +151,7 @@ def _parts(batch: PairBatch, names: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Tokens of each query part, and of each key part: bool `[batch, part, seq]`."""
     real = batch.attention_mask.bool()
     place = torch.arange(real.shape[1], device=real.device)
-    roles = [_tokens(batch.roles.get(name), place, real) for name in names]
+    roles = [role_tokens(batch.roles.get(name), place, real) for name in names]
     scored = ((place == batch.positions[..., None]) & batch.position_mask[..., None]).any(1)
     free = real & ~torch.stack(roles).any(0)
     first = free & (place == batch.attention_mask.argmax(1)[:, None])
@@ -160,7 +160,12 @@ def _parts(batch: PairBatch, names: Sequence[str]) -> tuple[Tensor, Tensor]:
     return torch.stack(asking, 1), torch.stack(asked, 1)
 
 
-def _tokens(span: Tensor | None, place: Tensor, real: Tensor) -> Tensor:
+def role_names(batches: Sequence[PairBatch]) -> tuple[str, ...]:
+    """Names of all roles, in the task's order."""
+    return tuple(dict.fromkeys(name for batch in batches for name in batch.roles))
+
+
+def role_tokens(span: Tensor | None, place: Tensor, real: Tensor) -> Tensor:
     """Tokens `[batch, seq]` in a span `[batch, 2]`; none where the example, or the whole batch, lacks it."""
     if span is None:
         return torch.zeros_like(real)

@@ -4,6 +4,7 @@ This file owns the residual wiring and nothing else: the leaves (norms, projecti
 references that a family adapter hands out, reads and writes live in `stack.py`, and gates come from outside.
 """
 
+import functools
 from typing import Any, Self
 
 import torch
@@ -50,6 +51,17 @@ class MaskedModel(nn.Module):
         """Device of the frozen weights."""
         return self.hf.get_input_embeddings().weight.device
 
+    @property
+    def num_outputs(self) -> int:
+        """Outputs per position: the vocabulary, of most models."""
+        return getattr(self.hf.config, "d_out", None) or self.hf.get_output_embeddings().weight.shape[0]
+
+    @property
+    def layer_states(self) -> int:
+        """Numbers per token that the layers leave in `record`'s states: heads before their projection, and MLPs."""
+        arch, (heads, head_dim, width) = self.graph.arch, self.family.output_weight(0).shape
+        return arch.num_layers * (heads * head_dim + width * arch.has_mlp)
+
     # ---------------------------------------------------------------- runs without gates
     @torch.no_grad()
     def record(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> WriterStates:
@@ -86,13 +98,15 @@ class MaskedModel(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor | None, embeddings: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor, Any]:
         """Embedding writers (or those given), the stream they start, and the layers' shared context."""
-        position_ids = _position_ids(input_ids, attention_mask)
-        parts = self.family.embed(input_ids, position_ids) if embeddings is None else list(embeddings.detach())
-        stream = parts[0]
-        for part in parts[1:]:
-            stream = stream + part
-        context = self.family.context(stream, attention_mask, position_ids)
-        return (parts if self.graph.arch.split_embedding else [stream]), stream, context
+        given = self.embeddings(input_ids, attention_mask) if embeddings is None else list(embeddings.detach())
+        stream = functools.reduce(torch.add, given)
+        context = self.family.context(stream, attention_mask, _position_ids(input_ids, attention_mask))
+        return given, stream, context
+
+    def embeddings(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[Tensor]:
+        """Outputs of the embedding writers, whose sum starts the stream, `[batch, seq, d_model]` each."""
+        parts = self.family.embed(input_ids, _position_ids(input_ids, attention_mask))
+        return parts if self.graph.arch.split_embedding else [functools.reduce(torch.add, parts)]
 
     def _repeat_kv(self, qkv: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """With one k/v reader per query head, give the kernel one k/v head per query head."""

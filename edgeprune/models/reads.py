@@ -58,16 +58,16 @@ class LayerReads:
 
     def __init__(self, model: "MaskedModel", closed: Tensor, stream: Tensor, workspace: Workspace) -> None:
         self.model, arch = model, model.graph.arch
-        self.blocks = {block.first: block for block in blocks(arch.num_layers, arch.readers_per_layer)}
+        found = blocks(arch.num_layers, arch.readers_per_layer)
         largest = block_readers(arch.num_layers, arch.readers_per_layer)
         all_open = not bool(closed.where(model.graph.exists.to(closed.device), 0).any())
         self.stack = DeltaStack(len(model.graph.writers), stream, largest, workspace, all_open)
-        sizes = [arch.readers_per_layer * (end - first) for first, end in self.blocks.values()]
-        *self._by_block, logits = closed.split([*sizes, 1], dim=1)
-        layers = [part.split(arch.readers_per_layer, dim=1) for part in self._by_block]
+        sizes = [arch.readers_per_layer * (end - first) for first, end in found]
+        *by_block, logits = closed.split([*sizes, 1], dim=1)
+        self._blocks = {block.first: part for block, part in zip(found, by_block, strict=True)}
+        layers = [part.split(arch.readers_per_layer, dim=1) for part in by_block]
         self.closed = [*(layer for part in layers for layer in part), logits]
-        self._block = Block(0, 0)
-        self._far = closed
+        self._first, self._far = 0, closed  # of the present block: its first layer, and what `Span.far` is
 
     def __call__(
         self, layer: int, token: Tensor, stream: Tensor, batch: int
@@ -84,13 +84,11 @@ class LayerReads:
             q, k, v, `[batch, seq, readers * C]` each; what closed edges add to the MLP's input, `[T, D]`; the token.
         """
         arch, family, graph = self.model.graph.arch, self.model.family, self.model.graph
-        if layer in self.blocks:
-            self._block = self.blocks[layer]
-            number = list(self.blocks).index(layer)
-            self._far = self._by_block[number][..., : graph.first_writer(layer)]
+        if layer in self._blocks:
+            self._first, self._far = layer, self._blocks[layer][..., : graph.first_writer(layer)]
             token = ReadBlock.apply(token, self._far, self.stack, layer == 0)
-        begin, end = graph.first_writer(self._block.first), graph.first_writer(layer)
-        start = (layer - self._block.first) * arch.readers_per_layer
+        begin, end = graph.first_writer(self._first), graph.first_writer(layer)
+        start = (layer - self._first) * arch.readers_per_layer
         span = Span(slice(start, start + arch.readers_per_layer), slice(begin, end), self._far.detach())
         with torch.no_grad():  # see stack.py, equation (2)
             normed = family.attention_norm(layer)(stream).view(batch, -1, stream.shape[-1])

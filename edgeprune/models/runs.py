@@ -3,7 +3,6 @@
 Neither depends on the gates: the full model's logits at the scored positions, and what closed edges carry.
 """
 
-import functools
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -187,12 +186,9 @@ class ReferenceRuns:
 
     def bytes_of(self, num_tokens: int, num_positions: int) -> int:
         """Room that one example takes at most, from the tokens of its clean prompt and its scored positions."""
-        config, dtype = self.model.hf.config, self.model.dtype
-        outputs = getattr(config, "d_out", None) or self.model.hf.get_output_embeddings().weight.shape[0]
-        total = num_positions * outputs * min(dtype, torch.float32, key=lambda kind: kind.itemsize).itemsize
+        total = num_positions * self.model.num_outputs * min(self.model.dtype.itemsize, torch.float32.itemsize)
         if self._per_example:
-            arch, (heads, head_dim, width) = self.model.graph.arch, self.model.family.output_weight(0).shape
-            total += num_tokens * arch.num_layers * (heads * head_dim + width * arch.has_mlp) * self._state_bytes
+            total += num_tokens * self.model.layer_states * self._state_bytes
         return total + len(Values._fields) * ALIGNMENT
 
     @property
@@ -283,7 +279,7 @@ class ReferenceRuns:
             return full.to(device), self._common_states(batch)
         ids, mask, alignment = self._prompts(batch, split)
         states = WriterStates(
-            embeddings=_embeddings(self.model, ids, mask),
+            embeddings=torch.stack(self.model.embeddings(ids, mask)),
             heads=heads.to(device),
             mlps=None if mlps is None else mlps.to(device),
         )
@@ -317,12 +313,11 @@ class ReferenceRuns:
         """
         config = self.model.hf.config
         num_inputs = self.model.hf.get_input_embeddings().num_embeddings
-        num_outputs = getattr(config, "d_out", num_inputs)
         for name, ids, size in (
             ("input", batch.clean, num_inputs),
             ("corrupted input", batch.corrupted, num_inputs),
-            ("target", batch.targets, num_outputs),
-            ("distractor", batch.distractors, num_outputs),
+            ("target", batch.targets, self.model.num_outputs),
+            ("distractor", batch.distractors, self.model.num_outputs),
         ):
             if int(ids.max()) >= size:
                 raise EdgepruneError(
@@ -363,12 +358,6 @@ class ReferenceRuns:
         if bool(mask[:, 0].all()):  # no padding on the left: one row for all, which is not copied
             places = places[:1]
         return states.map(lambda field: field[:, 0, places].expand(-1, len(mask), *[-1] * (field.dim() - 2)))
-
-
-def _embeddings(model: MaskedModel, ids: Tensor, mask: Tensor) -> Tensor:
-    """What the embedding writers write, `[num_embeddings, batch, seq, d_model]`, as `MaskedModel.record` has it."""
-    parts = model.family.embed(ids, positions(mask))
-    return torch.stack(parts if model.graph.arch.split_embedding else [functools.reduce(torch.add, parts)])
 
 
 def _merged(axis: int, *parts: tuple[Tensor, Tensor]) -> Tensor:

@@ -141,7 +141,7 @@ class DeltaStack:
     def make_anew(self, far: Tensor) -> None:
         """In the backward, mix the block's inputs again, once: `far` is that of a `Span`."""
         if not self._made_anew:
-            self.mix(far, slice(0, far.shape[-1]), slice(0, far.shape[1]), anew=True)
+            self.mix(far, *_from_first(far), anew=True)
             self._made_anew = True
 
     def mix(self, closed: Tensor, writers: slice, readers: slice, anew: bool = False) -> None:
@@ -180,7 +180,7 @@ class ReadBlock(torch.autograd.Function):
         ctx.save_for_backward(closed)
         ctx.stack, ctx.first = stack, first
         with _no_autocast(closed):
-            stack.mix(closed, slice(0, closed.shape[-1]), slice(0, closed.shape[1]), anew=True)
+            stack.mix(closed, *_from_first(closed), anew=True)
         return token.clone()
 
     @staticmethod
@@ -190,9 +190,7 @@ class ReadBlock(torch.autograd.Function):
         if ctx.first:
             stack.drop_grad()  # what is left is the gradient of the embeddings, which nothing needs
         with _no_autocast(closed):
-            grad_closed = stack.unmix(
-                closed, slice(0, closed.shape[-1]), slice(0, closed.shape[1]), collect=not ctx.first
-            )
+            grad_closed = stack.unmix(closed, *_from_first(closed), collect=not ctx.first)
         stack.done_with_block()
         return grad_token, grad_closed, None, None
 
@@ -404,10 +402,18 @@ def _unproject(
             torch.bmm(scaled[readers], weight[readers], out=inputs)
         else:
             whole = exact if all_open else _add(inputs, exact, room)
-            inputs.copy_(torch.mul(whole, pull[readers], out=room[: len(inputs)]))
+            same = inputs.dtype == whole.dtype
+            scaled_inputs = torch.mul(whole, pull[readers], out=inputs if same else room[: len(inputs)])
+            if not same:
+                inputs.copy_(scaled_inputs)
             inputs.baddbmm_(scaled[readers], weight[readers])
         total += inputs.sum(0)
     return total
+
+
+def _from_first(closed: Tensor) -> tuple[slice, slice]:
+    """The writers and the readers that `closed` `[G, reader, writer]` is for, both from the first one on."""
+    return slice(0, closed.shape[-1]), slice(0, closed.shape[1])
 
 
 def _room(mix: Tensor, exact: Tensor) -> Tensor:

@@ -249,7 +249,7 @@ def _frozen_head(run: CircuitRun, vectors: Tensor) -> tuple[Tensor, Tensor]:
 def _own_outputs(run: CircuitRun) -> Tensor:
     """What every writer puts out in the run at the scored positions, `[writer, P, D]`."""
     model, tokens = run.model, run.tokens
-    embeddings, _, _ = model._start(run.batch.clean, run.batch.attention_mask)
+    embeddings = model.embeddings(run.batch.clean, run.batch.attention_mask)
     outputs: list[Tensor] = [part.flatten(0, 1)[tokens] for part in embeddings]
     for layer, values in enumerate(run.layers):
         heads = values.heads[tokens].transpose(0, 1)

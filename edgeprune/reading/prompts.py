@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
-from edgeprune.evaluation.attention_roles import OTHER
+from edgeprune.evaluation.attention_roles import OTHER, role_tokens
 
 _ESCAPES = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t", " ": "\u00b7"})
 
@@ -80,11 +80,6 @@ def token_label(tokenizer: Any, token: int) -> str:
 
 
 # -------------------------------------------------------------------- positions by role
-def role_names(batches: Sequence[PairBatch]) -> tuple[str, ...]:
-    """Names of all roles, in the task's order."""
-    return tuple(dict.fromkeys(name for batch in batches for name in batch.roles))
-
-
 def parts_of(roles: Sequence[str]) -> tuple[str, ...]:
     """The parts that every prompt falls into: its roles, and all other tokens."""
     return (*roles, OTHER)
@@ -99,8 +94,7 @@ def positions_by_part(batch: PairBatch, roles: Sequence[str]) -> Tensor:
     place = torch.arange(free.shape[1], device=free.device)
     parts: list[Tensor] = []
     for name in roles:
-        span = batch.roles.get(name)
-        inside = free & (place >= span[:, :1]) & (place < span[:, 1:]) if span is not None else torch.zeros_like(free)
+        inside = role_tokens(batch.roles.get(name), place, free)
         parts.append(inside)
         free = free & ~inside
     return torch.stack([*parts, free])

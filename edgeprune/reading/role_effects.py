@@ -26,6 +26,7 @@ from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.circuit_views import library
 from edgeprune.errors import EdgepruneError
+from edgeprune.evaluation.attention_roles import role_names
 from edgeprune.evaluation.effects import compare
 from edgeprune.evaluation.evaluator import Evaluator
 from edgeprune.evaluation.one_less import Edge, each_without_at
@@ -34,7 +35,7 @@ from edgeprune.graph import EdgeGraph
 from edgeprune.methods.attribution import closing_effects
 from edgeprune.methods.problem import Metric, Problem
 from edgeprune.metrics.registry import measure_named
-from edgeprune.reading.prompts import parts_of, positions_by_part, role_names
+from edgeprune.reading.prompts import parts_of, positions_by_part
 
 if TYPE_CHECKING:
     import pandas
