@@ -7,8 +7,7 @@ short prompts), as is the head, which is run at the scored positions only. `body
 
     plain step      body forward and backward (gradients to inputs, none to weights)
     floor           plain + mixing (edges * width), whose backward is twice that
-    built           what the masked model does: besides the floor, readers are projected one by one after the model's
-                    own projection (whose backward falls away), heads are written one by one, and inputs mixed again
+    built           what the masked model does: besides the floor, heads are written one by one, and inputs mixed again
     record          the ablated run's forward, where it is not kept
 
 Traffic is that of the stack and its gradient, in bytes of float32 per token: each row is written once, and read by
@@ -76,7 +75,7 @@ def counted(shape: Shape) -> dict[str, float]:
     body = arch.num_layers * (qkv + heads + shape.mlp)
     mixing = graph.num_edges * shape.width
     plain = 2 * body
-    forward = body + arch.num_layers * (qkv + heads) + mixing
+    forward = body + arch.num_layers * heads + mixing
     backward = body + arch.num_layers * heads + 3 * mixing
     rows = sum(
         graph.first_writer(first) + (end - first - 1) * (graph.first_writer(1) - graph.first_writer(0)) / 2

@@ -99,14 +99,10 @@ def training_terms(model: MaskedModel, shape: BatchShape, activations: int) -> d
         shape: Of the batch.
         activations: Bytes per example that autograd keeps: see `activations_per_example`.
     """
-    arch, (_, head_dim, width) = model.graph.arch, model.family.output_weight(0).shape
-    stack = len(model.graph.writers) * shape.tokens * width * model.dtype.itemsize
-    rows = head_dim + model.family.read_norm(0).centred  # see `Projection`
+    buffers = _buffers(model, shape)
     return {
-        "stack": stack,
-        "its gradient": stack,
-        "readers' inputs": _block_inputs(model, shape),
-        "readers' weights": arch.num_layers * arch.num_attention_readers * rows * width * model.dtype.itemsize,
+        **buffers,
+        "its gradient": buffers["stack"],
         "activations": activations * shape.batch,
         "frozen states": _states(model, shape),
         "chunks": CHUNKS * CHUNK_BYTES,
@@ -124,12 +120,7 @@ def evaluation_terms(
         shape: Of the batch.
         left_over: Terms of training steps that came before: their large buffers are kept, and used again.
     """
-    width = model.family.output_weight(0).shape[-1]
-    terms = {
-        "stack": len(model.graph.writers) * shape.tokens * width * model.dtype.itemsize,
-        "its gradient": 0,
-        "readers' inputs": _block_inputs(model, shape),
-    }
+    terms = {**_buffers(model, shape), "its gradient": 0}
     kept = {name: max(num_bytes, (left_over or {}).get(name, 0)) for name, num_bytes in terms.items()}
     return {
         **{name: num_bytes for name, num_bytes in kept.items() if num_bytes},
@@ -139,10 +130,16 @@ def evaluation_terms(
     }
 
 
-def _block_inputs(model: MaskedModel, shape: BatchShape) -> int:
-    arch, width = model.graph.arch, model.family.output_weight(0).shape[-1]
-    readers = block_readers(arch.num_layers, arch.readers_per_layer)
-    return readers * shape.tokens * width * model.dtype.itemsize
+def _buffers(model: MaskedModel, shape: BatchShape) -> dict[str, int]:
+    """Bytes of what stays from one run to the next."""
+    graph, arch = model.graph, model.graph.arch
+    row = model.family.output_weight(0).shape[-1] * model.dtype.itemsize  # of one token
+    return {
+        "stack": len(graph.writers) * shape.tokens * row,
+        "readers' inputs": block_readers(arch.num_layers, arch.readers_per_layer) * shape.tokens * row,
+        "scored tokens": len(graph.writers) * shape.batch * shape.positions * row,
+        "readers' weights": model.projections.num_bytes,
+    }
 
 
 def _states(model: MaskedModel, shape: BatchShape) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph, KVReaders
 from edgeprune.models.family import find_family
+from edgeprune.models.projections import Projections
 from edgeprune.models.reads import LayerReads
 from edgeprune.models.stack import DeltaStack, ReadStream, Workspace, WriteHeads, WriteOne
 from edgeprune.models.states import FixedOutputs, WriterStates
@@ -35,6 +36,7 @@ class MaskedModel(nn.Module):
         self.family = find_family(hf.config.model_type)(hf, kv_readers)
         self.graph = EdgeGraph(self.family.arch(split_embedding))
         self._workspace = Workspace()
+        self.projections = Projections(self)
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:

@@ -1,12 +1,13 @@
-"""The reads of all layers of one run: which layers form a block, and what their readers are projected with."""
+"""The reads of all layers of one run, and which layers form a block."""
 
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from edgeprune.models.stack import BLOCK_READERS, DeltaStack, Projection, ReadBlock, ReadLayer, Span, Workspace
+from edgeprune.models.stack import BLOCK_READERS, DeltaStack, ReadBlock, ReadLayer, Span, Workspace
 
 if TYPE_CHECKING:
     from edgeprune.models.masked import MaskedModel
@@ -67,7 +68,7 @@ class LayerReads:
         self._blocks = {block.first: part for block, part in zip(found, by_block, strict=True)}
         layers = [part.split(arch.readers_per_layer, dim=1) for part in by_block]
         self.closed = [*(layer for part in layers for layer in part), logits]
-        self._first, self._far = 0, closed  # of the present block: its first layer, and what `Span.far` is
+        self._first, self._far, self._base = 0, closed, stream  # of the present block: its first layer, and see `Span`
 
     def __call__(
         self, layer: int, token: Tensor, stream: Tensor, batch: int
@@ -83,41 +84,32 @@ class LayerReads:
         Returns:
             q, k, v, `[batch, seq, readers * C]` each; what closed edges add to the MLP's input, `[T, D]`; the token.
         """
-        arch, family, graph = self.model.graph.arch, self.model.family, self.model.graph
+        arch, graph = self.model.graph.arch, self.model.graph
+        num_streams = arch.num_attention_readers
         if layer in self._blocks:
             self._first, self._far = layer, self._blocks[layer][..., : graph.first_writer(layer)]
-            token = ReadBlock.apply(token, self._far, self.stack, layer == 0)
+            self._base = stream.detach()
+            token = ReadBlock.apply(token, self._far, self._base, num_streams, self.stack, layer == 0)
         begin, end = graph.first_writer(self._first), graph.first_writer(layer)
         start = (layer - self._first) * arch.readers_per_layer
-        span = Span(slice(start, start + arch.readers_per_layer), slice(begin, end), self._far.detach())
-        with torch.no_grad():  # see stack.py, equation (2)
-            normed = family.attention_norm(layer)(stream).view(batch, -1, stream.shape[-1])
-            fused = torch.cat(self.model._repeat_kv(family.qkv(layer, normed)), -1)
-            projection = self._projection(layer)
+        rows = slice(start, start + arch.readers_per_layer)
         out, mlp, token = ReadLayer.apply(
             token,
             stream,
             self.closed[layer][..., begin:end],
-            fused.view(len(stream), arch.num_attention_readers, -1),
-            projection,
+            self._fused(layer, stream, batch) if self.stack.all_open else None,
+            partial(self.model.projections, layer),
             self.stack,
-            span,
+            Span(rows, slice(begin, end), self._far.detach(), self._base, num_streams),
         )
         sizes = (arch.num_heads, arch.num_kv_readers, arch.num_kv_readers)
         q, k, v = (part.flatten(2) for part in out.view(batch, -1, *out.shape[1:]).split(sizes, dim=2))
         return (q, k, v), mlp, token
 
-    def _projection(self, layer: int) -> Projection:
-        arch, family = self.model.graph.arch, self.model.family
-        norm = family.read_norm(layer)
-        weights = [part.transpose(1, 2) for part in family.qkv_weights(layer)]
-        zero = weights[0].new_zeros((1, 1, weights[0].shape[-1])) if norm.bias is None else norm.bias[None, None]
-        offset = torch.cat(self.model._repeat_kv(family.qkv(layer, zero)), -1).view(arch.num_attention_readers, -1)
-        width = offset.shape[-1]
-        weight = weights[0].new_ones((len(offset), width + norm.centred, weights[0].shape[-1]))
-        start = 0
-        for part, readers in zip(weights, (arch.num_heads, arch.num_kv_readers, arch.num_kv_readers), strict=True):
-            room = weight[start : start + readers, :width].unflatten(0, (len(part), -1))
-            room.copy_(part[:, None] if norm.weight is None else part[:, None] * norm.weight)
-            start += readers
-        return Projection(weight, offset, norm.eps, norm.centred)
+    @torch.no_grad()
+    def _fused(self, layer: int, stream: Tensor, batch: int) -> Tensor:
+        """The model's own projection of the stream, `[T, A, C]`."""
+        family = self.model.family
+        normed = family.attention_norm(layer)(stream).view(batch, -1, stream.shape[-1])
+        fused = torch.cat(self.model._repeat_kv(family.qkv(layer, normed)), -1)
+        return fused.view(len(stream), self.model.graph.arch.num_attention_readers, -1)

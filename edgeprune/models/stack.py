@@ -1,14 +1,14 @@
 """The write-once stack of deltas, and the reads and writes that touch it, each with its own backward.
 
-Every writer leaves `delta = ablated - own` in its row, once. What closed edges add to a reader's input x is one matrix
-product, and the reader's projection follows from the model's own, f, of its stream:
+Every writer leaves `delta = ablated - own` in its row, once. A reader's input x is one matrix product, to which the
+stream comes as one row more, with the coefficient 1; its projection q follows:
 
-    x = stream + m,   m = (1 - gates) @ delta                                                             (1) input
-    q = f + (norm x - norm stream) W                                                                      (2) projection
+    x = stream + (1 - gates) @ delta                                                                      (1) input
+    q = c + s x W                                                                                         (2) projection
 
-With every gate open both corrections are exactly zero. W is the reader's weight, the norm's included; where the norm
-takes a mean away, that is done after the product, not before. With c what a normed input of zero gives, (2) equals
-c + (norm x) W, and that form is what the backward goes through: the parts of f and of the stream's norm cancel.
+W is the reader's weight, the norm's included, and c what a normed input of zero gives. s is the norm's scale, a number
+per token; where the norm takes the mean away, W does it instead: its sum over the width is 0. With every gate open all
+inputs are the stream, and the model's own projection of it is taken: the logits are then the model's, bit for bit.
 
 Layers are read in *blocks*: what all readers of a few layers get from the writers before the block is one product, and
 each layer adds what it gets from the block's own writers. That is the same work, but the stack is read and its gradient
@@ -22,31 +22,18 @@ into G groups of equal size, one after the other, each with its own gates: G = 1
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from edgeprune.models.projections import Projection
+
 CHUNK_BYTES = 8 * 2**20  # readers' inputs that are scaled and projected at a time
+PIECES = 8  # that long sums of products fall into
 BLOCK_READERS = 96  # of a block, about: docs/performance.md says what other numbers cost
-
-
-class Projection(NamedTuple):
-    """How the attention readers of a layer see their inputs.
-
-    Attributes:
-        weight: By reader, the norm's weight included, `[A, C, D]`; with one row more, of ones, if the norm is centred.
-        offset: What a normed input of zero gives, `[A, C]`.
-        eps: The norm's; None: there is no norm.
-        centred: The norm takes the mean over the width away.
-    """
-
-    weight: Tensor
-    offset: Tensor
-    eps: float | None
-    centred: bool
 
 
 class Span(NamedTuple):
@@ -56,11 +43,15 @@ class Span(NamedTuple):
         readers: Its readers' rows in `DeltaStack.mixed`: attention readers, then the MLP if there is one.
         writers: The block's writers that come before it.
         far: What the block's readers close of the edges from earlier writers, `[G, readers of the block, writer]`.
+        base: The stream before the block `[T, D]`.
+        num_streams: How many of the layer's readers take in the stream here: those of attention, which come first.
     """
 
     readers: slice
     writers: slice
     far: Tensor
+    base: Tensor
+    num_streams: int
 
 
 class Workspace:
@@ -91,10 +82,10 @@ class DeltaStack:
 
     Attributes:
         delta: `ablated - own` of every writer, `[writer, T, D]`.
-        mixed: Of one block at a time, `[reader, T, D]`: what closed edges add to the readers' inputs; in the backward
-            these inputs, and then their gradients.
-        grad: Gradient of `delta`, while there is one.
-        all_open: No edge is closed, as in attribution: there is nothing to mix, only gates' gradients to collect.
+        mixed: Of one block at a time, `[reader, T, D]`: attention readers' inputs, and what closed edges add to those
+            of MLPs; in the backward their gradients.
+        grad: Gradient of `delta`, while there is one; none with `all_open`.
+        all_open: No edge is closed, as in attribution: there is nothing to mix, and no delta has a gradient.
     """
 
     def __init__(
@@ -118,7 +109,8 @@ class DeltaStack:
 
     def _take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         size = math.prod(shape)
-        self._buffers[name] = self._workspace.take(name, size, like)
+        if name not in self._buffers or self._buffers[name].numel() < size:
+            self._buffers[name] = self._workspace.take(name, size, like)
         return self._buffers[name][:size].view(shape)
 
     def __del__(self) -> None:
@@ -138,31 +130,78 @@ class DeltaStack:
             self.grad = None
             self._workspace.give_back("grad", self._buffers.pop("grad"))
 
-    def make_anew(self, far: Tensor) -> None:
-        """In the backward, mix the block's inputs again, once: `far` is that of a `Span`."""
+    def make_anew(self, span: Span) -> None:
+        """In the backward, mix the block's inputs again, once."""
         if not self._made_anew:
-            self.mix(far, *_from_first(far), anew=True)
+            self.mix_far(span.far, span.base, span.num_streams)
             self._made_anew = True
 
-    def mix(self, closed: Tensor, writers: slice, readers: slice, anew: bool = False) -> None:
-        """Add to the rows `readers` of `mixed`, or put there, what `closed` `[G, reader, writer]` lets through."""
-        delta = self.delta[writers]
-        if self.all_open or not len(delta):
+    def mix_far(self, closed: Tensor, stream: Tensor, num_streams: int) -> None:
+        """Put into `mixed` what `closed` `[G, reader, writer]` of a block lets through; the stream as in `mix`."""
+        self.mix(closed, *_from_first(closed), stream, num_streams, anew=True)
+
+    def mix(
+        self, closed: Tensor, writers: slice, readers: slice, stream: Tensor, num_streams: int, anew: bool = False
+    ) -> None:
+        """Add to the rows `readers` of `mixed`, or put there, what `closed` `[G, reader, writer]` lets through.
+
+        The first `num_streams` of these rows get `stream` `[T, D]` too: it borrows the row of `delta` behind `writers`.
+        """
+        if self.all_open or writers.start == writers.stop:
             return
-        out = self.mixed[readers]
+        closed = _with_stream(closed, num_streams)
+        borrowed = self.delta[writers.stop]
+        its_own = borrowed.clone()  # a second backward through the same graph wants it
+        borrowed.copy_(stream)
+        delta, out = self.delta[writers.start : writers.stop + 1], self.mixed[readers]
         for own, rows, part in zip(closed, _groups(delta, len(closed)), _groups(out, len(closed)), strict=True):
             part.addmm_(own, rows, beta=0 if anew else 1)
+        borrowed.copy_(its_own)
 
-    def unmix(self, closed: Tensor, writers: slice, readers: slice, collect: bool = True) -> Tensor:
-        """Backward of `mix` from the gradients in `mixed`: collects those of `delta`, returns that of `closed`."""
-        delta, num = self.delta[writers], len(closed)
-        if not len(delta):
-            return torch.zeros_like(closed)
-        grads = _groups(self.mixed[readers], num)
+    def unmix_far(self, closed: Tensor, collect: bool) -> Tensor:
+        """Backward of `mix_far` from the gradients in `mixed`; returns that of `closed`, collects those of `delta`."""
+        writers, readers = _from_first(closed)
         if collect and not self.all_open:
-            for rows, own, part in zip(_groups(self.take_grad()[writers], num), closed, grads, strict=True):
-                rows.addmm_(own.T, part)
-        return torch.stack([part @ rows.T for part, rows in zip(grads, _groups(delta, num), strict=True)])
+            self._collect(closed, writers, readers)
+        return self._slopes(closed, writers, readers)
+
+    def unmix(self, closed: Tensor, writers: slice, readers: slice, num_streams: int) -> tuple[Tensor, Tensor]:
+        """Backward of `mix` from the gradients in `mixed`: collects those of `delta`.
+
+        Returns:
+            The gradients of the stream `[T, D]` and of `closed`.
+        """
+        if self.all_open or writers.start == writers.stop:
+            grad_stream = self.mixed[readers][:num_streams].sum(0)
+        else:  # as `mix`; the gradient of the writer behind is used up
+            borrowed = self.take_grad()[writers.stop].zero_()
+            self._collect(_with_stream(closed, num_streams), slice(writers.start, writers.stop + 1), readers)
+            grad_stream = borrowed.clone()
+        return grad_stream, self._slopes(closed, writers, readers)
+
+    def _collect(self, closed: Tensor, writers: slice, readers: slice) -> None:
+        """Add to the gradients of `delta` what comes from those in `mixed`."""
+        num, grad = len(closed), self.take_grad()[writers]
+        for rows, own, part in zip(_groups(grad, num), closed, _groups(self.mixed[readers], num), strict=True):
+            rows.addmm_(own.T, part)
+
+    def _slopes(self, closed: Tensor, writers: slice, readers: slice) -> Tensor:
+        """The gradient of `closed` from the gradients in `mixed`."""
+        if writers.start == writers.stop:
+            return torch.zeros_like(closed)
+        pairs = (_groups(rows, len(closed)) for rows in (self.mixed[readers], self.delta[writers]))
+        return torch.stack([_sums_of_products(grad, delta) for grad, delta in zip(*pairs, strict=True)])
+
+    def select(self, first: int, n: int, tokens: Tensor | None) -> Tensor:
+        """Deltas of writers `first` to `first + n`, `[n, tokens * D]`: a view for all tokens, a copy for some.
+
+        There is one copy at a time.
+        """
+        part = self.delta[first : first + n]
+        if tokens is not None:  # whole rows of one matrix are copied several times faster than along the middle
+            room = self._take("selected", (n * len(tokens), part.shape[-1]), part)
+            part = torch.index_select(part.flatten(0, 1), 0, _places(n, part.shape[1], tokens), out=room)
+        return part.reshape(n, -1)
 
     def done_with_block(self) -> None:
         """The next layer in the backward is of another block."""
@@ -172,15 +211,18 @@ class DeltaStack:
 class ReadBlock(torch.autograd.Function):
     """What all readers of a block get from the writers before it, left in `mixed`.
 
-    Inputs: token; closed `[G, readers, writers]`; the stack; whether the block is the first. Returns: the next token.
+    Inputs: token; closed `[G, readers, writers]`; the stream before the block `[T, D]`, which the `num_streams` first
+    readers take in; this number; the stack; whether the block is the first. Returns: the next token.
     """
 
     @staticmethod
-    def forward(ctx: Any, token: Tensor, closed: Tensor, stack: DeltaStack, first: bool) -> Tensor:
+    def forward(
+        ctx: Any, token: Tensor, closed: Tensor, stream: Tensor, num_streams: int, stack: DeltaStack, first: bool
+    ) -> Tensor:
         ctx.save_for_backward(closed)
         ctx.stack, ctx.first = stack, first
         with _no_autocast(closed):
-            stack.mix(closed, *_from_first(closed), anew=True)
+            stack.mix_far(closed, stream, num_streams)
         return token.clone()
 
     @staticmethod
@@ -190,16 +232,17 @@ class ReadBlock(torch.autograd.Function):
         if ctx.first:
             stack.drop_grad()  # what is left is the gradient of the embeddings, which nothing needs
         with _no_autocast(closed):
-            grad_closed = stack.unmix(closed, *_from_first(closed), collect=not ctx.first)
+            grad_closed = stack.unmix_far(closed, collect=not ctx.first)
         stack.done_with_block()
-        return grad_token, grad_closed, None, None
+        return grad_token, grad_closed, None, None, None, None  # of the stream: see `ReadLayer`
 
 
 class ReadLayer(torch.autograd.Function):
     """Inputs of one layer's readers, from the block's own writers too: q, k, v of the one kind, the mix of the other.
 
     Inputs: token; stream `[T, D]`; closed `[G, readers of the layer, writers of the block before it]`; the model's own
-    projection `[T, A, C]`; the readers' `Projection`; the stack; the layer's `Span`.
+    projection of the stream `[T, A, C]` if every gate is open, else None; a function that makes the readers'
+    `Projection`; the stack; the layer's `Span`.
     Returns: q, k, v as one `[T, A, C]`; what closed edges add to the MLP's input `[T, D]` (nothing, `[0]`, without an
     MLP); the next token.
     """
@@ -210,37 +253,39 @@ class ReadLayer(torch.autograd.Function):
         token: Tensor,
         stream: Tensor,
         closed: Tensor,
-        fused: Tensor,
-        projection: Projection,
+        fused: Tensor | None,
+        projection_of: Callable[[], Projection],
         stack: DeltaStack,
         span: Span,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        readers = stack.mixed[span.readers]
+        readers, projection = stack.mixed[span.readers], projection_of()
         with _no_autocast(stream):
-            if stack.all_open:
-                readers[fused.shape[1] :].zero_()
-                out, scale, mean = fused.clone(), *_statistics(stream, projection)
+            if fused is not None:
+                readers[span.num_streams :].zero_()
+                exact = _exact(stream.dtype)
+                mean = stream.mean(-1, dtype=exact) * projection.centred
+                out, scale = fused.clone(), _scale(stream, mean, projection)
             else:
-                stack.mix(closed, span.writers, span.readers)
-                out, scale, mean = _project(readers[: fused.shape[1]], stream, fused, projection)
+                stack.mix(closed, span.writers, span.readers, stream, span.num_streams)
+                out, scale, mean = _project(readers[: span.num_streams], projection)
         ctx.save_for_backward(stream, closed, out, scale, mean)
-        ctx.projection, ctx.stack, ctx.span = projection, stack, span
-        return out, readers[fused.shape[1] :].flatten(0, 1).clone(), token.clone()
+        ctx.projection_of, ctx.stack, ctx.span = projection_of, stack, span
+        return out, readers[span.num_streams :].flatten(0, 1).clone(), token.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, grad_mlp: Tensor, grad_token: Tensor) -> tuple[Tensor | None, ...]:
         stream, closed, out, scale, mean = ctx.saved_tensors
-        projection, stack, span = ctx.projection, ctx.stack, ctx.span
+        projection, stack, span = ctx.projection_of(), ctx.stack, ctx.span
         readers = stack.mixed[span.readers]
-        attention = readers[: out.shape[1]]
+        attention = readers[: span.num_streams]
         with _no_autocast(stream):
             if projection.eps is not None and not stack.all_open:  # without a norm, inputs are not needed
-                stack.make_anew(span.far)
-                stack.mix(closed, span.writers, span.readers)
-            grad_stream = _unproject(attention, stream, grad, out, scale, mean, projection, stack.all_open)
-            readers[out.shape[1] :] = grad_mlp.view(-1, *stream.shape)
-            grad_closed = stack.unmix(closed, span.writers, span.readers)
+                stack.make_anew(span)
+                stack.mix(closed, span.writers, span.readers, stream, span.num_streams)
+            _unproject(attention, stream if stack.all_open else None, grad, out, scale, mean, projection)
+            readers[span.num_streams :] = grad_mlp.view(-1, *stream.shape)
+            grad_stream, grad_closed = stack.unmix(closed, span.writers, span.readers, span.num_streams)
         return grad_token, grad_stream, grad_closed, None, None, None, None
 
 
@@ -264,7 +309,7 @@ class ReadStream(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(closed, tokens)
         ctx.stack, ctx.first = stack, first
-        delta = _select(stack.delta, first, closed.shape[-1], tokens)
+        delta = stack.select(first, closed.shape[-1], tokens)
         with _no_autocast(base):
             parts = zip(base.reshape(len(closed), 1, -1), closed, _groups(delta, len(closed)), strict=True)
             out = torch.cat([torch.addmm(own_base, own, rows) for own_base, own, rows in parts]).view_as(base)
@@ -275,18 +320,22 @@ class ReadStream(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, grad_token: Tensor) -> tuple[Tensor | None, ...]:
         closed, tokens = ctx.saved_tensors
         stack, first, n = ctx.stack, ctx.first, closed.shape[-1]
-        grad_stack = stack.take_grad()
         flat = grad.reshape(len(closed), 1, -1)
         with _no_autocast(grad):
-            delta = _groups(_select(stack.delta, first, n, tokens), len(closed))
-            grad_closed = torch.stack([own @ rows.T for own, rows in zip(flat, delta, strict=True)])
+            delta = stack.select(first, n, tokens)
+            pairs = zip(flat, _groups(delta, len(closed)), strict=True)
+            grad_closed = torch.stack([own @ rows.T for own, rows in pairs])
+            if stack.all_open:
+                return grad_token, grad, grad_closed, None, None, None
+            grad_rows = stack.take_grad()[first : first + n]
             if tokens is None:
-                grad_delta = _groups(_select(grad_stack, first, n, None), len(closed))
-                for rows, own, own_grad in zip(grad_delta, closed, flat, strict=True):
-                    rows.addmm_(own.T, own_grad)
+                for rows, own, part in zip(_groups(grad_rows, len(closed)), closed, flat, strict=True):
+                    rows.addmm_(own.T, part)
             else:
-                parts = [own.T @ own_grad for own, own_grad in zip(closed, flat, strict=True)]
-                grad_stack[first : first + n].index_add_(1, tokens, torch.cat(parts, 1).view(n, *grad.shape))
+                for rows, own, part in zip(_groups(delta, len(closed)), closed, flat, strict=True):  # used up
+                    torch.mul(own.T, part, out=rows)
+                places, moves = _places(n, grad_rows.shape[1], tokens), delta.view(-1, grad.shape[-1])
+                grad_rows.flatten(0, 1).index_add_(0, places, moves)
         return grad_token, grad, grad_closed, None, None, None
 
 
@@ -310,6 +359,8 @@ class WriteHeads(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_token: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.stack.all_open:
+            return grad_token, None, None, None, None, None
         grad = ctx.stack.take_grad()[ctx.first : ctx.first + ctx.weight.shape[0]]
         with _no_autocast(grad):
             grad_own = torch.bmm(grad, ctx.weight.transpose(1, 2)).neg_().transpose(0, 1).to(ctx.dtype)
@@ -328,87 +379,87 @@ class WriteOne(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_token: Tensor) -> tuple[Tensor | None, ...]:
-        return grad_token, ctx.stack.take_grad()[ctx.row].neg().to(ctx.dtype), None, None, None
+        stack = ctx.stack
+        grad_own = None if stack.all_open else stack.take_grad()[ctx.row].neg().to(ctx.dtype)
+        return grad_token, grad_own, None, None, None
 
 
-def _project(mix: Tensor, stream: Tensor, fused: Tensor, projection: Projection) -> tuple[Tensor, Tensor, Tensor]:
-    """Equation (2) for mixes `[A, T, D]`: projections `[T, A, C]`, and the norm's scale and mean, `[A, T]` each."""
-    width, out = fused.shape[-1], torch.empty_like(fused)
-    weight = projection.weight[:, :width].to(fused.dtype).transpose(1, 2)
-    scale, mean = (mix.new_empty(mix.shape[:2], dtype=_exact(mix.dtype)) for _ in range(2))
-    base, base_mean = _statistics(stream, projection)
-    exact = stream.to(base.dtype)
-    normed = exact * base[:, None]
-    sums = projection.weight[:, :width].sum(-1, dtype=base.dtype) if projection.centred else None
-    room = _room(mix, exact)
-    for readers in _chunks(mix):
-        inputs = mix[readers]
-        if projection.eps is not None:
-            inputs = _add(inputs, exact, room)
-            scale[readers], mean[readers] = _statistics(inputs, projection)
-            inputs.mul_(scale[readers, :, None]).sub_(normed)
-        change = torch.bmm(inputs.to(fused.dtype), weight[readers])
-        if sums is not None:
-            shift = mean[readers] * scale[readers] - base_mean * base
-            change = change - shift[..., None] * sums[readers, None]
-        out[:, readers] = fused[:, readers] + change.transpose(0, 1).to(out.dtype)
+def _project(inputs: Tensor, projection: Projection) -> tuple[Tensor, Tensor, Tensor]:
+    """Equation (2) for inputs `[A, T, D]`: projections `[T, A, C]`, and the norm's scale and mean, `[A, T]` each."""
+    offset, exact = projection.offset, _exact(inputs.dtype)
+    weight, width = projection.weight.to(offset.dtype), offset.shape[-1]
+    out = offset.new_empty((inputs.shape[1], *offset.shape))
+    scale, mean = inputs.new_empty((2, *inputs.shape[:2]), dtype=exact)
+    offset = offset.to(exact)
+    for readers in _chunks(inputs):
+        product = torch.bmm(inputs[readers].to(weight.dtype), weight[readers]).to(exact)
+        mean[readers] = product[..., -1] / inputs.shape[-1] if projection.centred else 0
+        scale[readers] = _scale(inputs[readers], mean[readers], projection)
+        product = product[..., :width].mul_(scale[readers, :, None]).add_(offset[readers, None])
+        out[:, readers] = product.transpose(0, 1)
     return out, scale, mean
 
 
-def _statistics(inputs: Tensor, projection: Projection) -> tuple[Tensor, Tensor]:
-    """What the norm multiplies inputs `[..., D]` by, and their mean if it takes it away (else 0), `[...]` each."""
-    dtype, eps = _exact(inputs.dtype), projection.eps
-    scale, mean = (inputs.new_full(inputs.shape[:-1], value, dtype=dtype) for value in (1.0, 0.0))
-    if eps is None:
-        return scale, mean
-    inputs = inputs.to(dtype)
-    variance = torch.linalg.vector_norm(inputs, dim=-1).square() / inputs.shape[-1]
-    if projection.centred:
-        mean = inputs.mean(-1)
-        variance -= mean.square()
-    return (variance + eps).rsqrt(), mean
+def _scale(inputs: Tensor, mean: Tensor, projection: Projection) -> Tensor:
+    """What the norm multiplies inputs `[..., D]` by, `[...]`, given their mean, or 0 if it takes none away."""
+    if projection.eps is None:
+        return torch.ones_like(mean)
+    length = torch.linalg.vector_norm(inputs, dim=-1, dtype=mean.dtype)
+    return (length.square() / inputs.shape[-1] - mean.square() + projection.eps).rsqrt()
 
 
 def _unproject(
-    mix: Tensor,
-    stream: Tensor,
+    inputs: Tensor,
+    stream: Tensor | None,
     grad: Tensor,
     out: Tensor,
     scale: Tensor,
     mean: Tensor,
     projection: Projection,
-    all_open: bool,
-) -> Tensor:
-    """Backward of `_project` from `grad` `[T, A, C]`: `mix` becomes the gradient of the inputs; their sum `[T, D]`.
+) -> None:
+    """Backward of `_project` from `grad` `[T, A, C]`: `inputs` `[A, T, D]` become their gradients.
 
-    With `all_open` every input is the stream, whatever is in `mix`; `scale` and `mean` are those of the stream, `[T]`.
+    With `stream`, that is every input, whatever is in `inputs`; `scale` and `mean` are then those of the stream, `[T]`.
     """
-    weight, (width, total) = projection.weight.to(mix.dtype), (mix.shape[-1], torch.zeros_like(stream))
-    scaled, pull = grad.to(_exact(mix.dtype)).transpose(0, 1), None
+    exact, weight = _exact(inputs.dtype), projection.weight.to(inputs.dtype).mT
+    scaled, pull = grad.new_empty((len(inputs), len(grad), weight.shape[1]), dtype=exact), None
+    head, grad = scaled[..., : grad.shape[-1]], grad.to(exact)
+    head.copy_(grad.transpose(0, 1))
     if projection.eps is not None:
-        scale, mean = (part.expand(len(mix), -1) for part in (scale, mean))
-        along = (grad * (out - projection.offset)).sum(-1, dtype=scale.dtype).T  # through the scale: along the input
-        pull, scaled = scale.square() * along / width, scaled * scale[..., None]
+        scale, mean = (part.expand(len(inputs), -1) for part in (scale, mean))
+        along = (grad * (out - projection.offset)).sum(-1).T  # through the scale: along the input
+        pull = scale.square() * along / inputs.shape[-1]
+        head.mul_(scale[..., None])
         if projection.centred:
-            sums = weight[:, :-1].sum(-1, dtype=scaled.dtype)
-            shift = pull * mean - (scaled * sums[:, None]).sum(-1) / width
-            scaled = torch.cat([scaled, shift[..., None]], -1)
-        pull = pull.neg_()[..., None]
-    scaled, exact = scaled.to(mix.dtype), stream.to(scaled.dtype)
-    room = _room(mix, exact)
-    for readers in _chunks(mix):
-        inputs = mix[readers]
+            scaled[..., -1] = pull * mean
+        pull = pull.neg_().to(inputs.dtype)[..., None]
+    scaled = scaled.to(inputs.dtype)
+    for readers in _chunks(inputs):
+        part = inputs[readers]
         if pull is None:
-            torch.bmm(scaled[readers], weight[readers], out=inputs)
+            torch.bmm(scaled[readers], weight[readers], out=part)
         else:
-            whole = exact if all_open else _add(inputs, exact, room)
-            same = inputs.dtype == whole.dtype
-            scaled_inputs = torch.mul(whole, pull[readers], out=inputs if same else room[: len(inputs)])
-            if not same:
-                inputs.copy_(scaled_inputs)
-            inputs.baddbmm_(scaled[readers], weight[readers])
-        total += inputs.sum(0)
-    return total
+            torch.mul(part if stream is None else stream, pull[readers], out=part)
+            part.baddbmm_(scaled[readers], weight[readers])
+
+
+def _with_stream(closed: Tensor, num_streams: int) -> Tensor:
+    """`closed` `[G, reader, writer]` with one writer more, the stream, which the first readers take in as it is."""
+    column = (torch.arange(closed.shape[1], device=closed.device) < num_streams).to(closed)
+    return torch.cat([closed, column[:, None].expand(len(closed), -1, 1)], -1)
+
+
+def _sums_of_products(rows: Tensor, others: Tensor) -> Tensor:
+    """`rows @ others.T` for few very long rows, `[a, n]` and `[b, n]`.
+
+    In float32 as a sum over pieces of them, which threads share better: up to twice as fast on two.
+    """
+    pieces = PIECES if rows.dtype.itemsize >= 4 and not rows.shape[1] % PIECES else 1
+    if pieces == 1:
+        return rows @ others.T
+    return torch.bmm(
+        rows.unflatten(1, (pieces, -1)).transpose(0, 1), others.unflatten(1, (pieces, -1)).permute(1, 2, 0)
+    ).sum(0)
 
 
 def _from_first(closed: Tensor) -> tuple[slice, slice]:
@@ -416,29 +467,14 @@ def _from_first(closed: Tensor) -> tuple[slice, slice]:
     return slice(0, closed.shape[-1]), slice(0, closed.shape[1])
 
 
-def _room(mix: Tensor, exact: Tensor) -> Tensor:
-    """Space for the inputs of one chunk of readers, in the dtype of `exact`."""
-    return exact.new_empty((next(_chunks(mix)).stop, *exact.shape))
-
-
-def _add(mix: Tensor, exact: Tensor, room: Tensor) -> Tensor:
-    """`mix + exact` in `room`. Adding tensors of two dtypes at once would be many times slower."""
-    room = room[: len(mix)]
-    return torch.add(mix, exact, out=room) if mix.dtype == exact.dtype else room.copy_(mix).add_(exact)
-
-
 def _exact(dtype: torch.dtype) -> torch.dtype:
     """Dtype of the norms' statistics: at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
-def _select(stack: Tensor, first: int, n: int, tokens: Tensor | None) -> Tensor:
-    """Writers `first` to `first + n`, `[n, tokens * D]`: a view for all tokens, a copy for some."""
-    part = stack[first : first + n]
-    if tokens is not None:  # whole rows of one matrix are copied several times faster than along the middle
-        rows = torch.arange(n, device=tokens.device)[:, None] * part.shape[1] + tokens
-        part = part.flatten(0, 1).index_select(0, rows.flatten())
-    return part.reshape(n, -1)
+def _places(n: int, num_tokens: int, tokens: Tensor) -> Tensor:
+    """Where `tokens` of `n` writers lie in a stack's rows of one token each, long `[n * P]`."""
+    return (torch.arange(n, device=tokens.device)[:, None] * num_tokens + tokens).flatten()
 
 
 def _groups(rows: Tensor, num_groups: int) -> tuple[Tensor, ...]:

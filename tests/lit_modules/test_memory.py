@@ -121,4 +121,4 @@ def test_a_step_gives_its_buffers_back_before_the_next_takes_them(accumulated: i
     )
     trainer.fit(module, data)
     assert len(seen) == 3 * accumulated
-    assert all(spare == {"delta", "mixed", "grad"} for spare in seen[1:])
+    assert all(spare == {"delta", "mixed", "selected", "grad"} for spare in seen[1:])

@@ -44,14 +44,17 @@ def test_the_stack_and_the_states_have_their_sizes(model: MaskedModel) -> None:
     assert terms["stack"] == terms["its gradient"] == reads.stack.delta.nbytes == reads.stack.take_grad().nbytes
     assert terms["readers' inputs"] == reads.stack.mixed.nbytes
     layers = range(model.graph.arch.num_layers)
-    assert terms["readers' weights"] == sum(reads._projection(layer).weight.nbytes for layer in layers)
+    assert terms["readers' weights"] == sum(model.projections(layer).weight.nbytes for layer in layers)
+    num_scored = SHAPE.batch * SHAPE.positions
+    assert terms["scored tokens"] == reads.stack.select(0, len(model.graph.writers), torch.arange(num_scored)).nbytes
     assert terms["frozen states"] == size
     assert terms["activations"] == 5000
     evaluated = evaluation_terms(model, SHAPE)
     assert evaluated["stack"] == terms["stack"]
     assert "its gradient" not in evaluated
     after = evaluation_terms(model, replace(SHAPE, batch=1), terms)  # buffers of training steps are kept
-    assert [after[name] for name in list(terms)[:3]] == [terms[name] for name in list(terms)[:3]]
+    buffers = ("stack", "its gradient", "readers' inputs", "scored tokens", "readers' weights")
+    assert [after[name] for name in buffers] == [terms[name] for name in buffers]
     assert evaluated["logits"] % model.full(ids, positions=ids[:, :2]).float().nbytes == 0
 
 

@@ -1,0 +1,71 @@
+"""What readers are projected with: the model's own projection after its norm, whether weights are kept or not."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from edgeprune.models import projections
+from edgeprune.models.family import registry
+from edgeprune.models.masked import MaskedModel
+from edgeprune.models.projections import Projection
+from tests.models.test_conformance import CASES, build, prompts, random_gates
+
+
+def projected(made: Projection, stream: torch.Tensor) -> torch.Tensor:
+    """The projection of a stream `[T, D]`, `[T, A, C]`, in the plainest form."""
+    width = made.offset.shape[-1]
+    scale = torch.ones(len(stream), 1, 1, dtype=stream.dtype)
+    if made.eps is not None:
+        square = stream.var(-1, unbiased=False) if made.centred else stream.square().mean(-1)
+        scale = (square + made.eps).rsqrt()[:, None, None]
+    return made.offset + scale * torch.einsum("td,adc->tac", stream, made.weight[..., :width])
+
+
+@pytest.mark.parametrize("kept_bytes", [2**28, 0], ids=["kept", "one at a time"])
+@pytest.mark.parametrize(("family", "index"), CASES)
+def test_they_are_the_models_own(family: Any, index: int, kept_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(projections, "KEPT_BYTES", kept_bytes)
+    model = build(family, index)
+    stream = 1 + torch.randn(5, model.family.output_weight(0).shape[-1], dtype=torch.float64)
+    for layer in range(model.graph.arch.num_layers):
+        expected = torch.cat(
+            model._repeat_kv(model.family.qkv(layer, model.family.attention_norm(layer)(stream[None]))), -1
+        )
+        made = model.projections(layer)
+        torch.testing.assert_close(
+            projected(made, stream), expected.view(5, len(made.offset), -1), rtol=1e-10, atol=1e-10
+        )
+
+
+def gradient(model: MaskedModel, gates: torch.Tensor) -> torch.Tensor:
+    clean, corrupted = prompts()
+    live = gates.clone().requires_grad_()
+    return torch.autograd.grad(model(clean, live, model.record(corrupted)).square().sum(), live)[0]
+
+
+@pytest.mark.parametrize(("family", "index"), CASES)
+def test_kept_or_not_is_the_same(family: Any, index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[torch.Tensor] = []
+    sizes: list[int] = []
+    for kept_bytes in (2**28, 0):
+        monkeypatch.setattr(projections, "KEPT_BYTES", kept_bytes)
+        model = build(family, index)
+        found.append(gradient(model, random_gates(model, fractional=True)))
+        sizes.append(model.projections.num_bytes)
+    assert torch.equal(*found)
+    assert sizes[0] == sizes[1] * model.graph.arch.num_layers
+
+
+@pytest.mark.parametrize("kept_bytes", [2**28, 0], ids=["kept", "one at a time"])
+def test_changed_weights_are_noticed(kept_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(projections, "KEPT_BYTES", kept_bytes)
+    changed, fresh = (build(registry()["gpt2"], 0) for _ in range(2))
+    gates = random_gates(changed, fractional=True)
+    before = gradient(changed, gates)
+    for model in (changed, fresh):
+        with torch.no_grad():
+            model.family.qkv_weights(1)[0].mul_(3)
+    after = gradient(changed, gates)
+    assert not torch.equal(before, after)
+    assert torch.equal(after, gradient(fresh, gates))
