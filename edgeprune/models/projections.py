@@ -1,5 +1,6 @@
 """What the attention readers of each layer are projected with, made from the model's own weights."""
 
+import math
 from typing import TYPE_CHECKING, NamedTuple, final
 
 import torch
@@ -44,10 +45,20 @@ class Projections:
     @property
     def num_bytes(self) -> int:
         """Of the weights that stay: all, or those of one layer."""
-        arch, norm = self._model.graph.arch, self._model.family.read_norm(0)
+        size = math.prod(self._shape) * self._model.dtype.itemsize
+        return size * self._model.graph.arch.num_layers if self._keeps else size
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        """Of one layer's weights."""
         _, head_dim, width = self._model.family.output_weight(0).shape
-        one = arch.num_attention_readers * width * (head_dim + norm.centred) * self._model.dtype.itemsize
-        return one * arch.num_layers if one * arch.num_layers <= KEPT_BYTES else one
+        return self._model.graph.arch.num_attention_readers, width, head_dim + self._model.family.read_norm(0).centred
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether all layers' weights stay."""
+        size = math.prod(self._shape) * self._model.dtype.itemsize
+        return size * self._model.graph.arch.num_layers <= KEPT_BYTES
 
     @torch.no_grad()
     def __call__(self, layer: int) -> Projection:
@@ -56,11 +67,7 @@ class Projections:
         norm, like = model.family.read_norm(layer), model.family.qkv_weights(layer)[0]
         zero = like.new_zeros((1, 1, like.shape[1])) if norm.bias is None else norm.bias[None, None]
         offset = torch.cat(model._repeat_kv(model.family.qkv(layer, zero)), -1)
-        return Projection(self._weight(layer), offset.view(self._num_readers, -1), norm.eps, norm.centred)
-
-    @property
-    def _num_readers(self) -> int:
-        return self._model.graph.arch.num_attention_readers
+        return Projection(self._weight(layer), offset.view(self._shape[0], -1), norm.eps, norm.centred)
 
     def _weight(self, layer: int) -> Tensor:
         parts, norm = self._model.family.qkv_weights(layer), self._model.family.read_norm(layer)
@@ -68,26 +75,23 @@ class Projections:
         state = tuple((own.data_ptr(), own.device, own.dtype, own._version) for own in sources)
         if layer in self._kept and self._kept[layer][0] == state:
             return self._kept[layer][1]
-        shape = (self._num_readers, parts[0].shape[1], parts[0].shape[2] + norm.centred)
-        room = self._room_for(shape, parts[0])
+        room = self._new_room(parts[0])
         _fill(room, parts, norm.weight, self._model.graph.arch.num_kv_readers)
         if norm.centred:
             room[..., :-1] -= room[..., :-1].mean(1, keepdim=True)
             room[..., -1] = 1
-        if self._room is None:
+        if self._keeps:
             self._kept[layer] = (state, room)
         return room
 
-    def _room_for(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        arch = self._model.graph.arch
-        with torch.inference_mode(False):  # a later run may want gradients
-            if torch.Size(shape).numel() * like.itemsize * arch.num_layers <= KEPT_BYTES:
-                self._room = None
-                return like.new_empty(shape)
-            room = self._room
-            if room is None or (room.shape, room.dtype, room.device) != (shape, like.dtype, like.device):
-                room = self._room = like.new_empty(shape)
-            return room
+    def _new_room(self, like: Tensor) -> Tensor:
+        """Where a layer's weights go: a place of its own, or the one that all layers share."""
+        room = None if self._keeps else self._room
+        if room is None or (room.dtype, room.device) != (like.dtype, like.device):
+            with torch.inference_mode(False):  # a later run may want gradients
+                room = like.new_empty(self._shape)
+        self._room = None if self._keeps else room
+        return room
 
 
 def _fill(room: Tensor, parts: tuple[Tensor, Tensor, Tensor], norm: Tensor | None, num_kv: int) -> None:
