@@ -1,14 +1,18 @@
 """What every test needs."""
 
+import os
 import sys
 from collections.abc import Iterator
 
 import pytest
 
+# Set before torch is imported: one thread per worker, since threads of several workers that fight are slower than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(autouse=True, scope="session")
 def no_pytest_arguments() -> Iterator[None]:
-    """Lightning warns where it finds arguments of another program in sys.argv, and warnings are errors."""
+    """Lightning warns where it finds arguments of another program in sys.argv, and CI makes warnings errors."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["edgeprune"])
         yield
