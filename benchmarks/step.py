@@ -3,6 +3,7 @@
     python benchmarks/step.py                      # the table of docs/performance.md: ten minutes
     python benchmarks/step.py --growth             # step time against the number of layers
     python benchmarks/step.py --cases gpt2:32x16:float32 --rounds 3
+    python benchmarks/step.py --device cuda        # the same on a GPU; memory is what torch allocates there
 
 Everything scores the last position only. `plain` is the stock Hugging Face body with frozen weights and a gradient to
 the input embeddings, then its head on the last position; `logits_to_keep` the same by the library's own argument, for
@@ -111,34 +112,34 @@ def ratio(times: dict[str, list[float]], name: str) -> float:
     return statistics.median(a / b for a, b in zip(times[name], times["plain"], strict=True))
 
 
-def table(cases: list[str], rounds: int) -> None:
+def table(cases: list[str], rounds: int, device: str) -> None:
     """Print one table of all cases."""
     print("| shape, batch, dtype | kind | seconds | times plain | peak memory, GB | above the loaded model, GB |")
     print("|---|---|---|---|---|---|")
     for case in cases:
-        times = timed(kinds(*parsed(case)), rounds)
+        times = timed(kinds(*parsed(case), device), rounds)
         for name, seconds in times.items():
-            loaded, peak = memory(case, name)
+            loaded, peak = memory(case, name, device)
             print(
-                f"| {case.replace(':', ', ')} | {name} | {statistics.median(seconds):.3f} | {ratio(times, name):.2f} | "
+                f"| {case.replace(':', ', ')} | {name} | {statistics.median(seconds):.4f} | {ratio(times, name):.2f} | "
                 f"{peak:.2f} | {peak - loaded:.2f} |",
                 flush=True,
             )
 
 
-def growth(rounds: int) -> None:
+def growth(rounds: int, device: str) -> None:
     """Print the times by number of layers, and the exponents of a power law through them."""
     print("| layers | edges | plain, s | cached, s | times plain |")
     print("|---|---|---|---|---|")
     found: dict[str, list[float]] = {"plain": [], "cached": []}
     for layers in GROWTH:
-        things = kinds(growing(layers), 16, 16, torch.float32)
+        things = kinds(growing(layers), 16, 16, torch.float32, device)
         times = timed({name: things[name] for name in found}, rounds)
         for name, values in found.items():
             values.append(statistics.median(times[name]))
         edges = MaskedModel(AutoModelForCausalLM.from_config(growing(layers))).graph.num_edges
         plain, cached = (values[-1] for values in found.values())
-        print(f"| {layers} | {edges:,} | {plain:.3f} | {cached:.3f} | {ratio(times, 'cached'):.2f} |", flush=True)
+        print(f"| {layers} | {edges:,} | {plain:.4f} | {cached:.4f} | {ratio(times, 'cached'):.2f} |", flush=True)
     for name, values in found.items():
         print(f"{name}: seconds grow as layers ** {exponent(GROWTH, values):.2f}")
 
@@ -155,22 +156,30 @@ def parsed(case: str) -> tuple[Any, int, int, torch.dtype]:
     return SHAPES[shape], batch, seq, getattr(torch, dtype)
 
 
-def memory(case: str, name: str) -> tuple[float, float]:
-    """Resident memory of a process of its own, in 1e9 bytes: with everything loaded, and at the peak of two runs."""
-    command = [sys.executable, __file__, "--cases", case, "--only", name, "--threads", str(torch.get_num_threads())]
+def memory(case: str, name: str, device: str) -> tuple[float, float]:
+    """Memory of a process of its own, in 1e9 bytes: with everything loaded, and at the peak of two runs.
+
+    Resident memory on a CPU, memory that torch has allocated on a GPU.
+    """
+    command = [sys.executable, __file__, "--cases", case, "--only", name, "--device", device]
+    command += ["--threads", str(torch.get_num_threads())]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     loaded, peak = (float(value) for value in done.stdout.split()[-2:])
     return loaded, peak
 
 
-def only(case: str, name: str) -> None:
+def only(case: str, name: str, device: str) -> None:
     """In a process of its own: run one kind twice and print its memory."""
-    things = kinds(*parsed(case))
-    loaded = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # start the peak again: building the model does not count
+    things = kinds(*parsed(case), device)
+    on_gpu = torch.device(device).type == "cuda"
+    loaded = torch.cuda.memory_allocated() / 1e9 if on_gpu else _resident("VmRSS")
+    if on_gpu:  # start the peak again: building the model does not count
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
     things[name]()
     things[name]()
-    print(loaded, _resident("VmHWM"))
+    print(loaded, torch.cuda.max_memory_allocated() / 1e9 if on_gpu else _resident("VmHWM"))
 
 
 def _resident(field: str) -> float:
@@ -185,17 +194,19 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true", help="time against the number of layers instead")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.only:
-        only(options.cases[0], options.only)
+        only(options.cases[0], options.only, options.device)
         return
-    print(f"torch {torch.__version__}, {options.threads} threads, {options.rounds} rounds")
+    where = torch.cuda.get_device_name() if options.device.startswith("cuda") else f"{options.threads} threads"
+    print(f"torch {torch.__version__}, {where}, {options.rounds} rounds")
     if options.growth:
-        growth(options.rounds)
+        growth(options.rounds, options.device)
     else:
-        table(options.cases, options.rounds)
+        table(options.cases, options.rounds, options.device)
 
 
 if __name__ == "__main__":
