@@ -1,6 +1,8 @@
 """Circuit files that a command names, and the model that they are of."""
 
+import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -9,7 +11,23 @@ from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
     from edgeprune.circuit import Circuit
+    from edgeprune.formats import Holds
     from edgeprune.models.masked import MaskedModel
+
+
+HOLDS = ("scores", "circuit")  # as `edgeprune.formats.Holds`, which is slow to import
+
+
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """How files of other tools are read."""
+    parser.add_argument(
+        "--holds", choices=HOLDS, help="what files hold that do not tell: EAP-IG's in which no edge is in the graph"
+    )
+    parser.add_argument(
+        "--split-embedding",
+        action="store_true",
+        help="token and position embedding apart; EAP-IG always keeps the latter",
+    )
 
 
 @final
@@ -20,13 +38,15 @@ class CircuitFiles:
     Attributes:
         paths: As given.
         own: Those of our own format.
+        holds: What files hold that do not tell.
     """
 
     paths: list[str]
     own: "dict[str, Circuit]"
+    holds: "Holds | None" = None
 
     @classmethod
-    def open(cls, paths: list[str]) -> "CircuitFiles":
+    def open(cls, paths: list[str], holds: "Holds | None" = None) -> "CircuitFiles":
         """Read our own files.
 
         Raises:
@@ -41,7 +61,7 @@ class CircuitFiles:
                 raise EdgepruneError(f"no circuit file at {path}")
             if Path(path).is_dir():
                 load(Path(path))  # refuses a folder that does not stand for one circuit
-        return cls(paths, {path: Circuit.load(path) for path in paths if is_own(path)})
+        return cls(paths, {path: Circuit.load(path) for path in paths if is_own(path)}, holds)
 
     @property
     def header(self) -> dict[str, Any]:
@@ -59,8 +79,13 @@ class CircuitFiles:
             raise EdgepruneError(f"{self.paths[0]} does not say which model it is of; give --model")
         return str(name)
 
-    def load_model(self, name: str, device: str) -> "MaskedModel":
+    def load_model(self, name: str, device: str, *, split_embedding: bool = False) -> "MaskedModel":
         """The model, wired as the first own circuit is; warns of circuits that were found on other weights.
+
+        Args:
+            name: Of the model.
+            device: Where to put it.
+            split_embedding: Token and position embedding apart, whatever circuits say.
 
         Raises:
             EdgepruneError: A circuit does not fit it.
@@ -72,6 +97,8 @@ class CircuitFiles:
             arch = circuit.graph.arch
             loading = {**circuit.header.get("model_options", {}), **loading}
             loading |= {"split_embedding": arch.split_embedding, "kv_readers": arch.kv_readers}
+        if split_embedding:
+            loading["split_embedding"] = True
         model = load_model(name, **loading)
         weights = fingerprint(model)
         for path, circuit in self.own.items():
@@ -95,4 +122,19 @@ class CircuitFiles:
                 circuit.check_fits(graph, first)
             except EdgepruneError as error:
                 raise EdgepruneError(f"{path}: {error}") from None
-        return [self.own[path] if path in self.own else read_reference(path, graph) for path in self.paths]
+        return [self.own[path] if path in self.own else read_reference(path, graph, self.holds) for path in self.paths]
+
+    def warn_of_positions(self, model: "MaskedModel", circuits: "Sequence[Circuit]", ablations: Sequence[str]) -> None:
+        """Warn of EAP-IG's circuits, which never close a position embedding, where the ablation would take it away."""
+        taken = [text for text in ablations if text.partition(":")[0] in ("zero", "mean", "optimal")]
+        if not taken or model.graph.arch.split_embedding or not model.has_position_embedding:
+            return
+        from edgeprune.formats.eap_ig import FORMATS
+
+        for path, circuit in zip(self.paths, circuits, strict=True):
+            closed = model.graph.exists[:, 0] & ~circuit.keep[:, 0]
+            if circuit.header.get("source_format") in FORMATS and closed.any():
+                sys.stderr.write(
+                    f"edgeprune: warning: {path} is EAP-IG's, where the position embedding stays; ablation {taken[0]} "
+                    "closes it here together with the tokens'; read EAP-IG's file with --split-embedding\n"
+                )

@@ -8,6 +8,7 @@ from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.cli.arguments import Arguments, check_ablation, check_file, write_json
+from edgeprune.cli.circuits import add_reading_options
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def run(arguments: list[str]) -> None:
     parser.add_argument("--model", help="model of the circuits; by default the one in the first own file's header")
     parser.add_argument("--ablation", help="such as interchange, zero or mean; default: the first own file's")
     parser.add_argument("--device", default="cpu")
+    add_reading_options(parser)
     parser.add_argument("--edges", action="store_true", help="list the edges that only one of two circuits has")
     parser.add_argument(
         "--breakdown", action="store_true", help="by kind of edge and by layer, also for more than two circuits"
@@ -58,11 +60,11 @@ def compare_files(options: argparse.Namespace) -> dict[str, Any]:
     from edgeprune.cli.circuits import CircuitFiles
     from edgeprune.metrics.overlap import compare_circuits, nodes
 
-    files = CircuitFiles.open(options.circuits)
+    files = CircuitFiles.open(options.circuits, options.holds)
     name, model = "", None
-    if options.config or options.model or not files.own:
+    if options.config or options.model or options.split_embedding or not files.own:
         name = files.model_name(options.model)
-        model = files.load_model(name, options.device)
+        model = files.load_model(name, options.device, split_embedding=options.split_embedding)
     circuits = files.circuits(model)
     matched = {pair: _match(circuits[pair[0]], circuits[pair[1]]) for pair in combinations(range(len(circuits)), 2)}
     result: dict[str, Any] = {
@@ -90,6 +92,7 @@ def compare_files(options: argparse.Namespace) -> dict[str, Any]:
     }
     if model is not None and options.config:
         ablation = options.ablation or files.header.get("ablation", "interchange")
+        files.warn_of_positions(model, circuits, [ablation])
         _add_measures(result, circuits, matched, model, ablation, name, options)
     return result
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeprune.cli.arguments import Arguments
+from edgeprune.cli.circuits import HOLDS
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ def _parser() -> Arguments:
     parser.add_argument(
         "--kv-readers", choices=["group", "head"], default="group", help="with --model: k and v readers"
     )
+    parser.add_argument(
+        "--holds", choices=HOLDS, help="what IN holds, where it does not tell: EAP-IG's without an edge in the graph"
+    )
     parser.add_argument("--membership", action="store_true", help="write which edges are kept, without their scores")
     parser.add_argument("--list", action="store_true", help="list the formats")
     parser.add_argument("--validate", type=Path, metavar="FOLDER", help="list every problem of a submission to MIB")
@@ -56,7 +60,7 @@ def _convert(options: argparse.Namespace) -> None:
         raise EdgepruneError("--like and --model both name a graph; give one of them")
     form = format_for(options.target) if options.to is None else format_named(options.to)
     graph, width = _graph(options)
-    found = read_circuit(options.source, graph, options.form)
+    found = read_circuit(options.source, graph, options.form, options.holds)
     notes = write_circuit(found.circuit, options.target, form.name, ExportOptions(width, options.membership))
     _report(found, notes, options.target, form.name)
 

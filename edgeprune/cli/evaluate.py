@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.cli.arguments import Arguments, check_ablation, check_file, write_json
+from edgeprune.cli.circuits import add_reading_options
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from edgeprune.evaluation.evaluator import Evaluator, Progress
     from edgeprune.evaluation.summary import Questions
     from edgeprune.evaluation.uncertainty import Resampling
+    from edgeprune.formats import Holds
     from edgeprune.graph import EdgeGraph
     from edgeprune.models.masked import MaskedModel
     from edgeprune.models.runs import ReferenceRuns
@@ -81,6 +83,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--batch-size", type=int, help="pairs in one run; default: the config's eval_batch_size")
     add("--model", help="model to run; by default the one in the first own file's header")
     add("--device", default="cpu")
+    add_reading_options(parser)
     add("--ablation", help="such as interchange, zero or mean; default: the first own file's")
     names: dict[str, Any] = {"action": "append", "default": []}
     add("--ablations", **names, help="others to show beside it: names with commas between, or all")
@@ -162,18 +165,19 @@ def evaluate_files(options: argparse.Namespace) -> dict[str, Any]:
     from edgeprune.evaluation.uncertainty import Resampling
     from edgeprune.models.loading import fingerprint
 
-    start, files = time.perf_counter(), CircuitFiles.open(options.circuits)
+    start, files = time.perf_counter(), CircuitFiles.open(options.circuits, options.holds)
     name = files.model_name(options.model)
     resampling = Resampling(options.draws, options.level)
     data = read_data_config(options.config, tokenizer=name)
     data.setup()
     batches = pair_batches(data, options.split, options.limit, options.batch_size or data.eval_batch_size)
-    model = files.load_model(name, options.device)
+    model = files.load_model(name, options.device, split_embedding=options.split_embedding)
     circuits = dict(zip(_short_names(options.circuits), files.circuits(model), strict=True))
     main = options.ablation or files.header.get("ablation", "interchange")
     if options.ablation is None:
         _warn_of_other_ablations(files, main)
     ablations = list(dict.fromkeys((main, *options.ablations)))
+    files.warn_of_positions(model, list(circuits.values()), ablations)
     questions = _questions(options, data, model.graph, sum(map(len, batches)), resampling)
     with _shown() as progress:
         room = options.cache_gb / len(ablations)
@@ -306,18 +310,21 @@ def _questions(
         seeds=options.seeds,
         resampling=resampling,
         labels=labels,
-        known=_known(options.known, graph),
+        known=_known(options.known, graph, options.holds),
         num_test_examples=options.test_limit,
         num_minimality_edges=options.minimality_edges,
         num_random=options.random,
     )
 
 
-def _known(asked: list[str], graph: "EdgeGraph") -> "Mapping[str, CanonicalCircuit | Circuit]":
+def _known(asked: list[str], graph: "EdgeGraph", holds: "Holds | None") -> "Mapping[str, CanonicalCircuit | Circuit]":
     from edgeprune import canonical
     from edgeprune.reference import read_reference
 
-    return {name: canonical.load(name) if name in canonical.names() else read_reference(name, graph) for name in asked}
+    return {
+        name: canonical.load(name) if name in canonical.names() else read_reference(name, graph, holds)
+        for name in asked
+    }
 
 
 @contextmanager

@@ -6,12 +6,14 @@ token positions a first axis counts them. Sources are the writers of our order t
 graph: one embedding, readers per query head.
 
 The tool keeps edges by the absolute value of their scores, and writes a circuit as scores of 0 and 1: such a file is
-read as membership. Every other file is one of scores and keeps every edge.
+read as membership. Its ACDC gives each edge the largest threshold that removes it, and infinity if none does: edges
+with infinity are the circuit. Every other file is one of scores, the tool's being slopes, and keeps every edge.
 """
 
+import math
 import re
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -42,12 +44,16 @@ class PruneScores(AbstractFormat):
 
     def read(self, loaded: Loaded, graph: EdgeGraph | None) -> Imported:
         """The circuit in a file, on its own graph or on the one that is wanted."""
-        modules, notes = _checked(loaded.value)
+        content = _content(loaded.value)
+        modules, notes = _checked(loaded.value, is_slope=content == "slopes")
         own = _graph_of(modules)
         values = _matrix(modules, own)
-        header = {"source": loaded.path.name, "source_format": self.name}
-        if bool(((values == 0) | (values == 1)).all()):
+        header: dict[str, Any] = {"source": loaded.path.name, "source_format": self.name}
+        if content == "membership":
             circuit = Circuit(own, values != 0, None, header)
+        elif content == "thresholds":
+            circuit, note = _of_thresholds(own, values, header)
+            notes.append(note)
         else:
             circuit = Circuit(own, own.exists, values, header)
             notes.append("it is a file of scores, and every edge is kept; auto-circuit ranks them by absolute value")
@@ -71,6 +77,38 @@ class PruneScores(AbstractFormat):
         with whole_file(path) as partial:
             torch.save(_modules(there.graph, values), partial)
         return notes
+
+
+# -------------------------------------------------------------------- what the numbers are
+def _content(value: dict[Any, Any]) -> Literal["membership", "thresholds", "slopes"]:
+    """Which kind of file it is, by all of its numbers.
+
+    Raises:
+        EdgepruneError: A number is NaN or minus infinity.
+    """
+    tensors = [scores.detach().float().flatten() for scores in value.values() if isinstance(scores, Tensor)]
+    values = torch.cat(tensors) if tensors else torch.zeros(0)
+    wrong = values[values.isnan() | (values == -math.inf)].tolist()
+    if wrong:
+        raise EdgepruneError(
+            f"{len(wrong):,} scores cannot be ranked, such as {wrong[0]}; expected finite ones, or inf where ACDC kept "
+            "an edge"
+        )
+    if bool(values.isinf().any()):
+        return "thresholds"
+    return "membership" if bool(((values == 0) | (values == 1)).all()) else "slopes"
+
+
+def _of_thresholds(graph: EdgeGraph, values: Tensor, header: dict[str, Any]) -> tuple[Circuit, str]:
+    """ACDC's circuit, and a sentence on it. Kept edges score just above the largest threshold that removed another."""
+    keep, header = values.isinf(), {**header, "method": "acdc"}
+    removed = values[graph.exists & ~keep]
+    note = f"{int(keep.sum()):,} edges score inf, as ACDC leaves those that no threshold removes: they are the circuit"
+    if not len(removed):
+        return Circuit(graph, keep, None, header), note
+    least = torch.nextafter(removed.max(), torch.tensor(math.inf))
+    note += f", and score just above the largest threshold, {removed.max():g}"
+    return Circuit(graph, keep, torch.where(keep, least, values), header), note
 
 
 # -------------------------------------------------------------------- modules and graphs
@@ -111,8 +149,12 @@ def _matrix(modules: dict[str, Tensor], graph: EdgeGraph) -> Tensor:
     return values
 
 
-def _checked(value: dict[Any, Any]) -> tuple[dict[str, Tensor], list[str]]:
-    """Float scores by module, one per edge, and what was merged or repeated for that."""
+def _checked(value: dict[Any, Any], *, is_slope: bool) -> tuple[dict[str, Tensor], list[str]]:
+    """Float scores by module, one per edge, and what was merged or repeated for that.
+
+    Slopes of token positions add up to that of the edge; of other scores the highest counts.
+    """
+    how = "the sum" if is_slope else "the highest"
     modules: dict[str, Tensor] = {}
     notes: dict[str, None] = {}
     for name, scores in value.items():
@@ -122,8 +164,8 @@ def _checked(value: dict[Any, Any]) -> tuple[dict[str, Tensor], list[str]]:
         heads = found[2] not in ("mlp_in", "resid_post")
         scores = scores.detach().float()
         if scores.dim() == 2 + heads:
-            scores = scores.amax(0)
-            notes["scores of token positions are merged: an edge has the highest of its positions"] = None
+            scores = scores.double().sum(0).float() if is_slope else scores.amax(0)
+            notes[f"scores of token positions are merged: an edge has {how} of its positions"] = None
         if scores.dim() != 1 + heads:
             raise EdgepruneError(
                 f"{name!r} has scores of shape {tuple(scores.shape)}; expected [head, source] or [source]"

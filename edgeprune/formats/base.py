@@ -11,6 +11,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
 
 Kind = Literal["circuit", "tensors", "json", "torch", "pickle"]
+Holds = Literal["scores", "circuit"]
 
 # What a circuit's header always says of the file that it came from; losing it again is no loss.
 PROVENANCE = frozenset({"source", "source_format", "notes", "d_model"})
@@ -27,11 +28,13 @@ class Loaded:
             left to `Circuit.load`; `"tensors"`, masks of Edge Pruning by name; `"json"`; `"torch"`, what `torch.save`
             wrote; `"pickle"`, plain values and ACDC's indices.
         value: The content; None for `"circuit"`.
+        holds: What the caller says that the file holds, for formats whose files may not tell.
     """
 
     path: Path
     kind: Kind
     value: Any
+    holds: Holds | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,25 +6,33 @@ the orders of `EdgeGraph`, so a matrix there is one here, transposed. GPT-2 smal
 edges.
 
 Files hold scores and membership side by side. EAP-IG writes its scores before anything is cut, with no edge in the
-graph; such a file of scores keeps every edge here. A score is positive where patching the edge raises the loss, as
-ours.
+graph, and an empty circuit just so. Files that are written here tell these apart by `holds` in `cfg`, others by what
+the reader is told. A score is positive where patching the edge raises the loss, as ours.
+
+`input` is the embedding of tokens alone: EAP-IG never ablates a position embedding. So on a graph with two embeddings
+it is `tok_embed`, both ways, and every edge of `pos_embed` is kept.
 """
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
 
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
-from edgeprune.formats.base import ExportOptions, Imported, Loaded, not_held
-from edgeprune.formats.views import moved, on_graph, per_head
+from edgeprune.formats.base import ExportOptions, Holds, Imported, Loaded, not_held
+from edgeprune.formats.views import moved, on_graph, one_embedding, per_head, with_open_positions, without_positions
 from edgeprune.graph import ArchSpec, EdgeGraph
 
 _MOST = 1000  # layers, or heads of a layer: a damaged number must not fill the memory
+_HOLDS = "holds"  # in `cfg`; EAP-IG takes over keys that it does not know
+FORMATS = ("eap-ig-json", "eap-ig-pt")
+TOKENS_ALONE = (
+    "its embedding is that of the tokens alone: a position embedding (GPT-2) always stays there, and is ablated with "
+    "the tokens' here; for zero or mean ablation read it with split_embedding=True"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +48,7 @@ class EapIgFile:
         nodes_scores: Float32 `[writer]`, or None.
         neurons: Bool `[writer, d_model]`, the neurons of a node that are in the file's graph, or None.
         has_edges: False for JSON with nodes alone.
+        holds: What the file says of itself; None for what EAP-IG and MIB write.
     """
 
     graph: EdgeGraph
@@ -50,6 +59,7 @@ class EapIgFile:
     nodes_scores: Tensor | None = None
     neurons: Tensor | None = None
     has_edges: bool = True
+    holds: Holds | None = None
 
     def __post_init__(self) -> None:
         if self.neurons is not None and not self.d_model:
@@ -85,6 +95,7 @@ class EapIgFile:
             "n_heads": arch.num_heads,
             "parallel_attn_mlp": arch.parallel_blocks,
             "d_model": self.d_model,
+            **({} if self.holds is None else {_HOLDS: self.holds}),
         }
 
 
@@ -119,6 +130,14 @@ def width_of(cfg: dict[str, Any]) -> int:
     return width if isinstance(width, int) and width > 0 else 0
 
 
+def holds_of(cfg: dict[str, Any]) -> Holds | None:
+    """What a file's `cfg` says that it holds; None where it says nothing."""
+    holds = cfg.get(_HOLDS)
+    if holds not in (None, *get_args(Holds)):
+        raise EdgepruneError(f"'cfg' has {_HOLDS}={str(holds)[:20]!r}; expected one of {', '.join(get_args(Holds))}")
+    return holds
+
+
 # -------------------------------------------------------------------- circuits
 def to_file(circuit: Circuit, options: ExportOptions) -> tuple[EapIgFile, list[str]]:
     """What to write for a circuit, and what that leaves out.
@@ -128,25 +147,30 @@ def to_file(circuit: Circuit, options: ExportOptions) -> tuple[EapIgFile, list[s
     """
     if not circuit.graph.arch.has_mlp:
         raise EdgepruneError("EAP-IG's graphs have an MLP in every layer, this one has none; use another format")
-    view = moved(circuit, per_head(circuit.graph, split_embedding=False))
+    split = circuit.graph.arch.split_embedding
+    view = moved(without_positions(circuit) if split else circuit, per_head(circuit.graph, split_embedding=False))
     there = view.circuit
     d_model = options.d_model or int(circuit.header.get("d_model") or 0)
     scored = there.scores is not None and not options.membership
     scores = there.scores.float() if there.scores is not None and scored else torch.zeros(there.graph.shape)
     content = EapIgFile(there.graph, d_model, there.keep, scores, _touched(there))
+    if content.is_scored and not there.keep.any():
+        content = replace(content, holds="circuit")
     notes = [*not_held(circuit, scores=scored), *view.notes]
-    if circuit.num_dangling:
+    if split:
+        closed = int((circuit.graph.exists & ~circuit.keep)[:, 1].sum())
         notes.append(
-            f"{circuit.num_dangling:,} dangling edges are written; EAP-IG and MIB drop them when they evaluate"
+            f"pos_embed is left out: EAP-IG keeps all of its edges, here {closed:,} of them are closed; its input is "
+            "tok_embed"
         )
+    if there.num_dangling:
+        notes.append(f"{there.num_dangling:,} dangling edges are written; EAP-IG and MIB drop them when they evaluate")
     if not d_model:
         notes.append(
             "the width of the model is not known: d_model is 0, which matters to neurons alone (--model says it)"
         )
     if scored and not content.is_scored:
         notes.append("all scores are 0, which reads as a file without scores")
-    if scored and not there.keep.any():
-        notes.append("no edge is kept: with scores, that reads as a file of scores, which keeps every edge")
     return content, notes
 
 
@@ -163,11 +187,12 @@ def _touched(circuit: Circuit) -> Tensor:
     return touched
 
 
-def to_circuit(content: EapIgFile, source: Path, form: str, graph: EdgeGraph | None) -> Imported:
+def to_circuit(content: EapIgFile, loaded: Loaded, form: str, graph: EdgeGraph | None) -> Imported:
     """The circuit in a file, on its own graph or on the one that is wanted.
 
     Raises:
-        EdgepruneError: The file has nodes alone, or is of another model than the graph.
+        EdgepruneError: The file has nodes alone, is of another model than the graph, or may be an empty circuit as well
+            as scores.
     """
     if not content.has_edges:
         raise EdgepruneError("it has scores or membership of nodes alone; a circuit needs its edges")
@@ -176,19 +201,39 @@ def to_circuit(content: EapIgFile, source: Path, form: str, graph: EdgeGraph | N
     if content.is_scored and content.scores is not None:
         scores = torch.where(content.graph.exists, content.scores, 0.0)
         if not keep.any():
-            keep = content.graph.exists
-            notes.append("no edge is in the file's graph: it is a file of scores, and every edge is kept")
+            keep, note = _before_or_after_a_cut(content, loaded.holds)
+            notes.append(note)
     if content.nodes_scores is not None:
         notes.append("scores of nodes are left out")
     if content.neurons is not None:
         count = content.weighted_edge_count
         notes.append(f"neurons are left out; with them the file counts {count:,.1f} edges for {content.num_edges:,}")
-    header = {"source": source.name, "source_format": form} | ({"d_model": content.d_model} if content.d_model else {})
-    own = Circuit(content.graph, keep, scores, header)
+    header = {"source": loaded.path.name, "source_format": form}
+    own = Circuit(content.graph, keep, scores, header | ({"d_model": content.d_model} if content.d_model else {}))
     if graph is None:
-        return Imported(own, (*notes, "its graph has k and v readers of every query head, and one embedding"))
-    fitted = on_graph(own, graph)
-    return replace(fitted, notes=(*notes, *fitted.notes))
+        notes.append("its graph has k and v readers of every query head, and one embedding")
+        return Imported(own, (*notes, TOKENS_ALONE))
+    fitted = on_graph(own, one_embedding(graph))
+    notes += fitted.notes
+    if not graph.arch.split_embedding:
+        return Imported(fitted.circuit, (*notes, TOKENS_ALONE))
+    notes.append("its one embedding is that of the tokens: it is tok_embed here, and all edges of pos_embed are kept")
+    return Imported(with_open_positions(fitted.circuit), tuple(notes))
+
+
+def _before_or_after_a_cut(content: EapIgFile, told: Holds | None) -> tuple[Tensor, str]:
+    """What a file with scores and no edge in its graph keeps, and a sentence on it."""
+    empty = "no edge is in the file's graph"
+    match content.holds or told:
+        case "scores":
+            return content.graph.exists, f"{empty}: it is a file of scores, and every edge is kept"
+        case "circuit":
+            return content.in_graph & content.graph.exists, f"{empty}: it is a circuit without edges"
+        case None:
+            raise EdgepruneError(
+                f"{empty}, and edges have scores: EAP-IG saves scores and an empty circuit alike; say which it is by "
+                "--holds scores or --holds circuit (of convert, evaluate and compare; holds=... in Python)"
+            )
 
 
 def checked_mapping(loaded: Loaded, keys: tuple[str, ...]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from edgeprune.formats.eap_ig import (
     EapIgFile,
     checked_mapping,
     graph_of,
+    holds_of,
     node_names,
     reader_names,
     to_circuit,
@@ -47,11 +48,13 @@ class EapIgJson(AbstractFormat):
 
     def read(self, loaded: Loaded, graph: EdgeGraph | None) -> Imported:
         """The circuit in a file."""
-        return to_circuit(parse(loaded), loaded.path, self.name, graph)
+        return to_circuit(parse(loaded), loaded, self.name, graph)
 
     def write(self, circuit: Circuit, path: Path, options: ExportOptions) -> list[str]:
         """Write a circuit."""
         content, notes = to_file(circuit, options)
+        if content.scores is not None and not content.graph.to_vector(content.scores).isfinite().all():
+            raise EdgepruneError("scores of existing edges must be finite: JSON has no NaN and no infinity")
         with whole_file(path) as partial:
             partial.write_text(json.dumps(to_json(content)), encoding="utf-8")
         return notes
@@ -77,6 +80,7 @@ def parse(loaded: Loaded) -> EapIgFile:
         _node_scores(nodes),
         _neurons(nodes, width),
         has_edges=bool(value["edges"]),
+        holds=holds_of(value["cfg"]),
     )
 
 

@@ -17,6 +17,7 @@ from edgeprune.formats.eap_ig import (
     EapIgFile,
     checked_mapping,
     graph_of,
+    holds_of,
     node_names,
     reader_names,
     to_circuit,
@@ -43,7 +44,7 @@ class EapIgPt(AbstractFormat):
 
     def read(self, loaded: Loaded, graph: EdgeGraph | None) -> Imported:
         """The circuit in a file."""
-        return to_circuit(parse(loaded), loaded.path, self.name, graph)
+        return to_circuit(parse(loaded), loaded, self.name, graph)
 
     def write(self, circuit: Circuit, path: Path, options: ExportOptions) -> list[str]:
         """Write a circuit."""
@@ -96,6 +97,7 @@ def parse(loaded: Loaded) -> EapIgFile:
         _tensor(value, "nodes_in_graph", count).bool(),
         nodes_scores,
         neurons,
+        holds=holds_of(value["cfg"]),
     )
 
 

@@ -7,7 +7,7 @@ from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.formats.acdc import AcdcEdges, AcdcSubgraph
 from edgeprune.formats.auto_circuit import AutoCircuitEdges, PruneScores
-from edgeprune.formats.base import AbstractFormat, ExportOptions, Imported, Loaded
+from edgeprune.formats.base import AbstractFormat, ExportOptions, Holds, Imported, Loaded
 from edgeprune.formats.eap_ig_json import EapIgJson
 from edgeprune.formats.eap_ig_pt import EapIgPt
 from edgeprune.formats.edge_list import EdgeList
@@ -61,7 +61,9 @@ def is_own(path: str | Path) -> bool:
     return path.suffix in OwnFile.suffixes and not (path.is_file() and load(path).kind == "tensors")
 
 
-def read_circuit(path: str | Path, graph: EdgeGraph | None = None, name: str | None = None) -> Imported:
+def read_circuit(
+    path: str | Path, graph: EdgeGraph | None = None, name: str | None = None, holds: Holds | None = None
+) -> Imported:
     """Read a circuit from a file of any format.
 
     Args:
@@ -69,12 +71,15 @@ def read_circuit(path: str | Path, graph: EdgeGraph | None = None, name: str | N
         graph: The graph that the circuit is wanted on. Formats that do not say which graph they are of need it; for
             others it must be of the same model, and k and v readers are merged or repeated to fit it.
         name: The format; None to tell it by the content.
+        holds: `"scores"` or `"circuit"`, for a file that does not tell: EAP-IG saves scores, of which every edge is to
+            be kept, and a circuit without edges alike.
 
     Raises:
-        EdgepruneError: The file is missing, damaged or of another format, or has an edge that the graph lacks.
+        EdgepruneError: The file is missing, damaged or of another format, has an edge that the graph lacks, or does not
+            tell what it holds.
     """
     path = Path(path)
-    loaded = load(path)
+    loaded = replace(load(path), holds=holds)
     try:
         form = _recognised(loaded) if name is None else _of_its_kind(format_named(name), loaded)
         found = form.read(loaded, graph)

@@ -1,9 +1,12 @@
 """One circuit on graphs of the same model that count embeddings, or k and v readers, in different ways.
 
 Every such graph is a coarser view of the finest one, with two embeddings and q, k and v readers of every query head.
-Where one edge stands for several, each has its value; where several are one, it is kept if any is, with the highest
-score.
+Where one edge stands for several, each has its value. Where several are one, it is kept if any is. Its score is the sum
+of theirs if they are slopes, which add up where edges are closed together, and else the highest. Slopes that all agree
+are copies of one value, which stays: so a file that repeats the scores of shared readers comes back as it was.
 """
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,6 +17,8 @@ from edgeprune.formats.base import Imported
 from edgeprune.graph import ArchSpec, EdgeGraph
 
 _SHAPE = ("num_layers", "num_heads", "has_mlp", "parallel_blocks")
+# Methods, and formats of files that do not name one, whose scores are slopes of the loss.
+_SLOPES = frozenset({"eap", "eap_ig", "eap-ig-json", "eap-ig-pt", "auto-circuit"})
 
 
 def per_head(graph: EdgeGraph, *, split_embedding: bool | None = None) -> EdgeGraph:
@@ -79,9 +84,49 @@ def moved(circuit: Circuit, graph: EdgeGraph) -> Imported:
         return Imported(Circuit(graph, circuit.keep, circuit.scores, circuit.header))
     keep = move(circuit.keep, source, graph)
     scores = None if circuit.scores is None else move(circuit.scores.float(), source, graph)
-    return Imported(Circuit(graph, keep, scores, circuit.header), tuple(_notes(circuit, keep, scores, graph)))
+    differed = _differed(circuit, keep, scores, graph)
+    is_sum = scores is not None and has_slopes(circuit) and bool(_unlike(circuit, scores, graph).any())
+    if is_sum and circuit.scores is not None:
+        scores = _summed(circuit.scores, source, graph)
+    return Imported(Circuit(graph, keep, scores, circuit.header), tuple(_notes(source, graph, differed, is_sum)))
 
 
+def has_slopes(circuit: Circuit) -> bool:
+    """Whether scores are slopes of the loss, as far as the header tells by the method or the file's format."""
+    return circuit.header.get("method", circuit.header.get("source_format")) in _SLOPES
+
+
+# -------------------------------------------------------------------- an embedding of tokens alone
+def with_open_positions(circuit: Circuit) -> Circuit:
+    """A circuit whose one embedding is that of tokens alone, on the graph with two; every edge of `pos_embed` is kept.
+
+    Where there are scores, those edges have the largest size of all, so that a cut by score leaves them open.
+    """
+    graph = EdgeGraph(replace(circuit.graph.arch, split_embedding=True))
+    keep = move(circuit.keep, circuit.graph, graph)
+    keep[:, 1] = True
+    scores = circuit.scores
+    if scores is not None:
+        largest = scores[circuit.graph.exists].abs().max()
+        scores = move(scores.float(), circuit.graph, graph)
+        scores[:, 1] = torch.where(graph.exists[:, 1], largest, 0.0)
+    return Circuit(graph, keep, scores, circuit.header)
+
+
+def without_positions(circuit: Circuit) -> Circuit:
+    """The other way: `tok_embed` becomes the one embedding, and the edges of `pos_embed` are left out."""
+    arch = circuit.graph.arch
+    columns = [0, *range(arch.num_embeddings, circuit.graph.shape[1])]
+    scores = None if circuit.scores is None else circuit.scores[:, columns]
+    return Circuit(one_embedding(circuit.graph), circuit.keep[:, columns], scores, circuit.header)
+
+
+def one_embedding(graph: EdgeGraph) -> EdgeGraph:
+    """The graph that counts both embeddings as one writer."""
+    return EdgeGraph(replace(graph.arch, split_embedding=False))
+
+
+# -------------------------------------------------------------------- matrices
 def move(matrix: Tensor, source: EdgeGraph, target: EdgeGraph) -> Tensor:
     """Values `[reader, writer]` (bool or float) of `source` on `target`, 0 or False where no edge exists."""
     values = matrix.cpu().to(torch.uint8 if matrix.dtype == torch.bool else matrix.dtype)
@@ -96,6 +141,15 @@ def _highest(values: Tensor, rows: Tensor, size: int) -> Tensor:
     """Of the rows of `values` that share an index, the highest."""
     out = values.new_zeros((size, values.shape[1]))
     return out.scatter_reduce(0, rows[:, None].expand_as(values), values, "amax", include_self=False)
+
+
+def _summed(scores: Tensor, source: EdgeGraph, target: EdgeGraph) -> Tensor:
+    """Scores of `source` on `target`: of the edges that become one, the sum, each counted once."""
+    values = scores.cpu().double()
+    for ours, theirs, size in zip(_finest(source), _finest(target), target.shape, strict=True):
+        pairs = torch.stack((ours, theirs), 1).unique(dim=0)
+        values = values.new_zeros((size, values.shape[1])).index_add(0, pairs[:, 1], values[pairs[:, 0]]).T
+    return torch.where(target.exists, values, 0.0).float()
 
 
 def _finest(graph: EdgeGraph) -> tuple[Tensor, Tensor]:
@@ -113,22 +167,21 @@ def _finest(graph: EdgeGraph) -> tuple[Tensor, Tensor]:
     return torch.tensor([*rows, graph.shape[0] - 1]), torch.tensor([0, arch.num_embeddings - 1, *others])
 
 
-def _notes(circuit: Circuit, keep: Tensor, scores: Tensor | None, graph: EdgeGraph) -> list[str]:
+def _notes(ours: EdgeGraph, theirs: EdgeGraph, differed: int, is_sum: bool) -> list[str]:
     """One sentence for each convention that changed."""
-    source, target = circuit.graph.arch, graph.arch
+    source, target = ours.arch, theirs.arch
     notes: list[str] = []
-    differed = _differed(circuit, keep, scores, graph)
     agreed = f"{differed:,} edges had another value than their part of it" if differed else "all of them agreed"
     if source.num_embeddings > target.num_embeddings:
-        notes.append(
-            "tok_embed and pos_embed are one writer there: its edges are kept if either's are, with the higher score"
-        )
+        score = "the sum of their scores" if is_sum else "the higher score"
+        notes.append(f"tok_embed and pos_embed are one writer there: its edges are kept if either's are, with {score}")
     if source.num_embeddings < target.num_embeddings:
         notes.append("the one embedding writer is written as token and position embedding, with the same values")
     if source.num_kv_readers > target.num_kv_readers:
+        score = "the sum of their scores" if is_sum else "the highest score"
         notes.append(
             "k and v readers of query heads that share a key/value head are one reader there: its edges are kept if "
-            "any of theirs are, with the highest score"
+            f"any of theirs are, with {score}"
         )
     if source.num_kv_readers < target.num_kv_readers:
         notes.append("every query head has k and v readers of its own there: each has the values of its key/value head")
@@ -137,8 +190,12 @@ def _notes(circuit: Circuit, keep: Tensor, scores: Tensor | None, graph: EdgeGra
 
 
 def _differed(circuit: Circuit, keep: Tensor, scores: Tensor | None, graph: EdgeGraph) -> int:
-    """Edges of the source that do not come back when the moved circuit is moved back."""
+    """Edges of the source that do not come back when the moved circuit, with the highest scores, is moved back."""
     wrong = move(keep, graph, circuit.graph) != circuit.keep
-    if circuit.scores is not None and scores is not None:
-        wrong |= (move(scores, graph, circuit.graph) != circuit.scores.float()) & circuit.graph.exists
-    return int(wrong.sum())
+    return int((wrong if scores is None else wrong | _unlike(circuit, scores, graph)).sum())
+
+
+def _unlike(circuit: Circuit, scores: Tensor, graph: EdgeGraph) -> Tensor:
+    """Bool `[reader, writer]` of the circuit's graph: edges with another score than the one they became part of."""
+    assert circuit.scores is not None  # `scores` were made of them
+    return (move(scores, graph, circuit.graph) != circuit.scores.float()) & circuit.graph.exists

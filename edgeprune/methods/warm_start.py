@@ -77,7 +77,7 @@ class Start(nn.Module):
 
     def _read(self, graph: EdgeGraph) -> None:
         path = Path(self.settings.path)
-        circuit = read_reference(path, graph)
+        circuit = read_reference(path, graph, holds="scores")  # edges rank alike in an empty circuit with scores
         self.sha256.copy_(torch.tensor(list(hashlib.sha256(path.read_bytes()).digest()), dtype=torch.uint8))
         values = _values(circuit, self.settings.magnitude)
         self.offsets = self.settings.spread * (_binary(values) if circuit.scores is None else ranks(values))

@@ -54,6 +54,12 @@ class MaskedModel(nn.Module):
         return self.hf.get_input_embeddings().weight.device
 
     @property
+    def has_position_embedding(self) -> bool:
+        """Learned positions are added to the tokens' embedding, whether or not they are a writer of their own."""
+        token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        return len(self.family.embed(token, token)) > 1
+
+    @property
     def num_outputs(self) -> int:
         """Outputs per position: the vocabulary, of most models."""
         return getattr(self.hf.config, "d_out", None) or self.hf.get_output_embeddings().weight.shape[0]

@@ -8,7 +8,7 @@ import torch
 from edgeprune.circuit import Circuit
 from edgeprune.cli import main
 from edgeprune.compiled import load_compiled, true_circuit
-from edgeprune.formats import FORMATS, read_circuit
+from edgeprune.formats import FORMATS, read_circuit, write_circuit
 from edgeprune.graph import ArchSpec, EdgeGraph
 from tests.formats.circuits import PLAIN, same_bits, scored, written
 
@@ -46,6 +46,21 @@ def test_there_and_back(tmp_path: Path, ours: Path, capsys: pytest.CaptureFixtur
     assert same_bits(found.scores, circuit.scores)
     assert torch.equal(found.keep, circuit.keep)
     assert found.header["source"] == "a.json"
+
+
+def test_scores_or_an_empty_circuit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_circuit(scored(PLAIN), tmp_path / "a.json", "eap-ig-json")
+    source = tmp_path / "uncut.json"  # as EAP-IG saves scores, and a circuit without edges
+    source.write_text((tmp_path / "a.json").read_text().replace('"in_graph": true', '"in_graph": false'))
+    out = tmp_path / "out.safetensors"
+    assert main(["convert", str(source), str(out)]) == 2
+    assert "--holds scores or --holds circuit" in error_line(capsys)
+    assert not out.exists()
+    for holds, kept in (("scores", 75), ("circuit", 0)):
+        assert main(["convert", str(source), str(out), "--holds", holds]) == 0
+        assert capsys.readouterr().out.startswith(f"read {kept} of 75 edges, 0 dangling, with scores")
+    assert main(["convert", str(source), str(out), "--holds", "both"]) == 2
+    assert "choose from" in error_line(capsys)
 
 
 def test_a_list_of_edges_on_a_models_graph(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from edgeprune.circuit import Circuit
 from edgeprune.formats import ExportOptions, read_circuit, write_circuit
 from edgeprune.formats.auto_circuit import auto_circuit_name
 from edgeprune.formats.loading import load
-from edgeprune.graph import EdgeGraph
+from edgeprune.graph import ArchSpec, EdgeGraph
 from tests.formats.circuits import (
     ATTENTION_ONLY,
     GPT2,
@@ -80,10 +80,77 @@ def test_positions_and_heads_that_are_read_as_one(tmp_path: Path) -> None:
     assert found.circuit.scores is not None
     for letter in "qkv":
         rows = [found.circuit.graph.index(f"embed->a0.h{head}.{letter}") for head in (0, 1)]
-        assert [found.circuit.scores[row].item() for row in rows] == [0.5, -1.0]
-    assert found.circuit.scores[found.circuit.graph.index("m0->logits")] == 7.0
-    assert any("positions are merged" in note for note in found.notes)
+        assert [found.circuit.scores[row].item() for row in rows] == [0.75, -3.0]  # slopes add up
+    assert found.circuit.scores[found.circuit.graph.index("m0->logits")] == 13.0
+    assert any("positions are merged: an edge has the sum" in note for note in found.notes)
     assert any("q, k and v of a head are one reader" in note for note in found.notes)
+
+
+def test_membership_at_any_position_is_membership(tmp_path: Path) -> None:
+    content = {name: torch.stack((scores != 0, torch.ones_like(scores).bool())) for name, scores in BY_HAND.items()}
+    for kind in (torch.bool, torch.float32):
+        found = read_circuit(saved(tmp_path / "a.pt", {name: scores.to(kind) for name, scores in content.items()}))
+        assert found.circuit.scores is None
+        assert found.circuit.num_edges == 13
+        assert any("the highest of its positions" in note for note in found.notes)
+
+
+# ---------------------------------------------------------------- thresholds of ACDC
+def thresholds() -> dict[str, Tensor]:
+    """Edges of `BY_HAND` that score 0 go at .01, the negative one at .25; no threshold removes the others."""
+    return {
+        name: torch.where(scores > 0, torch.inf, torch.where(scores < 0, 0.25, 0.01))
+        for name, scores in BY_HAND.items()
+    }
+
+
+def test_edges_that_score_infinity_are_acdcs_circuit(tmp_path: Path) -> None:
+    found = read_circuit(saved(tmp_path / "a.pt", thresholds()))
+    circuit, scores = found.circuit, found.circuit.scores
+    assert set(circuit.edges()) == {
+        "embed->a0.h0.q",
+        "embed->a0.h0.v",
+        "a0.h0->m0",
+        "a0.h1->logits",
+        "m0->logits",
+    }
+    assert any("5 edges score inf" in note and "0.25" in note for note in found.notes)
+    assert scores is not None
+    assert scores[circuit.graph.index("embed->a0.h1.k")] == 0.25
+    assert scores[circuit.keep].unique().tolist() == [torch.nextafter(torch.tensor(0.25), torch.tensor(1.0)).item()]
+    assert circuit.header["method"] == "acdc"
+    for name, path in (("eap-ig-json", tmp_path / "b.json"), ("edges", tmp_path / "c.json")):
+        write_circuit(circuit, path, name)
+        assert "Infinity" not in path.read_text()
+        assert torch.equal(read_circuit(path, circuit.graph).circuit.keep, circuit.keep)
+    write_circuit(circuit, tmp_path / "d.pt", "auto-circuit")
+    assert same_bits(read_circuit(tmp_path / "d.pt").circuit.scores, scores)
+
+
+def test_thresholds_of_positions_and_shared_readers_are_not_added(tmp_path: Path) -> None:
+    content = {name: torch.stack((torch.full_like(scores, 0.01), scores)) for name, scores in thresholds().items()}
+    found = read_circuit(saved(tmp_path / "a.pt", content))
+    alone = read_circuit(saved(tmp_path / "b.pt", thresholds()))
+    assert torch.equal(found.circuit.keep, alone.circuit.keep)
+    assert same_bits(found.circuit.scores, alone.circuit.scores)
+    assert any("the highest of its positions" in note for note in found.notes)
+    shared = EdgeGraph(ArchSpec(num_layers=1, num_heads=2, num_kv_heads=1))
+    merged = read_circuit(tmp_path / "b.pt", shared)
+    assert merged.circuit.scores is not None
+    assert merged.circuit.scores[shared.index("embed->a0.h0.k")] == 0.25
+    assert any("the highest score" in note for note in merged.notes)
+
+
+def test_thresholds_that_remove_nothing(tmp_path: Path) -> None:
+    content = {name: torch.full_like(scores, torch.inf) for name, scores in BY_HAND.items()}
+    circuit = read_circuit(saved(tmp_path / "a.pt", content)).circuit
+    assert (circuit.num_edges, circuit.scores) == (13, None)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_scores_that_cannot_be_ranked(tmp_path: Path, value: float) -> None:
+    content = BY_HAND | {"blocks.0.hook_mlp_in": torch.tensor([0.0, value, 0.0])}
+    assert f"1 scores cannot be ranked, such as {value}" in refused(saved(tmp_path / "a.pt", content))
 
 
 @pytest.mark.parametrize("graph", GRAPHS)

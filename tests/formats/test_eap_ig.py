@@ -1,5 +1,6 @@
 """EAP-IG's JSON and PT: files made by hand from its schema, round trips to the bit, and what cannot be held."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +135,50 @@ def test_scores_before_any_cut_keep_every_edge(tmp_path: Path, form: str) -> Non
         info["in_graph"] = False
     matrices["edges_in_graph"].zero_()
     path = written(tmp_path / "a.json", content) if form == "eap-ig-json" else saved(tmp_path / "a.pt", matrices)
-    found = read_circuit(path)
+    found = read_circuit(path, holds="scores")
     assert found.circuit.num_edges == found.circuit.graph.num_edges == 8 + 4 + 1
     assert any("file of scores" in note for note in found.notes)
+    # An empty circuit is saved alike
+    assert "--holds scores or --holds circuit" in refused(path)
+    empty = read_circuit(path, holds="circuit")
+    assert empty.circuit.num_edges == 0
+    assert same_bits(empty.circuit.scores, found.circuit.scores)
+    assert any("a circuit without edges" in note for note in empty.notes)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_empty_circuit_comes_back_empty(tmp_path: Path, form: str) -> None:
+    circuit = scored(PLAIN, num_edges=0)
+    back = there_and_back(circuit, form, tmp_path)
+    assert back.num_edges == 0
+    assert same_bits(back.scores, circuit.scores)
+    # what the file says counts, whatever is said of others
+    assert read_circuit(tmp_path / f"circuit{FORMS[form]}", holds="scores").circuit.num_edges == 0
+
+
+def test_a_file_may_say_what_it_holds(tmp_path: Path) -> None:
+    content = by_hand_json()
+    for info in content["edges"].values():
+        info["in_graph"] = False
+    for holds, number in (("scores", 13), ("circuit", 0)):
+        path = written(tmp_path / "a.json", content | {"cfg": {**CFG, "holds": holds}})
+        assert read_circuit(path).circuit.num_edges == number
+    assert "expected one of scores, circuit" in refused(
+        written(tmp_path / "a.json", content | {"cfg": {**CFG, "holds": 3}})
+    )
+
+
+def test_what_tells_is_read_as_it_says(tmp_path: Path) -> None:
+    for holds in ("scores", "circuit"):
+        assert read_circuit(written(tmp_path / "a.json", by_hand_json()), holds=holds).circuit.num_edges == 3
+
+
+def test_json_has_no_infinity(tmp_path: Path) -> None:
+    scores = torch.zeros(PLAIN.shape)
+    scores[PLAIN.index("m0->m1")] = torch.inf
+    with pytest.raises(EdgepruneError, match="no NaN and no infinity"):
+        write_circuit(Circuit(PLAIN, PLAIN.exists, scores), tmp_path / "a.json", "eap-ig-json")
+    assert not list(tmp_path.iterdir())
 
 
 # ---------------------------------------------------------------- round trips
@@ -225,7 +267,7 @@ def test_query_heads_have_the_values_of_their_group(tmp_path: Path, form: str) -
         assert alone.keep[there] == circuit.keep[here]
 
 
-def test_heads_that_disagree_merge_to_the_highest_and_it_is_said(tmp_path: Path) -> None:
+def test_slopes_of_heads_that_disagree_are_added_and_it_is_said(tmp_path: Path) -> None:
     circuit = scored(UNGROUPED)
     write_circuit(circuit, tmp_path / "a.pt", "eap-ig-pt")
     found = read_circuit(tmp_path / "a.pt", GROUPED)
@@ -233,21 +275,79 @@ def test_heads_that_disagree_merge_to_the_highest_and_it_is_said(tmp_path: Path)
     assert found.circuit.scores is not None
     rows = [UNGROUPED.index(f"m0->a1.h{head}.k") for head in (2, 3)]
     cell = GROUPED.index("m0->a1.h1.k")
-    assert found.circuit.scores[cell] == max(circuit.scores[row] for row in rows)
+    total = sum(circuit.scores[row].double() for row in rows)
+    assert isinstance(total, torch.Tensor)
+    assert found.circuit.scores[cell] == total.float()
     assert found.circuit.keep[cell] == any(circuit.keep[row] for row in rows)
-    assert any("one reader there" in note for note in found.notes)
+    same = [UNGROUPED.index("m0->a1.h2.q"), GROUPED.index("m0->a1.h2.q")]
+    assert found.circuit.scores[same[1]] == circuit.scores[same[0]]
+    assert any("one reader there" in note and "the sum of their scores" in note for note in found.notes)
     assert any("had another value" in note for note in found.notes)
     assert found.circuit.header["notes"] == list(found.notes)
 
 
 def test_two_embeddings_become_one_and_it_is_said(tmp_path: Path) -> None:
     circuit = Circuit.from_edges(SPLIT, ["pos_embed->m0", "tok_embed->a1.h0.q", "m1->logits"])
-    notes = write_circuit(circuit, tmp_path / "a.json", "eap-ig-json")
+    notes = write_circuit(circuit, tmp_path / "a.pt", "auto-circuit")
     assert any("one writer there" in note for note in notes)
     assert any("2 edges had another value" in note for note in notes)
-    found = read_circuit(tmp_path / "a.json", PLAIN).circuit
+    found = read_circuit(tmp_path / "a.pt", PLAIN).circuit
     assert found.edges() == ["embed->m0", "embed->a1.h0.q", "m1->logits"]
-    assert "split_embedding=False" in refused(tmp_path / "a.json", SPLIT)
+    assert "split_embedding=False" in refused(tmp_path / "a.pt", SPLIT)
+
+
+def test_slopes_of_two_embeddings_are_added_and_others_are_not(tmp_path: Path) -> None:
+    circuit, cell = scored(SPLIT), PLAIN.index("embed->m1")
+    assert circuit.scores is not None
+    both = circuit.scores[SPLIT.index("tok_embed->m1")], circuit.scores[SPLIT.index("pos_embed->m1")]
+    for method, expected, how in (("eap", sum(both), "the sum"), ("edge_pruning", max(both), "the higher score")):
+        named = Circuit(SPLIT, circuit.keep, circuit.scores, {"method": method})
+        assert any(how in note for note in write_circuit(named, tmp_path / "a.pt", "auto-circuit"))
+        found = read_circuit(tmp_path / "a.pt", PLAIN).circuit.scores
+        assert found is not None
+        assert found[cell] == expected
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_embedding_of_tokens_alone(tmp_path: Path, form: str) -> None:
+    circuit, path = scored(PLAIN), tmp_path / f"a{FORMS[form]}"
+    write_circuit(circuit, path, form)
+    assert any("read it with split_embedding=True" in note for note in read_circuit(path, PLAIN).notes)
+    found = read_circuit(path, SPLIT)
+    kept = set(found.circuit.edges())
+    assert any("all edges of pos_embed are kept" in note for note in found.notes)
+    positions = {f"pos_embed->{reader}" for reader in SPLIT.readers}
+    assert positions <= kept
+    assert kept - positions == {edge.replace("embed->", "tok_embed->") for edge in circuit.edges()}
+    assert circuit.scores is not None
+    assert found.circuit.scores is not None
+    assert same_bits(found.circuit.scores[:, 0], circuit.scores[:, 0])
+    assert found.circuit.scores[:, 1].unique().tolist() == [circuit.scores[PLAIN.exists].abs().max().item()]
+    # and back: the position embedding, which is never closed there, is left out
+    notes = write_circuit(found.circuit, tmp_path / f"b{FORMS[form]}", form)
+    assert any("pos_embed is left out" in note and "0 of them are closed" in note for note in notes)
+    back = read_circuit(tmp_path / f"b{FORMS[form]}", PLAIN).circuit
+    assert torch.equal(back.keep, circuit.keep)
+    assert same_bits(back.scores, circuit.scores)
+
+
+def test_closed_position_edges_are_said_to_be_lost(tmp_path: Path) -> None:
+    circuit = Circuit.from_edges(SPLIT, ["pos_embed->m0", "tok_embed->a1.h0.q", "m1->logits"])
+    notes = write_circuit(circuit, tmp_path / "a.json", "eap-ig-json")
+    assert any(f"here {len(SPLIT.readers) - 1} of them are closed" in note for note in notes)
+    assert read_circuit(tmp_path / "a.json", PLAIN).circuit.edges() == ["embed->a1.h0.q", "m1->logits"]
+
+
+def test_positions_stay_open_where_shared_readers_add_up(tmp_path: Path) -> None:
+    split = EdgeGraph(replace(GROUPED.arch, split_embedding=True))
+    write_circuit(scored(UNGROUPED), tmp_path / "a.pt", "eap-ig-pt")
+    found, alone = (read_circuit(tmp_path / "a.pt", graph).circuit for graph in (split, GROUPED))
+    assert found.scores is not None
+    assert alone.scores is not None
+    others = [0, *range(2, split.shape[1])]
+    assert same_bits(found.scores[:, others], alone.scores)
+    assert torch.equal(found.keep[:, others], alone.keep)
+    assert found.scores[:, 1].min() == alone.scores.abs().max()
 
 
 def test_what_is_left_out_is_said(tmp_path: Path) -> None:
@@ -262,8 +362,6 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
     back = read_circuit(tmp_path / "a.json").circuit
     assert back.scores is None
     assert torch.equal(back.keep, circuit.keep)
-    empty = Circuit(PLAIN, torch.zeros(PLAIN.shape).bool(), circuit.scores)
-    assert any("keeps every edge" in note for note in write_circuit(empty, tmp_path / "a.json", "eap-ig-json"))
 
 
 # ---------------------------------------------------------------- refusals
