@@ -4,7 +4,9 @@ from pathlib import Path
 
 from edgeprune.circuit import Circuit
 from edgeprune.formats import Holds, read_circuit
+from edgeprune.formats.eap_ig import FORMATS
 from edgeprune.graph import EdgeGraph
+from edgeprune.models.masked import MaskedModel
 
 
 def read_reference(path: str | Path, graph: EdgeGraph, holds: Holds | None = None) -> Circuit:
@@ -23,3 +25,20 @@ def read_reference(path: str | Path, graph: EdgeGraph, holds: Holds | None = Non
         EdgepruneError: The file is missing, damaged or of another kind, or has an edge that the graph lacks.
     """
     return read_circuit(path, graph, holds=holds).circuit
+
+
+def ablated_positions(circuit: Circuit, model: MaskedModel, ablation: str) -> str | None:
+    """What is wrong with running a circuit of EAP-IG's, where a position embedding stays, or None.
+
+    Args:
+        circuit: On the model's graph.
+        model: The model.
+        ablation: As configs say it. Under interchange and resampling both prompts have the same positions.
+    """
+    taken = ablation.partition(":")[0] in ("zero", "mean", "optimal")
+    closed = (circuit.graph.exists & ~circuit.keep)[:, 0].any()
+    if not (taken and closed) or circuit.graph.arch.split_embedding or not model.has_position_embedding:
+        return None
+    if circuit.header.get("source_format") not in FORMATS:
+        return None
+    return f"is EAP-IG's, where the position embedding stays, and ablation {ablation} closes it with the tokens' here"

@@ -1,6 +1,7 @@
 """Snapshots against a circuit that is known already: the truth, an ACDC run, another method's circuit."""
 
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast, final
@@ -13,7 +14,7 @@ from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.metrics.overlap import by_chance, edge_overlap, scientific
 from edgeprune.models.loading import COMPILED
-from edgeprune.reference import read_reference
+from edgeprune.reference import ablated_positions, read_reference
 from lit_modules.pruning import PruningModule
 from lit_modules.snapshots import Snapshot, SnapshotCircuits, judge, log_values
 
@@ -161,6 +162,9 @@ class CompareToReference(pl.Callback):
                     f"{self.reference} keeps every edge, as a file of scores does; there is nothing to compare with: "
                     "give a circuit, such as one of `circuits/` beside it"
                 )
+            wrong = ablated_positions(circuit, module.masked, module.ablation)
+            if wrong and module.global_rank == 0:
+                sys.stderr.write(f"edgeprune: warning: {self.reference} {wrong}; set model.split_embedding to true\n")
             return [circuit]
         circuits = _known_edges(module.name, ablation or module.ablation)
         if not graph.arch.split_embedding:

@@ -125,16 +125,10 @@ class CircuitFiles:
         return [self.own[path] if path in self.own else read_reference(path, graph, self.holds) for path in self.paths]
 
     def warn_of_positions(self, model: "MaskedModel", circuits: "Sequence[Circuit]", ablations: Sequence[str]) -> None:
-        """Warn of EAP-IG's circuits, which never close a position embedding, where the ablation would take it away."""
-        taken = [text for text in ablations if text.partition(":")[0] in ("zero", "mean", "optimal")]
-        if not taken or model.graph.arch.split_embedding or not model.has_position_embedding:
-            return
-        from edgeprune.formats.eap_ig import FORMATS
+        """Warn of circuits that never close a position embedding where they came from, and do here."""
+        from edgeprune.reference import ablated_positions
 
         for path, circuit in zip(self.paths, circuits, strict=True):
-            closed = model.graph.exists[:, 0] & ~circuit.keep[:, 0]
-            if circuit.header.get("source_format") in FORMATS and closed.any():
-                sys.stderr.write(
-                    f"edgeprune: warning: {path} is EAP-IG's, where the position embedding stays; ablation {taken[0]} "
-                    "closes it here together with the tokens'; read EAP-IG's file with --split-embedding\n"
-                )
+            found = next(filter(None, (ablated_positions(circuit, model, ablation) for ablation in ablations)), None)
+            if found:
+                sys.stderr.write(f"edgeprune: warning: {path} {found}; read the file with --split-embedding\n")
