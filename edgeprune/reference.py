@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from edgeprune.ablations import Ablation
 from edgeprune.circuit import Circuit
 from edgeprune.formats import Holds, read_circuit
 from edgeprune.formats.eap_ig import FORMATS
@@ -33,9 +34,10 @@ def ablated_positions(circuit: Circuit, model: MaskedModel, ablation: str) -> st
     Args:
         circuit: On the model's graph.
         model: The model.
-        ablation: As configs say it. Under interchange and resampling both prompts have the same positions.
+        ablation: As configs say it. Interchange, resampling and means per position put the same positions in place.
     """
-    taken = ablation.partition(":")[0] in ("zero", "mean", "optimal")
+    replacing = Ablation.parse(ablation)
+    taken = replacing.kind in ("zero", "optimal") or (replacing.kind == "mean" and not replacing.positional)
     closed = (circuit.graph.exists & ~circuit.keep)[:, 0].any()
     if not (taken and closed) or circuit.graph.arch.split_embedding or not model.has_position_embedding:
         return None

@@ -163,6 +163,11 @@ def to_file(circuit: Circuit, options: ExportOptions) -> tuple[EapIgFile, list[s
             f"pos_embed is left out: EAP-IG keeps all of its edges, here {closed:,} of them are closed; its input is "
             "tok_embed"
         )
+    elif circuit.header.get("source_format") not in FORMATS:
+        notes.append(
+            "its input is the embedding of the tokens alone: EAP-IG keeps a position embedding (GPT-2), which embed "
+            "here ablates with the tokens'; under zero or mean ablation circuits differ"
+        )
     if there.num_dangling:
         notes.append(f"{there.num_dangling:,} dangling edges are written; EAP-IG and MIB drop them when they evaluate")
     if not d_model:

@@ -94,7 +94,7 @@ def test_a_converted_file_is_warned_of_too(folder: Path, tmp_path: Path, capsys:
     assert "split_embedding=False" in line
 
 
-@pytest.mark.parametrize(("ablation", "number"), [("zero", 1), ("mean:positional", 1), ("interchange", 0)])
+@pytest.mark.parametrize(("ablation", "number"), [("zero", 1), ("mean", 1), ("mean:positional", 0), ("interchange", 0)])
 @pytest.mark.parametrize("split", [False, True])
 def test_a_reference_is_warned_of_too(
     split: bool, ablation: str, number: int, capsys: pytest.CaptureFixture[str]
