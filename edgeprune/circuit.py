@@ -4,16 +4,12 @@ One `.safetensors` file: `keep` bool `[reader, writer]`, optional `scores` float
 JSON in the file's metadata. No pickle; written whole or not at all.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from edgeprune import circuit_views, nodes
@@ -21,14 +17,14 @@ from edgeprune.checkpoint_files import load_checkpoint
 from edgeprune.errors import EdgepruneError
 from edgeprune.gates.base import top_k
 from edgeprune.graph import EdgeGraph
-from edgeprune.paths import whole_file
+from edgeprune.sealed import SealedFile
 
 if TYPE_CHECKING:
     import networkx
     import pandas
 
 FORMAT = "edgeprune-circuit/1"
-_DTYPES = {"keep": torch.bool, "scores": torch.float32}
+_FILE = SealedFile(FORMAT, "circuit file", {"keep": torch.bool, "scores": torch.float32})
 # What the header says of these very edges: it does not hold for others that are made from them.
 _OF_THE_EDGES = ("metrics", "random_control", "split", "reached", "num_edges", "sparsity", "num_dangling", "sha256")
 
@@ -257,12 +253,7 @@ class Circuit:
     # ---------------------------------------------------------------- files
     def save(self, path: str | Path) -> Path:
         """Write the circuit to one file, whole or not at all."""
-        path = Path(path)
-        if path.is_dir():
-            raise EdgepruneError(f"{path} is a folder; give the circuit a file name")
-        tensors = {"keep": self.keep}
-        if self.scores is not None:
-            tensors["scores"] = self.scores.float().contiguous()
+        tensors = {"keep": self.keep} | ({} if self.scores is None else {"scores": self.scores.float()})
         header = {
             **self.header,
             "format": FORMAT,
@@ -271,31 +262,17 @@ class Circuit:
             "sparsity": self.sparsity,
             "num_dangling": self.num_dangling,
         }
-        header["sha256"] = _digest(tensors, header)
-        with whole_file(path) as partial:
-            save_file(tensors, partial, metadata={"edgeprune": json.dumps(header, default=str)})
-        return path
+        return _FILE.write(path, tensors, header)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read a circuit file; refuse one that is missing, cut short, altered or of another kind."""
-        if not Path(path).is_file():
-            raise EdgepruneError(f"no circuit file at {path}")
+        header, tensors = _FILE.read(path)
         try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {})["edgeprune"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            if header["format"] != FORMAT or header["sha256"] != _digest(tensors, header):
-                raise ValueError("its contents are not what they were when it was written")
-            if any(tensors[name].dtype != dtype for name, dtype in _DTYPES.items() if name in tensors):
-                raise ValueError("a matrix is of another type than when it was written")
             graph = EdgeGraph.from_dict(header["graph"])
             return cls(graph, tensors["keep"], tensors.get("scores"), header)
-        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-            reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
-            raise EdgepruneError(
-                f"{path} is not a whole circuit file of format {FORMAT}: {reason}; write it again"
-            ) from None
+        except (KeyError, ValueError, TypeError) as error:
+            raise _FILE.refused(path, error) from None
 
 
 def edges_at(graph: EdgeGraph, sparsity: float) -> int:
@@ -312,12 +289,3 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(saved, dict) or not {"graph", "scores", "num_open", "header"} <= saved.keys():
         raise EdgepruneError(f"{path} is a checkpoint, but not one of edgeprune: it holds no masks")
     return saved
-
-
-def _digest(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
-    """Hash of the tensors and of the header as JSON gives it back, its own hash left out."""
-    plain = {key: value for key, value in header.items() if key != "sha256"}
-    digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode())
-    for name in sorted(tensors):
-        digest.update(name.encode() + tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

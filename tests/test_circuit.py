@@ -200,7 +200,7 @@ def _full_disk(*_: Any, **__: Any) -> None:
     raise OSError("no space left on device")
 
 
-@pytest.mark.parametrize("place", ["edgeprune.circuit.save_file", "edgeprune.circuit.Path.replace"])
+@pytest.mark.parametrize("place", ["edgeprune.sealed.save_file", "edgeprune.circuit.Path.replace"])
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(
     circuit: Circuit, saved: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -473,7 +473,7 @@ def test_files_that_are_no_results(tmp_path: Path) -> None:
     path = small_result().save(tmp_path / "result.safetensors")
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(EdgepruneError, match="not a whole file of format edgeprune-patching/1"):
+    with pytest.raises(EdgepruneError, match="not a whole result of patching of format edgeprune-patching/1"):
         PatchingResult.load(path)
     with pytest.raises(EdgepruneError, match="no result of patching at"):
         PatchingResult.load(tmp_path / "absent")

@@ -1,7 +1,6 @@
 """`edgeprune draw FILE...`: circuits as an image, DOT or a page to look around in; results of patching as heat maps."""
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,17 +51,13 @@ def run(arguments: list[str]) -> None:
 
 def _format(path: Path) -> str:
     """What a folder or an own file says that it holds."""
-    from safetensors import SafetensorError, safe_open
+    from edgeprune.sealed import format_of
 
     if path.is_dir():
         return RUN
     if not path.is_file():
         raise EdgepruneError(f"no file at {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return str(json.loads((file.metadata() or {})["edgeprune"])["format"])
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError):
-        raise EdgepruneError(f"{path} is not a whole file of edgeprune; write it again") from None
+    return format_of(path)
 
 
 def _draw_patching(options: argparse.Namespace) -> Path:

@@ -7,7 +7,6 @@ not tell what to copy.
 
 import argparse
 import errno
-import json
 import math
 import os
 import sys
@@ -21,11 +20,10 @@ import transformers
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from edgeprune.compiled.trained_induction import LONGEST, SHORTEST, WEIGHTS, empty_model, sample
+from edgeprune.compiled.trained_induction import FILE, LONGEST, SHORTEST, WEIGHTS, empty_model, sample
 from edgeprune.compiled.transformer import CompiledLayer, CompiledTransformer
 from edgeprune.errors import EdgepruneError
 
@@ -121,9 +119,7 @@ def head_scores(model: CompiledTransformer, half: int = 20, seed: int = 2) -> di
 
 def save(model: CompiledTransformer, path: Path, record: dict[str, Any]) -> None:
     """Write weights and record to one file."""
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, path, metadata={"edgeprune": json.dumps(record)})
-    path.chmod(0o644)
+    FILE.write(path, model.state_dict(), record)
 
 
 def main(argv: list[str] | None = None) -> int:

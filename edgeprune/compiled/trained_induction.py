@@ -7,19 +7,17 @@
 them, so nobody knows the true circuit; the guide on compiled models says what its heads look at.
 """
 
-import json
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from edgeprune.batch import IGNORE
 from edgeprune.compiled.program import BOS, Case, Program
 from edgeprune.compiled.transformer import CompiledConfig, CompiledTransformer
-from edgeprune.errors import EdgepruneError
+from edgeprune.sealed import SealedFile
 
 VOCAB_SIZE = 65  # ids from 1 on are symbols
 LONGEST = 24  # symbols in one half
@@ -28,6 +26,11 @@ SAMPLED = (8, 16, 24)  # symbols in one half of the inputs that `trained_cases` 
 CASES_EACH = 128
 
 WEIGHTS = "trained_induction.safetensors"
+FILE = SealedFile(
+    "edgeprune-trained-induction/1",
+    "file of weights of trained_induction",
+    remedy="install the package again, or make them with `python -m edgeprune.compiled.train_induction`",
+)
 
 
 def empty_model() -> CompiledTransformer:
@@ -88,21 +91,15 @@ def _open() -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and record of a file that training wrote."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            record = json.loads((file.metadata() or {})["edgeprune"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        with torch.device("meta"):  # shapes alone
-            expected = {name: tensor.shape for name, tensor in empty_model().state_dict().items()}
-        odd = {name: tensor.shape for name, tensor in tensors.items()}.items() ^ expected.items()
-        if odd:
-            raise ValueError(f"tensor {min(odd)[0]!r} is missing, unexpected or of another shape")
-        return tensors, record
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise EdgepruneError(
-            f"{path} holds no weights of trained_induction: {error}; install the package again, or make them with "
-            "`python -m edgeprune.compiled.train_induction`"
-        ) from None
+    if not path.is_file():
+        raise FILE.refused(path, ValueError("it is not there"))
+    record, tensors = FILE.read(path)
+    with torch.device("meta"):  # shapes alone
+        expected = {name: tensor.shape for name, tensor in empty_model().state_dict().items()}
+    odd = {name: tensor.shape for name, tensor in tensors.items()}.items() ^ expected.items()
+    if odd:
+        raise FILE.refused(path, ValueError(f"tensor {min(odd)[0]!r} is missing, unexpected or of another shape"))
+    return tensors, {name: value for name, value in record.items() if name not in ("format", "sha256")}
 
 
 TRAINED_INDUCTION = Program(load_trained_induction, trained_cases, "categorical", {})

@@ -1,6 +1,5 @@
 """What a run of ACDC has found so far, and the file that lets a killed run go on."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -8,17 +7,20 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.methods.identity import data_hash
+from edgeprune.methods.identity import identity_of
 from edgeprune.methods.problem import Problem
-from edgeprune.paths import whole_file
+from edgeprune.sealed import SealedFile
 
-FORMAT = "edgeprune-acdc-state/1"
 FILE = "acdc.safetensors"
+_FILE = SealedFile(
+    "edgeprune-acdc-state/1",
+    "state of ACDC",
+    {"keep": torch.bool, "effects": torch.float64},
+    "remove it to begin anew",
+)
 
 
 @dataclass
@@ -86,10 +88,8 @@ class State:
 
     def save(self, folder: Path) -> None:
         """Write the state file, whole or not at all."""
-        header = {"format": FORMAT, "identity": self.identity, "runs": [run.plain() for run in self.runs]}
-        tensors = {name: torch.stack([getattr(run, name) for run in self.runs]) for name in ("keep", "effects")}
-        with whole_file(folder / FILE) as partial:
-            save_file(tensors, partial, metadata={"edgeprune": json.dumps(header)})
+        tensors = {name: torch.stack([getattr(run, name) for run in self.runs]) for name in _FILE.dtypes}
+        _FILE.write(folder / FILE, tensors, {"identity": self.identity, "runs": [run.plain() for run in self.runs]})
 
     @classmethod
     def load(cls, folder: Path, identity: Mapping[str, Any]) -> Self:
@@ -101,7 +101,7 @@ class State:
         path = folder / FILE
         if not path.is_file():
             return cls(identity, [])
-        header, tensors = _read(path)
+        header, tensors = _FILE.read(path)
         found = header["identity"]
         for name, value in json.loads(json.dumps(identity)).items():
             if found.get(name) != value:
@@ -115,39 +115,9 @@ class State:
 
 def identify(problem: Problem, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What must not change between the parts of a run."""
-    return {
-        **settings,
-        "metric": problem.metric,
-        "ablation": problem.runs.ablation,
-        "graph": problem.model.graph.to_dict(),
-        "model": _model_hash(problem.model.hf),
-        "data": data_hash(problem.batches),
-    }
-
-
-def _model_hash(hf: Any) -> str:
-    """Hash of names, shapes and dtypes of all parameters and of up to 1,024 values of each, evenly spread."""
-    digest = hashlib.sha256()
-    for name, parameter in hf.named_parameters():
-        values = parameter.detach().flatten()
-        sample = values[:: max(1, -(-len(values) // 1024))].double().cpu()
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode() + sample.numpy().tobytes())
-    return digest.hexdigest()
+    return {**settings, "graph": problem.model.graph.to_dict(), **identity_of(problem)}
 
 
 def _run(values: dict[str, Any], keep: Tensor, effects: Tensor) -> Run:
     counts = Counts(**values.pop("counts"))
     return Run(**values, keep=keep, effects=effects, counts=counts)
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["edgeprune"])
-            if header["format"] != FORMAT:
-                raise ValueError(f"its format is {header['format']!r}")
-            return header, {name: file.get_tensor(name) for name in ("keep", "effects")}
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise EdgepruneError(
-            f"{path} is not a whole state of format {FORMAT} ({error}); remove it to begin anew"
-        ) from None

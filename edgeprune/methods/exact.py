@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
@@ -18,13 +16,13 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
 from edgeprune.methods.attribution import open_gates
 from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
-from edgeprune.methods.identity import data_hash
+from edgeprune.methods.identity import identity_of
 from edgeprune.methods.problem import Problem
-from edgeprune.models.loading import fingerprint
-from edgeprune.paths import whole_file
+from edgeprune.sealed import SealedFile
 
 SAVE_SECONDS = 20.0  # between two saves of the state; an interruption by Ctrl-C saves too
 STATE_FILE = "exact.safetensors"
+_FILE = SealedFile("edgeprune-exact-state/1", "state of a sweep", {"values": torch.float64}, "remove it to begin anew")
 
 
 @final
@@ -95,17 +93,13 @@ class _Sweep:
         path = None if folder is None else folder / STATE_FILE
         if path is None or not path.exists():
             return cls(key, torch.zeros(num_values, dtype=torch.float64), 0, path)
-        try:
-            with safe_open(path, framework="pt") as file:
-                about, values = json.loads(file.metadata()["sweep"]), file.get_tensor("values")
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-            raise EdgepruneError(f"{path} is not a whole state of a sweep; delete it to begin anew") from None
+        about, tensors = _FILE.read(path)
         if about["key"] != key:
             raise EdgepruneError(
                 f"{path} is the state of a sweep over another model, other pairs, edges, ablation or metric; "
                 "delete it or choose another folder"
             )
-        return cls(key, values, about["done"], path)
+        return cls(key, tensors["values"], about["done"], path)
 
     def add(self, difference: Tensor) -> None:
         """Add the next value; save when it is time. An interruption in between leaves a value that is made again."""
@@ -119,19 +113,10 @@ class _Sweep:
         self.saved_at = time.monotonic()
         if self.path is None or not self.done:
             return
-        about = json.dumps({"key": self.key, "done": self.done})
-        with whole_file(self.path) as partial:
-            save_file({"values": self.values}, partial, metadata={"sweep": about})
+        _FILE.write(self.path, {"values": self.values}, {"key": self.key, "done": self.done})
 
 
 def _key(problem: Problem, edges: Sequence[tuple[int, int]]) -> str:
     """Hash of everything that the sums depend on, the cut into batches included."""
-    about = {
-        "metric": problem.metric,
-        "ablation": problem.runs.ablation,
-        "model": fingerprint(problem.model),
-        "dtype": str(problem.model.dtype),
-        "edges": list(edges),
-        "data": data_hash(problem.batches),
-    }
+    about = {**identity_of(problem), "edges": list(edges)}
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()

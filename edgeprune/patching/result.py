@@ -1,6 +1,5 @@
 """What patching measured: a tensor whose axes have names and labels, and the file that keeps it."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -8,16 +7,16 @@ from pathlib import Path
 from typing import Any, Self, final
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.patching.run import Direction
-from edgeprune.paths import whole_file
+from edgeprune.sealed import SealedFile
 
 FORMAT = "edgeprune-patching/1"
 _TENSORS = ("values", "clean", "corrupted", "count")
+_PLAIN = ("dims", "labels", "what", "metric", "direction", "model", "about")
+_FILE = SealedFile(FORMAT, "result of patching")
 
 
 @final
@@ -104,35 +103,16 @@ class PatchingResult:
     # ---------------------------------------------------------------- files
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file, whole or not at all; labels and settings are JSON in its metadata."""
-        path = Path(path)
-        if path.is_dir():
-            raise EdgepruneError(f"{path} is a folder; give the result a file name")
-        header = {
-            "format": FORMAT,
-            **{name: getattr(self, name) for name in ("dims", "labels", "what", "metric", "direction", "model")},
-            "about": dict(self.about),
-        }
-        tensors = {name: getattr(self, name).contiguous() for name in _TENSORS}
-        with whole_file(path) as partial:
-            save_file(tensors, partial, metadata={"edgeprune": json.dumps(header, default=str)})
-        return path
+        header = {name: getattr(self, name) for name in _PLAIN} | {"about": dict(self.about)}
+        return _FILE.write(path, {name: getattr(self, name) for name in _TENSORS}, header)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a file that `save` wrote; refuse one that is missing, cut short or of another kind."""
-        if not Path(path).is_file():
-            raise EdgepruneError(f"no result of patching at {path}")
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {})["edgeprune"])
-                if (found := header.pop("format")) != FORMAT:
-                    raise ValueError(f"it holds {found}")
-                tensors = {name: file.get_tensor(name) for name in _TENSORS}
-            header["dims"], header["labels"] = tuple(header["dims"]), tuple(map(tuple, header["labels"]))
-            return cls(**tensors, **header)
-        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-            reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
-            raise EdgepruneError(f"{path} is not a whole file of format {FORMAT}: {reason}; write it again") from None
+        """Read a file that `save` wrote; refuse one that is missing, altered, without a seal or of another kind."""
+        header, tensors = _FILE.read(path)
+        plain = {name: header[name] for name in _PLAIN}
+        plain["dims"], plain["labels"] = tuple(plain["dims"]), tuple(map(tuple, plain["labels"]))
+        return cls(**tensors, **plain)
 
 
 class Tally:
