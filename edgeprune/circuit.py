@@ -31,7 +31,7 @@ _OF_THE_EDGES = ("metrics", "random_control", "split", "reached", "num_edges", "
 
 @dataclass(frozen=True, eq=False)
 class Circuit:
-    """Kept edges of one graph.
+    """Kept edges of one graph. Existing edges' scores must not be NaN.
 
     Attributes:
         graph: The graph that the matrices belong to.
@@ -51,6 +51,11 @@ class Circuit:
                 raise EdgepruneError(
                     f"{name} has shape {tuple(matrix.shape)}, this graph is [reader, writer] = {self.graph.shape}"
                 )
+        if self.scores is not None and (places := self.scores.cpu().isnan() & self.graph.exists).any():
+            raise EdgepruneError(
+                f"the score of {self.graph.edge_name(*places.nonzero()[0].tolist())} is NaN, as that of "
+                f"{int(places.sum()):,} edges in all; NaN cannot be ranked: find what made it, or leave the scores out"
+            )
         object.__setattr__(self, "keep", self.keep.bool().cpu() & self.graph.exists)
 
     # ---------------------------------------------------------------- making

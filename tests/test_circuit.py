@@ -404,6 +404,21 @@ def test_scores_that_cannot_be_ranked_are_refused() -> None:
     scores[-1, 0] = float("nan")
     with pytest.raises(EdgepruneError, match="must be finite"):
         Circuit.from_scores(GRAPH, scores, num_edges=3)
+    with pytest.raises(EdgepruneError, match=r"the score of embed->logits is NaN, as that of 1 edges in all"):
+        Circuit(GRAPH, GRAPH.exists, scores)
+    scores[-1, 0] = 1.0
+    scores[~GRAPH.exists] = float("nan")  # no edge, so no score
+    assert Circuit(GRAPH, GRAPH.exists, scores).num_edges == GRAPH.num_edges
+
+
+def test_a_circuit_file_with_a_score_that_is_no_number_is_refused(circuit: Circuit, saved: Path) -> None:
+    """As an earlier version wrote it: whole, and under its seal."""
+    assert circuit.scores is not None
+    circuit.scores[-1, 0] = float("nan")
+    circuit.save(saved)
+    with pytest.raises(EdgepruneError, match=r"is not a whole circuit file .* embed->logits is NaN") as caught:
+        Circuit.load(saved)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_altered_header_is_refused(tmp_path: Path) -> None:

@@ -21,7 +21,16 @@ import torch
 
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
-from edgeprune.formats.base import AbstractFormat, ExportOptions, Imported, Loaded, is_number, need_graph, not_held
+from edgeprune.formats.base import (
+    AbstractFormat,
+    ExportOptions,
+    Imported,
+    Loaded,
+    is_number,
+    need_graph,
+    not_held,
+    refuse_twice,
+)
 from edgeprune.formats.loading import TorchIndex
 from edgeprune.formats.views import ONE_EMBEDDING, moved, on_graph, per_head
 from edgeprune.graph import EdgeGraph
@@ -223,7 +232,9 @@ class AcdcEdges(AbstractFormat):
         """The circuit, with the effects of its edges as scores where every edge has one."""
         wanted = need_graph(graph)
         there = per_head(wanted)
-        effects = {name: effect for entry, effect in _pairs(loaded.value) if (name := our_edge(entry, there))}
+        pairs = list(_pairs(loaded.value))
+        effects = {name: effect for entry, effect in pairs if (name := our_edge(entry, there))}
+        refuse_twice(" ".join(_shown(part) for part in entry) for entry, _ in pairs)
         header = {"source": loaded.path.name, "source_format": self.name}
         circuit = Circuit.from_edges(there, effects, header)
         notes: list[str] = []

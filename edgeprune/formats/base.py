@@ -116,6 +116,15 @@ def need_graph(graph: EdgeGraph | None) -> EdgeGraph:
     return graph
 
 
+def refuse_twice(edges: Iterable[str]) -> None:
+    """Refuse a list that has an edge twice: one of the two is a mistake, and which one nobody can tell."""
+    seen = set[str]()
+    for edge in edges:
+        if edge in seen:
+            raise EdgepruneError(f"{edge[:80]!r} is listed twice; list each edge once")
+        seen.add(edge)
+
+
 def not_held(circuit: Circuit, *, scores: bool) -> list[str]:
     """Sentences on the header, and on scores unless the format holds them."""
     lost = sorted(set(circuit.header) - PROVENANCE - _WRITTEN_ANEW)

@@ -16,7 +16,7 @@ import torch
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.formats import acdc
-from edgeprune.formats.base import AbstractFormat, ExportOptions, Imported, Loaded, need_graph, not_held
+from edgeprune.formats.base import AbstractFormat, ExportOptions, Imported, Loaded, need_graph, not_held, refuse_twice
 from edgeprune.formats.views import on_graph, per_group, per_head
 from edgeprune.graph import EdgeGraph
 from edgeprune.paths import whole_file
@@ -47,11 +47,12 @@ def read_entries(entries: list[Any], graph: EdgeGraph) -> Imported:
     """The circuit of a list's edges.
 
     Raises:
-        EdgepruneError: An entry is no edge, or one that the graph lacks.
+        EdgepruneError: An entry is no edge, one that the graph lacks, or one that is listed twice.
     """
     parsed = [_parsed(entry) for entry in entries]
     if any(entry.tool == "edge-pruning" for entry in parsed):  # heads and MLPs have our names there
         parsed = [entry._replace(tool="edge-pruning") if entry.tool == "own" else entry for entry in parsed]
+    refuse_twice(_listed(entry) for entry in parsed)
     keep, notes = torch.zeros(graph.shape, dtype=torch.bool), dict[str, None]()
     for tool, (view, named) in _TOOLS.items():
         there = view(graph)
@@ -78,6 +79,14 @@ def _parsed(entry: Any) -> _Entry:
     if _AUTO_CIRCUIT.fullmatch(writer) or _AUTO_CIRCUIT.fullmatch(reader):
         return _Entry("auto-circuit", (writer, reader))
     return _Entry("edge-pruning" if {writer, reader} & _EDGE_PRUNING else "own", (writer, reader))
+
+
+def _listed(entry: _Entry) -> str:
+    """The edge as its tool names it: one that is listed twice is the same twice."""
+    if entry.tool == "acdc":
+        return str(entry.content)
+    writer, reader = entry.content
+    return f"{_WRITERS.get(writer, writer)}->{_READERS.get(reader, reader)}"
 
 
 def _our_names(ends: tuple[str, str], graph: EdgeGraph) -> Iterator[str]:

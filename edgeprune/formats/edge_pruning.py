@@ -81,7 +81,7 @@ class Checkpoint:
         """Sort the mask tensors of a state dict; others are left alone.
 
         Raises:
-            EdgepruneError: A mask is missing or has a shape that fits no graph.
+            EdgepruneError: A mask is missing, has a shape that fits no graph, or has NaN.
         """
         layers: dict[int, dict[str, Tensor]] = {}
         model: dict[str, Tensor] = {}
@@ -114,6 +114,12 @@ class Checkpoint:
                     raise EdgepruneError(
                         f"layer {index}: {name}_log_alphas has shape {tuple(layer[name].shape)}, expected {shape}"
                     )
+        named = {
+            f"layer {i}: {name}_log_alphas": mask for i, layer in enumerate(self.layers) for name, mask in layer.items()
+        }
+        for name, mask in (named | self.model).items():
+            if mask.isnan().any():
+                raise EdgepruneError(f"{name} has NaN, which no gate can be; use a checkpoint from before that")
         if self.num_embeddings not in (0, 1, 2) or self.num_heads % self.num_kv_heads:
             raise EdgepruneError(f"masks with {self.num_writers} writers fit no model of this many layers and heads")
 

@@ -168,6 +168,7 @@ def test_what_is_refused() -> None:
         against_known(circuit, "iol")
     with pytest.raises(EdgepruneError, match="num_layers=2, the known circuit has 4"):
         against_known(circuit, DOCSTRING.circuit())
-    broken = Circuit(SMALL, circuit.keep, torch.full(SMALL.shape, torch.nan))
     with pytest.raises(EdgepruneError, match="NaN cannot be ranked"):
-        against_known(broken, Circuit.random(SMALL, 5, seed=1))
+        against_known(
+            Circuit(SMALL, circuit.keep, torch.full(SMALL.shape, torch.nan)), Circuit.random(SMALL, 5, seed=1)
+        )

@@ -217,7 +217,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(EdgepruneError, match="num_layers=3"):
         build(path)
     holes = noise()
-    holes[0, 0] = float("nan")
+    holes[0, 0] = float("inf")
     path = Circuit(GRAPH, GRAPH.exists, holes).save(tmp_path / "holes.safetensors")
     with pytest.raises(EdgepruneError, match="NaN or infinity cannot be ranked"):
         build(path)
