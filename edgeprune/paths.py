@@ -7,8 +7,12 @@ import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import EdgepruneError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PARTIAL = ".partial"  # ends the name of a file that is being written
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, largest size of a file
@@ -54,6 +58,12 @@ def whole_file(path: Path) -> Generator[Path]:
             f"no room to write {path} ({error}); what was there before is untouched: free some space or raise the "
             "quota, then give the command again (fit: with --ckpt_path last)"
         ) from None
+
+
+def save_figure(figure: "Figure", path: Path, **options: Any) -> None:
+    """Write a figure of matplotlib, whole or not at all, in the format of the name's ending (without one, PNG)."""
+    with whole_file(path) as partial:
+        figure.savefig(partial, format=path.suffix[1:] or "png", **options)
 
 
 def _is_full(error: Exception) -> bool:

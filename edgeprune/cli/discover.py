@@ -34,6 +34,7 @@ from edgeprune.models.loading import fingerprint, load_model
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.runs import ReferenceRuns
 from edgeprune.objectives import Objective
+from edgeprune.paths import whole_file
 
 __all__ = ["make_parser", "run"]
 _ = edgeprune.methods  # imported so that configs can name its classes without a path
@@ -219,7 +220,8 @@ class Run:
         if not resumes:
             _remove(self.folder)
         (self.folder / STATE).mkdir(parents=True, exist_ok=True)
-        (self.folder / CONFIG).write_text(self.config, encoding="utf-8")
+        with whole_file(self.folder / CONFIG) as partial:
+            partial.write_text(self.config, encoding="utf-8")
         try:
             yield
         except EdgepruneError:

@@ -8,6 +8,7 @@ from edgeprune.drawing.edges import edges_of, union
 from edgeprune.drawing.layout import Layout, lay_out
 from edgeprune.drawing.palette import LIGHT, line_width
 from edgeprune.drawing.words import title
+from edgeprune.paths import whole_file
 
 
 def dot(circuit: Circuit, other: Circuit | None = None) -> str:
@@ -61,4 +62,5 @@ def _quoted(text: str) -> str:
 
 def write_dot(circuit: Circuit, path: str | Path, other: Circuit | None = None) -> None:
     """Write `dot` to a file."""
-    Path(path).write_text(dot(circuit, other), encoding="utf-8")
+    with whole_file(Path(path)) as partial:
+        partial.write_text(dot(circuit, other), encoding="utf-8")

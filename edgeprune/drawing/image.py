@@ -9,6 +9,7 @@ from edgeprune.drawing.layout import READER, Layout, curve, lay_out
 from edgeprune.drawing.palette import LIGHT, line_width, opacity
 from edgeprune.drawing.words import caption, title
 from edgeprune.errors import EdgepruneError
+from edgeprune.paths import save_figure
 
 FORMATS = (".svg", ".png", ".pdf")
 _UNIT = 1 / 72  # inches of a unit of the layout
@@ -67,7 +68,7 @@ def draw_image(
         _draw_words(axes, circuit, edges, names, caption(circuit, whole), points)
         told = {"Date": None} if path.suffix == ".svg" else {"CreationDate": None} if path.suffix == ".pdf" else {}
         try:
-            figure.savefig(path, dpi=_DPI, facecolor=LIGHT["ground"], metadata=told)
+            save_figure(figure, path, dpi=_DPI, facecolor=LIGHT["ground"], metadata=told)
         except OSError as error:
             raise EdgepruneError(f"cannot draw to {path}: {error}") from None
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from edgeprune.circuit import Circuit
 from edgeprune.metrics.table import MEASURES, TableRow, faithfulness_table
 from edgeprune.objectives import Objective
-from edgeprune.paths import whole_file
+from edgeprune.paths import save_figure, whole_file
 
 Row = dict[str, Any]
 
@@ -88,5 +88,4 @@ def plot_frontier(rows: Sequence[Row], path: Path, objective: Objective = "kl") 
     axes.invert_xaxis()
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    with whole_file(path) as partial:
-        figure.savefig(partial, dpi=130, format="png")
+    save_figure(figure, path, dpi=130)

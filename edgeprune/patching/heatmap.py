@@ -9,6 +9,7 @@ from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.patching.result import PatchingResult
+from edgeprune.paths import save_figure
 
 WIDTH, HEIGHT = 0.36, 0.2  # of a cell, inches
 _UNITS = {"kl": "KL, nats", "logit_difference": "logit difference", "squared_error": "squared error"}
@@ -87,7 +88,7 @@ def draw_heatmaps(results: Sequence[PatchingResult], path: str | Path) -> Path:
         axes.axis("off")
     figure.suptitle("\n".join(_title(first, int(width * 13))), fontsize=9)
     try:
-        figure.savefig(path, dpi=150)
+        save_figure(figure, Path(path), dpi=150)
     except ValueError as error:  # matplotlib names the formats it knows
         raise EdgepruneError(f"cannot draw to {path}: {error}") from None
     return Path(path)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
+from edgeprune.paths import save_figure
 from edgeprune.reading.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def draw_attention(
     bar.ax.tick_params(labelsize=7, length=2)
     if path is not None:
         try:
-            figure.savefig(path, dpi=150, bbox_inches="tight")
+            save_figure(figure, Path(path), dpi=150, bbox_inches="tight")
         except ValueError as error:  # matplotlib names the formats it knows
             raise EdgepruneError(f"cannot draw to {path}: {error}") from None
     return figure

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import EdgepruneError
+from edgeprune.paths import whole_file
 
 _VARIABLE = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
 _MACRO = re.compile(r"\$\{([^}]*)\}")
@@ -54,8 +55,8 @@ def trial_command(words: Sequence[str], program: str, values: Mapping[str, Any],
         "args_json_file": [str(json_file)],
     }
     if "${args_json_file}" in words:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(text, encoding="utf-8")
+        with whole_file(json_file) as partial:
+            partial.write_text(text, encoding="utf-8")
     done: list[str] = []
     for word in words:
         filled = _VARIABLE.sub(lambda match: os.environ.get(match[1], match[1]), word)

@@ -1,6 +1,7 @@
 """What a sweep's next trial tries: Optuna's samplers over the sweep's journal."""
 
 import math
+import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,4 +99,4 @@ def _mend(path: Path) -> None:
     """Cut off a last line that a killed worker did not finish."""
     content = path.read_bytes()
     if content and not content.endswith(b"\n"):
-        path.write_bytes(content[: content.rfind(b"\n") + 1])
+        os.truncate(path, content.rfind(b"\n") + 1)  # the rest is not written anew, so no kill can lose it

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.objectives import Objective
-from edgeprune.paths import whole_file
+from edgeprune.paths import save_figure, whole_file
 from edgeprune.sweeps.parameters import short
 from edgeprune.sweeps.store import Store, Trial
 from edgeprune.sweeps.worker import RUN
@@ -186,7 +186,7 @@ def write_summary(folder: Path, found: Sequence[Found]) -> None:
 
 def plot(found: Sequence[Found], path: Path) -> None:
     """Write `frontier_figure` to an image file."""
-    frontier_figure(found).savefig(path, dpi=130)
+    save_figure(frontier_figure(found), path, dpi=130)
 
 
 def frontier_figure(found: Sequence[Found]) -> "Figure":
