@@ -179,8 +179,9 @@ class Run:
         with self._prepared(), _progress() as report:
             self._prepare_runs(runs, (*batches, *validation), report)
             start = time.perf_counter()
-            found = self.method.discover(problem, report, self.folder / STATE)
-            header = self._header(problem, found, time.perf_counter() - start)
+            found = self.method.discover(problem, self._going_on(report), self.folder / STATE)
+            seconds = time.perf_counter() - start if found.seconds is None else found.seconds
+            header = self._header(problem, found, seconds)
             circuits = self._circuits(problem, found, header)
             rows = self._judge(problem, validation, circuits, report)
             self._finish(problem, found, header, rows)
@@ -191,6 +192,20 @@ class Run:
         prepare_runs(runs, self.data, self.split, "validation", report=report, objective=_objective(self.metric))
         for batch in batches:
             runs.check(batch)
+
+    def _going_on(self, report: Report) -> Report:
+        """Where the method has a state to go on from, say so on stderr with its first report, which tells how far."""
+        pending = any((self.folder / STATE).iterdir())
+
+        def told(what: str, done: int, total: int) -> None:
+            nonlocal pending
+            if pending:
+                where = f"{what}, {done:,} of {total:,} done"
+                sys.stderr.write(f"edgeprune: going on with the interrupted run in {self.folder}: {where}\n")
+                pending = False
+            report(what, done, total)
+
+        return told
 
     # ---------------------------------------------------------------- the folder
     def _check_folder(self) -> None:

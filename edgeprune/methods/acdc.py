@@ -13,8 +13,9 @@ The decisions are those of the sequential procedure whatever `evaluation` is; th
 """
 
 import math
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, final, get_args
 
@@ -90,7 +91,8 @@ class ACDC(AbstractDiscovery):
 
         Args:
             problem: Model, pairs, ablation, metric.
-            report: Called after each receiver with the receivers that are done, and how many there are.
+            report: Called after each receiver with the receivers that are done, and how many there are; where a run
+                goes on, first with those that were done.
             folder: Where the state is kept after each receiver; None keeps none.
 
         Returns:
@@ -105,6 +107,9 @@ class ACDC(AbstractDiscovery):
         receivers = receiver_order(graph)
         identity = identify(problem, self._decisive())
         state = State(identity, []) if folder is None else State.load(folder, identity)
+        started = time.monotonic() - state.seconds
+        if state.runs:
+            report(_what(state.runs[-1]), state.runs[-1].next_receiver, len(receivers))
         for number, tau in enumerate(self.taus):
             if number == len(state.runs):
                 effects = torch.zeros(graph.shape, dtype=torch.float64)
@@ -114,10 +119,11 @@ class ACDC(AbstractDiscovery):
                 self._receiver(run, receivers[run.next_receiver], losses)
                 run.next_receiver += 1
                 self._check(run, receivers, losses)
+                state.seconds = time.monotonic() - started
                 if folder is not None:
                     state.save(folder)
-                report(f"tau {tau!r}", run.next_receiver, len(receivers))
-        return self._result(graph, state.runs)
+                report(_what(run), run.next_receiver, len(receivers))
+        return replace(self._result(graph, state.runs), seconds=state.seconds)
 
     def describe(self) -> dict[str, Any]:
         """`method` and its settings."""
@@ -218,6 +224,11 @@ class ACDC(AbstractDiscovery):
         }
         scores = runs[0].effects if len(runs) == 1 else smallest_taus(runs).where(graph.exists, 0.0)
         return Discovery(scores.float(), circuits, {"scores": "effect" if len(runs) == 1 else "smallest tau", **about})
+
+
+def _what(run: Run) -> str:
+    """A run as reports name it."""
+    return f"tau {run.tau!r}"
 
 
 def is_heard(graph: EdgeGraph, keep: Tensor, reader: int) -> bool:

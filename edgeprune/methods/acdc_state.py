@@ -81,15 +81,18 @@ class State:
     Attributes:
         identity: Hashes and settings by what they describe; a run goes on only with the same.
         runs: Finished ones, then the one under way.
+        seconds: What they have taken, over all parts of an interrupted run.
     """
 
     identity: Mapping[str, Any]
     runs: list[Run]
+    seconds: float = 0.0
 
     def save(self, folder: Path) -> None:
         """Write the state file, whole or not at all."""
         tensors = {name: torch.stack([getattr(run, name) for run in self.runs]) for name in _FILE.dtypes}
-        _FILE.write(folder / FILE, tensors, {"identity": self.identity, "runs": [run.plain() for run in self.runs]})
+        runs = [run.plain() for run in self.runs]
+        _FILE.write(folder / FILE, tensors, {"identity": self.identity, "runs": runs, "seconds": self.seconds})
 
     @classmethod
     def load(cls, folder: Path, identity: Mapping[str, Any]) -> Self:
@@ -110,7 +113,8 @@ class State:
                     "go on with the same, or give another folder"
                 )
         rows = zip(header["runs"], tensors["keep"], tensors["effects"], strict=True)
-        return cls(identity, [_run(values, keep.clone(), effects.clone()) for values, keep, effects in rows])
+        runs = [_run(values, keep.clone(), effects.clone()) for values, keep, effects in rows]
+        return cls(identity, runs, header["seconds"])
 
 
 def identify(problem: Problem, settings: Mapping[str, Any]) -> dict[str, Any]:

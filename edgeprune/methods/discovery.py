@@ -23,11 +23,13 @@ class Discovery:
             makes circuits.
         circuits: Circuits by name (`"tau-0.01"`), for methods that make them themselves.
         about: Further plain values for the record: runs of the model, settings that were derived.
+        seconds: What it took, over all parts of a run that was interrupted; None where there can only be one part.
     """
 
     scores: Tensor | None = None
     circuits: Mapping[str, Circuit] = field(default_factory=dict[str, Circuit])
     about: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    seconds: float | None = None
 
 
 class AbstractDiscovery(ABC):
@@ -39,7 +41,8 @@ class AbstractDiscovery(ABC):
 
         Args:
             problem: Model, pairs, ablation, metric.
-            report: Called with what is being done, how many of it are done, and how many there are.
+            report: Called with what is being done, how many of it are done, and how many there are; where a method goes
+                on from its state, first with what that holds.
             folder: Where a method that can take long keeps its state, to go on after an interruption.
         """
 

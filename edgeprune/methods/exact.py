@@ -22,6 +22,7 @@ from edgeprune.sealed import SealedFile
 
 SAVE_SECONDS = 20.0  # between two saves of the state; an interruption by Ctrl-C saves too
 STATE_FILE = "exact.safetensors"
+WHAT = "edges closed one by one"
 _FILE = SealedFile("edgeprune-exact-state/1", "state of a sweep", {"values": torch.float64}, "remove it to begin anew")
 
 
@@ -46,6 +47,8 @@ class ExactEdgePatching(AbstractDiscovery):
         edges = self._edges(graph)
         sweep = _Sweep.start(_key(problem, edges), len(problem.batches) * len(edges), folder)
         gates, passes = open_gates(problem.model), len(edges) * len(problem.batches)
+        if sweep.done:
+            report(WHAT, sweep.done, passes)
         try:
             for number, (batch, full, ablated) in enumerate(problem.frozen()):
                 if (number + 1) * len(edges) <= sweep.done:
@@ -60,13 +63,14 @@ class ExactEdgePatching(AbstractDiscovery):
                     gates[edges[place]] = 0
                     sweep.add((losses() - baseline).sum())
                     gates[edges[place]] = 1
-                    report("edges closed one by one", sweep.done, passes)
+                    report(WHAT, sweep.done, passes)
         finally:
             sweep.save()
         scores = torch.zeros(graph.shape, dtype=torch.float64)
         rows, columns = torch.tensor(edges, dtype=torch.long).view(-1, 2).T
         scores[rows, columns] = sweep.values.view(-1, len(edges)).sum(0) / problem.num_examples
-        return Discovery(scores, about={"forward_passes": passes, "edges_scored": len(edges)})
+        about = {"forward_passes": passes, "edges_scored": len(edges)}
+        return Discovery(scores, about=about, seconds=sweep.seconds)
 
     def _edges(self, graph: EdgeGraph) -> list[tuple[int, int]]:
         if self.edges is None:
@@ -81,11 +85,17 @@ class ExactEdgePatching(AbstractDiscovery):
 
 
 class _Sweep:
-    """Loss differences so far, batch by batch and edge by edge, and how many there are; kept in a file."""
+    """Loss differences so far, batch by batch and edge by edge, how many there are, and seconds; kept in a file."""
 
-    def __init__(self, key: str, values: Tensor, done: int, path: Path | None) -> None:
+    def __init__(self, key: str, values: Tensor, done: int, path: Path | None, seconds: float = 0.0) -> None:
         self.key, self.values, self.done, self.path = key, values, done, path
         self.saved_at = time.monotonic()
+        self.started = self.saved_at - seconds
+
+    @property
+    def seconds(self) -> float:
+        """What it has taken, over all parts of an interrupted sweep."""
+        return time.monotonic() - self.started
 
     @classmethod
     def start(cls, key: str, num_values: int, folder: Path | None) -> "_Sweep":
@@ -99,7 +109,7 @@ class _Sweep:
                 f"{path} is the state of a sweep over another model, other pairs, edges, ablation or metric; "
                 "delete it or choose another folder"
             )
-        return cls(key, tensors["values"], about["done"], path)
+        return cls(key, tensors["values"], about["done"], path, about["seconds"])
 
     def add(self, difference: Tensor) -> None:
         """Add the next value; save when it is time. An interruption in between leaves a value that is made again."""
@@ -113,7 +123,7 @@ class _Sweep:
         self.saved_at = time.monotonic()
         if self.path is None or not self.done:
             return
-        _FILE.write(self.path, {"values": self.values}, {"key": self.key, "done": self.done})
+        _FILE.write(self.path, {"values": self.values}, {"key": self.key, "done": self.done, "seconds": self.seconds})
 
 
 def _key(problem: Problem, edges: Sequence[tuple[int, int]]) -> str:

@@ -186,6 +186,7 @@ class Stop:
     def wrap(self, discover: Callable[..., Discovery]) -> Callable[..., Discovery]:
         def wrapped(method: ExactEdgePatching, problem: Problem, report: Report, folder: Path) -> Discovery:
             def counting(what: str, done: int, total: int) -> None:
+                report(what, done, total)
                 self.passes[-1] += 1
                 if len(self.passes) == 1 and self.passes[0] == self.after:
                     raise KeyboardInterrupt
@@ -207,10 +208,17 @@ def test_an_interrupted_run_goes_on(
     assert main(arguments(tmp_path / "out", *exact, "--limit", "11")) == 2  # another question
     assert "another config" in error_line(capsys)
     stop.passes.append(0)
+    monkeypatch.setattr("edgeprune.methods.exact._Sweep.seconds", property(lambda sweep: sweep.done / 4))
     assert main(arguments(tmp_path / "out", *exact)) == 0
+    said = capsys.readouterr().err
     assert main(arguments(tmp_path / "whole", *exact)) == 0
+    assert "going on" not in capsys.readouterr().err
     first, second = (Circuit.load(tmp_path / name / "scores.safetensors") for name in ("out", "whole"))
-    assert stop.passes == [30, 2 * first.graph.num_edges - 30]
+    total = first.graph.num_edges
+    where = f"{tmp_path / 'out'}: edges closed one by one, 30 of {total:,} done"
+    assert said == f"edgeprune: going on with the interrupted run in {where}\n"
+    assert stop.passes == [30, 1 + 2 * total - 30]  # of the rest and the whole; the first says where it goes on
+    assert first.header["seconds"] == second.header["seconds"] == total / 4  # of both parts
     assert first.scores is not None
     assert second.scores is not None
     assert torch.equal(first.scores, second.scores)

@@ -1,5 +1,7 @@
 import random
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -268,15 +270,19 @@ def killer(after: int) -> Any:
 
 
 @pytest.mark.parametrize("after", [0, 7, 45])
-def test_a_killed_run_goes_on_to_the_same_result(after: int, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_to_the_same_result(after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeprune.methods.acdc.time", SimpleNamespace(monotonic=count().__next__))  # 1 s each time
     problem, method = random_problem("gpt2", 0), ACDC((0.02, 0.005))
     whole = method.discover(problem, silent)
     with pytest.raises(Killed):
         method.discover(problem, killer(after), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["acdc.safetensors"]
-    reports: list[int] = []
-    rest = method.discover(problem, lambda what, done, total: reports.append(done), tmp_path)
-    assert len(reports) == 2 * len(problem.model.graph.readers) - after - 1
+    reports: list[tuple[str, int]] = []
+    rest = method.discover(problem, lambda what, done, total: reports.append((what, done)), tmp_path)
+    number, at = divmod(after, len(problem.model.graph.readers))
+    assert reports[0] == (f"tau {(0.02, 0.005)[number]}", at + 1)  # where it goes on
+    assert len(reports[1:]) == 2 * len(problem.model.graph.readers) - after - 1
+    assert rest.seconds == whole.seconds == 2 * len(problem.model.graph.readers)
     assert whole.scores is not None
     assert rest.scores is not None
     assert torch.equal(rest.scores, whole.scores)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods import ExactEdgePatching
-from edgeprune.methods.exact import STATE_FILE
+from edgeprune.methods.exact import STATE_FILE, _Sweep  # pyright: ignore[reportPrivateUsage]
 from edgeprune.methods.problem import Problem
 from tests.methods.small_problems import ignore_progress, problem, random_pairs, tiny
 
@@ -75,10 +76,23 @@ def test_an_interrupted_sweep_goes_on_and_ends_the_same(tmp_path: Path, after: i
         method.discover(question_of(), Interrupt(after), tmp_path)
     rest = Interrupt(None)
     scores = method.discover(question_of(), rest, tmp_path).scores
-    assert rest.seen == passes - after
+    assert rest.seen == 1 + passes - after  # the first says where it goes on
     assert scores is not None
     assert torch.equal(scores, scores_of(method, question_of()))
     assert [path.name for path in tmp_path.iterdir()] == [STATE_FILE]
+
+
+def test_seconds_of_all_parts_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr("edgeprune.methods.exact.time", SimpleNamespace(monotonic=lambda: clock.now))
+    sweep = _Sweep.start("key", 3, tmp_path)
+    clock.now += 7
+    sweep.add(torch.tensor(0.5))
+    sweep.save()
+    clock.now += 1000  # nobody runs it
+    again = _Sweep.start("key", 3, tmp_path)
+    clock.now += 2
+    assert again.seconds == 9
 
 
 @pytest.mark.parametrize("other", ["metric", "edges", "ablation", "alignment"])
