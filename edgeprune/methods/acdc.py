@@ -7,7 +7,7 @@
             if m' - m < tau:  remove u->v;  m = m'                      (or |m' - m| < tau)
 
 A receiver that nothing hears any more loses all its edges without a test. (Conmy et al., arXiv 2304.14997, with the
-order, the rule and the short cut of its published code.)
+order, the rule and the short cut of its published code; with `direct_edges` also its edges from a whole q, k or v.)
 
 The decisions are those of the sequential procedure whatever `evaluation` is; that only says how losses are computed.
 """
@@ -49,6 +49,8 @@ class ACDC(AbstractDiscovery):
             that share a name in the published code (an MLP, the heads of a layer, an embedding).
         indices: Order of the heads of a layer, likewise; `"normal"` is the last head first.
         seed: Of random orders.
+        direct_edges: Before the edges into a layer's heads, test each v, k and q as a whole, as the published code does
+            with what it calls edges of direct computation: one that goes takes all edges into it along.
         evaluation: `"plain"`: the whole masked model for each test. `"reuse"`: only what lies downstream of the
             receiver. `"speculative"`: that, and several tests at once on the guess that edges go.
         max_ahead: Largest number of tests at once.
@@ -64,6 +66,7 @@ class ACDC(AbstractDiscovery):
     names: Order = "normal"
     indices: Order = "normal"
     seed: int = 0
+    direct_edges: bool = False
     evaluation: Evaluation = "speculative"
     max_ahead: int = 8
     waste: float = 0.15
@@ -140,12 +143,16 @@ class ACDC(AbstractDiscovery):
         return {name: value for name, value in self.describe().items() if name not in ("method", "memory_gb")}
 
     def _receiver(self, run: Run, reader: int, losses: AbstractLosses) -> None:
-        """Test every edge into `reader`, or remove them all if nothing hears it."""
+        """Test every edge into `reader`, or remove them all if nothing hears it, or it went as a whole."""
         graph = losses.problem.model.graph
-        if not is_heard(graph, run.keep, reader):
+        if self.direct_edges:
+            for whole in _together(graph, reader):
+                self._direct(run, whole, losses)
+        went = not run.keep[reader].any()
+        if went or not is_heard(graph, run.keep, reader):
             run.keep[reader] = False
             run.counts.free += graph.num_visible[reader]
-            run.unchecked = True
+            run.unchecked |= not went
             return
         pending = sender_order(graph, reader, self.names, self.indices, self.seed)
         before = run.keep.clone()
@@ -160,6 +167,24 @@ class ACDC(AbstractDiscovery):
             closed = [writer for writer in range(graph.num_visible[reader]) if not run.keep[reader, writer]]
             pending = pending[done:]
 
+    def _direct(self, run: Run, reader: int, losses: AbstractLosses) -> None:
+        """Test all edges into `reader` at once."""
+        graph = losses.problem.model.graph
+        if not is_heard(graph, run.keep, reader):
+            return
+        run.loss = losses.begin(run.keep.clone(), reader)
+        *others, last = range(graph.num_visible[reader])
+        (loss,) = losses.prefixes(others, [last])
+        run.counts.evaluated += 2
+        effect = loss - run.loss
+        if self._is_near(effect, run):
+            effect = self._exact_effect(run, reader, slice(None), losses.exact)
+        run.counts.direct_tested += 1
+        if self._size(effect) < run.tau:
+            run.keep[reader] = False
+            run.loss = loss
+            run.counts.direct_removed += 1
+
     def _ahead(self, run: Run) -> int:
         return ahead(run.rate, self.waste, self.max_ahead) if self.evaluation == "speculative" else 1
 
@@ -173,7 +198,7 @@ class ACDC(AbstractDiscovery):
         """
         for number, (writer, loss) in enumerate(zip(asked, found, strict=True), start=1):
             effect = loss - run.loss
-            if abs(self._size(effect) - run.tau) <= self.tie_margin * max(1.0, abs(run.loss)):
+            if self._is_near(effect, run):
                 effect = self._exact_effect(run, reader, writer, exact)
             run.counts.tested += 1
             run.effects[reader, writer] = effect
@@ -188,7 +213,11 @@ class ACDC(AbstractDiscovery):
     def _size(self, effect: float) -> float:
         return abs(effect) if self.absolute else effect
 
-    def _exact_effect(self, run: Run, reader: int, writer: int, exact: Callable[[Tensor], float]) -> float:
+    def _is_near(self, effect: float, run: Run) -> bool:
+        """Whether rounding could decide."""
+        return abs(self._size(effect) - run.tau) <= self.tie_margin * max(1.0, abs(run.loss))
+
+    def _exact_effect(self, run: Run, reader: int, writer: int | slice, exact: Callable[[Tensor], float]) -> float:
         """Rise of the loss by the masked model itself: what lies at the threshold must not hang on rounding."""
         run.counts.ties += 1
         without = run.keep.clone()
@@ -243,6 +272,12 @@ def smallest_taus(runs: list[Run]) -> Tensor:
     for run in finite:
         scores = torch.where(run.keep, scores, run.tau)
     return scores
+
+
+def _together(graph: EdgeGraph, reader: int) -> list[int]:
+    """The readers of a layer's heads in the order of tests, if `reader` is the first of them; else none."""
+    size, first = graph.arch.num_attention_readers, graph.first_reader(_layer(graph, reader))
+    return list(reversed(range(first, first + size))) if reader == first + size - 1 else []
 
 
 def _layer(graph: EdgeGraph, reader: int) -> int:

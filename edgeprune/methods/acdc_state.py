@@ -30,7 +30,9 @@ class Counts:
     Attributes:
         tested: Edges whose removal was tried.
         removed: Edges that were removed because of it.
-        free: Edges removed without a test, as nothing hears their reader.
+        free: Edges removed without a test, as nothing hears their reader, or as it went as a whole.
+        direct_tested: Readers whose removal as a whole was tried.
+        direct_removed: Readers that went because of it.
         evaluated: Circuits evaluated, those included that turned out not to be needed.
         ties: Tests so close to the threshold that the plain model decided.
         largest_free_change: Largest change of the loss after removals without a test; 0 in exact arithmetic.
@@ -39,6 +41,8 @@ class Counts:
     tested: int = 0
     removed: int = 0
     free: int = 0
+    direct_tested: int = 0
+    direct_removed: int = 0
     evaluated: int = 0
     ties: int = 0
     largest_free_change: float = 0.0

@@ -76,13 +76,26 @@ def sequential(
     names: str = "normal",
     indices: str = "normal",
     seed: int = 0,
+    direct_edges: bool = False,
 ) -> tuple[set[str], dict[str, float]]:
     """Names of kept edges, and the effect of each edge that was tested."""
     graph = problem.model.graph
     gates = graph.all_open(problem.model.dtype)
     effects: dict[str, float] = {}
+    tested: set[str] = set()
     for row, reader in reversed(list(enumerate(graph.readers))):
-        if not heard(problem, gates, reader):
+        layer = reader.partition(".")[0]
+        if direct_edges and "." in reader and layer not in tested:
+            tested.add(layer)
+            inputs = [name for name in graph.readers if name.startswith(f"{layer}.")]
+            for whole in sorted(inputs, key=graph.readers.index, reverse=True):
+                if heard(problem, gates, whole):
+                    without = gates.clone()
+                    without[graph.readers.index(whole)] = 0
+                    effect = loss_of(problem, without) - loss_of(problem, gates)
+                    if (abs(effect) if absolute else effect) < tau:
+                        gates = without
+        if not heard(problem, gates, reader) or not gates[row].any():
             gates[row] = 0
             continue
         current = loss_of(problem, gates)

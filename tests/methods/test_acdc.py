@@ -137,6 +137,8 @@ CASES = [
     ("gpt2", 0, "interchange", "kl", {}, 0.003, {}),
     ("gpt2", 0, "zero", "logit_difference", {"split_embedding": True}, 0.02, {"names": "reverse"}),
     ("gpt2", 1, "interchange", "squared_error", {"kv_readers": "head"}, 1.0, {"indices": "reverse"}),
+    ("gpt2", 0, "interchange", "kl", {}, 0.02, {"direct_edges": True}),
+    ("llama", 1, "zero", "kl", {}, 0.03, {"direct_edges": True, "absolute": True}),
     ("llama", 1, "interchange", "kl", {}, 0.01, {"absolute": True}),
     ("llama", 1, "zero", "squared_error", {"kv_readers": "head"}, 2.0, {"names": "random", "indices": "random"}),
     ("llama", 3, "interchange", "logit_difference", {}, 0.0, {}),
@@ -269,10 +271,12 @@ def killer(after: int) -> Any:
     return report
 
 
-@pytest.mark.parametrize("after", [0, 7, 45])
-def test_a_killed_run_goes_on_to_the_same_result(after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("after", "direct_edges"), [(0, False), (7, False), (45, False), (3, True)])
+def test_a_killed_run_goes_on_to_the_same_result(
+    after: int, direct_edges: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("edgeprune.methods.acdc.time", SimpleNamespace(monotonic=count().__next__))  # 1 s each time
-    problem, method = random_problem("gpt2", 0), ACDC((0.02, 0.005))
+    problem, method = random_problem("gpt2", 0), ACDC((0.02, 0.005), direct_edges=direct_edges)
     whole = method.discover(problem, silent)
     with pytest.raises(Killed):
         method.discover(problem, killer(after), tmp_path)
