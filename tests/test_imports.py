@@ -21,6 +21,7 @@ LAYERS = {
     "edgeprune.pages": 0,
     "edgeprune.paths": 0,
     "edgeprune.nodes": 0,
+    "edgeprune.sealed": 0,
     "edgeprune.checkpoint_files": 1,
     "edgeprune.circuit": 1,
     "edgeprune.circuit_views": 1,
