@@ -3,14 +3,21 @@
 The public names load on first use, so that `import edgeprune` and the light commands stay fast.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from edgeprune.lazy import on_first_use
 
 if TYPE_CHECKING:
     from edgeprune import ablations as ablations
     from edgeprune import canonical as canonical
+    from edgeprune import compiled as compiled
     from edgeprune import drawing as drawing
+    from edgeprune import evaluation as evaluation
     from edgeprune import formats as formats
+    from edgeprune import gates as gates
+    from edgeprune import methods as methods
+    from edgeprune import metrics as metrics
+    from edgeprune import objectives as objectives
     from edgeprune import patching as patching
     from edgeprune import reading as reading
     from edgeprune.circuit import Circuit as Circuit
@@ -38,16 +45,22 @@ _HOMES = {
     "load_run": "edgeprune.runs",
     "load_tokenizer": "edgeprune.models.loading",
 }
-_PACKAGES = ("ablations", "canonical", "drawing", "formats", "patching", "reading")
+_PACKAGES = (
+    "ablations",
+    "canonical",
+    "compiled",
+    "drawing",
+    "evaluation",
+    "formats",
+    "gates",
+    "methods",
+    "metrics",
+    "objectives",
+    "patching",
+    "reading",
+)
 __all__ = ["__version__", *_PACKAGES, *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _PACKAGES:
-        return importlib.import_module(f"edgeprune.{name}")
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'edgeprune' has no attribute {name!r}")
+__getattr__ = on_first_use(__name__, _HOMES, _PACKAGES)
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,7 @@
 """Imports run one way, and heavy libraries stay where they belong. Read from the source."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+import edgeprune as ep
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("edgeprune", "lit_modules", "datamodules")
@@ -18,6 +21,7 @@ LAYERS = {
     "edgeprune.graph": 0,
     "edgeprune.batch": 0,
     "edgeprune.errors": 0,
+    "edgeprune.lazy": 0,
     "edgeprune.pages": 0,
     "edgeprune.paths": 0,
     "edgeprune.nodes": 0,
@@ -212,3 +216,35 @@ def test_the_graph_and_circuits_load_without_heavy_libraries() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_measures_load_without_heavy_libraries() -> None:
+    code = "import sys, edgeprune; edgeprune.metrics, edgeprune.evaluation; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("name", ["edgeprune", "edgeprune.metrics", "edgeprune.evaluation"])
+def test_names_that_load_on_first_use_are_those_that_type_checkers_see(name: str) -> None:
+    package = importlib.import_module(name)
+    [guarded] = [node for node in ast.parse(Path(str(package.__file__)).read_text()).body if _is_typing_guard(node)]
+    imports = [node for node in ast.walk(guarded) if isinstance(node, ast.ImportFrom)]
+    seen = {alias.name: f"{node.module}.{alias.name}" for node in imports for alias in node.names}
+    assert set(package.__all__) - {"__version__"} == set(seen) == set(dir(package)) - {"__version__"}
+    for offered, home in seen.items():
+        if is_module(home):
+            assert getattr(package, offered) is importlib.import_module(home)
+        else:
+            assert getattr(package, offered) is getattr(importlib.import_module(home.rpartition(".")[0]), offered)
+
+
+def test_public_packages_offer_what_they_are_for() -> None:
+    assert ep.methods.EdgePruning.__name__ == "EdgePruning"
+    assert ep.methods.Problem.__module__ == "edgeprune.methods.problem"
+    assert ep.metrics.measure_named("kl") is ep.metrics.MEASURES["kl"]
+    assert ep.evaluation.Evaluator is ep.Evaluator
+    assert ep.objectives.kl_divergence.__module__ == "edgeprune.objectives.faithfulness"
+    assert ep.gates.HardConcrete(3, init_mean=2.0).log_alpha.shape == (3,)
+    assert "reverse" in ep.compiled.programs()
+    with pytest.raises(AttributeError, match=r"'edgeprune\.metrics' has no attribute 'kl'"):
+        _ = ep.metrics.kl  # pyright: ignore[reportAttributeAccessIssue]

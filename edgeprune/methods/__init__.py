@@ -5,12 +5,15 @@ from edgeprune.methods.base import AbstractRecipe as AbstractRecipe
 from edgeprune.methods.baselines import ActivationMagnitude as ActivationMagnitude
 from edgeprune.methods.baselines import RandomScores as RandomScores
 from edgeprune.methods.discovery import AbstractDiscovery as AbstractDiscovery
+from edgeprune.methods.discovery import Discovery as Discovery
 from edgeprune.methods.eap import EAP as EAP
 from edgeprune.methods.eap_ig import EAPIG as EAPIG
 from edgeprune.methods.edge_pruning import EdgePruning as EdgePruning
 from edgeprune.methods.exact import ExactEdgePatching as ExactEdgePatching
 from edgeprune.methods.hisp import HISP as HISP
 from edgeprune.methods.information_flow import InformationFlowRoutes as InformationFlowRoutes
+from edgeprune.methods.problem import Problem as Problem
+from edgeprune.methods.selection import Selection as Selection
 from edgeprune.methods.subnetwork_probing import SubnetworkProbing as SubnetworkProbing
 from edgeprune.methods.ugs import UGS as UGS
 from edgeprune.methods.warm_start import WarmStart as WarmStart
