@@ -25,11 +25,15 @@ COMMANDS = {
 }
 
 
+HELP, HELP_ALL = ("-h", "--help"), "--help-all"
+MANY_OPTIONS = ("fit", "validate", "test", "discover")  # too many for one page, and slow to list
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; a user's mistake is one line and status 2."""
     end_with_sweep()
     arguments = list(sys.argv[1:] if args is None else args)
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in HELP:
         print(usage())  # noqa: T201
         return 0 if arguments else 2
     if arguments[0] == "--version":
@@ -39,7 +43,16 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     if arguments[0] not in COMMANDS:
         return _fail(f"no command {arguments[0]!r}; the commands are {', '.join(COMMANDS)}")
-    module = importlib.import_module(COMMANDS[arguments[0]][0])
+    home, what = COMMANDS[arguments[0]]
+    if HELP_ALL in arguments:
+        arguments = [arguments[0], "--help"]
+    elif arguments[0] in MANY_OPTIONS and any(word in HELP for word in arguments):
+        from edgeprune.cli.arguments import show
+        from edgeprune.cli.short_help import short_page
+
+        show(short_page(arguments[0], what))
+        return 0
+    module = importlib.import_module(home)
     try:
         module.run(arguments)
     except EdgepruneError as error:

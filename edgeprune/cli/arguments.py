@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any, NoReturn, final
 
@@ -42,6 +44,14 @@ def check_file(path: Path | None, option: str) -> None:
         raise EdgepruneError(f"{option} {path} is a folder; give a file name")
     if path is not None and not path.parent.is_dir():
         raise EdgepruneError(f"{option} {path}: there is no folder {path.parent}; make it first")
+
+
+def show(text: str) -> None:
+    """Print a page; in silence if whoever reads it, such as `head`, has seen enough."""
+    try:
+        print(text, flush=True)  # noqa: T201
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or it is flushed again at the end
 
 
 def write_json(path: Path, content: Any) -> None:

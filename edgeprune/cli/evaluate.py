@@ -41,6 +41,7 @@ EVERY_ABLATION = (
     "mean:both:positional",
     "optimal",
 )
+TESTS = ("controls", "completeness", "minimality", "suffix", "hypothesis", "mib")  # as edgeprune.evaluation.summary's
 LEAST = {
     "limit": 1,
     "batch_size": 1,
@@ -71,13 +72,10 @@ def run(arguments: list[str]) -> None:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    from edgeprune.evaluation.summary import TESTS
-    from edgeprune.metrics.registry import measure_named
-
     parser = Arguments(prog="edgeprune evaluate", description=__doc__)
     add = parser.add_argument
     add("circuits", nargs="+", metavar="CIRCUIT", help="circuit files of any format that `edgeprune convert` reads")
-    add("--config", required=True, help="YAML file with a `data` section")
+    add("--config", required=True, help="YAML file with a `data` section, or the name of one that comes along")
     add("--split", choices=["train", "validation", "test"], default="test")
     add("--limit", type=int, help="use the first so many pairs, or all if there are no more")
     add("--batch-size", type=int, help="pairs in one run; default: the config's eval_batch_size")
@@ -107,6 +105,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--json", type=Path, help="also write all figures here")
     add("--report", type=Path, help="also write a page here (.html)")
     options = parser.parse_args(arguments)
+    from edgeprune.metrics.registry import measure_named  # not for --help: it is slow
+
     _check_outputs(options)
     for name, least in LEAST.items():
         value = getattr(options, name)
@@ -115,7 +115,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     options.ablations = _listed(options.ablations, EVERY_ABLATION)
     for ablation in (options.ablation, *options.ablations):
         check_ablation(ablation)
-    options.tests = _listed(options.tests, tuple(TESTS))
+    options.tests = _listed(options.tests, TESTS)
     if unknown := [name for name in options.tests if name not in TESTS]:
         raise EdgepruneError(f"tests are {', '.join(TESTS)}, or all; got {unknown[0]!r}")
     options.measures = _listed(options.measures)
