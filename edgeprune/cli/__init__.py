@@ -21,6 +21,7 @@ COMMANDS = {
     "draw": ("edgeprune.cli.draw", "circuits as a page, an image or DOT, patching as heat maps: FILE... --out X.html"),
     "data": ("edgeprune.cli.data", "show some pairs of a data config: CONFIG"),
     "sweep": ("edgeprune.cli.sweep", "run a W&B sweep file here: FILE; compare its trials: --summary DIR"),
+    "configs": ("edgeprune.cli.configs", "list the configs that come along, or copy one: NAME --out X.yaml"),
     "get": ("edgeprune.cli.get", "fetch a model that needs no model hub: smollm2"),
 }
 

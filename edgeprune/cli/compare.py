@@ -32,7 +32,7 @@ def run(arguments: list[str]) -> None:
         metavar="CIRCUIT",
         help="circuit files of any format that `edgeprune convert` reads",
     )
-    parser.add_argument("--config", help="YAML file with a `data` section: also run the circuits on its pairs")
+    parser.add_argument("--config", help="YAML file with a `data` section, or its name: also run circuits on its pairs")
     parser.add_argument("--split", choices=["train", "validation", "test"], default="test")
     parser.add_argument("--model", help="model of the circuits; by default the one in the first own file's header")
     parser.add_argument("--ablation", help="such as interchange, zero or mean; default: the first own file's")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.cli.arguments import Arguments
+from edgeprune.cli.configs import find_config
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ def read_data_config(path: str, tokenizer: str | None = None) -> "PairDataModule
     """Build the data module of a config's `data` section; other sections are left aside.
 
     Args:
-        path: A YAML file with a `data` section: a data config or a whole experiment.
+        path: A YAML file with a `data` section: a data config or a whole experiment; or the name of a shipped one.
         tokenizer: Model whose tokenizer to use where the config names none.
 
     Raises:
@@ -24,7 +25,7 @@ def read_data_config(path: str, tokenizer: str | None = None) -> "PairDataModule
 
     from datamodules import PairDataModule
 
-    config = _read_yaml(path)
+    config = _read_yaml(find_config(path))
     data, model = config.get("data"), config.get("model")
     if not isinstance(data, dict):
         raise EdgepruneError(f"{path} has no section 'data'; add one as in configs/data/ioi.yaml")
@@ -39,13 +40,11 @@ def read_data_config(path: str, tokenizer: str | None = None) -> "PairDataModule
     return built.data
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
+def _read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
-    if not Path(path).is_file():
-        raise EdgepruneError(f"no config file at {path}")
     try:
-        config: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        config: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise EdgepruneError(f"{path} is not valid YAML: {error}") from None
     return config if isinstance(config, dict) else {}
@@ -54,7 +53,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
 def run(arguments: list[str]) -> None:
     """Print some pairs of a config."""
     parser = Arguments(prog="edgeprune data", description="Show some pairs of a data config.")
-    parser.add_argument("config", help="YAML file with a `data` section")
+    parser.add_argument("config", help="YAML file with a `data` section, or the name of one that comes along")
     parser.add_argument("--split", choices=["train", "validation", "test"], default="train")
     parser.add_argument("-n", type=int, default=10, help="how many pairs")
     parser.add_argument("--tokenizer", help="model whose tokenizer to use; default: the config's, or else smollm2")

@@ -21,6 +21,7 @@ from edgeprune.ablations import Ablation
 from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.cli.arguments import innermost
+from edgeprune.cli.configs import with_paths
 from edgeprune.cli.mistakes import one_sentence
 from edgeprune.cli.pairs import pair_batches, prepare_runs
 from edgeprune.errors import EdgepruneError
@@ -126,7 +127,7 @@ def run(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # torch deprecation inside Lightning itself
     parser = make_parser()
     try:
-        config = parser.parse_args(arguments[1:])
+        config = parser.parse_args(with_paths(arguments[1:]))
         _default_tokenizer(config)
         built = parser.instantiate(config)
     except SystemExit as stop:  # --help and --print_config

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from edgeprune.cli.arguments import Arguments
+from edgeprune.cli.configs import find_config
 from edgeprune.errors import EdgepruneError
 from edgeprune.sweeps.command import fit_arguments, trial_command, unknown_macros
 from edgeprune.sweeps.executors import run_local, run_ray
@@ -41,6 +42,7 @@ def run(arguments: list[str]) -> None:
         if value is not None and value < 1:
             raise EdgepruneError(f"--{name} must be at least 1, got {value}")
     check_optuna()
+    options.file = find_config(options.file)
     sweep = SweepFile.read(options.file)
     size = _size(options.file, sweep, options.trials)
     folder: Path = options.folder or Path("runs") / "sweeps" / sweep.name
@@ -60,7 +62,7 @@ def run(arguments: list[str]) -> None:
 
 def _parser() -> Arguments:
     parser = Arguments(prog="edgeprune sweep", description="Run a W&B sweep file here, or summarise a sweep that ran.")
-    parser.add_argument("file", nargs="?", type=Path, help="W&B sweep YAML")
+    parser.add_argument("file", nargs="?", type=Path, help="W&B sweep YAML, or the name of one that comes along")
     parser.add_argument("--folder", type=Path, help="of the sweep, shared by all workers; default: runs/sweeps/NAME")
     parser.add_argument("--workers", type=int, default=1, help="trials at a time")
     parser.add_argument("--trials", type=int, help="how many trials, where the file has no run_cap")

@@ -18,6 +18,7 @@ from datamodules import PairDataModule
 from datamodules.tasks.base import AbstractTask
 from edgeprune.checkpoint_files import load_checkpoint
 from edgeprune.cli.arguments import innermost
+from edgeprune.cli.configs import with_paths
 from edgeprune.cli.mistakes import one_sentence
 from edgeprune.cli.resume import LAST, NAMED, check_unfinished, differences, go_on
 from edgeprune.cli.trial import log_as_trial, trial_folder
@@ -189,7 +190,7 @@ def run(arguments: list[str]) -> None:
         EdgepruneCLI(
             PruningModule,
             PairDataModule,
-            args=arguments,
+            args=with_paths(arguments),
             parser_class=OneLineParser,
             trainer_defaults=TRAINER_DEFAULTS,
             save_config_callback=SaveConfig,
