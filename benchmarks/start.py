@@ -35,7 +35,7 @@ main(["fit", "--config", {config!r}])
 os._exit(1)
 """
 HELP = "import sys; from edgeprune.cli import main; sys.exit(main({words!r}))"
-COMMANDS = ("fit", "discover", "evaluate", "compare", "convert", "draw", "data", "sweep", "get")
+COMMANDS = ("fit", "discover", "evaluate", "compare", "convert", "draw", "data", "sweep", "configs", "get")
 
 
 def seconds(code: str, folder: str) -> tuple[float, float]:
