@@ -35,7 +35,7 @@ SAID: dict[str, tuple[list[str], str]] = {
     "a value out of its range": (["--method.steps", "0"], "steps must be at least 1, got 0"),
     "a selection out of its range": (["--selection.sparsities", "[1.5]"], "sparsities must lie in [0, 1), got 1.5"),
     "no such device": (["--model.device", "tpu9"], "cannot use device 'tpu9'"),
-    "no such file": (["--config", "missing.yaml"], "File does not exist"),
+    "no such file": (["--config", "missing.yaml"], "no config file at missing.yaml, and none of this name comes along"),
 }
 
 
