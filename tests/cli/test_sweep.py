@@ -164,7 +164,7 @@ def test_two_workers_of_ray(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["none.yaml"], "none.yaml: No such file"),
+        (["none.yaml"], "no config file at none.yaml, and none of this name comes along"),
         ([], "give a sweep file"),
         (["x.yaml", "--summary", "y"], "not both"),
         (["x.yaml", "--workers", "0"], "--workers must be at least 1, got 0"),
