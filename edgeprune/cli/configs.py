@@ -12,7 +12,7 @@ from edgeprune.paths import whole_file
 
 OPTIONS = ("-c", "--config")
 _PACKAGE = Path(__file__).parents[1]
-_FILE = re.compile(r"[\w./\\~-]*\w")  # jsonargparse also takes `-`, a URL, and the YAML itself
+_FILE = re.compile(r"[\w./\\-]*\w")  # jsonargparse also takes `-`, `~/`, a URL, and the YAML itself
 
 
 def folder() -> Path:

@@ -92,7 +92,7 @@ def test_a_local_file_wins_over_a_name_and_a_local_folder_does_not(elsewhere: Pa
     assert find_config("quickstart/mine.yaml") == Path("quickstart/mine.yaml")
 
 
-@pytest.mark.parametrize("given", ["-", "{}", "trainer: {max_steps: 3}", "https://example.org/a.yaml"])
+@pytest.mark.parametrize("given", ["-", "{}", "~/mine.yaml", "trainer: {max_steps: 3}", "https://example.org/a.yaml"])
 def test_what_cannot_be_a_name_is_left_to_the_parser(given: str) -> None:
     assert with_paths(["fit", "--config", given, f"--config={given}"]) == [
         "fit",
