@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, NoReturn, final
+from typing import Any, NoReturn, cast, final
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.paths import whole_file
@@ -54,7 +54,14 @@ def show(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or it is flushed again at the end
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, whole or not at all."""
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file, whole or not at all; an entry of a list on a line, for there may be thousands."""
+    parts = [f"{json.dumps(key)}: {_json(value)}" for key, value in content.items()]
     with whole_file(path) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n")
+        partial.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def _json(value: Any) -> str:
+    if not isinstance(value, list):
+        return json.dumps(value, indent=1)
+    return "[\n " + ",\n ".join(json.dumps(item) for item in cast("list[Any]", value)) + "\n]" if value else "[]"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune.cli.arguments import Arguments, check_ablation, check_file, write_json
 from edgeprune.cli.circuits import add_reading_options
+from edgeprune.cli.output import console_for
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def run(arguments: list[str]) -> None:
 def compare_files(options: argparse.Namespace) -> dict[str, Any]:
     """Plain figures: `circuits`, one entry each, and `pairs`, one entry for every two of them."""
     from edgeprune.cli.circuits import CircuitFiles
-    from edgeprune.metrics.overlap import compare_circuits, nodes
+    from edgeprune.metrics.overlap import compare_every_two, nodes
 
     files = CircuitFiles.open(options.circuits, options.holds)
     name, model = "", None
@@ -82,12 +83,12 @@ def compare_files(options: argparse.Namespace) -> dict[str, Any]:
             {
                 "a": left,
                 "b": right,
-                **compare_circuits(circuits[left], circuits[right]),
+                **overlap,
                 "edges_only_a": _only(circuits[left], circuits[right]),
                 "edges_only_b": _only(circuits[right], circuits[left]),
                 "matched": None if cut is None else _matched_figures(*cut),
             }
-            for (left, right), cut in matched.items()
+            for ((left, right), cut), overlap in zip(matched.items(), compare_every_two(circuits), strict=True)
         ],
     }
     if model is not None and options.config:
@@ -158,16 +159,14 @@ def _add_measures(
 
 # -------------------------------------------------------------------- tables
 def _print(result: dict[str, Any], options: argparse.Namespace) -> None:
-    from rich.console import Console
-
-    console = Console()
+    tables = [_circuit_table(result), _pair_table(result), _share_table(result)]
+    if any(pair["matched"] for pair in result["pairs"]):
+        tables.append(_matched_table(result))
+    console = console_for(tables)
     for number, row in enumerate(result["circuits"]):
         console.print(f"{_letter(number)}: {row['circuit']}", soft_wrap=True, highlight=False, markup=False)
-    console.print(_circuit_table(result))
-    console.print(_pair_table(result))
-    console.print(_share_table(result))
-    if any(pair["matched"] for pair in result["pairs"]):
-        console.print(_matched_table(result))
+    for table in tables:
+        console.print(table)
     for note in filter(None, (_unmatched(pair, result["circuits"]) for pair in result["pairs"])):
         console.print(note, soft_wrap=True, highlight=False, markup=False)
     for pair in result["pairs"]:

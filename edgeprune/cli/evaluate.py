@@ -5,14 +5,14 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.cli.arguments import Arguments, check_ablation, check_file, write_json
 from edgeprune.cli.circuits import add_reading_options
+from edgeprune.cli.output import console_for, shown
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
@@ -55,7 +55,6 @@ LEAST = {
     "cache_gb": 0,
 }
 PAGE = (".html", ".htm")
-WIDE = 240  # characters of a table where nothing says how wide lines may be
 
 
 def run(arguments: list[str]) -> None:
@@ -94,6 +93,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--reading-edges", type=int, default=40, help="edges whose effects by role are found exactly (default: 40)")
     add("--known", **names, metavar="NAME|FILE", help="a published circuit, or a file of one; may be repeated")
     add("--seeds", type=int, default=5, help="random circuits of the same size (default: 5)")
+    add("--no-pairs", dest="pairs", action="store_false", help="do not compare every two circuits")
     add("--draws", type=int, default=1000, help="resamples for an interval (default: 1000)")
     add("--level", type=float, default=0.95, help="share of them inside (default: .95)")
     add(
@@ -165,21 +165,22 @@ def evaluate_files(options: argparse.Namespace) -> dict[str, Any]:
     from edgeprune.evaluation.uncertainty import Resampling
     from edgeprune.models.loading import fingerprint
 
-    start, files = time.perf_counter(), CircuitFiles.open(options.circuits, options.holds)
+    start, names = time.perf_counter(), _short_names(options.circuits)
+    files = CircuitFiles.open(options.circuits, options.holds)
     name = files.model_name(options.model)
     resampling = Resampling(options.draws, options.level)
     data = read_data_config(options.config, tokenizer=name)
     data.setup()
     batches = pair_batches(data, options.split, options.limit, options.batch_size or data.eval_batch_size)
     model = files.load_model(name, options.device, split_embedding=options.split_embedding)
-    circuits = dict(zip(_short_names(options.circuits), files.circuits(model), strict=True))
+    circuits = dict(zip(names, files.circuits(model), strict=True))
     main = options.ablation or files.header.get("ablation", "interchange")
     if options.ablation is None:
         _warn_of_other_ablations(files, main)
     ablations = list(dict.fromkeys((main, *options.ablations)))
     files.warn_of_positions(model, list(circuits.values()), ablations)
     questions = _questions(options, data, model.graph, sum(map(len, batches)), resampling)
-    with _shown() as progress:
+    with shown() as progress:
         room = options.cache_gb / len(ablations)
         runs = {text: _prepared(model, text, room, data, options.split, progress) for text in ablations}
         measures = _measures(Evaluator(model, runs[main], batches, options.split, progress=progress), options, data)
@@ -239,13 +240,24 @@ def versions() -> dict[str, str]:
 
 
 def _short_names(paths: list[str]) -> list[str]:
-    """File names without suffix, with as many folders before them as tell them apart."""
+    """File names without suffix, with as many folders before them as tell them apart.
+
+    Raises:
+        EdgepruneError: Two paths lead to one file.
+    """
+    files: dict[Path, str] = {}
+    for path in paths:
+        file = Path(path).resolve()
+        if file in files:
+            again = "is named twice" if files[file] == path else f"is the same file as {files[file]}"
+            raise EdgepruneError(f"{path} {again}; name a circuit once")
+        files[file] = path
     parts = [Path(path).with_suffix("").parts for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):
             return names
-    raise EdgepruneError(f"{next(path for path in paths if paths.count(path) > 1)} is named twice; name a circuit once")
+    return paths  # they differ in nothing but the suffix
 
 
 def _prepared(
@@ -307,6 +319,7 @@ def _questions(
     labels = {name: values[:num_examples] for name, values in data.labels(options.split).items()}
     return Questions(
         tests=options.tests,
+        pairs=options.pairs,
         seeds=options.seeds,
         resampling=resampling,
         labels=labels,
@@ -327,26 +340,13 @@ def _known(asked: list[str], graph: "EdgeGraph", holds: "Holds | None") -> "Mapp
     }
 
 
-@contextmanager
-def _shown() -> "Generator[Progress]":
-    """A progress bar that says what is being run; nothing where there is no terminal to show it on."""
-    from rich.console import Console
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("evaluating", total=1)
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
-
-
 # -------------------------------------------------------------------- tables
 def _print(result: dict[str, Any]) -> None:
-    from rich.console import Console
-
     from edgeprune.cli.evaluation_tables import notes, tables
 
-    console = Console(width=None if sys.stdout.isatty() else WIDE)
-    for table in tables(result):
+    found = list(tables(result))
+    console = console_for(found)
+    for table in found:
         console.print(table)
     for line in notes(result):
         console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -7,6 +7,7 @@ from rich.table import Table
 
 MAIN = ("kl", "squared_error", "logit_difference", "accuracy", "exact_match")
 GRID = ("kl", "squared_error", "logit_difference")  # by ablation
+MOST_PAIRS = 30  # more pairs of circuits than that are not all in the table
 ANSWERS = ("logit_difference", "probability_difference", "accuracy")
 Row = dict[str, Any]
 
@@ -18,7 +19,7 @@ def tables(result: Row) -> Iterator[Table]:
         yield from (ablation_table(result, name) for name in GRID if name in _main(result))
     if any("controls" in row for row in result["circuits"]):
         yield control_table(result)
-    if len(result["circuits"]) > 1:
+    if result["pairs"]:
         yield pair_table(result)
 
 
@@ -109,11 +110,15 @@ def control_table(result: Row) -> Table:
 
 
 def pair_table(result: Row) -> Table:
-    """Every two circuits: what they share, and how their figures differ."""
-    shown = _main(result)
+    """Every two circuits: what they share, and how their figures differ; of many, each one and the next."""
+    shown, pairs, title = _main(result), result["pairs"], "Every two circuits on the same pairs"
+    if len(pairs) > MOST_PAIRS:
+        every = f"{len(pairs):,}"
+        pairs = [pair for pair in pairs if pair["b"] == pair["a"] + 1]
+        title = f"Each circuit and the next on the same pairs ({len(pairs)} of {every}; --json and --report have all)"
     columns = ["shared", "by chance", "Jaccard", *(f"{heading}, 1st - 2nd (p)" for heading in _headings(result, shown))]
-    table = _table("Every two circuits on the same pairs", "circuits", columns)
-    for pair in result["pairs"]:
+    table = _table(title, "circuits", columns)
+    for pair in pairs:
         names = f"{result['circuits'][pair['a']]['name']}, {result['circuits'][pair['b']]['name']}"
         shares = (f"{pair['both']:,}", f"{pair['expected']:,.1f}", f"{pair['jaccard']:.3f}")
         differences = [pair["differences"][name] for name in shown]

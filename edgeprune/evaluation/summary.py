@@ -6,6 +6,7 @@ The form of the result (schema `edgeprune-evaluation/1`) is described in docs/gu
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 from typing import Any, final
 
@@ -17,19 +18,19 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.completeness import KnockOutOptions, find_completeness
 from edgeprune.evaluation.controls import run_controls
 from edgeprune.evaluation.edge_significance import minimality
-from edgeprune.evaluation.evaluator import Evaluator
+from edgeprune.evaluation.evaluator import Evaluator, Progress
 from edgeprune.evaluation.faithfulness import normalise
 from edgeprune.evaluation.hypothesis import HypothesisOptions, run_tests
 from edgeprune.evaluation.known import against_known
 from edgeprune.evaluation.mib import mib_curves
 from edgeprune.evaluation.minimality import marginal_effects
-from edgeprune.evaluation.paired import paired_difference
+from edgeprune.evaluation.paired import paired_differences
 from edgeprune.evaluation.random_paths import inflations
 from edgeprune.evaluation.seed_groups import spread_of_seeds
 from edgeprune.evaluation.suffix import ablate_suffix
 from edgeprune.evaluation.uncertainty import Intervals, Resampling, bootstrap, bootstrap_of, by_label, over_seeds
 from edgeprune.metrics.examples import ExampleValues
-from edgeprune.metrics.overlap import compare_circuits, edge_kinds, nodes, reader_layers
+from edgeprune.metrics.overlap import compare_every_two, edge_kinds, nodes, reader_layers
 from edgeprune.metrics.registry import measure_named
 
 SCHEMA = "edgeprune-evaluation/1"
@@ -44,6 +45,7 @@ class Questions:
     Attributes:
         tests: Names in `TESTS`.
         seeds: Random circuits of the same size, for the controls.
+        pairs: Whether every two circuits are compared.
         resampling: How intervals are made.
         labels: What is known about the pairs, such as their template: by name one value per pair.
         known: Known circuits to compare with, by name.
@@ -55,6 +57,7 @@ class Questions:
 
     tests: tuple[str, ...] = ()
     seeds: int = 5
+    pairs: bool = True
     resampling: Resampling = field(default_factory=Resampling)
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
     known: Mapping[str, CanonicalCircuit | Circuit] = field(default_factory=dict[str, CanonicalCircuit | Circuit])
@@ -93,7 +96,8 @@ def evaluate_circuits(
     ends = {name: {"full": one.named(0), "empty": one.named(1)} for name, one in found.items()}
     main = next(iter(evaluators))
     _add_labels(rows, found[main].values, questions)
-    pairs = list(_pairs(chosen, found[main].values, questions.resampling))
+    progress = evaluators[main].progress
+    pairs = list(_pairs(chosen, found[main].values, questions.resampling, progress)) if questions.pairs else []
     tested = evaluators[main].limited(questions.num_test_examples)
     for row, circuit in zip(rows, chosen, strict=True):
         row["known"] = {name: against_known(circuit, truth).to_dict() for name, truth in questions.known.items()}
@@ -201,14 +205,15 @@ def _add_labels(rows: list[Section], values: ExampleValues, questions: Questions
         row["labels_skipped"] = found["skipped"]
 
 
-def _pairs(circuits: Sequence[Circuit], values: ExampleValues, resampling: Resampling) -> Iterator[Section]:
+def _pairs(
+    circuits: Sequence[Circuit], values: ExampleValues, resampling: Resampling, progress: Progress
+) -> Iterator[Section]:
     """Every two circuits: what they share, and how their figures differ on the same pairs."""
-    for a, b in combinations(range(len(circuits)), 2):
-        differences = {
-            name: paired_difference(values, a + 2, b + 2, name, **vars(resampling)).to_dict()
-            for name in values.measures
-        }
-        yield {"a": a, "b": b, **compare_circuits(circuits[a], circuits[b]), "differences": differences}
+    judged = values.circuits(slice(2, 2 + len(circuits)))
+    differences = paired_differences(judged, **vars(resampling), report=partial(progress, "every two circuits"))
+    places = combinations(range(len(circuits)), 2)
+    for (a, b), overlap, found in zip(places, compare_every_two(circuits), differences, strict=True):
+        yield {"a": a, "b": b, **overlap, "differences": {name: one.to_dict() for name, one in found.items()}}
 
 
 # -------------------------------------------------------------------- tests

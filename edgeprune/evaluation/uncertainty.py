@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -191,11 +192,22 @@ def _bounds(values: ExampleValues, function: Function, resampling: Resampling) -
     """Value, lower end, upper end of a function of figures, and the draws in which it is defined."""
     point = function(values.figures()[None])[0].double()
     drawn = torch.cat([function(figures).double() for figures in _drawn_figures(values, resampling)])
-    tail = (1 - resampling.level) / 2
+    return point, *ends(point, drawn, resampling.level)
+
+
+def ends(point: Tensor, drawn: Tensor, level: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Lower and upper ends of intervals, and the draws that are finite, `[...]` each.
+
+    Args:
+        point: Figures on all examples, `[...]`.
+        drawn: Those of the draws, float64 `[draw, ...]`.
+        level: Share of the draws inside.
+    """
+    tail = (1 - level) / 2
     (low, high), used = _percentiles(drawn, (tail, 1 - tail))
     spread = torch.maximum((low - point).abs(), (high - point).abs())
     exact = point.isfinite() & (spread <= ROUNDING * point.abs())  # nothing but the order of sums
-    return point, low.where(~exact, point), high.where(~exact, point), used
+    return low.where(~exact, point), high.where(~exact, point), used
 
 
 def _drawn_figures(values: ExampleValues, resampling: Resampling) -> Iterator[Tensor]:
@@ -220,8 +232,10 @@ def resamples(num_examples: int, resampling: Resampling) -> Iterator[Tensor]:
 
 def _percentiles(drawn: Tensor, shares: Sequence[float]) -> tuple[list[Tensor], Tensor]:
     """Percentiles of `[draw, ...]` over the draws that are finite, and how many are; NaN where none is."""
-    ordered = torch.where(drawn.isfinite(), drawn, torch.nan).sort(0).values  # NaN comes last
-    used = ordered.isfinite().sum(0)
+    finite = drawn.isfinite()
+    rows = torch.where(finite, drawn, torch.nan).movedim(0, -1)
+    ordered = torch.from_numpy(np.sort(rows.numpy())).movedim(-1, 0)  # NaN comes last; ten times as fast as torch's
+    used = finite.sum(0)
     found: list[Tensor] = []
     for share in shares:
         place = share * (used - 1).clamp(min=0).double()

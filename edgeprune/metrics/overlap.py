@@ -1,7 +1,8 @@
 """How far two circuits have the same edges and nodes, and how much of that chance would give."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
 from edgeprune.nodes import reader_kind, writer_kind
+
+EXACT = 2**20  # numbers of ones up to 2^24 are exact in float32
 
 
 def edge_overlap(found: Tensor, reference: Tensor, exists: Tensor) -> dict[str, float]:
@@ -135,17 +138,41 @@ def compare_circuits(found: Circuit, reference: Circuit) -> dict[str, Any]:
     Raises:
         EdgepruneError: The circuits are of different graphs.
     """
-    reference.check_fits(found.graph, "the other one")
-    exists = found.graph.exists
-    overlap = edge_overlap(found.keep, reference.keep, exists)
-    ours, theirs = set(nodes(found)), set(nodes(reference))
-    return {
-        **overlap,
-        **by_chance(int(overlap["both"]), found.num_edges, reference.num_edges, found.graph.num_edges),
-        "nodes": _shares(len(ours & theirs), len(ours), len(theirs)),
-        "kinds": {name: edge_overlap(found.keep, reference.keep, edges) for name, edges in edge_kinds(found.graph)},
-        "layers": {name: edge_overlap(found.keep, reference.keep, edges) for name, edges in reader_layers(found.graph)},
-    }
+    return next(compare_every_two([found, reference]))
+
+
+def compare_every_two(circuits: Sequence[Circuit]) -> Iterator[dict[str, Any]]:
+    """`compare_circuits` of every two of these circuits: 0 and 1, 0 and 2, ...
+
+    Raises:
+        EdgepruneError: The circuits are of different graphs.
+    """
+    if not circuits:
+        return
+    graph = circuits[0].graph
+    for other in circuits[1:]:
+        other.check_fits(graph, "the other one")
+    keeps = torch.stack([circuit.keep & graph.exists for circuit in circuits])
+    shared = _shared(keeps, graph.exists)
+    kinds = {name: _shared(keeps, edges) for name, edges in edge_kinds(graph)}
+    layers = {name: _shared(keeps, edges) for name, edges in reader_layers(graph)}
+    entered = [set(nodes(circuit)) for circuit in circuits]
+    for a, b in combinations(range(len(circuits)), 2):
+        yield {
+            **_shares(shared[a][b], shared[a][a], shared[b][b]),
+            **by_chance(shared[a][b], shared[a][a], shared[b][b], graph.num_edges),
+            "nodes": _shares(len(entered[a] & entered[b]), len(entered[a]), len(entered[b])),
+            "kinds": {name: _shares(part[a][b], part[a][a], part[b][b]) for name, part in kinds.items()},
+            "layers": {name: _shares(part[a][b], part[a][a], part[b][b]) for name, part in layers.items()},
+        }
+
+
+def _shared(keeps: Tensor, edges: Tensor) -> list[list[int]]:
+    """How many of these edges every two circuits `[circuit, reader, writer]` share, and a circuit with itself has."""
+    part, number = keeps[:, edges], torch.zeros(len(keeps), len(keeps), dtype=torch.float64)
+    for block in part.split(EXACT, dim=1):
+        number += block.float() @ block.float().T
+    return number.long().tolist()
 
 
 def cut_to(circuit: Circuit, num_edges: int) -> Circuit:

@@ -1,6 +1,7 @@
 """`evaluate` from one end to the other, in this process, on a compiled model."""
 
 import json
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from datamodules.pairs import collate
 from datamodules.tasks.compiled import CompiledTask
 from edgeprune import canonical
 from edgeprune.circuit import Circuit
-from edgeprune.cli import main
+from edgeprune.cli import main, output
 from edgeprune.cli.evaluate import EVERY_ABLATION
 from edgeprune.evaluation.report import report_html
 from edgeprune.evaluation.summary import SCHEMA, TESTS
@@ -214,6 +215,89 @@ def test_seeds_of_one_method(folder: Path, tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_circuit_named_twice(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = str(folder / "good.safetensors")
-    assert main(["evaluate", path, path, "--config", str(folder / "data.yaml")]) == 2
+    """Before the pairs are made; also by another spelling."""
+    path, other = str(folder / "good.safetensors"), str(folder / ".." / folder.name / "good.safetensors")
+    assert main(["evaluate", path, path, "--config", "nope.yaml"]) == 2
     assert "is named twice" in error_line(capsys)
+    assert main(["evaluate", path, other, "--config", "nope.yaml"]) == 2
+    assert f"{other} is the same file as {path}" in error_line(capsys)
+
+
+def test_circuits_that_differ_in_their_suffix(folder: Path, tmp_path: Path) -> None:
+    edges = folder / "good.json"
+    edges.write_text(json.dumps(Circuit.load(folder / "good.safetensors").edges()))
+    files, out = [str(folder / "good.safetensors"), str(edges)], tmp_path / "out.json"
+    assert main(["evaluate", *files, "--config", str(folder / "data.yaml"), *QUICK, "--json", str(out)]) == 0
+    assert [row["name"] for row in json.loads(out.read_text())["circuits"]] == files
+
+
+# -------------------------------------------------------------------- many circuits
+@pytest.fixture(scope="module")
+def many(folder: Path) -> list[str]:
+    """Nine circuits, of which there are 36 pairs."""
+    graph, header = load_model("compiled:reverse").graph, {"model": "compiled:reverse", "ablation": "zero"}
+    paths = [folder / f"many-{seed}.safetensors" for seed in range(9)]
+    for seed, path in enumerate(paths):
+        Circuit(graph, Circuit.random(graph, 50, seed).keep, None, header).save(path)
+    return [str(path) for path in paths]
+
+
+def test_of_many_circuits_the_table_has_neighbours(
+    many: list[str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All pairs are in the JSON and on the page; lines are not broken where there is no terminal."""
+    out, page = tmp_path / "out.json", tmp_path / "page.html"
+    arguments = [*many, "--config", str(folder / "data.yaml"), *QUICK, "--limit", "4", "--ablations", "mean,resample"]
+    assert main(["evaluate", *arguments, "--json", str(out), "--report", str(page)]) == 0
+    shown = capsys.readouterr().out
+    assert "Each circuit and the next on the same pairs (8 of 36; --json and --report have all)" in shown
+    rows = [line.split("│")[1].strip() for line in shown.splitlines() if line.startswith("│ many-")]
+    assert rows[-8:] == [f"many-{seed}, many-{seed + 1}" for seed in range(8)]
+    pairs = json.loads(out.read_text())["pairs"]
+    assert [(pair["a"], pair["b"]) for pair in pairs] == list(combinations(range(9), 2))
+    for pair in pairs:
+        alone = compare_circuits(*(Circuit.load(many[pair[side]]) for side in ("a", "b")))
+        assert pair == {**pair, **alone}
+    assert page.read_text().count(">many-7<") > 8
+
+
+def test_pairs_may_be_left_out(
+    many: list[str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, page = tmp_path / "out.json", tmp_path / "page.html"
+    arguments = [*many[:2], "--config", str(folder / "data.yaml"), *QUICK, "--no-pairs"]
+    assert main(["evaluate", *arguments, "--json", str(out), "--report", str(page)]) == 0
+    assert json.loads(out.read_text())["pairs"] == []
+    assert "on the same pairs" not in capsys.readouterr().out
+    assert "Each two circuits" not in page.read_text()
+
+
+def test_without_a_terminal_a_line_now_and_then(
+    many: list[str], folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["evaluate", *many[:3], "--config", str(folder / "data.yaml"), *QUICK, "--limit", "5"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(output, "SECONDS", 0.0)
+    assert main(arguments) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert "circuits, zero: 1 of 2" in lines
+    assert any(line.startswith("every two circuits: ") for line in lines)
+
+
+def test_tables_in_a_file_are_as_wide_as_they_need(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A circuit of a long name, ten ablations: more than any terminal has, and no cell on two lines."""
+    monkeypatch.setenv("COLUMNS", "60")
+    name, header = "a-circuit-" * 20, {"model": "compiled:reverse", "ablation": "zero"}
+    path = folder / f"{name}.safetensors"
+    Circuit(load_model("compiled:reverse").graph, Circuit.load(folder / "good.safetensors").keep, None, header).save(
+        path
+    )
+    arguments = [str(path), "--config", str(folder / "data.yaml"), *QUICK, "--limit", "4"]
+    assert main(["evaluate", *arguments, "--ablations", "mean,resample,mean:both,mean:positional"]) == 0
+    shown = capsys.readouterr().out
+    rows = [line.split("│")[1:-1] for line in shown.splitlines() if line.startswith("│") and "(no edges)" not in line]
+    assert sum(row[0].strip() == name for row in rows) == 2  # of circuits and by ablation
+    assert all(row[0].strip() in (name, "random", "(full model)") for row in rows)
