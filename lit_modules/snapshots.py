@@ -17,6 +17,7 @@ from edgeprune.metrics.evaluate import measure_examples
 from edgeprune.metrics.frontier import frontier_row, frontier_table, write_frontier
 from edgeprune.metrics.table import MEASURES
 from edgeprune.objectives import Objective
+from edgeprune.paths import check_writable
 from lit_modules.checkpoints import run_checkpoint
 from lit_modules.pruning import PruningModule
 from lit_modules.ranks import of_all_ranks
@@ -55,6 +56,22 @@ class SnapshotListener(Protocol):
 def run_folder(trainer: pl.Trainer) -> Path:
     """Where this run's files go: the first logger's folder, else the Trainer's root."""
     return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def check_folders(trainer: pl.Trainer) -> None:
+    """Refuse, before any work is done, a folder for logs or checkpoints that could not be made or written into.
+
+    Raises:
+        EdgepruneError: It could not.
+    """
+    folders = {f"folder of {type(logger).__name__}": logger.log_dir or logger.save_dir for logger in trainer.loggers}
+    if not folders:
+        folders["trainer.default_root_dir"] = trainer.default_root_dir
+    for callback in trainer.checkpoint_callbacks:
+        folders[f"dirpath of {type(callback).__name__}"] = getattr(callback, "dirpath", None)
+    for name, folder in folders.items():
+        if folder is not None:
+            check_writable(Path(folder), name, folder=True)
 
 
 class JudgingStoppedError(Exception):

@@ -14,6 +14,7 @@ from edgeprune import __version__
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.objectives import Objective
+from edgeprune.paths import check_writable
 from lit_modules.pruning import PruningModule
 from lit_modules.snapshots import run_folder
 
@@ -53,6 +54,7 @@ class WandbTracker(WandbLogger):
         run_id: str | None = None,
     ) -> None:
         offline = not has_wandb_key() if offline is None else offline
+        check_writable(Path(save_dir), "save_dir", folder=True)
         os.environ.setdefault("WANDB_DATA_DIR", str(Path(save_dir).absolute() / "wandb-data"))
         Path(save_dir).mkdir(parents=True, exist_ok=True)
         again: dict[str, Any] = {} if run_id is None else {"id": run_id, "resume": "allow"}

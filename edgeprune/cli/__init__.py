@@ -58,6 +58,10 @@ def main(args: Sequence[str] | None = None) -> int:
         module.run(arguments)
     except EdgepruneError as error:
         return _fail(str(error))
+    except OSError as error:  # a file that went, or could not be written after all
+        if error.filename is None:
+            raise
+        return _fail(f"{error.filename}: {error.strerror}; look whether it is there, and may be read or written")
     except KeyboardInterrupt:
         return 130
     return 0

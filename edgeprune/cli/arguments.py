@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast, final
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.paths import whole_file
+from edgeprune.paths import check_writable, whole_file
 
 
 @final
@@ -39,10 +39,11 @@ def check_ablation(text: str | None) -> None:
 
 
 def check_file(path: Path | None, option: str) -> None:
-    """Refuse, before any work is done, a file that could not be written."""
-    if path is not None and path.is_dir():
-        raise EdgepruneError(f"{option} {path} is a folder; give a file name")
-    if path is not None and not path.parent.is_dir():
+    """Refuse, before any work is done, a file that could not be written, or whose folder is not there."""
+    if path is None:
+        return
+    check_writable(path, option)
+    if not path.parent.is_dir():
         raise EdgepruneError(f"{option} {path}: there is no folder {path.parent}; make it first")
 
 

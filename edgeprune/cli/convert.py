@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from edgeprune.cli.arguments import Arguments
 from edgeprune.cli.circuits import HOLDS
 from edgeprune.errors import EdgepruneError
+from edgeprune.paths import check_writable
 
 if TYPE_CHECKING:
     from edgeprune.circuit import Circuit
@@ -59,6 +60,7 @@ def _convert(options: argparse.Namespace) -> None:
     if options.like is not None and options.model is not None:
         raise EdgepruneError("--like and --model both name a graph; give one of them")
     form = format_for(options.target) if options.to is None else format_named(options.to)
+    check_writable(options.target, "OUT", folder=form.folder)
     graph, width = _graph(options)
     found = read_circuit(options.source, graph, options.form, options.holds)
     notes = write_circuit(found.circuit, options.target, form.name, ExportOptions(width, options.membership))

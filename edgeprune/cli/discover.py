@@ -35,7 +35,7 @@ from edgeprune.models.loading import fingerprint, load_model
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.runs import ReferenceRuns
 from edgeprune.objectives import Objective
-from edgeprune.paths import whole_file
+from edgeprune.paths import check_writable, whole_file
 
 __all__ = ["make_parser", "run"]
 _ = edgeprune.methods  # imported so that configs can name its classes without a path
@@ -211,8 +211,7 @@ class Run:
     # ---------------------------------------------------------------- the folder
     def _check_folder(self) -> None:
         """Refuse to write over results, or into a folder of something else."""
-        if self.folder.exists() and not self.folder.is_dir():
-            raise EdgepruneError(f"out folder {self.folder} is a file; choose another --out")
+        check_writable(self.folder, "--out", folder=True)
         if not self.folder.is_dir() or not any(self.folder.iterdir()):
             return
         config = self.folder / CONFIG

@@ -14,6 +14,7 @@ from rich.table import Table
 from edgeprune.cli.arguments import Arguments
 from edgeprune.cli.configs import find_config
 from edgeprune.errors import EdgepruneError
+from edgeprune.paths import check_writable
 from edgeprune.sweeps.command import fit_arguments, trial_command, unknown_macros
 from edgeprune.sweeps.executors import run_local, run_ray
 from edgeprune.sweeps.file import SweepFile
@@ -33,6 +34,7 @@ def run(arguments: list[str]) -> None:
             raise EdgepruneError("give a sweep file to run it, or --summary DIR for one that ran, not both")
         from edgeprune.sweeps.summary import summarise
 
+        check_writable(options.summary, "--summary", folder=True)
         summarise(options.summary, Console())
         return
     if options.file is None:
@@ -46,6 +48,7 @@ def run(arguments: list[str]) -> None:
     sweep = SweepFile.read(options.file)
     size = _size(options.file, sweep, options.trials)
     folder: Path = options.folder or Path("runs") / "sweeps" / sweep.name
+    check_writable(folder, "--folder", folder=True)
     if not (folder / PLAN).exists():
         check_trials(options.file, sweep)
     store = Store.make(folder, sweep, size, options.seed)

@@ -31,6 +31,7 @@ from lit_modules.memory import plan_fit
 from lit_modules.metrics_log import MetricsTable
 from lit_modules.pruning import NotFiniteError
 from lit_modules.ranks import first_rank
+from lit_modules.snapshots import check_folders
 
 __all__ = ["EdgepruneCLI", "run"]
 _ = (
@@ -119,6 +120,7 @@ class EdgepruneCLI(LightningCLI):
         """Build everything, model and pairs included, so that a mistake shows before any file is written."""
         super().instantiate_classes()
         if self.subcommand is not None:
+            check_folders(self.trainer)
             checkpoint = self.config[self.subcommand].get("ckpt_path")
             saved = None if checkpoint is None or checkpoint in NAMED else load_checkpoint(checkpoint)
             self.model.configure_model()
