@@ -1,11 +1,12 @@
 """Does Edge Pruning find circuits that are known? One setting for every model, both ablations, several seeds.
 
-    python benchmarks/ground_truth.py --folder FOLDERS --seeds 5 --out docs/results/ground_truth.json
+    python benchmarks/ground_truth.py --seeds 5 --out docs/results/ground_truth.json
     python benchmarks/ground_truth.py --print docs/results/ground_truth.json
 
-FOLDERS holds ground-truth folders of format `tracr-circuit-data/1`; without it only the programs of this project are
-run. Each run is a whole process: `edgeprune fit --config configs/ground_truth.yaml` with the model, the ablation, the
-seed and the estimator set. Runs that the output file has already are not repeated.
+The models are the programs of this project and the folders of format `tracr-circuit-data/1` in
+`tests/data/ground_truth`, or in another `--folder`. Each run is a whole process: `edgeprune fit --config
+configs/ground_truth.yaml` with the model, the ablation, the seed and the estimator set. Runs that the output file has
+already are not repeated.
 """
 
 import argparse
@@ -33,7 +34,8 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.metrics.brute_force import brute_force
 from edgeprune.models.loading import load_model
 
-CONFIG = Path(__file__).parent.parent / "configs" / "ground_truth.yaml"
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG, FOLDERS = ROOT / "configs" / "ground_truth.yaml", ROOT / "tests" / "data" / "ground_truth"
 ABLATIONS = ("zero", "interchange")
 # The pathwise estimator, at the best single setting that was found for it: smaller steps, more of them.
 RECIPE = "--model.recipe.init_args."
@@ -164,7 +166,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Run what is missing in the output file, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="folder of ground-truth folders")
+    parser.add_argument("--folder", type=Path, default=FOLDERS, help="of ground-truth folders")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--estimators", nargs="+", choices=ESTIMATORS, default=["local"])
     parser.add_argument("--only", nargs="+", help="names of problems, such as 'tracr sort' or compiled:sort")
@@ -175,7 +177,7 @@ def main() -> None:
     if options.shown:
         print(table(json.loads(options.shown.read_text())))
         return
-    folders = sorted(file.parent.resolve() for file in options.folder.glob("*/circuit.json")) if options.folder else []
+    folders = sorted(file.parent.resolve() for file in options.folder.glob("*/circuit.json"))
     problems = [problem for folder in folders for problem in of_folder(folder)]
     problems += [problem for name in programs() if name != "trained_induction" for problem in of_program(name)]
     problems = [problem for problem in problems if not options.only or problem.name in options.only]

@@ -12,8 +12,7 @@ from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import ArchSpec, EdgeGraph
 from edgeprune.reference import read_reference
-
-GROUND_TRUTH = Path(__file__).resolve().parents[2] / "shared" / "ground_truth"
+from tests.files import GROUND_TRUTH
 
 MERGED = EdgeGraph(ArchSpec(num_layers=2, num_heads=4, num_kv_heads=4))
 SPLIT = EdgeGraph(ArchSpec(num_layers=2, num_heads=4, num_kv_heads=4, split_embedding=True))
@@ -101,7 +100,6 @@ def test_empty_list_is_an_empty_circuit(tmp_path: Path) -> None:
     assert read_reference(written(tmp_path / "edges.json", []), MERGED).num_edges == 0
 
 
-@pytest.mark.skipif(not GROUND_TRUTH.is_dir(), reason="needs ../shared/ground_truth")
 def test_ground_truth_agrees_with_the_published_list(tmp_path: Path) -> None:
     truth = json.loads((GROUND_TRUTH / "reverse" / "circuit.json").read_text())
     graph = EdgeGraph(ArchSpec(num_layers=4, num_heads=1, num_kv_heads=1, split_embedding=True))

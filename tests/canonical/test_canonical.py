@@ -13,8 +13,7 @@ from edgeprune.compiled import true_circuit
 from edgeprune.compiled.tracr_format import read_circuits
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import ArchSpec, EdgeGraph
-
-SHARED = Path(__file__).parents[3] / "shared" / "ground_truth"
+from tests.files import GROUND_TRUTH
 
 # Edges, direct ones, and edges with both embeddings merged into one.
 PUBLISHED = {
@@ -247,11 +246,10 @@ def test_compiled_reverse_is_the_same_circuit() -> None:
     assert set(true_circuit("xproportion", "zero")) < set(canonical.load("tracr_xproportion").circuit().edges())
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="no ground_truth folder beside the checkout")
 def test_tracr_models_agree() -> None:
     reverse, xproportion = (canonical.load(f"tracr_{name}") for name in ("reverse", "xproportion"))
-    assert read_circuits(SHARED / "reverse")["zero"].edges() == reverse.circuit().edges()
-    assert read_circuits(SHARED / "xproportion", "structural")["zero"].edges() == xproportion.circuit().edges()
+    assert read_circuits(GROUND_TRUTH / "reverse")["zero"].edges() == reverse.circuit().edges()
+    assert read_circuits(GROUND_TRUTH / "xproportion", "structural")["zero"].edges() == xproportion.circuit().edges()
 
 
 def test_a_circuit_says_where_it_comes_from(known: CanonicalCircuit, tmp_path: Path) -> None:

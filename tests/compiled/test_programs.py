@@ -2,7 +2,6 @@
 
 from collections import Counter
 from math import comb, factorial
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -22,8 +21,8 @@ from edgeprune.compiled import (
 from edgeprune.compiled.tracr_format import read_circuit
 from edgeprune.errors import EdgepruneError
 from tests.compiled.slow import Runs, all_edges, all_runs, change
+from tests.files import GROUND_TRUTH
 
-GROUND_TRUTH = Path(__file__).resolve().parents[3] / "shared" / "ground_truth"
 SAME = 1e-6  # of outputs of size 1 to 10; what leaks past attention is exp(-20) = 2e-9 of a value
 
 
@@ -152,8 +151,6 @@ def test_the_or_gate_has_two_circuits_under_zero_ablation_and_one_under_intercha
 @pytest.mark.parametrize("ablation", ["zero", "interchange"])
 @pytest.mark.parametrize("name", ["reverse", "xproportion", "hist"])
 def test_circuits_are_those_of_the_known_models(name: str, ablation: str) -> None:
-    if not (GROUND_TRUTH / name).is_dir():
-        pytest.skip(f"no ground-truth folder of {name}")
     assert set(read_circuit(GROUND_TRUTH / name, ablation)) == set(true_circuit(name, ablation))
 
 

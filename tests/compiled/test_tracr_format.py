@@ -17,9 +17,7 @@ from edgeprune.compiled.tracr_format import (
 )
 from edgeprune.errors import EdgepruneError
 from tests.compiled.slow import graph_of
-
-GROUND_TRUTH = Path(__file__).resolve().parents[3] / "shared" / "ground_truth"
-FOLDERS = sorted(file.parent for file in GROUND_TRUTH.glob("*/model.json"))
+from tests.files import GROUND_TRUTH, KNOWN_MODELS
 
 
 def tensors_of(model: CompiledTransformer) -> dict[str, torch.Tensor]:
@@ -239,11 +237,7 @@ def test_damaged_folders_are_refused_in_one_line(folder: Path, damage: str) -> N
     assert "\n" not in str(caught.value)
 
 
-needs_ground_truth = pytest.mark.skipif(not FOLDERS, reason=f"no ground-truth folders in {GROUND_TRUTH.name}")
-
-
-@needs_ground_truth
-@pytest.mark.parametrize("folder", FOLDERS or [None], ids=lambda folder: folder and folder.name)
+@pytest.mark.parametrize("folder", KNOWN_MODELS, ids=lambda folder: folder.name)
 def test_known_models_compute_their_stored_outputs(folder: Path) -> None:
     model = read_folder(folder).requires_grad_(False)
     # and_gate multiplies a difference near 1 by 1e5, which turns one rounding of float32 (6e-8) into 6e-3
@@ -255,8 +249,7 @@ def test_known_models_compute_their_stored_outputs(folder: Path) -> None:
         torch.testing.assert_close(logits, torch.tensor(example["raw"]), rtol=0, atol=tolerance)
 
 
-@needs_ground_truth
-@pytest.mark.parametrize("folder", FOLDERS or [None], ids=lambda folder: folder and folder.name)
+@pytest.mark.parametrize("folder", KNOWN_MODELS, ids=lambda folder: folder.name)
 def test_known_circuits_are_edges_of_our_graph(folder: Path) -> None:
     circuit = json.loads((folder / "circuit.json").read_text())
     graph = graph_of(read_folder(folder))
@@ -265,12 +258,8 @@ def test_known_circuits_are_edges_of_our_graph(folder: Path) -> None:
     assert graph.keep_matrix(edges).sum() == len(edges) == len(circuit["causal_zero"]) > 0
 
 
-@needs_ground_truth
 @pytest.mark.parametrize("ablation", ["zero", "interchange"])
 def test_our_reverse_has_the_circuit_of_the_known_one(ablation: str) -> None:
     from edgeprune.compiled import true_circuit
 
-    folder = GROUND_TRUTH / "reverse"
-    if folder not in FOLDERS:
-        pytest.skip("no ground-truth folder of reverse")
-    assert set(read_circuit(folder, ablation)) == set(true_circuit("reverse", ablation))
+    assert set(read_circuit(GROUND_TRUTH / "reverse", ablation)) == set(true_circuit("reverse", ablation))

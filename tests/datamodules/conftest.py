@@ -1,7 +1,6 @@
-"""Tokenizers: a small one built here; those of GPT-2 and Pythia where the folder ../shared has them."""
+"""Tokenizers: a small one built here; those of GPT-2 and Pythia from outside the project."""
 
 import re
-from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
@@ -16,8 +15,8 @@ from datamodules.tasks.docstring_words import ARGUMENTS, DESCRIPTIONS, FUNCTIONS
 from datamodules.tasks.greater_than import FORMS
 from datamodules.tasks.ioi_words import NAMES, OBJECTS, PLACES, TEMPLATES
 from edgeprune.downloads import is_complete, smollm2_folder
+from tests.files import outside
 
-SHARED = Path(__file__).parents[3] / "shared" / "tokenizers"
 TEMPLATE_WORDS = re.findall(r"\w+|[^\w\s{}]", re.sub(r"{\w+}", "", " ".join(TEMPLATES)))
 
 
@@ -91,6 +90,4 @@ def smollm2() -> PreTrainedTokenizerBase:
 
 
 def shared_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    if not (SHARED / name).is_dir():
-        pytest.skip(f"no tokenizer at {SHARED / name}")
-    return AutoTokenizer.from_pretrained(SHARED / name)
+    return AutoTokenizer.from_pretrained(outside(f"tokenizers/{name}"))

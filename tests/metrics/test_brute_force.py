@@ -1,6 +1,5 @@
 import random
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,8 +17,7 @@ from edgeprune.models.loading import load_model
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.states import WriterStates
 from edgeprune.objectives.faithfulness import kl_divergence
-
-GROUND_TRUTH = Path(__file__).resolve().parents[3] / "shared" / "ground_truth"
+from tests.files import GROUND_TRUTH
 
 
 def pairs_of(program: str, num: int) -> PairBatch:
@@ -190,8 +188,6 @@ def test_a_large_graph_is_searched_among_edges_in_question(program: str, ablatio
 )
 def test_known_circuits_of_ground_truth_folders_come_out(name: str, ablation: str) -> None:
     folder = GROUND_TRUTH / name
-    if not folder.is_dir():
-        pytest.skip(f"no ground-truth folder of {name}")
     model = load_model(folder, dtype="float64")
     vocab, length = model.hf.config.vocab, model.hf.config.n_ctx
     bos = model.hf.config.bos_token_id

@@ -1,4 +1,4 @@
-"""Pairs of ground-truth folders; skipped without the folder `shared/ground_truth` beside the checkout."""
+"""Pairs of ground-truth folders."""
 
 from pathlib import Path
 
@@ -14,15 +14,11 @@ from edgeprune.compiled.tracr_format import read_circuits
 from edgeprune.errors import EdgepruneError
 from edgeprune.metrics.evaluate import evaluate_gates
 from edgeprune.models.runs import ReferenceRuns
-
-GROUND_TRUTH = Path(__file__).resolve().parents[4] / "shared" / "ground_truth"
-FOLDERS = sorted(file.parent for file in GROUND_TRUTH.glob("*/model.json"))
+from tests.files import KNOWN_MODELS
 
 
-@pytest.fixture(params=FOLDERS or [None], ids=lambda path: path.name if path else "none")
+@pytest.fixture(params=KNOWN_MODELS, ids=lambda path: path.name)
 def folder(request: pytest.FixtureRequest) -> Path:
-    if request.param is None:
-        pytest.skip(f"no ground-truth folders at {GROUND_TRUTH}")
     return request.param
 
 
