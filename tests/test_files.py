@@ -19,4 +19,4 @@ def test_data_outside_the_project_are_found_by_a_variable(tmp_path: Path, monkey
 
 
 def test_known_models_are_in_the_project() -> None:
-    assert KNOWN_MODELS == sorted(file.parent for file in GROUND_TRUTH.glob("*/model.json"))
+    assert sorted(file.parent for file in GROUND_TRUTH.glob("*/model.json")) == KNOWN_MODELS
