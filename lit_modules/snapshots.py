@@ -64,7 +64,10 @@ def check_folders(trainer: pl.Trainer) -> None:
     Raises:
         EdgepruneError: It could not.
     """
-    folders = {f"folder of {type(logger).__name__}": logger.log_dir or logger.save_dir for logger in trainer.loggers}
+    folders: dict[str, Any] = {
+        f"folder of {type(logger).__name__}": getattr(logger, "root_dir", None) or logger.save_dir
+        for logger in trainer.loggers  # not `log_dir`, for that numbers the run, which is for rank 0 to do
+    }
     if not folders:
         folders["trainer.default_root_dir"] = trainer.default_root_dir
     for callback in trainer.checkpoint_callbacks:
