@@ -53,7 +53,7 @@ class SnapshotListener(Protocol):
 
 
 def run_folder(trainer: pl.Trainer) -> Path:
-    """Where this run's files go: the first logger's folder, else the Trainer's root."""
+    """Where this run's files go: the first logger's folder, else the Trainer's root; all ranks must call it."""
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 

@@ -90,9 +90,9 @@ class UploadCircuits(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log artifacts and the table; by now every file is written."""
+        folder = run_folder(trainer)  # asks all ranks
         if not trainer.is_global_zero:
             return
-        folder = run_folder(trainer)
         circuits = {path: Circuit.load(path) for path in sorted((folder / "circuits").glob("*.safetensors"))}
         objective: Objective = cast("PruningModule", pl_module).objective
         best = best_circuit(list(circuits.values()), objective)
