@@ -17,6 +17,7 @@ from edgeprune.metrics.evaluate import measure_examples
 from edgeprune.metrics.frontier import frontier_row, frontier_table, write_frontier
 from edgeprune.metrics.table import MEASURES
 from edgeprune.objectives import Objective
+from edgeprune.runs import asked_name
 from lit_modules.checkpoints import run_checkpoint
 from lit_modules.pruning import PruningModule
 from lit_modules.ranks import of_all_ranks
@@ -196,7 +197,7 @@ class SnapshotCircuits(pl.Callback):
             "random_control": random,
         }
         circuit = Circuit(circuit.graph, circuit.keep, circuit.scores, header)
-        name = "final" if sparsity is None else f"sparsity-{sparsity:.4f}"
+        name = "final" if sparsity is None else asked_name(sparsity)
         path = run_folder(trainer) / "circuits" / f"{name}.safetensors"
         if trainer.is_global_zero:
             circuit.save(path)

@@ -183,7 +183,7 @@ def _portable(path: Path) -> Path:
 def _alias(path: Path) -> str:
     """`sparsity-0.95` for `sparsity-0.9500.safetensors`."""
     word, _, number = path.stem.partition("-")
-    return f"{word}-{float(number):g}" if word == "sparsity" else path.stem
+    return f"{word}-{float(number)!r}" if word == "sparsity" else path.stem
 
 
 def _about(circuit: Circuit) -> dict[str, Any]:

@@ -18,7 +18,15 @@ from edgeprune.circuit import Circuit
 from edgeprune.cli import main
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import ArchSpec, EdgeGraph
-from lit_modules.tracking import UploadCircuits, WandbTracker, best_circuit, code_version, edge_table, has_wandb_key
+from lit_modules.tracking import (
+    UploadCircuits,
+    WandbTracker,
+    _alias,
+    best_circuit,
+    code_version,
+    edge_table,
+    has_wandb_key,
+)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -142,6 +150,12 @@ def test_a_table_of_edges_is_cut_to_the_best() -> None:
     scores = [row[4] for row in rows]
     assert scores == [circuit.num_edges - 1, circuit.num_edges - 2]
     assert rows[0][:2] == ["x", "->".join(rows[0][2:4])]
+
+
+def test_aliases_tell_nearly_equal_sparsities_apart() -> None:
+    names = ("sparsity-0.9500", "sparsity-0.9876541", "sparsity-0.9876542", "final")
+    aliases = ["sparsity-0.95", "sparsity-0.9876541", "sparsity-0.9876542", "final"]
+    assert [_alias(Path(f"{name}.safetensors")) for name in names] == aliases
 
 
 def test_a_negative_number_of_edges_is_refused() -> None:
