@@ -126,6 +126,7 @@ class EdgepruneCLI(LightningCLI):
                 self.model.check_checkpoint(saved)
                 if self.subcommand == "fit":
                     check_unfinished(saved, Path(str(checkpoint)), self.config.fit)
+                    self.model.check_start(saved)
             if checkpoint is None:
                 self.model.check_started()
             self.datamodule.setup({"fit": "fit", "validate": "validate", "test": "test"}[self.subcommand])

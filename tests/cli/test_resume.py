@@ -1,5 +1,6 @@
 """A run that is killed anywhere and given again with `--ckpt_path last` leaves what an unbroken run leaves."""
 
+import csv
 import random
 import shutil
 import signal
@@ -15,7 +16,7 @@ import yaml
 from edgeprune.checkpoint_files import load_checkpoint
 from edgeprune.circuit import Circuit
 from edgeprune.cli import main
-from tests.cli.kills import RUN, STEPS, fit, printed, start, status_of, write_config
+from tests.cli.kills import ROOT, RUN, STEPS, fit, printed, start, status_of, write_config
 
 # Lightning's own command-line class calls jsonargparse in a way that jsonargparse is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
@@ -283,6 +284,45 @@ def test_a_prolonged_run_takes_the_circuits_of_its_new_end(ended: Path) -> None:
     assert Circuit.load(RUN / "circuits" / "sparsity-0.8000.safetensors").header["step"] == 16
     (*_, last) = (RUN / "metrics.csv").read_text().splitlines()
     assert f",{STEPS + 3}," in last
+
+
+RECIPE = "--model.recipe.init_args"
+AGAIN = [
+    *(f"{RECIPE}.learning_rate", "0.5", f"{RECIPE}.betas", "[0.8, 0.7]", f"{RECIPE}.weight_decay", "0.25"),
+    *(f"{RECIPE}.learning_rate_warmup", "0.8", f"{RECIPE}.sparsity_term.init_args.learning_rate", "0.125"),
+]
+
+
+def test_rates_that_are_given_anew_are_those_of_the_steps_that_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config: Any = yaml.safe_load((ROOT / "configs" / "reverse_lagrangian.yaml").read_text())
+    monitor = {"class_path": "LearningRateMonitor", "init_args": {"logging_interval": "step"}}
+    config["trainer"] |= {"callbacks": [monitor], "log_every_n_steps": 1, "enable_progress_bar": False}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    fit_on = ["fit", "--config", "run.yaml", "--trainer.max_steps"]
+    assert main([*fit_on, "4"]) == 0
+    assert main([*fit_on, "8", *LAST, *AGAIN]) == 0
+    run = Path("runs") / "reverse_lagrangian" / "version_0"
+    rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+    for name, old, new in (("lr-AdamW/pg1", 0.05, 0.5), ("lr-AdamW/pg2", 0.05, 0.125)):
+        rates = {int(row["step"]): float(row[name]) for row in rows if row[name]}
+        assert rates == {step: old if step < 4 else new * min(1, step / 8 / 0.8) for step in range(8)}
+    saved = load_checkpoint(run / "checkpoints" / "last.ckpt")
+    gates, multipliers = saved["optimizer_states"][0]["param_groups"]
+    assert (gates["lr"], gates["betas"], gates["weight_decay"]) == (0.5, (0.8, 0.7), 0.25)
+    assert (multipliers["lr"], multipliers["maximize"], multipliers["weight_decay"]) == (0.125, True, 0.0)
+    written = yaml.safe_load((run / "config.yaml").read_text())["model"]["recipe"]["init_args"]
+    assert (written["learning_rate"], written["sparsity_term"]["init_args"]["learning_rate"]) == (0.5, 0.125)
+
+
+@pytest.mark.usefixtures("ended")
+def test_another_start_of_gates_under_way_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    more = ("--trainer.max_steps", str(STEPS + 3), f"{RECIPE}.init_mean", "3")
+    for checkpoint in (LAST, ("--ckpt_path", str(RUN / "checkpoints" / "last.ckpt"))):
+        line = refusal(capsys, *checkpoint, *more)
+        assert "init_mean is 3.0, but the run to go on with began with 2.5" in line
 
 
 def test_a_checkpoint_s_path_begins_a_folder_of_its_own(ended: Path) -> None:
