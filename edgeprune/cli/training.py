@@ -1,6 +1,7 @@
 """`edgeprune fit | validate | test`: LightningCLI with one-line errors; the config wins over a checkpoint."""
 
 import logging
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -26,7 +27,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.methods import AbstractRecipe
 from edgeprune.paths import whole_file
 from lit_modules import PruningModule, RunCheckpoint, UploadCircuits
-from lit_modules.checkpoints import SealedCheckpoints, StoppedBySignalError
+from lit_modules.checkpoints import SealedCheckpoints, StoppedAtOnceError, StoppedBySignalError
 from lit_modules.memory import plan_fit
 from lit_modules.metrics_log import MetricsTable
 from lit_modules.pruning import NotFiniteError
@@ -205,22 +206,23 @@ def run(arguments: list[str]) -> None:
             return  # all ranks have it, the first reports it
         raise cause from None
     except StoppedBySignalError as stop:
-        _leave(stop)
+        _leave(stop.signal, f"by {stop.signal.name} after step {stop.step}", stop.checkpoint)
     except SystemExit as stop:  # --help and --print_config; Lightning's end of an interrupted run
+        if isinstance(stop.__context__, StoppedAtOnceError):
+            at_once = stop.__context__
+            _leave(at_once.signal, f"at once by {at_once.signal.name}", at_once.checkpoint)
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         if stop.code not in (0, None):
             sys.exit(stop.code)
 
 
-def _leave(stop: StoppedBySignalError) -> None:
-    """Say how to go on, and leave with the status of a process that the signal ended: 130 or 143."""
+def _leave(number: signal.Signals, how: str, checkpoint: Path | None) -> None:
+    """Say how to go on, and leave with the status of a process that the signal ended: 130, 143 or 129."""
     if not first_rank():
         return
-    saved = "nothing is saved" if stop.checkpoint is None else f"{stop.checkpoint} is written"
+    saved = "nothing is saved" if checkpoint is None else f"{checkpoint} is written"
     print(  # noqa: T201
-        f"edgeprune: stopped by {stop.signal.name} after step {stop.step}, {saved}; to go on, give the same command "
-        "with --ckpt_path last",
-        file=sys.stderr,
+        f"edgeprune: stopped {how}, {saved}; to go on, give the same command with --ckpt_path last", file=sys.stderr
     )
-    sys.exit(128 + stop.signal)
+    sys.exit(128 + number)

@@ -1,9 +1,13 @@
 """A run that is killed anywhere and given again with `--ckpt_path last` leaves what an unbroken run leaves."""
 
 import csv
+import os
+import pty
 import random
+import select
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.Jsonar
 
 KILL = "SIGKILL"
 LAST = ("--ckpt_path", "last")
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 # Where the runs of a chain are killed, each one step further: in every kind of file, before and after it is in place.
 EVERYWHERE = [
     ("config", 0, KILL),
@@ -171,11 +176,65 @@ def test_signals_save_the_step_and_leave_with_their_status(tmp_path: Path, unbro
     ]
 
 
-def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
-    write_config(tmp_path, [("begin", 7, "SIGINT"), ("begin", 7, "SIGINT")])
+def test_a_second_signal_is_answered_and_a_third_stops_at_once(tmp_path: Path, unbroken: Path) -> None:
+    twice = [("begin", 7, "SIGINT"), ("begin", 7, "SIGTERM")]
+    write_config(tmp_path, [*twice, *(("begin", 9, "SIGINT"),) * 3])
     assert fit(tmp_path) == 130, printed(tmp_path)
-    assert "Traceback" not in printed(tmp_path)
     assert load_checkpoint(tmp_path / RUN / "checkpoints" / "last.ckpt")["global_step"] == 7
+    said = [line for line in printed(tmp_path).splitlines() if line.startswith("edgeprune: ")]
+    assert [line.split(":")[1].strip() for line in said[:2]] == ["SIGINT", "SIGTERM again"]
+    assert "saved" in said[1]
+    assert "a third one stops at once" in said[1]
+    assert said[2].startswith("edgeprune: stopped by SIGINT after step 7, ")
+
+    assert fit(tmp_path, *LAST) == 130, printed(tmp_path)
+    last = RUN / "checkpoints" / "last.ckpt"
+    assert load_checkpoint(tmp_path / last)["global_step"] == 9  # without the step under way
+    *_, line = printed(tmp_path).splitlines()
+    assert line.startswith(f"edgeprune: stopped at once by SIGINT, {last} is written; to go on, ")
+    assert "Traceback" not in printed(tmp_path)
+    assert fit(tmp_path, *LAST) == 0, printed(tmp_path)
+    assert_same(tmp_path, unbroken)
+
+
+def test_signals_that_reach_the_workers_too_leave_the_run_time_to_save(tmp_path: Path, unbroken: Path) -> None:
+    plan = [
+        ("step", 8, "group SIGHUP"),
+        ("step", 8, "SIGHUP"),
+        ("step", 12, "group SIGINT"),
+        ("step", 18, "group SIGTERM"),
+    ]
+    write_config(tmp_path, plan, workers=2)
+    go_through(tmp_path, [129, 130, 143])
+    assert_same(tmp_path, unbroken)
+    assert "worker" not in printed(tmp_path)
+    lines = [line for line in printed(tmp_path).splitlines() if line.startswith("edgeprune: ")]
+    assert [line.split(",")[0] for line in lines] == [
+        "edgeprune: SIGHUP: the run stops when the step under way is done and saved",
+        "edgeprune: stopped by SIGHUP after step 8",
+        "edgeprune: SIGINT: the run stops when the step under way is done and saved",
+        "edgeprune: stopped by SIGINT after step 12",
+        "edgeprune: SIGTERM: the run stops when the step under way is done and saved",
+        "edgeprune: stopped by SIGTERM after step 18",
+    ]
+
+
+def test_a_terminal_that_goes_away_leaves_a_run_to_go_on_with(tmp_path: Path, unbroken: Path) -> None:
+    write_config(tmp_path, [("begin", 8, "wait for SIGHUP")])
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(tmp_path)
+        os.execve(sys.executable, [sys.executable, "-m", "edgeprune", "fit", "--config", "run.yaml"], ENVIRONMENT)
+    shown = b""
+    while not (tmp_path / "markers" / "0").exists():
+        if select.select([terminal], [], [], 1)[0]:
+            shown += os.read(terminal, 4096)
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0), shown
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 129
+    assert load_checkpoint(tmp_path / RUN / "checkpoints" / "last.ckpt")["global_step"] == 8
+    assert fit(tmp_path, *LAST) == 0, printed(tmp_path)
+    assert_same(tmp_path, unbroken)
 
 
 def test_a_full_disk_is_one_line_and_the_file_before_stays(tmp_path: Path, unbroken: Path) -> None:
