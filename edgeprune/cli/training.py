@@ -26,7 +26,7 @@ from edgeprune.cli.trial import log_as_trial, trial_folder
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods import AbstractRecipe
 from edgeprune.paths import whole_file
-from lit_modules import PruningModule, RunCheckpoint, UploadCircuits
+from lit_modules import PruningModule, RunCheckpoint, UploadCircuits, WandbTracker
 from lit_modules.checkpoints import SealedCheckpoints, StoppedAtOnceError, StoppedBySignalError
 from lit_modules.memory import plan_fit
 from lit_modules.metrics_log import MetricsTable
@@ -144,6 +144,8 @@ class EdgepruneCLI(LightningCLI):
                 callback.config = self.given
                 callback.resumed = bool(self.config[str(self.subcommand)].get("ckpt_path"))
         for logger in self.trainer.loggers:
+            if isinstance(logger, WandbTracker):
+                _ = logger.experiment  # a refusal shows before anything is written
             if type(logger) is CSVLogger:
                 MetricsTable.attach(logger, self.kept_rows)
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -187,7 +189,6 @@ def run(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a resumed run goes on in its folder
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # prompts are short: 0 is fastest
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # the frozen model stays so
-    warnings.filterwarnings("ignore", message=".*anonymous setting has no effect.*")  # Lightning passes it to W&B
     try:
         EdgepruneCLI(
             PruningModule,
