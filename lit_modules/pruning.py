@@ -21,6 +21,7 @@ from edgeprune.models.loading import fingerprint, load_model
 from edgeprune.models.runs import CacheDtype, ReferenceRuns
 from edgeprune.objectives import OBJECTIVES, Objective, masked_mean
 from lit_modules.checkpoints import last_good
+from lit_modules.progress import run_progress
 from lit_modules.ranks import gathered, own_rows, summed
 
 
@@ -138,7 +139,9 @@ class PruningModule(pl.LightningModule):
                 )
             collate = data.ordered_dataloader(split).collate_fn
             batches = _every_batch(data.pairs(split), collate, data.eval_batch_size)
-            self.runs.prepare(batches, split, objective=self.objective)
+            progress = run_progress(self.trainer)
+            report = {} if progress is None else {"report": progress.report}
+            self.runs.prepare(batches, split, objective=self.objective, **report)
 
     def configure_optimizers(self) -> Any:
         """AdamW over the recipe's groups (gates descend, multipliers ascend); the recipe's learning-rate schedule."""

@@ -158,9 +158,9 @@ def _add_measures(
 
 # -------------------------------------------------------------------- tables
 def _print(result: dict[str, Any], options: argparse.Namespace) -> None:
-    from rich.console import Console
+    from edgeprune.console import report_console
 
-    console = Console()
+    console = report_console()
     for number, row in enumerate(result["circuits"]):
         console.print(f"{_letter(number)}: {row['circuit']}", soft_wrap=True, highlight=False, markup=False)
     console.print(_circuit_table(result))

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import lightning.pytorch as pl
 from jsonargparse import lazy_instance
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
@@ -26,7 +27,7 @@ from edgeprune.cli.trial import log_as_trial, trial_folder
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods import AbstractRecipe
 from edgeprune.paths import whole_file
-from lit_modules import PruningModule, RunCheckpoint, UploadCircuits, WandbTracker
+from lit_modules import PruningModule, RunCheckpoint, RunProgress, UploadCircuits, WandbTracker
 from lit_modules.checkpoints import SealedCheckpoints, StoppedAtOnceError, StoppedBySignalError
 from lit_modules.memory import plan_fit
 from lit_modules.metrics_log import MetricsTable
@@ -103,6 +104,7 @@ class EdgepruneCLI(LightningCLI):
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults({f"checkpoint.{name}": value for name, value in CHECKPOINT_DEFAULTS.items()})
         parser.add_lightning_class_args(UploadCircuits, "upload_circuits")
+        parser.add_lightning_class_args(RunProgress, "progress")
 
     def before_instantiate_classes(self) -> None:
         """Where no tokenizer is named, use the model's own; a trial of a sweep has loggers of its own."""
@@ -136,6 +138,16 @@ class EdgepruneCLI(LightningCLI):
                 if self.trainer.is_global_zero:
                     print(plan)  # noqa: T201
             self._write_whole_files()
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> pl.Trainer:
+        """Leave our progress out where it is switched off, and where the config names a bar of its own."""
+        given = config.get("callbacks") or []
+        given = given if isinstance(given, list) else [given]
+        own = any(isinstance(item, ProgressBar) for item in given)
+        shown = not own and config.get("enable_progress_bar") is not False
+        progress = [item for item in callbacks if isinstance(item, RunProgress)] if shown else []
+        config["callbacks"] = [*progress, *given]  # first, so that it stops before what others show at the end
+        return super()._instantiate_trainer(config, [item for item in callbacks if not isinstance(item, RunProgress)])
 
     def _write_whole_files(self) -> None:
         """Let logs and checkpoints be written whole or not at all, where they are Lightning's; the config, as given."""
