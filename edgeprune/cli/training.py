@@ -201,6 +201,7 @@ def run(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a resumed run goes on in its folder
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # prompts are short: 0 is fastest
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # the frozen model stays so
+    warnings.filterwarnings("ignore", message=".*`tensorboardX` has been removed.*")  # `logger: true` is a CSV log
     try:
         EdgepruneCLI(
             PruningModule,
