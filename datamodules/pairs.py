@@ -1,6 +1,7 @@
 """The LightningDataModule of clean/corrupted pairs: task -> tokens -> batches."""
 
 import gc
+import signal
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -101,6 +102,13 @@ class _Examples(Dataset[Example]):
 
     def __getitem__(self, index: int) -> Example:
         return index, self.pairs[index]
+
+
+def _outlast_terminal(worker: int) -> None:
+    """Ctrl-C and a terminal that goes reach workers, too: let the run save with them, and end them itself."""
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 @final
@@ -363,6 +371,7 @@ class PairDataModule(pl.LightningDataModule):
             batch_sampler=self._sampler(split, shuffled=shuffled),
             collate_fn=self._collate,
             num_workers=self.num_workers,
+            worker_init_fn=_outlast_terminal,
         )
 
     # ---------------------------------------------------------------- resuming

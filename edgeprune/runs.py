@@ -21,6 +21,16 @@ _ASKED = "sparsity-"  # file names of circuits that were asked for by their spar
 Row = dict[str, Any]
 
 
+def asked_name(asked: float, prefix: str = _ASKED, form: str = ".4f") -> str:
+    """Name of the circuit that was asked for by a number; numbers that differ have names that do.
+
+    >>> asked_name(0.95), asked_name(0.98764), asked_name(0.001, "threshold-", "g")
+    ('sparsity-0.9500', 'sparsity-0.98764', 'threshold-0.001')
+    """
+    short = format(asked, form)
+    return prefix + (short if float(short) == asked else repr(float(asked)))
+
+
 def load_run(folder: str | Path) -> "Run":
     """What a run left in its folder. Files are read when they are asked for, each once; the model is never loaded.
 

@@ -2,8 +2,17 @@
 
 from lit_modules.checkpoints import RunCheckpoint
 from lit_modules.compare import CompareToReference
+from lit_modules.progress import RunProgress
 from lit_modules.pruning import PruningModule
 from lit_modules.snapshots import SnapshotCircuits
 from lit_modules.tracking import UploadCircuits, WandbTracker
 
-__all__ = ["CompareToReference", "PruningModule", "RunCheckpoint", "SnapshotCircuits", "UploadCircuits", "WandbTracker"]
+__all__ = [
+    "CompareToReference",
+    "PruningModule",
+    "RunCheckpoint",
+    "RunProgress",
+    "SnapshotCircuits",
+    "UploadCircuits",
+    "WandbTracker",
+]

@@ -1,6 +1,8 @@
 """Checkpoints from which a run goes on exactly as if it had never stopped, and signals that stop it."""
 
+import os
 import signal
+import stat
 import threading
 from contextlib import suppress
 from copy import deepcopy
@@ -15,9 +17,12 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from edgeprune.checkpoint_files import load_checkpoint, write_checkpoint
 from edgeprune.errors import EdgepruneError
 from lit_modules.metrics_log import MetricsTable
+from lit_modules.ranks import first_rank
 
 RUN = "edgeprune_run"  # the part of a checkpoint that says how its run goes on
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)  # the terminal is gone; Windows has none
+FORCE = 3  # that many of SIGNALS end a run at once
 
 
 class StoppedBySignalError(Exception):
@@ -32,6 +37,21 @@ class StoppedBySignalError(Exception):
     def __init__(self, number: signal.Signals, step: int, checkpoint: Path | None) -> None:
         super().__init__(f"stopped by {number.name} after step {step}")
         self.signal, self.step, self.checkpoint = number, step, checkpoint
+
+
+@final
+class StoppedAtOnceError(KeyboardInterrupt):
+    """Signals ended the run where it was.
+
+    Attributes:
+        signal: The last of them.
+        checkpoint: The newest checkpoint, if there is one.
+    """
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__()
+        self.signal = number
+        self.checkpoint: Path | None = None
 
 
 @final
@@ -54,7 +74,7 @@ class RunCheckpoint(ModelCheckpoint):
     Lightning saves inside a step's last hook, when the step's row of the log and the validation after it are still to
     come; a run that goes on from there never makes them. Here a checkpoint that is due waits for the next step to begin
     (or the last epoch to end), logs are written out first, and the loops' state is that of the step's end, from which
-    Lightning resumes with the next step. Ctrl-C and SIGTERM are obeyed at the same place.
+    Lightning resumes with the next step. Ctrl-C, SIGTERM and SIGHUP are obeyed at the same place.
     """
 
     _loops: dict[str, Any] | None = None  # of the fit loop, at the end of the last step
@@ -62,6 +82,8 @@ class RunCheckpoint(ModelCheckpoint):
     _between: bool = True  # no step is half done, accumulated gradients included
     _updating: bool = False  # the optimizer is at work
     _asked: signal.Signals | None = None
+    _signals: int = 0  # of Ctrl-C and SIGTERM that came
+    _pid: int = 0  # workers that load data inherit the handlers
     _finished: bool = False
 
     # ---------------------------------------------------------------- when
@@ -76,8 +98,7 @@ class RunCheckpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         self._asked = signal.SIGTERM if trainer.received_sigterm else None
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                signal.signal(number, self._on_signal)  # Lightning restores the former handlers in the end
+            self._listen()
         self._step = self._last_global_step_saved = trainer.global_step
         if trainer.ckpt_path and Path(trainer.ckpt_path).absolute().parent != Path(str(self.dirpath)).absolute():
             self._save_now(trainer)
@@ -123,6 +144,10 @@ class RunCheckpoint(ModelCheckpoint):
             return
         with suppress(Exception):  # what ended the run is to be reported, not this
             self._save_now(trainer)
+        if isinstance(exception, StoppedAtOnceError):
+            exception.checkpoint = last_good(trainer)
+        elif self._asked is not None and "DataLoader worker" in str(exception):  # it died of the same signal
+            raise StoppedBySignalError(self._asked, trainer.global_step, last_good(trainer)) from None
 
     # ---------------------------------------------------------------- how
     def _save_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -188,10 +213,43 @@ class RunCheckpoint(ModelCheckpoint):
             self._save_now(trainer)
             raise StoppedBySignalError(self._asked or signal.SIGTERM, trainer.global_step, last_good(trainer))
 
+    def _listen(self) -> None:
+        """Lightning restores the former handlers in the end."""
+        self._pid = os.getpid()
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
+        if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:  # as `nohup` has it
+            signal.signal(HANGUP, self._on_signal)
+
     def _on_signal(self, number: int, frame: Any) -> None:
-        if self._asked is not None:
-            raise KeyboardInterrupt  # a second one: at once
-        self._asked = signal.Signals(number)
+        if os.getpid() != self._pid:
+            return  # the run ends its workers itself, when it has saved
+        asked = signal.Signals(number)
+        if asked is HANGUP:
+            _let_go_of_dead_terminals()
+        self._signals += asked in SIGNALS  # a terminal that goes may send several of the other
+        if self._signals >= FORCE:
+            raise StoppedAtOnceError(asked)
+        if self._asked is None:
+            _tell(f"{asked.name}: the run stops when the step under way is done and saved")
+        elif asked in SIGNALS:
+            _tell(f"{asked.name} again: still at that step, which is saved then; a third one stops at once, without it")
+        self._asked = self._asked or asked
+
+
+def _tell(line: str) -> None:
+    """A line on stderr, from within a signal's handler: `print` may be at work already."""
+    if first_rank():
+        with suppress(OSError):
+            os.write(2, f"{chr(10) * os.isatty(2)}edgeprune: {line}\n".encode())
+
+
+def _let_go_of_dead_terminals() -> None:
+    """Let what would be printed on a terminal that is gone go nowhere: it would be an error."""
+    for stream in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(stream).st_mode) and not os.isatty(stream):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 def run_checkpoint(trainer: pl.Trainer) -> RunCheckpoint | None:

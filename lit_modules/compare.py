@@ -2,12 +2,11 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast, final
 
 import lightning.pytorch as pl
-from rich.console import Console
 from rich.table import Table
 
 from edgeprune.circuit import Circuit
@@ -15,6 +14,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.metrics.overlap import by_chance, edge_overlap, scientific
 from edgeprune.models.loading import COMPILED
 from edgeprune.reference import ablated_positions, read_reference
+from lit_modules.progress import show
 from lit_modules.pruning import PruningModule
 from lit_modules.snapshots import Snapshot, SnapshotCircuits, judge, log_values
 
@@ -127,22 +127,21 @@ class CompareToReference(pl.Callback):
             shares = (f"{row.overlap[name]:.3f}" for name in SHOWN)
             circuit = row.snapshot.circuit
             table.add_row(f"{circuit.sparsity:.4f}", f"{circuit.num_edges:,}", *counts, *shares)
-        Console().print(table)
-        Console().print(_matched_table(rows, objective))
+        show(trainer, table, _matched_table(rows, objective))
         if self.show_edges:
-            self._show(last.circuit, known.circuit)
+            show(trainer, *self._lines(last.circuit, known.circuit))
 
-    def _show(self, found: Circuit, known: Circuit) -> None:
-        console = Console()
+    def _lines(self, found: Circuit, known: Circuit) -> Iterator[str]:
+        """Edges that both circuits have, and those of one alone."""
         ours, theirs = set(found.edges()), set(known.edges())
         for title, edges, style in (
             ("recovered", [edge for edge in known.edges() if edge in ours], "green"),
             ("missing", [edge for edge in known.edges() if edge not in ours], "red"),
             ("extra", [edge for edge in found.edges() if edge not in theirs], "yellow"),
         ):
-            console.print(f"[{style}]{title} {len(edges)}[/{style}]" + "".join(f"\n  {edge}" for edge in edges))
+            yield f"[{style}]{title} {len(edges)}[/{style}]" + "".join(f"\n  {edge}" for edge in edges)
         verdict = "exactly the true circuit" if ours == theirs else "not the same circuit"
-        console.print(f"recovered {len(ours & theirs)} of {len(theirs)} edges, {len(ours - theirs)} extra: {verdict}")
+        yield f"recovered {len(ours & theirs)} of {len(theirs)} edges, {len(ours - theirs)} extra: {verdict}"
 
     def _nearest(self, trainer: pl.Trainer, module: PruningModule, circuit: Circuit) -> tuple[Known, dict[str, float]]:
         """The reference that shares most with `circuit`, and the overlap: programs may have several equal circuits."""

@@ -21,6 +21,7 @@ from edgeprune.models.loading import fingerprint, load_model
 from edgeprune.models.runs import CacheDtype, ReferenceRuns
 from edgeprune.objectives import OBJECTIVES, Objective, masked_mean
 from lit_modules.checkpoints import last_good
+from lit_modules.progress import run_progress
 from lit_modules.ranks import gathered, own_rows, summed
 
 
@@ -138,15 +139,32 @@ class PruningModule(pl.LightningModule):
                 )
             collate = data.ordered_dataloader(split).collate_fn
             batches = _every_batch(data.pairs(split), collate, data.eval_batch_size)
-            self.runs.prepare(batches, split, objective=self.objective)
+            progress = run_progress(self.trainer)
+            report = {} if progress is None else {"report": progress.report}
+            self.runs.prepare(batches, split, objective=self.objective, **report)
 
     def configure_optimizers(self) -> Any:
         """AdamW over the recipe's groups (gates descend, multipliers ascend); the recipe's learning-rate schedule."""
         optimizer = torch.optim.AdamW(self.recipe.parameter_groups())
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.recipe.learning_rate_factor(min(1.0, step / self.total_steps))
-        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _rate_factor(self, step: int) -> float:
+        return self.recipe.learning_rate_factor(min(1.0, step / self.total_steps))
+
+    def on_train_start(self) -> None:
+        """Let the config's settings of the optimizer hold in a run that goes on, not the checkpoint's."""
+        if not self._restored:
+            return
+        given = torch.optim.AdamW(self.recipe.parameter_groups()).param_groups
+        for optimizer, place in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True):
+            schedule: Any = place.scheduler
+            schedule.base_lrs = [own["lr"] for own in given]
+            factor = self._rate_factor(schedule.last_epoch)
+            for group, own in zip(optimizer.param_groups, given, strict=True):
+                rate = {"initial_lr": own["lr"], "lr": own["lr"] * factor}
+                group.update({**own, **rate, "params": group["params"]})
+            schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
@@ -366,6 +384,26 @@ class PruningModule(pl.LightningModule):
             raise EdgepruneError(
                 f"the checkpoint does not fit this recipe: missing {sorted(want - have)}, unknown {sorted(have - want)}"
             )
+
+    def check_start(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on with gates whose start is not the one that the recipe asks for; the model must be there.
+
+        Raises:
+            EdgepruneError: A setting of the start differs; it would have no effect.
+        """
+        theirs, ours = _start(checkpoint["edgeprune"]["header"]), _start(self.recipe.describe())
+        for key in dict.fromkeys([*ours, *theirs]):
+            if theirs.get(key) != ours.get(key):
+                raise EdgepruneError(
+                    f"{key} is {ours.get(key)}, but the run to go on with began with {theirs.get(key)}, and gates that "
+                    "are under way do not start again: set it back, or leave --ckpt_path out for a new run"
+                )
+
+
+def _start(about: dict[str, Any]) -> dict[str, Any]:
+    """Of a recipe's description, what says where gates begin."""
+    warm = {f"warm_start.{key}": value for key, value in about.get("warm_start", {}).items() if key != "sha256"}
+    return {key: about[key] for key in ("init", "init_mean", "init_std") if key in about} | warm
 
 
 def _every_batch(pairs: Sequence[Any], collate: Callable[[Sequence[Any]], PairBatch], size: int) -> Iterator[PairBatch]:

@@ -8,7 +8,6 @@ from typing import Any, Protocol, cast, final, runtime_checkable
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from rich.console import Console
 
 from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
@@ -18,7 +17,9 @@ from edgeprune.metrics.frontier import frontier_row, frontier_table, write_front
 from edgeprune.metrics.table import MEASURES
 from edgeprune.objectives import Objective
 from edgeprune.paths import check_writable
+from edgeprune.runs import asked_name
 from lit_modules.checkpoints import run_checkpoint
+from lit_modules.progress import counted, show
 from lit_modules.pruning import PruningModule
 from lit_modules.ranks import of_all_ranks
 
@@ -54,7 +55,7 @@ class SnapshotListener(Protocol):
 
 
 def run_folder(trainer: pl.Trainer) -> Path:
-    """Where this run's files go: the first logger's folder, else the Trainer's root."""
+    """Where this run's files go: the first logger's folder, else the Trainer's root; all ranks must call it."""
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
@@ -90,7 +91,9 @@ def judge(
         JudgingStoppedError: A signal asked the run to stop meanwhile; with several ranks the work is finished first.
     """
     loader: Any = trainer.datamodule.val_dataloader()  # pyright: ignore[reportAttributeAccessIssue]
-    batches = _until_asked(trainer, loader) if stoppable and trainer.world_size == 1 else loader
+    counted_batches = counted(trainer, "judging circuits: batch", loader)
+    stops = stoppable and trainer.world_size == 1
+    batches = _until_asked(trainer, counted_batches) if stops else counted_batches
     gates = [circuit.gates() for circuit in circuits]
     values = measure_examples(module.masked, module.runs, batches, gates, "validation")
     return of_all_ranks(trainer, values).as_dicts()
@@ -201,7 +204,7 @@ class SnapshotCircuits(pl.Callback):
             assert callback is not None
             callback.stop_if_asked(trainer)
         self._finished = True
-        self._report(run_folder(trainer), module.objective)
+        self._report(trainer, run_folder(trainer), module.objective)
 
     def _take(self, trainer: pl.Trainer, module: PruningModule, sparsity: float | None, reached: bool) -> None:
         circuit = module.circuit(sparsity)
@@ -216,7 +219,7 @@ class SnapshotCircuits(pl.Callback):
             "random_control": random,
         }
         circuit = Circuit(circuit.graph, circuit.keep, circuit.scores, header)
-        name = "final" if sparsity is None else f"sparsity-{sparsity:.4f}"
+        name = "final" if sparsity is None else asked_name(sparsity)
         path = run_folder(trainer) / "circuits" / f"{name}.safetensors"
         if trainer.is_global_zero:
             circuit.save(path)
@@ -232,14 +235,14 @@ class SnapshotCircuits(pl.Callback):
                 callback.on_snapshot(trainer, module, snapshot)
 
     @rank_zero_only
-    def _report(self, folder: Path, objective: Objective) -> None:
+    def _report(self, trainer: pl.Trainer, folder: Path, objective: Objective) -> None:
         rows = [_row(snapshot) for snapshot in sorted(self.snapshots, key=lambda item: item.circuit.sparsity)]
         table = frontier_table("Circuits on the validation pairs", rows, objective)
         if not all(row["reached"] for row in rows):
             table.caption = "* never reached: cut from the final gates"
-        Console().print(table)
+        show(trainer, table)
         write_frontier(folder, rows, objective)
-        Console().print(f"circuits, frontier.csv and frontier.png are in {folder}", soft_wrap=True)
+        show(trainer, f"circuits, frontier.csv and frontier.png are in {folder}")
 
     # ---------------------------------------------------------------- going on
     def state_dict(self) -> dict[str, Any]:

@@ -1,8 +1,14 @@
 """Weights & Biases: curves, resolved config, version of the code, the run's circuits as artifacts, and their edges."""
 
+import http.client
 import netrc
 import os
+import ssl
 import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast, final
@@ -16,7 +22,11 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.objectives import Objective
 from edgeprune.paths import check_writable
 from lit_modules.pruning import PruningModule
+from lit_modules.ranks import first_rank
 from lit_modules.snapshots import run_folder
+
+ANSWER_WITHIN = 8.0  # seconds, or there is no network: W&B itself tries for 90
+NO_SERVER_MODES = ("offline", "dryrun", "disabled")  # of $WANDB_MODE
 
 
 def has_wandb_key() -> bool:
@@ -29,15 +39,65 @@ def has_wandb_key() -> bool:
         return False
 
 
+def server() -> str:
+    """Address of the W&B server in use."""
+    import wandb
+
+    return os.environ.get("WANDB_BASE_URL") or str(wandb.setup().settings.base_url)
+
+
+def silence_of(url: str, seconds: float = ANSWER_WITHIN) -> str | None:
+    """Why no server answers at an address in that time; None where one does, whatever it says."""
+    why = [f"no answer in {seconds:g} s"]
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(url, timeout=seconds):
+                why.clear()
+        except (urllib.error.HTTPError, http.client.HTTPException):
+            why.clear()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            why[:] = [] if isinstance(reason, ssl.SSLError) else [str(reason)]
+
+    asking = threading.Thread(target=ask, daemon=True)  # looking up a name has no time limit of its own
+    asking.start()
+    asking.join(seconds)
+    return why[0] if why else None
+
+
+def _is_offline(asked: bool | None) -> bool:
+    """Whether to log offline; says so where a key is set, but no server answers.
+
+    Raises:
+        EdgepruneError: No server answers, and being online was asked for.
+    """
+    if asked is None and not has_wandb_key():
+        return True
+    if asked or os.environ.get("WANDB_MODE") in NO_SERVER_MODES or not first_rank():
+        return bool(asked)
+    url = server()
+    why = silence_of(url)
+    if why is None:
+        return False
+    if asked is False:
+        raise EdgepruneError(f"no W&B server answers at {url} ({why}): set offline of the logger to null or true")
+    print(  # noqa: T201
+        f"edgeprune: no W&B server answers at {url} ({why}): this run is logged offline, `wandb sync` sends it later",
+        file=sys.stderr,
+    )
+    return True
+
+
 @final
 class WandbTracker(WandbLogger):
-    """Lightning's W&B logger, offline by itself when there is no key. Sync an offline run later with `wandb sync`.
+    """Lightning's W&B logger, offline by itself without a key or a network. `wandb sync` sends such a run later.
 
     Args:
         project: W&B project.
         save_dir: Folder for W&B's files, circuits staged for upload included, so that it can be copied whole.
         name: Name of the run; null for one that W&B makes up.
-        offline: Force one or the other; null: offline if there is no key.
+        offline: Force one or the other; null: offline if there is no key, or no server answers.
         group: Group of the run.
         tags: Tags of the run.
         run_id: Go on with the run of this id, if there is one; null for a new one. `--ckpt_path last` sets it.
@@ -53,14 +113,32 @@ class WandbTracker(WandbLogger):
         tags: list[str] | None = None,
         run_id: str | None = None,
     ) -> None:
-        offline = not has_wandb_key() if offline is None else offline
         check_writable(Path(save_dir), "save_dir", folder=True)
+        offline = _is_offline(offline)
         os.environ.setdefault("WANDB_DATA_DIR", str(Path(save_dir).absolute() / "wandb-data"))
         Path(save_dir).mkdir(parents=True, exist_ok=True)
-        again: dict[str, Any] = {} if run_id is None else {"id": run_id, "resume": "allow"}
-        super().__init__(
-            project=project, save_dir=save_dir, name=name, offline=offline, group=group, tags=tags, **again
-        )
+        more: dict[str, Any] = {} if run_id is None else {"id": run_id, "resume": "allow"}
+        if offline:
+            more["mode"] = "offline"  # W&B may have read the environment before Lightning sets it there
+        super().__init__(project=project, save_dir=save_dir, name=name, offline=offline, group=group, tags=tags, **more)
+        self._wandb_init.pop("anonymous", None)  # W&B warns that it has no effect
+
+    @property
+    def experiment(self) -> Any:
+        """W&B's run, begun when it is first asked for.
+
+        Raises:
+            EdgepruneError: The server refuses it, a wrong key among other reasons.
+        """
+        import wandb
+
+        try:
+            return super().experiment
+        except wandb.Error as error:
+            raise EdgepruneError(
+                f"W&B does not begin the run: {str(error).rstrip('.')}; set WANDB_API_KEY to a key of {server()}, or "
+                "offline of the logger to true"
+            ) from None
 
 
 @final
@@ -92,9 +170,9 @@ class UploadCircuits(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log artifacts and the table; by now every file is written."""
+        folder = run_folder(trainer)  # asks all ranks
         if not trainer.is_global_zero:
             return
-        folder = run_folder(trainer)
         circuits = {path: Circuit.load(path) for path in sorted((folder / "circuits").glob("*.safetensors"))}
         objective: Objective = cast("PruningModule", pl_module).objective
         best = best_circuit(list(circuits.values()), objective)
@@ -185,7 +263,7 @@ def _portable(path: Path) -> Path:
 def _alias(path: Path) -> str:
     """`sparsity-0.95` for `sparsity-0.9500.safetensors`."""
     word, _, number = path.stem.partition("-")
-    return f"{word}-{float(number):g}" if word == "sparsity" else path.stem
+    return f"{word}-{float(number)!r}" if word == "sparsity" else path.stem
 
 
 def _about(circuit: Circuit) -> dict[str, Any]:

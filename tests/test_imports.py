@@ -20,6 +20,7 @@ PACKAGES = ("edgeprune", "lit_modules", "datamodules")
 LAYERS = {
     "edgeprune.graph": 0,
     "edgeprune.batch": 0,
+    "edgeprune.console": 0,
     "edgeprune.errors": 0,
     "edgeprune.lazy": 0,
     "edgeprune.pages": 0,

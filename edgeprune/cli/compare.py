@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune.cli.arguments import Arguments, check_ablation, check_file, write_json
 from edgeprune.cli.circuits import add_reading_options
-from edgeprune.cli.output import console_for
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
@@ -159,10 +158,12 @@ def _add_measures(
 
 # -------------------------------------------------------------------- tables
 def _print(result: dict[str, Any], options: argparse.Namespace) -> None:
+    from edgeprune.console import report_console
+
     tables = [_circuit_table(result), _pair_table(result), _share_table(result)]
     if any(pair["matched"] for pair in result["pairs"]):
         tables.append(_matched_table(result))
-    console = console_for(tables)
+    console = report_console()
     for number, row in enumerate(result["circuits"]):
         console.print(f"{_letter(number)}: {row['circuit']}", soft_wrap=True, highlight=False, markup=False)
     for table in tables:

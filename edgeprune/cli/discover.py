@@ -24,6 +24,7 @@ from edgeprune.cli.arguments import innermost
 from edgeprune.cli.configs import with_paths
 from edgeprune.cli.mistakes import one_sentence
 from edgeprune.cli.pairs import pair_batches, prepare_runs
+from edgeprune.console import Work, report_console
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import KVReaders
 from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
@@ -177,7 +178,8 @@ class Run:
         validation = pair_batches(self.data, "validation", None, self.data.eval_batch_size)
         runs = ReferenceRuns(model, self.section.ablation, self.section.cache_gb)
         problem = Problem(model, batches, runs, self.metric, self.split)
-        with self._prepared(), _progress() as report:
+        with self._prepared(), Work(stderr=True) as work:
+            report = work.report
             self._prepare_runs(runs, (*batches, *validation), report)
             start = time.perf_counter()
             found = self.method.discover(problem, self._going_on(report), self.folder / STATE)
@@ -306,12 +308,11 @@ class Run:
         shutil.rmtree(self.folder / STATE)
 
     def _show(self, rows: list[Row]) -> None:
-        from rich.console import Console
-
         title = f"{type(self.method).__name__}: circuits on the validation pairs"
         named = any(not str(row["asked"]).startswith("sparsity-") for row in rows)  # else a column says it
-        Console().print(frontier_table(title, rows, _objective(self.metric), named=named))
-        Console().print(f"scores, circuits, frontier.csv and frontier.png are in {self.folder}", soft_wrap=True)
+        console = report_console()
+        console.print(frontier_table(title, rows, _objective(self.metric), named=named))
+        console.print(f"scores, circuits, frontier.csv and frontier.png are in {self.folder}", soft_wrap=True)
 
 
 def _objective(metric: Metric) -> Objective:
@@ -339,22 +340,3 @@ def _counted(batches: Sequence[PairBatch], report: Report) -> Iterator[PairBatch
     for done, batch in enumerate(batches, start=1):
         yield batch
         report("judging circuits", done, len(batches))
-
-
-@contextmanager
-def _progress() -> Generator[Report]:
-    """A progress bar per thing that is done, on stderr if that is a terminal; it goes away at the end."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    tasks: dict[str, Any] = {}
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what)
-            bar.update(tasks[what], completed=done, total=total)
-
-        yield report

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from edgeprune.cli.arguments import Arguments, check_ablation, check_file, write_json
 from edgeprune.cli.circuits import add_reading_options
-from edgeprune.cli.output import console_for, shown
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
@@ -160,6 +159,7 @@ def evaluate_files(options: argparse.Namespace) -> dict[str, Any]:
     from edgeprune.cli.circuits import CircuitFiles
     from edgeprune.cli.data import read_data_config
     from edgeprune.cli.pairs import pair_batches
+    from edgeprune.console import Work
     from edgeprune.evaluation.evaluator import Evaluator
     from edgeprune.evaluation.summary import evaluate_circuits
     from edgeprune.evaluation.uncertainty import Resampling
@@ -180,12 +180,12 @@ def evaluate_files(options: argparse.Namespace) -> dict[str, Any]:
     ablations = list(dict.fromkeys((main, *options.ablations)))
     files.warn_of_positions(model, list(circuits.values()), ablations)
     questions = _questions(options, data, model.graph, sum(map(len, batches)), resampling)
-    with shown() as progress:
+    with Work(stderr=True) as work:
         room = options.cache_gb / len(ablations)
-        runs = {text: _prepared(model, text, room, data, options.split, progress) for text in ablations}
-        measures = _measures(Evaluator(model, runs[main], batches, options.split, progress=progress), options, data)
+        runs = {text: _prepared(model, text, room, data, options.split, work.report) for text in ablations}
+        measures = _measures(Evaluator(model, runs[main], batches, options.split, progress=work.report), options, data)
         evaluators = {
-            text: Evaluator(model, own, batches, options.split, measures, progress) for text, own in runs.items()
+            text: Evaluator(model, own, batches, options.split, measures, work.report) for text, own in runs.items()
         }
         result = evaluate_circuits(evaluators, circuits, questions)
         if options.reading:
@@ -343,10 +343,10 @@ def _known(asked: list[str], graph: "EdgeGraph", holds: "Holds | None") -> "Mapp
 # -------------------------------------------------------------------- tables
 def _print(result: dict[str, Any]) -> None:
     from edgeprune.cli.evaluation_tables import notes, tables
+    from edgeprune.console import report_console
 
-    found = list(tables(result))
-    console = console_for(found)
-    for table in found:
+    console = report_console()
+    for table in tables(result):
         console.print(table)
     for line in notes(result):
         console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from edgeprune.cli.arguments import Arguments
 from edgeprune.cli.configs import find_config
+from edgeprune.console import report_console
 from edgeprune.errors import EdgepruneError
 from edgeprune.paths import check_writable
 from edgeprune.sweeps.command import fit_arguments, trial_command, unknown_macros
@@ -35,7 +36,7 @@ def run(arguments: list[str]) -> None:
         from edgeprune.sweeps.summary import summarise
 
         check_writable(options.summary, "--summary", folder=True)
-        summarise(options.summary, Console())
+        summarise(options.summary, report_console())
         return
     if options.file is None:
         raise EdgepruneError("give a sweep file, such as configs/sweeps/reverse_grid.yaml, or --summary DIR")

@@ -1,6 +1,7 @@
 """`edgeprune fit | validate | test`: LightningCLI with one-line errors; the config wins over a checkpoint."""
 
 import logging
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, NoReturn
 import lightning.pytorch as pl
 from jsonargparse import lazy_instance
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
@@ -25,8 +27,8 @@ from edgeprune.cli.trial import log_as_trial, trial_folder
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods import AbstractRecipe
 from edgeprune.paths import whole_file
-from lit_modules import PruningModule, RunCheckpoint, UploadCircuits
-from lit_modules.checkpoints import SealedCheckpoints, StoppedBySignalError
+from lit_modules import PruningModule, RunCheckpoint, RunProgress, UploadCircuits, WandbTracker
+from lit_modules.checkpoints import SealedCheckpoints, StoppedAtOnceError, StoppedBySignalError
 from lit_modules.memory import plan_fit
 from lit_modules.metrics_log import MetricsTable
 from lit_modules.pruning import NotFiniteError
@@ -103,6 +105,7 @@ class EdgepruneCLI(LightningCLI):
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults({f"checkpoint.{name}": value for name, value in CHECKPOINT_DEFAULTS.items()})
         parser.add_lightning_class_args(UploadCircuits, "upload_circuits")
+        parser.add_lightning_class_args(RunProgress, "progress")
 
     def before_instantiate_classes(self) -> None:
         """Where no tokenizer is named, use the model's own; a trial of a sweep has loggers of its own."""
@@ -128,6 +131,7 @@ class EdgepruneCLI(LightningCLI):
                 self.model.check_checkpoint(saved)
                 if self.subcommand == "fit":
                     check_unfinished(saved, Path(str(checkpoint)), self.config.fit)
+                    self.model.check_start(saved)
             if checkpoint is None:
                 self.model.check_started()
             self.datamodule.setup({"fit": "fit", "validate": "validate", "test": "test"}[self.subcommand])
@@ -137,6 +141,16 @@ class EdgepruneCLI(LightningCLI):
                     print(plan)  # noqa: T201
             self._write_whole_files()
 
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> pl.Trainer:
+        """Leave our progress out where it is switched off, and where the config names a bar of its own."""
+        given = config.get("callbacks") or []
+        given = given if isinstance(given, list) else [given]
+        own = any(isinstance(item, ProgressBar) for item in given)
+        shown = not own and config.get("enable_progress_bar") is not False
+        progress = [item for item in callbacks if isinstance(item, RunProgress)] if shown else []
+        config["callbacks"] = [*progress, *given]  # first, so that it stops before what others show at the end
+        return super()._instantiate_trainer(config, [item for item in callbacks if not isinstance(item, RunProgress)])
+
     def _write_whole_files(self) -> None:
         """Let logs and checkpoints be written whole or not at all, where they are Lightning's; the config, as given."""
         for callback in self.trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
@@ -144,6 +158,8 @@ class EdgepruneCLI(LightningCLI):
                 callback.config = self.given
                 callback.resumed = bool(self.config[str(self.subcommand)].get("ckpt_path"))
         for logger in self.trainer.loggers:
+            if isinstance(logger, WandbTracker):
+                _ = logger.experiment  # a refusal shows before anything is written
             if type(logger) is CSVLogger:
                 MetricsTable.attach(logger, self.kept_rows)
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -187,7 +203,7 @@ def run(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # a resumed run goes on in its folder
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # prompts are short: 0 is fastest
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # the frozen model stays so
-    warnings.filterwarnings("ignore", message=".*anonymous setting has no effect.*")  # Lightning passes it to W&B
+    warnings.filterwarnings("ignore", message=".*`tensorboardX` has been removed.*")  # `logger: true` is a CSV log
     try:
         EdgepruneCLI(
             PruningModule,
@@ -206,22 +222,23 @@ def run(arguments: list[str]) -> None:
             return  # all ranks have it, the first reports it
         raise cause from None
     except StoppedBySignalError as stop:
-        _leave(stop)
+        _leave(stop.signal, f"by {stop.signal.name} after step {stop.step}", stop.checkpoint)
     except SystemExit as stop:  # --help and --print_config; Lightning's end of an interrupted run
+        if isinstance(stop.__context__, StoppedAtOnceError):
+            at_once = stop.__context__
+            _leave(at_once.signal, f"at once by {at_once.signal.name}", at_once.checkpoint)
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         if stop.code not in (0, None):
             sys.exit(stop.code)
 
 
-def _leave(stop: StoppedBySignalError) -> None:
-    """Say how to go on, and leave with the status of a process that the signal ended: 130 or 143."""
+def _leave(number: signal.Signals, how: str, checkpoint: Path | None) -> None:
+    """Say how to go on, and leave with the status of a process that the signal ended: 130, 143 or 129."""
     if not first_rank():
         return
-    saved = "nothing is saved" if stop.checkpoint is None else f"{stop.checkpoint} is written"
+    saved = "nothing is saved" if checkpoint is None else f"{checkpoint} is written"
     print(  # noqa: T201
-        f"edgeprune: stopped by {stop.signal.name} after step {stop.step}, {saved}; to go on, give the same command "
-        "with --ckpt_path last",
-        file=sys.stderr,
+        f"edgeprune: stopped {how}, {saved}; to go on, give the same command with --ckpt_path last", file=sys.stderr
     )
-    sys.exit(128 + stop.signal)
+    sys.exit(128 + number)

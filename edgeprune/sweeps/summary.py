@@ -15,6 +15,7 @@ from rich.table import Table
 from edgeprune.errors import EdgepruneError
 from edgeprune.objectives import Objective
 from edgeprune.paths import save_figure, whole_file
+from edgeprune.runs import asked_name
 from edgeprune.sweeps.parameters import short
 from edgeprune.sweeps.store import Store, Trial
 from edgeprune.sweeps.worker import RUN
@@ -301,7 +302,7 @@ def _level(row: dict[str, str]) -> float:
 
 def _circuit_file(folder: Path, asked: str) -> Path:
     try:
-        name = f"sparsity-{float(asked):.4f}"
+        name = asked_name(float(asked))
     except ValueError:
         name = "final"
     return folder / "circuits" / f"{name}.safetensors"

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import yaml
 import edgeprune.cli.training  # noqa: F401  (imported once, in the server that runs are forked from)
 from edgeprune.cli import main
 from lit_modules import snapshots
+from lit_modules.checkpoints import run_checkpoint
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
@@ -30,6 +32,8 @@ _processes.set_forkserver_preload(["tests.cli.kills"])
 
 class Hurt(pl.Callback):
     """Hurt a run, once at each of some places.
+
+    A signal reaches this process, or with `group ` before it the workers too; `wait for ` waits until one comes.
 
     Places: `begin` (of a step), `step` (done, before its circuits are taken), `snapshot` (one was taken), `judge` (in
     the middle of judging one), `validation`, `end` (of training), and for files `checkpoint`, `circuit`, `metrics`,
@@ -61,6 +65,12 @@ class Hurt(pl.Callback):
     def _do(self, how: str) -> None:
         if how.startswith("SIG"):
             os.kill(os.getpid(), signal.Signals[how])
+        elif how.startswith("group SIG"):
+            os.killpg(os.getpgrp(), signal.Signals[how.removeprefix("group ")])
+        elif how.startswith("wait for SIG"):
+            came = run_checkpoint(self.trainer).asked_to_stop  # type: ignore[arg-type, union-attr]
+            while not came():
+                time.sleep(0.01)
         elif hasattr(errno, how):
             raise OSError(getattr(errno, how), os.strerror(getattr(errno, how)))
         elif how in ("nan loss", "nan gradient", "inf gate"):
@@ -155,6 +165,7 @@ def printed(folder: Path) -> str:
 
 def _run(folder: str, arguments: list[str]) -> None:
     os.chdir(folder)
+    os.setpgid(0, 0)
     log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(log, stream)

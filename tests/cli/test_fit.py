@@ -105,6 +105,14 @@ def test_the_same_seed_gives_the_same_run(tmp_path: Path, run: Path) -> None:
     assert torch.equal(again.scores, first.scores)
 
 
+def test_snapshots_at_nearly_equal_sparsities_are_all_kept(tmp_path: Path) -> None:
+    options = {"sparsities": [0.79, 0.79001, 0.79004]}
+    config = changed(tmp_path, {"callbacks": [{"class_path": "SnapshotCircuits", "init_args": options}]})
+    assert main(arguments(tmp_path, "--trainer.max_steps", "1", config=config)) == 0
+    names = sorted(path.stem for path in (tmp_path / "quickstart" / "version_0" / "circuits").iterdir())
+    assert names == ["final", "sparsity-0.7900", "sparsity-0.79001", "sparsity-0.79004"]
+
+
 # ---------------------------------------------------------------- checkpoints
 def test_the_config_wins_over_the_checkpoint(tmp_path: Path, checkpoint: Path) -> None:
     more = (f"{TERM}.end", "7", "--trainer.max_steps", str(STEPS + 4), "--ckpt_path", str(checkpoint))

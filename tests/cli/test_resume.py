@@ -1,8 +1,13 @@
 """A run that is killed anywhere and given again with `--ckpt_path last` leaves what an unbroken run leaves."""
 
+import csv
+import os
+import pty
 import random
+import select
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +20,14 @@ import yaml
 from edgeprune.checkpoint_files import load_checkpoint
 from edgeprune.circuit import Circuit
 from edgeprune.cli import main
-from tests.cli.kills import RUN, STEPS, fit, printed, start, status_of, write_config
+from tests.cli.kills import ROOT, RUN, STEPS, fit, printed, start, status_of, write_config
 
 # Lightning's own command-line class calls jsonargparse in a way that jsonargparse is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 
 KILL = "SIGKILL"
 LAST = ("--ckpt_path", "last")
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 # Where the runs of a chain are killed, each one step further: in every kind of file, before and after it is in place.
 EVERYWHERE = [
     ("config", 0, KILL),
@@ -170,11 +176,65 @@ def test_signals_save_the_step_and_leave_with_their_status(tmp_path: Path, unbro
     ]
 
 
-def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
-    write_config(tmp_path, [("begin", 7, "SIGINT"), ("begin", 7, "SIGINT")])
+def test_a_second_signal_is_answered_and_a_third_stops_at_once(tmp_path: Path, unbroken: Path) -> None:
+    twice = [("begin", 7, "SIGINT"), ("begin", 7, "SIGTERM")]
+    write_config(tmp_path, [*twice, *(("begin", 9, "SIGINT"),) * 3])
     assert fit(tmp_path) == 130, printed(tmp_path)
-    assert "Traceback" not in printed(tmp_path)
     assert load_checkpoint(tmp_path / RUN / "checkpoints" / "last.ckpt")["global_step"] == 7
+    said = [line for line in printed(tmp_path).splitlines() if line.startswith("edgeprune: ")]
+    assert [line.split(":")[1].strip() for line in said[:2]] == ["SIGINT", "SIGTERM again"]
+    assert "saved" in said[1]
+    assert "a third one stops at once" in said[1]
+    assert said[2].startswith("edgeprune: stopped by SIGINT after step 7, ")
+
+    assert fit(tmp_path, *LAST) == 130, printed(tmp_path)
+    last = RUN / "checkpoints" / "last.ckpt"
+    assert load_checkpoint(tmp_path / last)["global_step"] == 9  # without the step under way
+    *_, line = printed(tmp_path).splitlines()
+    assert line.startswith(f"edgeprune: stopped at once by SIGINT, {last} is written; to go on, ")
+    assert "Traceback" not in printed(tmp_path)
+    assert fit(tmp_path, *LAST) == 0, printed(tmp_path)
+    assert_same(tmp_path, unbroken)
+
+
+def test_signals_that_reach_the_workers_too_leave_the_run_time_to_save(tmp_path: Path, unbroken: Path) -> None:
+    plan = [
+        ("step", 8, "group SIGHUP"),
+        ("step", 8, "SIGHUP"),
+        ("step", 12, "group SIGINT"),
+        ("step", 18, "group SIGTERM"),
+    ]
+    write_config(tmp_path, plan, workers=2)
+    go_through(tmp_path, [129, 130, 143])
+    assert_same(tmp_path, unbroken)
+    assert "worker" not in printed(tmp_path)
+    lines = [line for line in printed(tmp_path).splitlines() if line.startswith("edgeprune: ")]
+    assert [line.split(",")[0] for line in lines] == [
+        "edgeprune: SIGHUP: the run stops when the step under way is done and saved",
+        "edgeprune: stopped by SIGHUP after step 8",
+        "edgeprune: SIGINT: the run stops when the step under way is done and saved",
+        "edgeprune: stopped by SIGINT after step 12",
+        "edgeprune: SIGTERM: the run stops when the step under way is done and saved",
+        "edgeprune: stopped by SIGTERM after step 18",
+    ]
+
+
+def test_a_terminal_that_goes_away_leaves_a_run_to_go_on_with(tmp_path: Path, unbroken: Path) -> None:
+    write_config(tmp_path, [("begin", 8, "wait for SIGHUP")])
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(tmp_path)
+        os.execve(sys.executable, [sys.executable, "-m", "edgeprune", "fit", "--config", "run.yaml"], ENVIRONMENT)
+    shown = b""
+    while not (tmp_path / "markers" / "0").exists():
+        if select.select([terminal], [], [], 1)[0]:
+            shown += os.read(terminal, 4096)
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0), shown
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 129
+    assert load_checkpoint(tmp_path / RUN / "checkpoints" / "last.ckpt")["global_step"] == 8
+    assert fit(tmp_path, *LAST) == 0, printed(tmp_path)
+    assert_same(tmp_path, unbroken)
 
 
 def test_a_full_disk_is_one_line_and_the_file_before_stays(tmp_path: Path, unbroken: Path) -> None:
@@ -283,6 +343,45 @@ def test_a_prolonged_run_takes_the_circuits_of_its_new_end(ended: Path) -> None:
     assert Circuit.load(RUN / "circuits" / "sparsity-0.8000.safetensors").header["step"] == 16
     (*_, last) = (RUN / "metrics.csv").read_text().splitlines()
     assert f",{STEPS + 3}," in last
+
+
+RECIPE = "--model.recipe.init_args"
+AGAIN = [
+    *(f"{RECIPE}.learning_rate", "0.5", f"{RECIPE}.betas", "[0.8, 0.7]", f"{RECIPE}.weight_decay", "0.25"),
+    *(f"{RECIPE}.learning_rate_warmup", "0.8", f"{RECIPE}.sparsity_term.init_args.learning_rate", "0.125"),
+]
+
+
+def test_rates_that_are_given_anew_are_those_of_the_steps_that_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config: Any = yaml.safe_load((ROOT / "configs" / "reverse_lagrangian.yaml").read_text())
+    monitor = {"class_path": "LearningRateMonitor", "init_args": {"logging_interval": "step"}}
+    config["trainer"] |= {"callbacks": [monitor], "log_every_n_steps": 1, "enable_progress_bar": False}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    fit_on = ["fit", "--config", "run.yaml", "--trainer.max_steps"]
+    assert main([*fit_on, "4"]) == 0
+    assert main([*fit_on, "8", *LAST, *AGAIN]) == 0
+    run = Path("runs") / "reverse_lagrangian" / "version_0"
+    rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+    for name, old, new in (("lr-AdamW/pg1", 0.05, 0.5), ("lr-AdamW/pg2", 0.05, 0.125)):
+        rates = {int(row["step"]): float(row[name]) for row in rows if row[name]}
+        assert rates == {step: old if step < 4 else new * min(1, step / 8 / 0.8) for step in range(8)}
+    saved = load_checkpoint(run / "checkpoints" / "last.ckpt")
+    gates, multipliers = saved["optimizer_states"][0]["param_groups"]
+    assert (gates["lr"], gates["betas"], gates["weight_decay"]) == (0.5, (0.8, 0.7), 0.25)
+    assert (multipliers["lr"], multipliers["maximize"], multipliers["weight_decay"]) == (0.125, True, 0.0)
+    written = yaml.safe_load((run / "config.yaml").read_text())["model"]["recipe"]["init_args"]
+    assert (written["learning_rate"], written["sparsity_term"]["init_args"]["learning_rate"]) == (0.5, 0.125)
+
+
+@pytest.mark.usefixtures("ended")
+def test_another_start_of_gates_under_way_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    more = ("--trainer.max_steps", str(STEPS + 3), f"{RECIPE}.init_mean", "3")
+    for checkpoint in (LAST, ("--ckpt_path", str(RUN / "checkpoints" / "last.ckpt"))):
+        line = refusal(capsys, *checkpoint, *more)
+        assert "init_mean is 3.0, but the run to go on with began with 2.5" in line
 
 
 def test_a_checkpoint_s_path_begins_a_folder_of_its_own(ended: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from edgeprune.checkpoint_files import load_checkpoint
 from edgeprune.circuit import Circuit
@@ -21,12 +22,12 @@ TOLERANCE = 1e-4
 TWO = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.accelerator", "cpu", "--data.batch_size", "16"]
 
 
-def fit_on_two(folder: Path, *more: str) -> int:
+def fit_on_two(folder: Path, *more: str, command: str = "fit") -> int:
     """Run `edgeprune fit` with two gloo processes; a dead one cannot leave the other waiting."""
-    command = [sys.executable, "-m", "edgeprune", "fit", "--config", "run.yaml", *TWO, *more]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "edgeprune", command, "--config", "run.yaml", *TWO, *more]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     with (folder / "log.txt").open("ab") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(words, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
             return process.wait(TIMEOUT)
         finally:
@@ -85,3 +86,29 @@ def test_one_process_goes_on_where_two_stopped(runs: tuple[Path, Path]) -> None:
     assert torch.equal(a.keep, b.keep)
     assert a.header["step"] == b.header["step"] == STEPS
     assert list(rows(one, "kl")) == list(rows(two, "kl"))
+
+
+def test_two_processes_reach_their_end_with_every_file_and_table(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    one, _ = runs
+    write_config(tmp_path, [])
+    config: Any = yaml.safe_load((tmp_path / "run.yaml").read_text())
+    tracker = {"class_path": "WandbTracker", "init_args": {"save_dir": "runs", "offline": True, "name": None}}
+    config["trainer"]["logger"] = [config["trainer"]["logger"], tracker]
+    config["trainer"]["callbacks"] = config["trainer"]["callbacks"][1:]  # nothing hurts this run
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    assert fit_on_two(tmp_path) == 0, printed(tmp_path)
+    ours, theirs = (sorted(path.name for path in (folder / RUN).rglob("*")) for folder in (tmp_path, one))
+    assert ours == theirs
+    a, b = (Circuit.load(folder / RUN / "circuits" / "final.safetensors") for folder in (tmp_path, one))
+    assert torch.equal(a.keep, b.keep)
+    saved = load_checkpoint(tmp_path / RUN / "checkpoints" / "last.ckpt")
+    assert saved["global_step"] == STEPS
+    assert saved["edgeprune_run"]["finished"]
+    log = printed(tmp_path)
+    assert log.count("Circuits on the validation pairs") == log.count("Against the reference") == 1
+    assert log.count("of 11 edges") == 1
+    (wandb,) = (tmp_path / "runs" / "wandb").glob("offline-run-*")
+    assert any(wandb.glob("*.wandb"))
+    last = str(RUN / "checkpoints" / "last.ckpt")
+    assert fit_on_two(tmp_path, "--ckpt_path", last, command="test") == 0, printed(tmp_path)
+    assert "test/kl" in printed(tmp_path)

@@ -3,9 +3,14 @@
 import base64
 import hashlib
 import json
+import os
+import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +23,16 @@ from edgeprune.circuit import Circuit
 from edgeprune.cli import main
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import ArchSpec, EdgeGraph
-from lit_modules.tracking import UploadCircuits, WandbTracker, best_circuit, code_version, edge_table, has_wandb_key
+from lit_modules.tracking import (
+    UploadCircuits,
+    WandbTracker,
+    _alias,
+    best_circuit,
+    code_version,
+    edge_table,
+    has_wandb_key,
+    silence_of,
+)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -29,7 +43,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.Jsonar
 @pytest.fixture(autouse=True)
 def no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A home without a key, and W&B's own files inside the test's folder."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "NETRC"):
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_MODE", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
@@ -57,11 +71,89 @@ def test_a_broken_netrc_is_no_key(tmp_path: Path) -> None:
     assert not has_wandb_key()
 
 
+@pytest.fixture
+def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Address of a server that says no to everything."""
+
+    class No(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(401)
+            self.end_headers()
+
+        do_POST = do_GET
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), No) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+        yield os.environ["WANDB_BASE_URL"]
+        server.shutdown()
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Address at which there is no server."""
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{place.getsockname()[1]}")
+    return os.environ["WANDB_BASE_URL"]
+
+
+@pytest.mark.usefixtures("refusing")
 def test_offline_by_itself_only_without_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert WandbTracker(save_dir=str(tmp_path))._offline
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     assert not WandbTracker(save_dir=str(tmp_path))._offline
     assert WandbTracker(save_dir=str(tmp_path), offline=True)._offline
+
+
+def test_offline_with_one_line_where_no_server_answers(
+    silent: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert WandbTracker(save_dir=str(tmp_path))._offline
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"edgeprune: no W&B server answers at {silent} (")
+    assert "is logged offline" in line
+    with pytest.raises(EdgepruneError, match=f"no W&B server answers at {silent} .*: set offline of the logger to"):
+        WandbTracker(save_dir=str(tmp_path / "new"), offline=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_server_that_accepts_and_says_nothing_is_silent() -> None:
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        place.listen()
+        assert silence_of(f"http://127.0.0.1:{place.getsockname()[1]}", seconds=0.3)
+
+
+def fit_with_key(folder: Path, key: str) -> subprocess.CompletedProcess[str]:
+    """A run of two steps that logs to W&B, in a process of its own and in `folder`."""
+    command = [sys.executable, "-m", "edgeprune", "fit", "--config", str(CONFIGS / "quickstart.yaml")]
+    more = ["--config", str(CONFIGS / "logger" / "wandb.yaml"), "--trainer.max_steps", "2"]
+    environment = os.environ | {"WANDB_API_KEY": key, "PYTHONPATH": str(CONFIGS.parent), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*command, *more], cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.usefixtures("silent")
+def test_a_run_with_a_key_and_without_network_is_made_offline(tmp_path: Path) -> None:
+    done = fit_with_key(tmp_path, "0" * 40)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("no W&B server answers") == 1
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "runs" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+@pytest.mark.usefixtures("refusing")
+def test_a_key_that_is_none_stops_the_run_before_anything_is_written(tmp_path: Path) -> None:
+    done = fit_with_key(tmp_path, "abc")
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("edgeprune: ")]
+    assert line.startswith("edgeprune: error: W&B does not begin the run: ")
+    assert "40+ characters, has 3; set WANDB_API_KEY to a key of http" in line
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs" / "tracked").exists()
 
 
 @pytest.fixture
@@ -142,6 +234,12 @@ def test_a_table_of_edges_is_cut_to_the_best() -> None:
     scores = [row[4] for row in rows]
     assert scores == [circuit.num_edges - 1, circuit.num_edges - 2]
     assert rows[0][:2] == ["x", "->".join(rows[0][2:4])]
+
+
+def test_aliases_tell_nearly_equal_sparsities_apart() -> None:
+    names = ("sparsity-0.9500", "sparsity-0.9876541", "sparsity-0.9876542", "final")
+    aliases = ["sparsity-0.95", "sparsity-0.9876541", "sparsity-0.9876542", "final"]
+    assert [_alias(Path(f"{name}.safetensors")) for name in names] == aliases
 
 
 def test_a_negative_number_of_edges_is_refused() -> None:

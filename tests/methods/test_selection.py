@@ -133,6 +133,14 @@ def test_pruning_reaches_the_fixed_point_and_leaves_its_argument_alone(graph: Ed
     assert min(sizes) < count
 
 
+def test_circuits_asked_for_by_nearly_equal_numbers_have_names_of_their_own() -> None:
+    graph, scores = GRAPHS[0], noise(GRAPHS[0])
+    names = list(Selection(sparsities=(0.98764, 0.98761, 0.9876)).circuits(graph, scores))
+    assert names == ["sparsity-0.9876", "sparsity-0.98761", "sparsity-0.98764"]
+    names = list(Selection(rule="threshold", thresholds=(0.1234567, 0.1234568, 1.0, 1e-5)).circuits(graph, scores))
+    assert names == ["threshold-1e-05", "threshold-0.1234567", "threshold-0.1234568", "threshold-1"]
+
+
 def test_a_selection_reports_its_edges_before_and_after() -> None:
     graph, scores = GRAPHS[0], noise(GRAPHS[0])
     circuits = Selection(sparsities=(0.9, 0.5), prune_dangling=True).circuits(graph, scores)
