@@ -10,9 +10,8 @@ import yaml
 
 from datamodules.pairs import collate
 from datamodules.tasks.compiled import CompiledTask
-from edgeprune import canonical
+from edgeprune import canonical, console
 from edgeprune.circuit import Circuit
-from edgeprune import console
 from edgeprune.cli import main
 from edgeprune.cli.evaluate import EVERY_ABLATION
 from edgeprune.evaluation.report import report_html
