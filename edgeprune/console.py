@@ -67,11 +67,12 @@ class Work:
             marks.append((now, done))
             parts = [f"{what} {done:,}{'' if total is None else f' of {total:,}'}"]
             parts += [f"{name} {_plain(value)}" for name, value in figures().items()]
-            self._print(", ".join([*parts, *_left(marks, total)]))
+            self.say(", ".join([*parts, *_left(marks, total)]))
 
     def say(self, line: str) -> None:
         """Write a line that stays."""
-        self._print(line)
+        console = self._console if self._bars is None else self._bars.console
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def finish(self, what: str) -> None:
         """Show a thing no longer; it may begin again."""
@@ -91,10 +92,6 @@ class Work:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-    def _print(self, line: str) -> None:
-        console = self._console if self._bars is None else self._bars.console
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _draw(self, what: str, done: int, total: int | None, figures: Figures) -> None:
         if self._bars is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 
-from edgeprune.console import SECONDS, Work, duration, report_console
+from edgeprune.console import Work, duration, report_console
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
@@ -28,10 +28,10 @@ class RunProgress(ProgressBar):
     after the first step, then one every so many seconds. `--trainer.enable_progress_bar false` leaves all of it out.
 
     Args:
-        seconds: Between two lines where the output is no terminal.
+        seconds: Seconds between two lines where the output is no terminal.
     """
 
-    def __init__(self, seconds: float = SECONDS) -> None:
+    def __init__(self, seconds: float = 30.0) -> None:
         super().__init__()
         if not 0 < seconds < math.inf:
             raise EdgepruneError(f"seconds between two lines must be a number above 0, got {seconds}")

@@ -102,6 +102,7 @@ def groups(command: str) -> list[Group]:
         Group("data", [one for one in data if one.name not in SEEDED]),
         Group("trainer (Lightning's; shown are the defaults that differ here)", trainer),
         Group("checkpoint (Lightning's, likewise)", _defaults("checkpoint", "CHECKPOINT_DEFAULTS")),
+        Group("progress", _of_class("progress", "lit_modules.progress", "RunProgress")),
         Group("Weights & Biases", _of_class("upload_circuits", "lit_modules.tracking", "UploadCircuits")),
     ]
 

@@ -74,7 +74,8 @@ def test_a_short_page_names_every_option_of_our_own(command: str, capsys: pytest
     assert len(set(shown)) == len(shown)
     assert set(shown) - {"method"} <= set(every)  # what stands for --method in a whole page is checked below
     lightnings = ("trainer.", "checkpoint.")
-    sections = ("model", "data", "trainer", "checkpoint", "upload_circuits")  # they may be files of their own
+    # they may be files of their own
+    sections = ("model", "data", "trainer", "checkpoint", "progress", "upload_circuits")
     own = {name for name in every if not name.endswith(".help") and not name.startswith(lightnings)}
     assert set(shown) >= own - {"help", "weights_only", *sections}
     assert {"config", "print_config"} <= set(shown)
