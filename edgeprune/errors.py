@@ -7,3 +7,7 @@ class EdgepruneError(ValueError):
 
 class UnsupportedFamilyError(EdgepruneError):
     """The model's architecture, or one of its flags, has no adapter. Never guessed around."""
+
+
+class NoTokenizerError(EdgepruneError):
+    """A task gives text, and there is nothing that makes tokens of it."""

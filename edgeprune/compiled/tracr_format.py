@@ -5,6 +5,7 @@ A folder holds `model.json` (shape, vocabulary), `model.safetensors` (weights pe
 """
 
 import json
+import os
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -25,7 +26,8 @@ _NAMES = {"tok": "tok_embed", "pos": "pos_embed", "out": "logits"}
 
 def is_tracr_folder(path: str | Path) -> bool:
     """Whether `path` looks like such a folder (a Hugging Face folder has `config.json` instead)."""
-    return (Path(path) / "model.json").is_file() and not (Path(path) / "config.json").exists()
+    # os.path is False where Path raises: in a folder that may not be entered
+    return os.path.isfile(Path(path) / "model.json") and not os.path.exists(Path(path) / "config.json")  # noqa: PTH110, PTH113
 
 
 def read_folder(path: str | Path) -> CompiledTransformer:

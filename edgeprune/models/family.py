@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from edgeprune.errors import EdgepruneError, UnsupportedFamilyError
 from edgeprune.graph import ArchSpec, KVReaders
+from edgeprune.models.weights import check_plain
 
 ATTENTION_IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 
@@ -49,10 +50,7 @@ class AbstractFamily(ABC):
                 f"attention implementation {implementation!r} is not supported; "
                 f"load the model with one of {', '.join(ATTENTION_IMPLEMENTATIONS)}"
             )
-        if getattr(hf.config, "quantization_config", None) is not None:
-            raise UnsupportedFamilyError(
-                "quantised weights cannot be split by head; load the model without quantization_config"
-            )
+        check_plain(hf)
 
     @classmethod
     @abstractmethod
@@ -145,5 +143,6 @@ def require_plain(module: nn.Module, kind: type[nn.Module], name: str) -> None:
     """Refuse wrapped or quantised projections, whose weights could not be split by head."""
     if type(module) is not kind:
         raise EdgepruneError(
-            f"{name} is a {type(module).__name__}, expected a plain {kind.__name__}; merge adapters first"
+            f"{name} is a {type(module).__name__}, expected a plain {kind.__name__}; merge adapters first, or "
+            "load a copy that is not quantised"
         )

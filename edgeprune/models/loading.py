@@ -11,6 +11,8 @@ import torch
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import KVReaders
 from edgeprune.models.masked import MaskedModel
+from edgeprune.models.pretrained import read_model, read_tokenizer
+from edgeprune.models.weights import check_finite
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,17 +49,20 @@ def load_model(
         attn_implementation: `"sdpa"`, `"eager"`, `"flash_attention_2"`; None for the library's choice.
 
     Raises:
-        UnsupportedFamilyError: No adapter for the architecture, or a flag that the adapter does not know.
-        EdgepruneError: The name leads nowhere, or there is no such dtype or device.
+        UnsupportedFamilyError: No adapter for the architecture, or a flag that the adapter does not know; adapters or
+            quantised weights in the model.
+        EdgepruneError: The name leads nowhere, or there is no such dtype or device; a file is damaged; a weight is
+            missing, of another shape, NaN or infinite. Code that comes with a model is not run.
     """
     if dtype not in DTYPES:
         raise EdgepruneError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     _check_device(device)
     if not isinstance(name, (str, os.PathLike)):
-        return MaskedModel(name, split_embedding=bool(split_embedding), kv_readers=kv_readers).to(device)
-    name, compiled = str(name), _compiled(str(name))
-    if compiled is not None:
-        hf: Any = compiled if dtype == "auto" else compiled.to(getattr(torch, dtype))
+        if not hasattr(getattr(name, "config", None), "model_type"):
+            raise EdgepruneError(f"a model is given by its name or as a PreTrainedModel, got {type(name).__name__}")
+        name, hf = f"the {type(name).__name__} given", name
+    elif (hf := _compiled(str(name))) is not None:
+        hf = hf if dtype == "auto" else hf.to(getattr(torch, dtype))
         split_embedding = True if split_embedding is None else split_embedding
     else:
         options: dict[str, Any] = {
@@ -66,8 +71,10 @@ def load_model(
             "revision": revision,
             "attn_implementation": attn_implementation,
         }
-        hf = _from_transformers(name, {key: value for key, value in options.items() if value is not None})
-    return MaskedModel(hf, split_embedding=bool(split_embedding), kv_readers=kv_readers).to(device)
+        hf = read_model(str(name), _resolve(str(name)), options)
+    model = MaskedModel(hf, split_embedding=bool(split_embedding), kv_readers=kv_readers).to(device)
+    check_finite(model.hf, str(name))
+    return model
 
 
 def _check_device(device: str) -> None:
@@ -80,18 +87,15 @@ def _check_device(device: str) -> None:
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokenizerBase | None":
-    """The tokenizer that belongs to a model name, or None for compiled models, whose tasks give tokens."""
+    """The tokenizer that belongs to a model name, or None for compiled models, whose tasks give tokens.
+
+    Raises:
+        NoTokenizerError: The model comes without one.
+        EdgepruneError: There is no such folder or name, or a file is damaged.
+    """
     if name.startswith(COMPILED) or _is_ground_truth(name):
         return None
-    from transformers import AutoTokenizer
-
-    options = {} if revision is None else {"revision": revision}
-    try:
-        return AutoTokenizer.from_pretrained(_resolve(name), **options)
-    except EdgepruneError:
-        raise
-    except (OSError, ValueError) as error:
-        raise EdgepruneError(f"no tokenizer at {name!r}: {_first_line(error)}; {_where_to_look(name)}") from None
+    return read_tokenizer(name, _resolve(name), revision)
 
 
 def fingerprint(model: MaskedModel) -> str:
@@ -118,7 +122,7 @@ def _compiled(name: str) -> Any | None:
 
 
 def _is_ground_truth(name: str) -> bool:
-    if not Path(name).is_dir():
+    if not os.path.isdir(name):  # noqa: PTH112 -- Path raises for a name that is too long
         return False
     from edgeprune.compiled.tracr_format import is_tracr_folder
 
@@ -135,30 +139,3 @@ def _resolve(name: str) -> str:
     if not is_complete(folder):
         raise EdgepruneError(f"smollm2 is not at {folder}; run `edgeprune get smollm2` once (about 100 MB)")
     return str(folder)
-
-
-def _from_transformers(name: str, options: dict[str, Any]) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from edgeprune.models.family import find_family
-
-    path = _resolve(name)
-    try:
-        if "gguf_file" not in options:
-            revision = {key: options[key] for key in ("revision",) if key in options}
-            find_family(AutoConfig.from_pretrained(path, **revision).model_type)
-        return AutoModelForCausalLM.from_pretrained(path, **options)
-    except EdgepruneError:
-        raise
-    except (OSError, ValueError, ImportError) as error:
-        raise EdgepruneError(f"cannot load model {name!r}: {_first_line(error)}; {_where_to_look(name)}") from None
-
-
-def _where_to_look(name: str) -> str:
-    if Path(name).exists():
-        return "is it a folder that save_pretrained wrote?"
-    return "check the spelling, that a model hub can be reached, or give a local folder"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")
