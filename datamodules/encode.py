@@ -8,8 +8,10 @@ logits are scored at the last prompt token and at each of them.
 """
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Self, final
 
 from datamodules.align import Span, align_prompts, align_roles
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 UnequalLengths = Literal["error", "end", "roles"]
 CHUNK = 4096  # pairs tokenised in one call: what a tokenizer returns takes some 2 kB per text
+LOOKED_AT = 100  # pairs of a split, where all would be read from a file only for that
 Sets = tuple[tuple[int, ...], ...]
 
 
@@ -376,3 +379,26 @@ def _shared_opening(clean: Sequence[int], corrupted: Sequence[int], special: fro
 
 def _where(pair: PromptPair) -> str:
     return pair.source or f"pair {textwrap.shorten(pair.clean, 60)!r}"
+
+
+# -------------------------------------------------------------------- two BOS
+def warn_of_two_bos(
+    splits: Iterable[Sequence[TokenPair]], tokenizer: "PreTrainedTokenizerBase", add_special_tokens: bool | None
+) -> None:
+    """Warn where prompts begin with the BOS that the tokenizer adds, and once more with that which the text holds.
+
+    The first pairs of each split are looked at.
+    """
+    bos: Any = tokenizer.bos_token_id
+    options: dict[str, Any] = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+    opening: list[int] = tokenizer("", **options)["input_ids"][:1]
+    if bos is None or opening != [bos]:
+        return
+    looked_at = [pair for pairs in splits for pair in islice(pairs, LOOKED_AT)]
+    twice = sum((bos, bos) in (pair.clean[:2], pair.corrupted[:2]) for pair in looked_at)
+    if twice:
+        warnings.warn(
+            f"{twice} of {len(looked_at)} pairs begin with {tokenizer.bos_token!r} twice: the text holds it and the "
+            "tokenizer adds one; take it out of the text, or set add_special_tokens to false",
+            stacklevel=2,
+        )

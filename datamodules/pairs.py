@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.cache import cache_folder, cache_key, content_hash, load_or_build
-from datamodules.encode import Sets, UnequalLengths, encode_pairs
+from datamodules.encode import Sets, UnequalLengths, encode_pairs, warn_of_two_bos
 from datamodules.preview import plain_preview
 from datamodules.sampler import PairBatchSampler
 from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair, TokenPair
 from edgeprune.batch import IGNORE, PairBatch
-from edgeprune.errors import EdgepruneError
+from edgeprune.errors import EdgepruneError, NoTokenizerError
 from edgeprune.metrics.evaluate import TOKENS_AT_ONCE
 from edgeprune.models.homes import Homes
 
@@ -270,14 +270,28 @@ class PairDataModule(pl.LightningDataModule):
         }
 
     def _load(self) -> Mapping[str, Sequence[TokenPair]]:
-        if self.tokenizer_object is None and self.tokenizer is not None:
-            from edgeprune.models.loading import load_tokenizer
-
-            self.tokenizer_object = load_tokenizer(self.tokenizer)
+        missing = self._find_tokenizer()
         tokenizer = self.tokenizer_object
         options = self.add_special_tokens, self.unequal_lengths
         key = cache_key(self.task, tokenizer, *options) if self.cache else None
-        return load_or_build(cache_folder(self.cache_dir), key, self._encode) if key else self._encode()
+        try:
+            splits = load_or_build(cache_folder(self.cache_dir), key, self._encode) if key else self._encode()
+        except NoTokenizerError as error:
+            raise missing or error from None
+        if tokenizer is not None:
+            warn_of_two_bos(splits.values(), tokenizer, self.add_special_tokens)
+        return splits
+
+    def _find_tokenizer(self) -> NoTokenizerError | None:
+        """Load the tokenizer that was named; without one that is there, the task may still give tokens."""
+        if self.tokenizer_object is None and self.tokenizer is not None:
+            from edgeprune.models.loading import load_tokenizer
+
+            try:
+                self.tokenizer_object = load_tokenizer(self.tokenizer)
+            except NoTokenizerError as error:
+                return error
+        return None
 
     def _encode(self) -> Mapping[str, Sequence[TokenPair]]:
         with without_collection():
@@ -288,7 +302,7 @@ class PairDataModule(pl.LightningDataModule):
         if not pairs or isinstance(pairs[0], TokenPair):
             return cast("Sequence[TokenPair]", pairs)
         if self.tokenizer_object is None:
-            raise EdgepruneError(
+            raise NoTokenizerError(
                 f"{type(self.task).__name__} gives text, but there is no tokenizer; set `tokenizer` to a "
                 "model name or folder"
             )

@@ -15,7 +15,7 @@ from datamodules.tasks.base import PromptPair
 from datamodules.tasks.continuations import Continuation, single_tokens
 from datamodules.tasks.files import FileTask, Row, read_text
 from datamodules.texts import check_characters
-from edgeprune.errors import EdgepruneError
+from edgeprune.errors import EdgepruneError, NoTokenizerError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,7 +51,7 @@ class AutoCircuitTask(FileTask):
     def rows(self, tokenizer: "PreTrainedTokenizerBase | None") -> list[Row]:
         """Every pair of the file, in its order."""
         if tokenizer is None:
-            raise EdgepruneError(f"{self.path} counts in tokens: give the data module a tokenizer")
+            raise NoTokenizerError(f"{self.path} counts in tokens: give the data module a tokenizer")
         content = self._content()
         prompts = _list(content.get("prompts"), f'{self.path}: "prompts"')
         entries = [_entry(prompt, f"{self.path}: prompts[{i}]") for i, prompt in enumerate(prompts)]

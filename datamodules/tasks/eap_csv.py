@@ -15,7 +15,7 @@ from datamodules.tasks.base import PromptPair
 from datamodules.tasks.continuations import Continuation, added_tokens, check_ids, texts_of
 from datamodules.tasks.files import FileTask, Row, check_split, read_text
 from datamodules.texts import has_unknown
-from edgeprune.errors import EdgepruneError
+from edgeprune.errors import EdgepruneError, NoTokenizerError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,7 +54,7 @@ class EAPCSVTask(FileTask):
     def rows(self, tokenizer: "PreTrainedTokenizerBase | None") -> list[Row]:
         """Every pair of the file, in its order."""
         if tokenizer is None:
-            raise EdgepruneError(f"{self.path} holds token ids: give the data module a tokenizer")
+            raise NoTokenizerError(f"{self.path} holds token ids: give the data module a tokenizer")
         reader = csv.DictReader(io.StringIO(read_text(self.path), newline=""), strict=True)
         try:
             columns, lines = tuple(reader.fieldnames or ()), list(self._lines(reader))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
 
 from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair, TokenPair
-from edgeprune.errors import EdgepruneError
+from edgeprune.errors import EdgepruneError, NoTokenizerError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,7 +68,7 @@ class GeneratedTask(AbstractTask, Generic[Vocabulary]):
     def splits(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, list[PromptPair]]:
         """Pairs of each split."""
         if tokenizer is None:
-            raise EdgepruneError(f"the {type(self).__name__} task makes text: give the data module a tokenizer")
+            raise NoTokenizerError(f"the {type(self).__name__} task makes text: give the data module a tokenizer")
         rng = random.Random(self.seed)
         vocabulary = self.vocabulary(tokenizer)
         if self.entities == "shared":

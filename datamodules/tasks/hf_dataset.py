@@ -8,7 +8,8 @@ column holds, with a path of its own between the braces.
 import hashlib
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from datamodules.tasks import files
 from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair
 from datamodules.tasks.files import check_fractions, draw, warn_of_shared_prompts
 from edgeprune.errors import EdgepruneError
+from edgeprune.models.hub import unreachable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -128,12 +130,26 @@ class HFDatasetTask(AbstractTask):
                 content = datasets.load_from_disk(self.path)
             else:
                 # Data files are read as they are, without a second copy in the library's own cache.
-                content = datasets.load_dataset(
-                    self.path, self.config, revision=self.revision, streaming=folder.is_dir()
-                )
+                with self._reach(cast("Any", datasets).config):
+                    content = datasets.load_dataset(
+                        self.path, self.config, revision=self.revision, streaming=folder.is_dir()
+                    )
         except Exception as error:  # the library lets out those of its parsers and of the network
             raise self._unreadable(error) from None
         return cast("Mapping[str, Rows]", content if isinstance(content, Mapping) else {"train": content})
+
+    @contextmanager
+    def _reach(self, settings: Any) -> Generator[None]:
+        """Where the hub cannot be reached, let `datasets` look into its cache alone, and not try six times first."""
+        why = None if Path(self.path).is_dir() else unreachable(self.path, "README.md", "dataset", self.revision)
+        before = settings.HF_HUB_OFFLINE
+        settings.HF_HUB_OFFLINE = before or why is not None
+        try:
+            yield
+        except ConnectionError as error:
+            raise ConnectionError(f"{error}: {why}" if why else str(error)) from None
+        finally:
+            settings.HF_HUB_OFFLINE = before
 
     def _pairs(self, content: Mapping[str, Rows], name: str) -> list[PromptPair]:
         if name not in content:

@@ -19,7 +19,7 @@ from datamodules.tasks import generated
 from datamodules.tasks.base import SPLITS, AbstractTask, TokenPair
 from datamodules.tasks.generated import check_sizes, distinct
 from datamodules.tasks.wording import check_choice, fingerprint_with
-from edgeprune.errors import EdgepruneError
+from edgeprune.errors import EdgepruneError, NoTokenizerError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -136,7 +136,7 @@ class Induction(AbstractTask):
         if self.vocab_size is not None:
             return range(self.first_token, self.vocab_size)
         if tokenizer is None:
-            raise EdgepruneError(
+            raise NoTokenizerError(
                 "the Induction task needs a vocabulary: give the data module a tokenizer, or set vocab_size"
             )
         return ordinary_words(tokenizer)

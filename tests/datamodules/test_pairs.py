@@ -1,4 +1,5 @@
 import gc
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -9,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import GPT2Config, PreTrainedTokenizerBase
 
-from datamodules import IOI, AbstractTask, JSONLTask, PairDataModule, PromptPair, TokenPair
+from datamodules import IOI, AbstractTask, Induction, JSONLTask, PairDataModule, PromptPair, TokenPair
 from datamodules.cache import KeptPairs
 from datamodules.pairs import collate
+from datamodules.tasks.base import SPLITS
 from edgeprune.batch import IGNORE, PairBatch
 from edgeprune.errors import EdgepruneError
+from tests.datamodules.conftest import word_tokenizer
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "data"
 SHORT = TokenPair((1, 2), (3, 2), (1,), (7,), (8,))
@@ -314,3 +317,66 @@ def test_cache_is_hit_and_can_be_switched_off(words: PreTrainedTokenizerBase, tm
 def test_batch_is_moved() -> None:
     batch = make(Ready()).transfer_batch_to_device(collate([(0, SHORT)]), torch.device("meta"), 0)
     assert {tensor.device.type for tensor in tensors(batch).values()} == {"meta"}
+
+
+# -------------------------------------------------------------------- two BOS
+def write_pairs(folder: Path, clean: str, corrupted: str) -> str:
+    path = folder / "pairs.jsonl"
+    rows = [
+        {"clean": f"{clean} {end}<predict> John</predict>", "corrupted": f"{corrupted} {end}<predict> a</predict>"}
+        | {"split": split}
+        for end, split in zip("abc", SPLITS, strict=True)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+BOS_WORDS = ["Mary", "Kate", "met", "John", "a", "b", "c"]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_prompt_with_the_bos_that_the_tokenizer_adds_is_said(tmp_path: Path, cached: bool) -> None:
+    task = JSONLTask(write_pairs(tmp_path, "[BOS] Mary met", "[BOS] Kate met"))
+    for _ in range(2):  # the second time from the cache
+        data = PairDataModule(task, cache=cached, cache_dir=str(tmp_path))
+        data.tokenizer_object = word_tokenizer(BOS_WORDS, bos=True)
+        with pytest.warns(UserWarning, match=r"^3 of 3 pairs begin with '\[BOS\]' twice: .*add_special_tokens") as said:
+            data.setup()
+        assert len(said) == 1
+        assert data.pairs("train")[0].clean[:3] == (1, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("clean", "corrupted", "bos", "add"),
+    [
+        ("Mary met", "Kate met", True, None),
+        ("[BOS] Mary met", "[BOS] Kate met", True, False),
+        ("[BOS] Mary met", "[BOS] Kate met", False, None),
+        ("[BOS] [BOS] Mary met", "[BOS] [BOS] Kate met", False, None),
+        ("Mary [BOS] [BOS] met", "Kate [BOS] [BOS] met", True, None),
+    ],
+)
+def test_one_bos_or_those_of_the_text_alone_are_right(
+    tmp_path: Path, clean: str, corrupted: str, bos: bool, add: bool | None, recwarn: pytest.WarningsRecorder
+) -> None:
+    data = PairDataModule(JSONLTask(write_pairs(tmp_path, clean, corrupted)), cache=False, add_special_tokens=add)
+    data.tokenizer_object = word_tokenizer(BOS_WORDS, bos=bos)
+    data.setup()
+    assert not recwarn.list
+
+
+# -------------------------------------------------------------------- no tokenizer
+def test_a_model_without_a_tokenizer_is_named_where_the_task_gives_text(tmp_path: Path) -> None:
+    GPT2Config().save_pretrained(tmp_path)
+    for task in (JSONLTask(write_pairs(tmp_path, "Mary met", "Kate met")), IOI(num_train=2)):
+        with pytest.raises(EdgepruneError, match=r"^no tokenizer at '[^']*': it has no files with a vocabulary, "):
+            PairDataModule(task, tokenizer=str(tmp_path), cache=False).setup()
+
+
+def test_a_model_without_a_tokenizer_does_where_the_task_gives_tokens(tmp_path: Path) -> None:
+    GPT2Config().save_pretrained(tmp_path)
+    data = PairDataModule(Induction(vocab_size=60), tokenizer=str(tmp_path), cache=False)
+    data.setup()
+    assert data.tokenizer_object is None
+    with pytest.raises(EdgepruneError, match="20 tokens to draw from are too few"):  # its own mistake, not this one
+        PairDataModule(Induction(vocab_size=20), tokenizer=str(tmp_path), cache=False).setup()

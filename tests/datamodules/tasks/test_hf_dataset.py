@@ -1,13 +1,17 @@
 """Hugging Face data sets on disk: nested columns, splits, damaged folders. Nothing here reaches the network."""
 
+import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
 from datasets import Dataset, DatasetDict
+from datasets.arrow_writer import ArrowWriter
+from huggingface_hub import close_session
 from transformers import PreTrainedTokenizerBase
 
 from datamodules import HFDatasetTask, PairDataModule, PromptPair
@@ -256,9 +260,60 @@ def test_a_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
         raise ConnectionError("cannot reach\nthe hub")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    message = r"someone/sums is no readable folder here, .* \(ConnectionError: cannot reach the hub\); check the path"
-    with pytest.raises(EdgepruneError, match=message):
+    message = r"someone/sums is no readable folder here, .*ConnectionError: cannot reach the hub: no network in tests"
+    with pytest.raises(EdgepruneError, match=message + r"\); check the path"):
         HFDatasetTask("someone/sums").splits(None)
+
+
+@pytest.fixture
+def attempts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Connections that were tried; none is made."""
+    tried: list[Any] = []
+
+    def refuse(address: Any, *_: Any, **__: Any) -> None:
+        tried.append(address)
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    monkeypatch.setattr("socket.create_connection", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    close_session()
+    yield tried
+    close_session()
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_the_hub_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch, attempts: list[Any], capfd: pytest.CaptureFixture[str], offline: bool
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", offline)
+    with pytest.raises(EdgepruneError, match=r"^someone/sums is no readable folder here, [^\n]*Connection refused\); "):
+        HFDatasetTask("someone/sums").splits(None)
+    assert 1 <= len(attempts) <= 2  # once per process huggingface_hub has a question of its own
+    assert capfd.readouterr() == ("", "")
+    assert datasets.config.HF_HUB_OFFLINE is offline  # as it was
+
+
+def test_what_the_library_has_kept_is_read_without_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attempts: list[Any]
+) -> None:
+    folder = tmp_path / "someone___sums" / "default" / "0.0.0" / ("a" * 40)
+    folder.mkdir(parents=True)
+    rows = [plain(i) for i in range(9)]
+    with ArrowWriter(path=str(folder / "sums-train.arrow"), features=Dataset.from_list(rows).features) as writer:
+        for row in rows:
+            writer.write(row)
+        number, size = writer.finalize()
+    split = {"name": "train", "num_bytes": size, "num_examples": number, "dataset_name": "sums"}
+    info = {
+        "builder_name": "parquet", "dataset_name": "sums", "config_name": "default",
+        "version": {"version_str": "0.0.0", "major": 0, "minor": 0, "patch": 0},
+        "features": {name: {"dtype": "string", "_type": "Value"} for name in rows[0]}, "splits": {"train": split},
+    }  # fmt: skip
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    splits = HFDatasetTask("someone/sums", validation_split=None, test_split=None).splits(None)
+    assert sorted(pair.clean for pairs in splits.values() for pair in pairs) == [row["clean"] for row in rows]
+    assert 1 <= len(attempts) <= 2
 
 
 def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
