@@ -195,26 +195,20 @@ def _check(gguf: Path, bars: Progress) -> None:
 def _dequantise(gguf: Path, target: Path, bars: Progress) -> None:
     """Write the GGUF file's model and tokenizer as an ordinary Hugging Face folder with float32 weights."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
+
+    from edgeprune.models.pretrained import read_model
 
     bar = bars.add_task("unpack to float32", total=None)
-    source: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    options: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.float32}
     with contextlib.redirect_stderr(io.StringIO()):  # progress bars of others
-        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-        _unquantised(model).save_pretrained(target)
-        _with_own_digits(AutoTokenizer.from_pretrained(**source)).save_pretrained(target)
+        model = read_model(gguf.name, str(gguf.parent), options)
+        vars(model.config).pop("_model_name_or_path", None)  # a note of whoever wrote the file
+        model.save_pretrained(target)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+        _with_own_digits(tokenizer).save_pretrained(target)
     written = sum(path.stat().st_size for path in target.iterdir())
     bars.update(bar, total=written, completed=written)
-
-
-def _unquantised(model: Any) -> Any:
-    """Same weights, no longer counted as quantised: transformers refuses to save a model that is."""
-    dropped = ("quantization_config", "_model_name_or_path", "_name_or_path")
-    settings = {key: value for key, value in model.config.to_dict().items() if key not in dropped}
-    plain = type(model)(type(model.config)(**settings))
-    plain.load_state_dict(model.state_dict())
-    plain.generation_config = model.generation_config
-    return plain
 
 
 def _with_own_digits(tokenizer: Any) -> Any:

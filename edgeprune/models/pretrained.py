@@ -29,7 +29,7 @@ def read_model(name: str, path: str, options: dict[str, Any]) -> Any:
     Args:
         name: For messages.
         path: Folder, or name on the hub.
-        options: `dtype`, `gguf_file`, `revision`, `attn_implementation` of `from_pretrained`; None is left out.
+        options: any of `dtype`, `gguf_file`, `revision`, `attn_implementation` of `from_pretrained`; None is left out.
 
     Raises:
         UnsupportedFamilyError: No adapter for the architecture.
@@ -37,7 +37,7 @@ def read_model(name: str, path: str, options: dict[str, Any]) -> Any:
     """
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    gguf_file, options = options["gguf_file"], {key: value for key, value in options.items() if value is not None}
+    gguf_file, options = options.get("gguf_file"), {key: value for key, value in options.items() if value is not None}
     source = _Source(name, path, gguf_file or "config.json", options.pop("revision", None))
     if gguf_file is None:
         find_family(source.model_type())
