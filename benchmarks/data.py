@@ -59,7 +59,7 @@ def _seconds(options: argparse.Namespace, folder: str) -> tuple[dict[str, float]
         seconds[name], cpu[name] = round(time.perf_counter() - start, 2), round(time.process_time() - begin, 2)
         return result
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(options.tokenizer)
+    tokenizer: Any = AutoTokenizer.from_pretrained(options.tokenizer, trust_remote_code=False)
     task = IOI(num_train=options.pairs, num_validation=0, num_test=0, entities="shared")
     path = Path(folder) / "pairs.safetensors"
     with without_collection():  # as the data module does

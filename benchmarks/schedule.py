@@ -238,7 +238,7 @@ def write_stories(path: Path, tokenizer: str) -> None:
 
     No clean prompt occurs twice. A fifth of the pairs is for testing, a small part for validation.
     """
-    words = AutoTokenizer.from_pretrained(tokenizer)
+    words = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     length = {name: len(words.tokenize(f" {name}")) for name in (*GIRLS, *BOYS)}
     rng = random.Random(0)
     lines: list[Values] = []

@@ -18,7 +18,7 @@ from typing import Any, final
 from edgeprune.errors import EdgepruneError, NoTokenizerError
 from edgeprune.models.family import find_family
 from edgeprune.models.hub import cached_folder, unreachable
-from edgeprune.models.weights import check_complete
+from edgeprune.models.weights import check_complete, check_plain
 
 VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
 
@@ -29,7 +29,7 @@ def read_model(name: str, path: str, options: dict[str, Any]) -> Any:
     Args:
         name: For messages.
         path: Folder, or name on the hub.
-        options: any of `dtype`, `gguf_file`, `revision`, `attn_implementation` of `from_pretrained`; None is left out.
+        options: Any of `dtype`, `gguf_file`, `revision`, `attn_implementation` of `from_pretrained`; None is left out.
 
     Raises:
         UnsupportedFamilyError: No adapter for the architecture.
@@ -48,6 +48,7 @@ def read_model(name: str, path: str, options: dict[str, Any]) -> Any:
         loaded: Any = AutoModelForCausalLM.from_pretrained(source.path, **options)
     hf, found = loaded
     hf.config.name_or_path = path
+    check_plain(hf)  # first, for such models have other weights than they should
     check_complete(hf, found, name)
     return hf
 
@@ -146,7 +147,7 @@ class _Source:
         except EdgepruneError:
             raise
         except Exception as error:  # of safetensors, tokenizers, torch, pickle, the HTTP library, ...
-            raise EdgepruneError(f"{what} {self.name!r}: {self._reason(error)}; {self._remedy()}") from None
+            raise EdgepruneError(f"{what} {self.name!r}: {self._reason(error)}; {self._remedy(error)}") from None
 
     def _reason(self, error: Exception) -> str:
         text = " ".join(str(error).split())
@@ -156,11 +157,13 @@ class _Source:
             text = f"{type(error).__name__}: {text}"
         return textwrap.shorten(text, 200, placeholder=" ...").rstrip(".: ")
 
-    def _remedy(self) -> str:
+    def _remedy(self, error: Exception | None = None) -> str:
         if self.unreachable is not None:
             return f"{self.unreachable}; give a local folder, or fetch it where there is a network"
         if self.is_quantised:
             return "quantised weights cannot be split by head, so give a copy that is not quantised"
+        if isinstance(error, ImportError):
+            return "install what is missing, or choose otherwise"
         if not self.is_folder:
             return "check the spelling, or give a local folder"
         damaged = [file.name for file in sorted(Path(self.path).glob("*")) if not _opens(file)]
@@ -188,7 +191,7 @@ def _opens(file: Path) -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Generator[None]:
-    """No tables, warnings or (outside a terminal) bars: what matters is said by what comes out of the files."""
+    """No tables, advice or (outside a terminal) bars: what matters is said by what comes out of the files."""
     from transformers.utils import logging
 
     verbosity = logging.get_verbosity()
@@ -196,7 +199,7 @@ def _quiet() -> Generator[None]:
     bars = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
     try:
         with bars, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore", UserWarning)  # those of deprecations are for us
             yield
     finally:
         logging.set_verbosity(verbosity)

@@ -160,7 +160,7 @@ DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a list in the .bin": (as_bin(lambda folder: pickle.dumps([1], 2)), "cannot load model"),
     "the config is no JSON": (put("config.json", b"{"), "config.json is damaged: get it again"),
     "the config is no text": (put("config.json", b"\xff\xfe\x00"), "config.json is damaged: get it again"),
-    "the config is a list": (put("config.json", b"[1]"), "there is no config.json that names a model_type"),
+    "the config is a list": (put("config.json", b"[1]"), "cannot load model .*is a file missing, damaged"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "there is no config.json that names a model_type"),
     "no model_type": (configure(model_type=None), "there is no config.json that names a model_type"),
     "model_type is a list": (configure(model_type=["gpt2"]), "there is no config.json that names a model_type"),
@@ -228,6 +228,11 @@ def test_a_loaded_model_with_nan_is_refused() -> None:
         hf.model.norm.weight[3] = torch.nan
     with pytest.raises(EdgepruneError, match=r"^the LlamaForCausalLM given has weights .*: model.norm.weight; "):
         load_model(hf)
+
+
+def test_what_is_not_installed_is_named(folder: Path) -> None:
+    with pytest.raises(EdgepruneError, match=r"^cannot load model [^\n]*flash[^\n]*; install what is missing, or choose"):
+        load_model(folder, attn_implementation="flash_attention_2")
 
 
 # -------------------------------------------------------------------- nothing that is right is refused
