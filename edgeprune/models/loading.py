@@ -10,6 +10,7 @@ import torch
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import KVReaders
+from edgeprune.models.family import ATTENTION_IMPLEMENTATIONS
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.pretrained import read_model, read_tokenizer
 from edgeprune.models.weights import check_finite
@@ -56,6 +57,9 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise EdgepruneError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if attn_implementation not in (None, *ATTENTION_IMPLEMENTATIONS):
+        known = ", ".join(ATTENTION_IMPLEMENTATIONS)
+        raise EdgepruneError(f"attn_implementation must be one of {known}, got {attn_implementation!r}")
     _check_device(device)
     if not isinstance(name, (str, os.PathLike)):
         if not hasattr(getattr(name, "config", None), "model_type"):

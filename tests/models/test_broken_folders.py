@@ -231,8 +231,10 @@ def test_a_loaded_model_with_nan_is_refused() -> None:
 
 
 def test_what_is_not_installed_is_named(folder: Path) -> None:
-    with pytest.raises(EdgepruneError, match=r"^cannot load model [^\n]*flash[^\n]*; install what is missing, or choose"):
+    with pytest.raises(EdgepruneError, match=r"^cannot load model .*Flash.*; install what is missing, or choose"):
         load_model(folder, attn_implementation="flash_attention_2")
+    with pytest.raises(EdgepruneError, match=r"^attn_implementation must be one of eager, sdpa, .*, got 'nope'$"):
+        load_model(folder, attn_implementation="nope")
 
 
 # -------------------------------------------------------------------- nothing that is right is refused
