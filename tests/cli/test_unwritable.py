@@ -14,9 +14,11 @@ from datamodules.cache import load_or_build
 from datamodules.tasks.base import SPLITS, TokenPair
 from edgeprune import downloads
 from edgeprune.circuit import Circuit
-from edgeprune.cli import compare, evaluate, main
+from edgeprune.cli import compare, discover, evaluate, main
+from edgeprune.models import loading
 from edgeprune.models.loading import load_model
 from edgeprune.paths import DiskFullError, NotWrittenError, check_writable, whole_file
+from lit_modules import pruning
 from tests.cli.test_compare import error_line
 from tests.cli.test_draw import result
 
@@ -107,8 +109,8 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, st
         return opened(path, flags, *rest, **more)
 
     monkeypatch.setattr(os, "open", refusing)
-    for module in ("edgeprune.models.loading", "edgeprune.cli.discover", "lit_modules.pruning"):
-        monkeypatch.setattr(f"{module}.load_model", no_work)
+    for module in (loading, discover, pruning):  # all imported by now, each with a name of its own
+        monkeypatch.setattr(module, "load_model", no_work)
     monkeypatch.setenv("WANDB_MODE", "offline")
 
     def place(what: str, suffix: str) -> Path:
