@@ -202,14 +202,14 @@ class _Group:
         whole, number = (own.sum(-1, keepdim=True) for own in (self.sums, self.weights))
         for part in self._parts(len(signs)):
             first, second = self.pairs[:, part]
-            by = sums[first] - sums[second]
-            if weights is None:
-                differences = by / number[first]
+            by, least = sums.index_select(0, first).sub_(sums.index_select(0, second)), self.least[part, None]
+            if weights is None:  # as without the common denominator
+                differences, least = by, least * number[first].abs()
             else:
                 both, count = (total[first] + total[second] for total in (whole, number))
                 more = weights[first] - weights[second]
                 differences = (both + by) / (count + more) - (both - by) / (count - more)
-            self.as_large[part] += (differences.abs_() >= self.least[part, None]).sum(-1)
+            self.as_large[part] += (differences.abs_() >= least).sum(-1, dtype=torch.int32)
 
     def results(self, level: float) -> Iterator[tuple[int, Figure, int]]:
         """Of each pair its place, the difference with its interval, and how many exchanges gave as large a one."""
