@@ -110,6 +110,6 @@ class LayerReads:
     def _fused(self, layer: int, stream: Tensor, batch: int) -> Tensor:
         """The model's own projection of the stream, `[T, A, C]`."""
         family = self.model.family
-        normed = family.attention_norm(layer)(stream).view(batch, -1, stream.shape[-1])
+        normed = family.attention_norm(layer)(stream.view(batch, -1, stream.shape[-1]))
         fused = torch.cat(self.model._repeat_kv(family.qkv(layer, normed)), -1)
         return fused.view(len(stream), self.model.graph.arch.num_attention_readers, -1)
