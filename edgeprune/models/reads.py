@@ -62,6 +62,7 @@ class LayerReads:
         found = blocks(arch.num_layers, arch.readers_per_layer)
         largest = block_readers(arch.num_layers, arch.readers_per_layer)
         all_open = not bool(closed.where(model.graph.exists.to(closed.device), 0).any())
+        model.projections.forget_edited()
         self.stack = DeltaStack(len(model.graph.writers), stream, largest, workspace, all_open)
         sizes = [arch.readers_per_layer * (end - first) for first, end in found]
         *by_block, logits = closed.split([*sizes, 1], dim=1)
