@@ -60,6 +60,12 @@ class AbstractFamily(ABC):
     def tiny(cls) -> list[Any]:
         """Configs of tiny random models that together cover the adapter: the conformance suite runs on each."""
 
+    @classmethod
+    def num_positions(cls, config: Any) -> int | None:
+        """Rows of the position table of a model with this config; None: it has none."""
+        del config
+        return None
+
     @abstractmethod
     def arch(self, split_embedding: bool) -> ArchSpec:
         """The edge graph's shape."""

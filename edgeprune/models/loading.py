@@ -10,6 +10,8 @@ import torch
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import KVReaders
+from edgeprune.models.family import find_family
+from edgeprune.models.limits import Limits
 from edgeprune.models.masked import MaskedModel
 
 if TYPE_CHECKING:
@@ -94,6 +96,23 @@ def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokeniz
         raise EdgepruneError(f"no tokenizer at {name!r}: {_first_line(error)}; {_where_to_look(name)}") from None
 
 
+def known_limits(name: str, revision: str | None = None) -> Limits | None:
+    """What a model takes, from its config alone; None if no adapter or no config of it is on this machine."""
+    from transformers import AutoConfig
+
+    compiled, options = _compiled(name), {} if revision is None else {"revision": revision}
+    try:
+        config: Any = (
+            AutoConfig.from_pretrained(_resolve(name), local_files_only=True, **options)
+            if compiled is None
+            else compiled.config
+        )
+        num_positions = find_family(config.model_type).num_positions(config)
+    except (OSError, ValueError):  # EdgepruneError is one of the latter
+        return None
+    return Limits(name, config.vocab_size, getattr(config, "d_out", None) or config.vocab_size, num_positions)
+
+
 def fingerprint(model: MaskedModel) -> str:
     """Hash of a few numbers of every weight: tells models of one shape apart, whatever dtype they are loaded in."""
     digest = hashlib.sha256(json.dumps(model.graph.to_dict(), sort_keys=True).encode())
@@ -139,8 +158,6 @@ def _resolve(name: str) -> str:
 
 def _from_transformers(name: str, options: dict[str, Any]) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
-
-    from edgeprune.models.family import find_family
 
     path = _resolve(name)
     try:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph, KVReaders
 from edgeprune.models.family import find_family
+from edgeprune.models.limits import Limits
 from edgeprune.models.projections import Projections
 from edgeprune.models.reads import LayerReads
 from edgeprune.models.stack import DeltaStack, ReadStream, Workspace, WriteHeads, WriteOne
@@ -106,8 +107,13 @@ class MaskedModel(nn.Module):
         return given, stream, context
 
     def embeddings(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[Tensor]:
-        """Outputs of the embedding writers, whose sum starts the stream, `[batch, seq, d_model]` each."""
-        parts = self.family.embed(input_ids, _position_ids(input_ids, attention_mask))
+        """Outputs of the embedding writers, whose sum starts the stream, `[batch, seq, d_model]` each.
+
+        Raises:
+            EdgepruneError: A prompt has a token or a position that the model does not know; padding may have any.
+        """
+        positions = _position_ids(input_ids, attention_mask)
+        parts = self.family.embed(*Limits.of(self).fitted(input_ids, positions, attention_mask))
         return parts if self.graph.arch.split_embedding else [functools.reduce(torch.add, parts)]
 
     def _repeat_kv(self, qkv: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -34,6 +34,10 @@ class Compiled(AbstractFamily):
             CompiledConfig(**shape, num_attention_heads=3, intermediate_size=0, causal=True),
         ]
 
+    @classmethod
+    def num_positions(cls, config: Any) -> int | None:
+        return config.n_ctx
+
     def arch(self, split_embedding: bool) -> ArchSpec:
         config = self.hf.config
         return ArchSpec(

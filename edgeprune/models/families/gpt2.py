@@ -43,6 +43,10 @@ class GPT2(AbstractFamily):
         }
         return [GPT2Config(**shape), GPT2Config(**shape, scale_attn_by_inverse_layer_idx=True, n_inner=48)]
 
+    @classmethod
+    def num_positions(cls, config: Any) -> int | None:
+        return config.n_positions
+
     def arch(self, split_embedding: bool) -> ArchSpec:
         heads = self.hf.config.n_head
         return ArchSpec(
