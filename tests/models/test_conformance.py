@@ -51,7 +51,7 @@ def random_gates(model: MaskedModel, fractional: bool) -> Tensor:
 
 @pytest.mark.parametrize("kv_readers", KV)
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("family", "index"), CASES)
 def test_open_gates_leave_logits_untouched(
     family: Any, index: int, dtype: torch.dtype, implementation: str, kv_readers: str
@@ -191,6 +191,23 @@ def test_gate_gradients_match_the_slow_model(family: Any, index: int, kv_readers
     (found,) = torch.autograd.grad((model(clean, gates, ablated) * weights).sum(), gates)
     torch.testing.assert_close(found, expected, atol=1e-8, rtol=1e-8)
     assert found[~model.graph.exists].abs().max() == 0
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 0.1), (torch.float16, 0.05), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(("family", "index"), CASES)
+def test_gate_gradients_in_other_dtypes(family: Any, index: int, dtype: torch.dtype, limit: float) -> None:
+    """Those of the same model in float64, to the rounding of its weights: 8, 11 and 24 bits."""
+    clean, corrupted = prompts()
+    gradients: list[Tensor] = []
+    for model in (build(family, index), build(family, index, dtype)):
+        gates = random_gates(model, fractional=True).float().requires_grad_()
+        logits = model(clean, gates, model.record(corrupted))
+        assert logits.dtype == model.dtype
+        (gradient,) = torch.autograd.grad(logits.double().log_softmax(-1)[..., 0].sum(), gates)
+        assert gradient.dtype == torch.float32
+        gradients.append(gradient)
+    expected, found = gradients
+    assert (found - expected).norm() / expected.norm() < limit
 
 
 @pytest.mark.parametrize(("family", "index"), CASES)
