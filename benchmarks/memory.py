@@ -4,8 +4,8 @@
     python benchmarks/memory.py --case gpt2
 
 Models have random weights. A case makes some training steps of Edge Pruning on random pairs with kept runs, as `fit`
-does, or runs one circuit. `predicted` is what the memory plan says once the model is loaded; `measured` is the peak of
-the process's resident memory since then.
+does, or judges one circuit. `predicted` is what the memory plan says once the model is loaded; `measured` is the peak
+of the process's resident memory since then.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from edgeprune.memory import (
 )
 from edgeprune.methods import EdgePruning
 from edgeprune.metrics.evaluate import gated_logits
+from edgeprune.metrics.faithfulness import faithfulness
 from edgeprune.models.homes import Homes
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.runs import ReferenceRuns
@@ -47,6 +48,11 @@ SMOLLM2 = LlamaConfig(
 DEEP = LlamaConfig(
     hidden_size=256, intermediate_size=1024, num_hidden_layers=24, num_attention_heads=8, num_key_value_heads=8,
     vocab_size=8192,
+)  # fmt: skip
+
+WIDE_VOCABULARY = LlamaConfig(
+    hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+    vocab_size=256_000, tie_word_embeddings=True,
 )  # fmt: skip
 
 
@@ -67,6 +73,10 @@ CASES = {
     "deep": Case(DEEP, BatchShape(batch=16, seq=64), "bfloat16"),
     "gpt2 small": Case(GPT2Config(), BatchShape(batch=4, seq=16), cache_gb=0.0),
     "gpt2, evaluation": Case(GPT2Config(), BatchShape(batch=128, seq=16), train=False),
+    "wide vocabulary": Case(WIDE_VOCABULARY, BatchShape(batch=32, seq=16)),
+    "wide vocabulary, several positions": Case(WIDE_VOCABULARY, BatchShape(batch=16, seq=16, positions=4)),
+    "wide vocabulary, bfloat16": Case(WIDE_VOCABULARY, BatchShape(batch=32, seq=16), "bfloat16"),
+    "wide vocabulary, evaluation": Case(WIDE_VOCABULARY, BatchShape(batch=128, seq=16), train=False),
     "smollm2, evaluation": Case(SMOLLM2, BatchShape(batch=32, seq=16), train=False),
 }
 
@@ -124,10 +134,10 @@ def _step(model: MaskedModel, runs: ReferenceRuns, recipe: EdgePruning, batch: A
 
 @torch.no_grad()
 def _evaluate(model: MaskedModel, runs: ReferenceRuns, batches: list[Any]) -> None:
-    gates = model.graph.all_closed().float()
+    gates, measures = model.graph.all_closed().float(), faithfulness()
     for batch in batches:
         full, ablated = runs(batch, "train")
-        kl_divergence(full, gated_logits(model, batch, gates, ablated))
+        measures.update(full, gated_logits(model, batch, gates, ablated), batch)
 
 
 def _row(plan: MemoryPlan, peak: float) -> dict[str, Any]:

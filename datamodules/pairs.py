@@ -2,9 +2,11 @@
 
 import gc
 import signal
+import textwrap
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, cast, final, get_args
 
 import lightning.pytorch as pl
@@ -21,6 +23,7 @@ from edgeprune.batch import IGNORE, PairBatch
 from edgeprune.errors import EdgepruneError, NoTokenizerError
 from edgeprune.metrics.evaluate import TOKENS_AT_ONCE
 from edgeprune.models.homes import Homes
+from edgeprune.models.limits import Limits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -253,6 +256,30 @@ class PairDataModule(pl.LightningDataModule):
         if self._pairs is None:
             self._pairs = self._load()
         return self._pairs[split]
+
+    def check(self, limits: Limits, split: str, count: int | None = None) -> None:
+        """Refuse pairs that a model cannot take.
+
+        Args:
+            limits: What it takes.
+            split: Which pairs.
+            count: Look at the first so many only.
+
+        Raises:
+            EdgepruneError: It names the first pair that does not fit.
+        """
+        for number, pair in enumerate(islice(self.pairs(split), count)):
+            parts = pair.clean, pair.corrupted, pair.targets, pair.distractors, pair.answers, pair.wrong_answers
+            fault = limits.fault(*parts)
+            if fault is not None:
+                raise EdgepruneError(f"{split} pair {number}, {self._prompt(split, number)}, {fault}")
+
+    def _prompt(self, split: str, number: int) -> str:
+        """The clean prompt of a pair, shortened, and where it comes from if that is known."""
+        pair = self.task.splits(self.tokenizer_object)[split][number]
+        if isinstance(pair, TokenPair):
+            return f"tokens {textwrap.shorten(' '.join(map(str, pair.clean)), 60)}"
+        return repr(textwrap.shorten(pair.clean, 60)) + (f" ({pair.source})" if pair.source else "")
 
     def labels(self, split: str) -> dict[str, tuple[str, ...]]:
         """What is known about the pairs of `split`, such as their template: by name one value per pair, in order.

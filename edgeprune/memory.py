@@ -18,6 +18,8 @@ from edgeprune.models.stack import CHUNK_BYTES
 
 CHUNKS = 6  # pieces of readers' inputs, with what is worked out from them, that are alive at once
 GATE_MATRICES = 8  # float32 tensors per sample of the gates: noise, sample, closed, their gradients
+LOSS_LOGITS = 4.5  # float32 logits: the full model's, and what a loss makes of both beside what autograd keeps
+JUDGED_LOGITS = 7.5  # float32 logits: both models', their log-probabilities, and what a measure makes of these
 UNUSED = 0.1  # of what is asked for, held by the allocator beyond it: pieces freed between others that are in use
 LIBRARIES = 400_000_000  # of a process that holds no weights yet
 PROBE_TOKENS = 128  # of one example at most, with which the activations per token are found out
@@ -105,6 +107,7 @@ def training_terms(model: MaskedModel, shape: BatchShape, activations: int) -> d
         "its gradient": buffers["stack"],
         "activations": activations * shape.batch,
         "frozen states": _states(model, shape),
+        "logits": int(LOSS_LOGITS * _logits(model, shape)),
         "chunks": CHUNKS * CHUNK_BYTES,
         "gates": GATE_MATRICES * shape.masks * model.graph.exists.numel() * 4,
     }
@@ -125,7 +128,7 @@ def evaluation_terms(
     return {
         **{name: num_bytes for name, num_bytes in kept.items() if num_bytes},
         "frozen states": 2 * _states(model, shape),  # made, and put together
-        "logits": 4 * shape.batch * shape.positions * model.num_outputs * 4,
+        "logits": int(JUDGED_LOGITS * _logits(model, shape)),
         "chunks": CHUNKS * CHUNK_BYTES,
     }
 
@@ -140,6 +143,11 @@ def _buffers(model: MaskedModel, shape: BatchShape) -> dict[str, int]:
         "scored tokens": len(graph.writers) * shape.batch * shape.positions * row,
         "readers' weights": model.projections.num_bytes,
     }
+
+
+def _logits(model: MaskedModel, shape: BatchShape) -> int:
+    """Of one model at the scored positions, in float32."""
+    return shape.batch * shape.positions * model.num_outputs * 4
 
 
 def _states(model: MaskedModel, shape: BatchShape) -> int:

@@ -317,7 +317,9 @@ class PruningModule(pl.LightningModule):
         full, ablated = self.runs(batch, split)
         circuit = gated_logits(self.masked, batch, self._gates, ablated)
         own = own_rows(self.trainer, batch.index)
-        if own.any():
+        if own.all():
+            self.measures.update(full, circuit, batch)
+        elif own.any():
             self.measures.update(full[own], circuit[own], batch.rows(own))
 
     # ---------------------------------------------------------------- circuits and checkpoints

@@ -136,10 +136,12 @@ def _add_measures(
     from edgeprune.cli.data import read_data_config
     from edgeprune.cli.pairs import prepare_runs
     from edgeprune.metrics.evaluate import evaluate_gates
+    from edgeprune.models.limits import Limits
     from edgeprune.models.runs import ReferenceRuns
 
     data = read_data_config(options.config, tokenizer=name)
     data.setup()
+    data.check(Limits.of(model), options.split)
     runs = ReferenceRuns(model, ablation)
     prepare_runs(runs, data, options.split)
     cuts = [circuit for pair in matched.values() if pair is not None for circuit in pair]

@@ -64,7 +64,19 @@ def run(arguments: list[str]) -> None:
     data.tokenizer = options.tokenizer or data.tokenizer or ("smollm2" if data.task.needs_tokenizer else None)
     if not data.pairs(options.split):
         raise EdgepruneError(f"{options.config} gives no {options.split} pairs; choose another --split")
+    _check_model(options.config, data, options.split)
     _show(data, options.split, options.n)
+
+
+def _check_model(path: str, data: "PairDataModule", split: str) -> None:
+    """Refuse pairs that the model of an experiment cannot take, as far as its config is on this machine."""
+    from edgeprune.models.loading import known_limits
+
+    model = _read_yaml(path).get("model")
+    if isinstance(model, dict) and isinstance(model.get("name"), str) and not model.get("gguf_file"):
+        limits = known_limits(model["name"], model.get("revision"))
+        if limits is not None:
+            data.check(limits, split)
 
 
 def _show(data: "PairDataModule", split: str, count: int) -> None:

@@ -32,6 +32,7 @@ from edgeprune.methods.problem import Metric, Problem
 from edgeprune.methods.selection import Selection
 from edgeprune.metrics.evaluate import evaluate_gates
 from edgeprune.metrics.frontier import Row, frontier_row, frontier_table, write_frontier
+from edgeprune.models.limits import Limits
 from edgeprune.models.loading import fingerprint, load_model
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.runs import ReferenceRuns
@@ -174,6 +175,9 @@ class Run:
             raise EdgepruneError(f"limit must be at least 1, got {self.limit}")
         self._check_folder()
         model = self.section.load()
+        limits = Limits.of(model)
+        self.data.check(limits, self.split, self.limit)
+        self.data.check(limits, "validation")
         batches = pair_batches(self.data, self.split, self.limit)
         validation = pair_batches(self.data, "validation", None, self.data.eval_batch_size)
         runs = ReferenceRuns(model, self.section.ablation, self.section.cache_gb)

@@ -163,6 +163,7 @@ def evaluate_files(options: argparse.Namespace) -> dict[str, Any]:
     from edgeprune.evaluation.evaluator import Evaluator
     from edgeprune.evaluation.summary import evaluate_circuits
     from edgeprune.evaluation.uncertainty import Resampling
+    from edgeprune.models.limits import Limits
     from edgeprune.models.loading import fingerprint
 
     start, names = time.perf_counter(), _short_names(options.circuits)
@@ -173,6 +174,7 @@ def evaluate_files(options: argparse.Namespace) -> dict[str, Any]:
     data.setup()
     batches = pair_batches(data, options.split, options.limit, options.batch_size or data.eval_batch_size)
     model = files.load_model(name, options.device, split_embedding=options.split_embedding)
+    data.check(Limits.of(model), options.split, options.limit)
     circuits = dict(zip(names, files.circuits(model), strict=True))
     main = options.ablation or files.header.get("ablation", "interchange")
     if options.ablation is None:

@@ -26,6 +26,7 @@ from edgeprune.cli.resume import LAST, NAMED, check_unfinished, differences, go_
 from edgeprune.cli.trial import log_as_trial, trial_folder
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods import AbstractRecipe
+from edgeprune.models.limits import Limits
 from edgeprune.paths import whole_file
 from lit_modules import PruningModule, RunCheckpoint, RunProgress, UploadCircuits, WandbTracker
 from lit_modules.checkpoints import SealedCheckpoints, StoppedAtOnceError, StoppedBySignalError
@@ -135,6 +136,8 @@ class EdgepruneCLI(LightningCLI):
             if checkpoint is None:
                 self.model.check_started()
             self.datamodule.setup({"fit": "fit", "validate": "validate", "test": "test"}[self.subcommand])
+            for split in {"fit": ("train", "validation"), "validate": ("validation",)}.get(self.subcommand, ("test",)):
+                self.datamodule.check(Limits.of(self.model.masked), split)
             if self.subcommand == "fit":
                 plan = plan_fit(self.model, self.datamodule, self.trainer)
                 if self.trainer.is_global_zero:

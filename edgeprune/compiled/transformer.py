@@ -192,4 +192,4 @@ class CompiledTransformer(PreTrainedModel):
         """Attention mask in the form that the attention function wants; `x` gives shape, dtype and device."""
         if not self.config.causal:
             return create_bidirectional_mask(self.config, x, attention_mask)
-        return create_causal_mask(self.config, x, attention_mask, past_key_values=None, position_ids=position_ids)
+        return create_causal_mask(self.config, x, attention_mask, None, position_ids)  # without a cache

@@ -58,7 +58,8 @@ def js(full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
 
 def _kl_to_middle(own: Tensor, other: Tensor) -> Tensor:
     """KL of a distribution to its mean with another, from log-probabilities; 0, not almost 0, where both are equal."""
-    return (own.exp() * (math.log(2) - softplus(other - own))).sum(-1)
+    ratio = (other - own).masked_fill(own == -torch.inf, 0)  # whatever: it counts with probability 0
+    return (own.exp() * (math.log(2) - softplus(ratio))).sum(-1)
 
 
 def kl_answers(full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:

@@ -75,7 +75,7 @@ class CircuitRun:
             if plan.readers:
                 self.attention[layer] = self._inputs(plan.readers, stream)
             qkv, _, token = reads(layer, token, stream, shape[0])
-            values = family.attend(layer, *qkv, context)
+            values = model._attend(layer, qkv, context, reads.stack)
             token = model._write_heads(token, values, ablated.heads[layer], reads.stack, layer, relative=False)
             before, mlp = stream, None
             stream = stream + family.attention_output(layer, values).flatten(0, 1)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import EdgepruneError, UnsupportedFamilyError
@@ -57,6 +58,12 @@ class AbstractFamily(ABC):
     def tiny(cls) -> list[Any]:
         """Configs of tiny random models that together cover the adapter: the conformance suite runs on each."""
 
+    @classmethod
+    def num_positions(cls, config: Any) -> int | None:
+        """Rows of the position table of a model with this config; None: it has none."""
+        del config
+        return None
+
     @abstractmethod
     def arch(self, split_embedding: bool) -> ArchSpec:
         """The edge graph's shape."""
@@ -87,7 +94,15 @@ class AbstractFamily(ABC):
 
     @abstractmethod
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, context: Any) -> Tensor:
-        """Attention-weighted values `[B, S, H, C]`; k and v may come with one head per query head."""
+        """Attention-weighted values `[B, S, H, C]`; k and v may come with one head per query head.
+
+        The kernel gets tensors laid out as in the model's own forward: products of the same numbers laid out otherwise
+        may be rounded otherwise.
+        """
+
+    def cached(self, states: Tensor) -> Tensor:
+        """Keys or values `[B, K, S, C]` as the model's cache of them, if it uses one, hands them to the kernel."""
+        return dense(states) if self.hf.config.use_cache else states
 
     @abstractmethod
     def attention_output(self, layer: int, values: Tensor) -> Tensor:
@@ -132,6 +147,12 @@ def require(condition: bool, what: str) -> None:
         raise UnsupportedFamilyError(
             f"{what} is not supported by the adapter, so the model is refused rather than approximated"
         )
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """The tensor with the strides of a new one, those of axes of length 1 included: a copy unless it has them."""
+    usual = torch.empty(tensor.shape, device="meta").stride()
+    return tensor if tensor.stride() == usual else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def by_head(weight: Tensor, num_heads: int) -> Tensor:

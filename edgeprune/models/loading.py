@@ -10,7 +10,8 @@ import torch
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import KVReaders
-from edgeprune.models.family import ATTENTION_IMPLEMENTATIONS
+from edgeprune.models.family import ATTENTION_IMPLEMENTATIONS, find_family
+from edgeprune.models.limits import Limits
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.pretrained import read_model, read_tokenizer
 from edgeprune.models.weights import check_finite
@@ -100,6 +101,23 @@ def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokeniz
     if name.startswith(COMPILED) or _is_ground_truth(name):
         return None
     return read_tokenizer(name, _resolve(name), revision)
+
+
+def known_limits(name: str, revision: str | None = None) -> Limits | None:
+    """What a model takes, from its config alone; None if no adapter or no config of it is on this machine."""
+    from transformers import AutoConfig
+
+    compiled, options = _compiled(name), {} if revision is None else {"revision": revision}
+    try:
+        config: Any = (
+            AutoConfig.from_pretrained(_resolve(name), local_files_only=True, trust_remote_code=False, **options)
+            if compiled is None
+            else compiled.config
+        )
+        num_positions = find_family(config.model_type).num_positions(config)
+    except (OSError, ValueError):  # EdgepruneError is one of the latter
+        return None
+    return Limits(name, config.vocab_size, getattr(config, "d_out", None) or config.vocab_size, num_positions)
 
 
 def fingerprint(model: MaskedModel) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph, KVReaders
 from edgeprune.models.family import find_family
+from edgeprune.models.limits import Limits
 from edgeprune.models.projections import Projections
 from edgeprune.models.reads import LayerReads
 from edgeprune.models.stack import DeltaStack, ReadStream, Workspace, WriteHeads, WriteOne
@@ -88,7 +89,7 @@ class MaskedModel(nn.Module):
         mlps: list[Tensor] = []
         for layer in range(self.graph.arch.num_layers):
             qkv = family.qkv(layer, family.attention_norm(layer)(stream))
-            values = family.attend(layer, *self._repeat_kv(qkv), context)
+            values = family.attend(layer, *qkv, context)
             stream = stream + family.attention_output(layer, values)
             if self.graph.arch.has_mlp:
                 mlp = family.mlp(layer, stream)
@@ -112,8 +113,13 @@ class MaskedModel(nn.Module):
         return given, stream, context
 
     def embeddings(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[Tensor]:
-        """Outputs of the embedding writers, whose sum starts the stream, `[batch, seq, d_model]` each."""
-        parts = self.family.embed(input_ids, _position_ids(input_ids, attention_mask))
+        """Outputs of the embedding writers, whose sum starts the stream, `[batch, seq, d_model]` each.
+
+        Raises:
+            EdgepruneError: A prompt has a token or a position that the model does not know; padding may have any.
+        """
+        positions = _position_ids(input_ids, attention_mask)
+        parts = self.family.embed(*Limits.of(self).fitted(input_ids, positions, attention_mask))
         return parts if self.graph.arch.split_embedding else [functools.reduce(torch.add, parts)]
 
     def _repeat_kv(self, qkv: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -171,7 +177,7 @@ class MaskedModel(nn.Module):
         for layer in range(arch.num_layers):
             first = graph.first_writer(layer)
             qkv, mlp_mix, token = reads(layer, token, stream, batch)
-            values = fixed.heads[layer].detach() if layer in fixed.heads else family.attend(layer, *qkv, context)
+            values = fixed.heads[layer].detach() if layer in fixed.heads else self._attend(layer, qkv, context, stack)
             token = self._write_heads(token, values, ablated.heads[layer], stack, layer, relative)
             stream = stream + family.attention_output(layer, values).flatten(0, 1)
             if ablated.mlps is not None:
@@ -182,6 +188,24 @@ class MaskedModel(nn.Module):
                 token = self._write_mlp(token, mlp, ablated.mlps[layer], stack, first + arch.num_heads, relative)
                 stream = stream + mlp.flatten(0, 1)
         return self._finish(token, stream, reads.closed[-1], stack, positions, (batch, seq))
+
+    def _attend(self, layer: int, qkv: tuple[Tensor, Tensor, Tensor], context: Any, stack: DeltaStack) -> Tensor:
+        """Attention-weighted values from what the readers give, `[batch, seq, head, head_dim]`.
+
+        With every gate open, heads that share k and v in the model see the same ones: the kernel then gets one of them,
+        as in the model, for its result depends on how often they are there. Gradients are those of all.
+        """
+        arch, attend = self.graph.arch, self.family.attend
+        if not stack.all_open or arch.num_kv_readers == arch.num_kv_heads:
+            return attend(layer, *qkv, context)
+        with torch.no_grad():
+            groups = (arch.num_kv_heads, arch.num_heads // arch.num_kv_heads, -1)
+            k, v = (part.unflatten(-1, groups)[..., 0, :].flatten(2) for part in qkv[1:])
+            values = attend(layer, qkv[0], k, v, context)
+        if not torch.is_grad_enabled():
+            return values
+        separate = attend(layer, *qkv, context)
+        return values + (separate - separate.detach())
 
     def _write_heads(
         self, token: Tensor, own: Tensor, other: Tensor, stack: DeltaStack, layer: int, relative: bool

@@ -1,5 +1,6 @@
 """What the attention readers of each layer are projected with, made from the model's own weights."""
 
+import functools
 import math
 from typing import TYPE_CHECKING, NamedTuple, final
 
@@ -21,25 +22,39 @@ class Projection(NamedTuple):
         offset: What a normed input of zero gives, `[A, C]`, in the dtype of projections.
         eps: The norm's; None: there is no norm.
         centred: The norm takes the mean over the width away.
+        stays: The weight is not overwritten when another layer's is asked for.
     """
 
     weight: Tensor
     offset: Tensor
     eps: float | None
     centred: bool
+    stays: bool
+
+
+class _Kept(NamedTuple):
+    """A layer's weights, and what says whether those that they were made from are still the same."""
+
+    weight: Tensor
+    state: tuple[object, ...]
+    probe: Tensor
 
 
 @final
 class Projections:
     """The projections of a model's layers: kept if they are small, else one at a time.
 
+    The model's weights may change in any way between two runs. What is kept is then made anew: a run asks first
+    (`forget_edited`) how the weights project one fixed input, in float32 or better. An edit that leaves every output
+    for it as it was, bit for bit, is one that moves the outputs by less than they are rounded by.
+
     Args:
-        model: The masked model, whose weights may change: what was kept is then made anew.
+        model: The masked model.
     """
 
     def __init__(self, model: "MaskedModel") -> None:
         self._model = model
-        self._kept: dict[int, tuple[tuple[object, ...], Tensor]] = {}
+        self._kept: dict[int, _Kept] = {}
         self._room: Tensor | None = None
 
     @property
@@ -61,27 +76,44 @@ class Projections:
         return size * self._model.graph.arch.num_layers <= KEPT_BYTES
 
     @torch.no_grad()
+    def forget_edited(self) -> None:
+        """Drop what is kept of layers whose weights are not those that it was made from."""
+        for layer in [layer for layer, kept in self._kept.items() if kept.state != _state(self._sources(layer))]:
+            del self._kept[layer]
+        if self._kept:
+            new = torch.stack([_probe(self._sources(layer)) for layer in self._kept])
+            same = new == torch.stack([kept.probe for kept in self._kept.values()])
+            for layer, is_same in zip(list(self._kept), same.all(1).tolist(), strict=True):
+                if not is_same:
+                    del self._kept[layer]
+
+    @torch.no_grad()
     def __call__(self, layer: int) -> Projection:
-        """The projection of a layer, to be used before the next one is asked for."""
+        """The projection of a layer, to be used before the next one is asked for unless it stays."""
         model = self._model
         norm, like = model.family.read_norm(layer), model.family.qkv_weights(layer)[0]
         zero = like.new_zeros((1, 1, like.shape[1])) if norm.bias is None else norm.bias[None, None]
         offset = torch.cat(model._repeat_kv(model.family.qkv(layer, zero)), -1)
-        return Projection(self._weight(layer), offset.view(self._shape[0], -1), norm.eps, norm.centred)
+        offset = offset.view(self._shape[0], -1)
+        return Projection(self._weight(layer), offset, norm.eps, norm.centred, self._keeps)
+
+    def _sources(self, layer: int) -> tuple[Tensor, ...]:
+        """What a layer's weights are made from: those of q, k and v by head, and the norm's if it has any."""
+        norm = self._model.family.read_norm(layer).weight
+        return (*self._model.family.qkv_weights(layer), *(own for own in (norm,) if own is not None))
 
     def _weight(self, layer: int) -> Tensor:
+        if layer in self._kept:
+            return self._kept[layer].weight
         parts, norm = self._model.family.qkv_weights(layer), self._model.family.read_norm(layer)
-        sources = (*parts, *(own for own in (norm.weight,) if own is not None))
-        state = tuple((own.data_ptr(), own.device, own.dtype, own._version) for own in sources)
-        if layer in self._kept and self._kept[layer][0] == state:
-            return self._kept[layer][1]
         room = self._new_room(parts[0])
         _fill(room, parts, norm.weight, self._model.graph.arch.num_kv_readers)
         if norm.centred:
             room[..., :-1] -= room[..., :-1].mean(1, keepdim=True)
             room[..., -1] = 1
         if self._keeps:
-            self._kept[layer] = (state, room)
+            sources = self._sources(layer)
+            self._kept[layer] = _Kept(room, _state(sources), _probe(sources))
         return room
 
     def _new_room(self, like: Tensor) -> Tensor:
@@ -92,6 +124,26 @@ class Projections:
                 room = like.new_empty(self._shape)
         self._room = None if self._keeps else room
         return room
+
+
+def _state(sources: tuple[Tensor, ...]) -> tuple[object, ...]:
+    """What tells whether tensors are others than before, or edited where torch counts edits, without a look at them."""
+    return tuple((own.data_ptr(), own.device, own.dtype, own._version) for own in sources)
+
+
+def _probe(sources: tuple[Tensor, ...]) -> Tensor:
+    """Outputs of q, k and v for one fixed input, and the norm's weight, `[n]`."""
+    exact = torch.promote_types(sources[0].dtype, torch.float32)
+    fixed = _fixed_input(sources[0].shape[1], exact, sources[0].device)
+    with torch.autocast(fixed.device.type, enabled=False):
+        found = [fixed @ own.to(exact) if own.ndim > 1 else own.to(exact) for own in sources]
+    return torch.cat([own.flatten() for own in found])
+
+
+@functools.cache
+def _fixed_input(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Random numbers from 1 to 2: all different, so that they tell weights apart, and none so small as to miss one."""
+    return torch.rand(width, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).add(1).to(device, dtype)
 
 
 def _fill(room: Tensor, parts: tuple[Tensor, Tensor, Tensor], norm: Tensor | None, num_kv: int) -> None:

@@ -62,6 +62,7 @@ class LayerReads:
         found = blocks(arch.num_layers, arch.readers_per_layer)
         largest = block_readers(arch.num_layers, arch.readers_per_layer)
         all_open = not bool(closed.where(model.graph.exists.to(closed.device), 0).any())
+        model.projections.forget_edited()
         self.stack = DeltaStack(len(model.graph.writers), stream, largest, workspace, all_open)
         sizes = [arch.readers_per_layer * (end - first) for first, end in found]
         *by_block, logits = closed.split([*sizes, 1], dim=1)
@@ -110,6 +111,6 @@ class LayerReads:
     def _fused(self, layer: int, stream: Tensor, batch: int) -> Tensor:
         """The model's own projection of the stream, `[T, A, C]`."""
         family = self.model.family
-        normed = family.attention_norm(layer)(stream).view(batch, -1, stream.shape[-1])
+        normed = family.attention_norm(layer)(stream.view(batch, -1, stream.shape[-1]))
         fused = torch.cat(self.model._repeat_kv(family.qkv(layer, normed)), -1)
         return fused.view(len(stream), self.model.graph.arch.num_attention_readers, -1)

@@ -19,6 +19,7 @@ from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.frozen_store import ALIGNMENT, PLACES, FrozenStore, Place, Values
 from edgeprune.models.homes import Homes, KeepingPlan
+from edgeprune.models.limits import Limits
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.states import WriterStates
 from edgeprune.objectives import Objective
@@ -305,25 +306,13 @@ class ReferenceRuns:
         )
 
     def check(self, batch: PairBatch) -> None:
-        """Refuse pairs made for another model; an index out of bounds says less, and on a GPU it ends the process.
+        """Refuse pairs that the model or the ablation cannot take.
 
         Raises:
-            EdgepruneError: A token id that the model does not know, or a prompt that is longer than all of which means
-                of positions were taken.
+            EdgepruneError: A token id that the model does not know, or a prompt that is longer than its position table
+                or all of which means of positions were taken.
         """
-        config = self.model.hf.config
-        num_inputs = self.model.hf.get_input_embeddings().num_embeddings
-        for name, ids, size in (
-            ("input", batch.clean, num_inputs),
-            ("corrupted input", batch.corrupted, num_inputs),
-            ("target", batch.targets, self.model.num_outputs),
-            ("distractor", batch.distractors, self.model.num_outputs),
-        ):
-            if int(ids.max()) >= size:
-                raise EdgepruneError(
-                    f"the pairs have {name} id {int(ids.max())}, model {config.name_or_path!r} knows 0 to {size - 1}: "
-                    "they are made for another model; change the model or the task"
-                )
+        Limits.of(self.model).check_batch(batch)
         longest = int(batch.attention_mask.sum(1).max())
         if self._positional and longest > self.states().heads.shape[2]:
             raise EdgepruneError(

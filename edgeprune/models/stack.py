@@ -269,7 +269,8 @@ class ReadLayer(torch.autograd.Function):
                 stack.mix(closed, span.writers, span.readers, stream, span.num_streams)
                 out, scale, mean = _project(readers[: span.num_streams], projection)
         ctx.save_for_backward(stream, closed, out, scale, mean)
-        ctx.projection_of, ctx.stack, ctx.span = projection_of, stack, span
+        ctx.projection_of = (lambda: projection) if projection.stays else projection_of
+        ctx.stack, ctx.span = stack, span
         return out, readers[span.num_streams :].flatten(0, 1).clone(), token.clone()
 
     @staticmethod

@@ -12,11 +12,16 @@ Objective = Literal["kl", "squared_error"]
 def kl_divergence(full: Tensor, circuit: Tensor) -> Tensor:
     """KL(full || circuit) in nats from two tensors of logits (or log-probabilities) `[..., vocab]`; returns `[...]`.
 
+    Logits may be -inf, for outputs of probability 0. `0 log 0` is 0; where the circuit rules out what the full model
+    does not, the divergence is inf, and has no gradient.
+
     >>> kl_divergence(torch.tensor([0.0, 0.0]), torch.tensor([3.0, 3.0])).item()
     0.0
     """
     full, circuit = full.log_softmax(-1), circuit.log_softmax(-1)
-    return (full.exp() * (full - circuit)).sum(-1)
+    impossible, missing = full == -torch.inf, circuit == -torch.inf
+    ratio = (full - circuit).masked_fill(impossible | missing, 0)
+    return (full.exp() * ratio).sum(-1).masked_fill((missing & ~impossible).any(-1), torch.inf)
 
 
 def squared_error(full: Tensor, circuit: Tensor) -> Tensor:

@@ -1,12 +1,15 @@
 """What every family must satisfy, on tiny random models, without network."""
 
 import copy
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import repeat_kv
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from edgeprune import ablations
 from edgeprune.models.family import registry
@@ -20,6 +23,7 @@ CASES = [
     for index, config in enumerate(family.tiny())
 ]
 KV = ("group", "head")
+LENGTHS, BATCHES = range(1, 18), range(1, 9)
 
 
 def build(
@@ -47,7 +51,7 @@ def random_gates(model: MaskedModel, fractional: bool) -> Tensor:
 
 @pytest.mark.parametrize("kv_readers", KV)
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("family", "index"), CASES)
 def test_open_gates_leave_logits_untouched(
     family: Any, index: int, dtype: torch.dtype, implementation: str, kv_readers: str
@@ -60,6 +64,81 @@ def test_open_gates_leave_logits_untouched(
     assert torch.equal(model.full(clean), expected)
     with torch.no_grad():  # a gradient-free run takes the same path
         assert torch.equal(model(clean, model.graph.all_open(), ablated), expected)
+
+
+@pytest.mark.parametrize(("family", "index"), CASES)
+def test_open_gates_are_exact_at_every_length_and_batch(family: Any, index: int) -> None:
+    """Every length with every batch the plain way; each of them with masks, and with other kernels and readers."""
+    model = build(family, index, torch.float32, "eager")
+    same = {(seq, batch): is_exact(model, batch, seq) for seq, batch in product(LENGTHS, BATCHES)}
+    grouped = model.graph.arch.num_kv_heads < model.graph.arch.num_heads
+    for implementation, kv_readers in product(("eager", "sdpa"), KV if grouped else KV[:1]):
+        model = build(family, index, torch.float32, implementation, kv_readers=kv_readers)
+        for seq, side in product(LENGTHS, (None, "left", "right")):
+            batch = BATCHES[3 * seq % len(BATCHES)]
+            same[implementation, kv_readers, side, seq, batch] = is_exact(model, batch, seq, side)
+    assert not [case for case, exact in same.items() if not exact]
+
+
+@torch.no_grad()
+def is_exact(model: MaskedModel, batch: int, seq: int, side: str | None = None) -> bool:
+    """Whether open gates, and `full`, give Hugging Face's logits bit for bit, for rows padded on `side`."""
+    clean, _ = prompts(batch, seq)
+    mask, options = None, {}
+    if side is not None:
+        real = torch.arange(seq) >= (torch.arange(batch)[:, None] * 5 % seq)
+        mask = real.long() if side == "left" else real.flip(1).long()
+        options = {"attention_mask": mask, "position_ids": _position_ids(clean, mask)}
+    expected = model.hf(clean, **options).logits
+    opened = model(clean, model.graph.all_open(), ablations.zero(model), mask)
+    return torch.equal(opened, expected) and torch.equal(model.full(clean, mask), expected)
+
+
+Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype] | None
+
+
+def layout(tensor: Tensor | None) -> Layout:
+    """Shape, strides and dtype; None: there is no mask."""
+    return None if tensor is None else (tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+
+@pytest.mark.parametrize("cache", [True, False], ids=["cache", "no cache"])
+@pytest.mark.parametrize("kv_readers", KV)
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize(("family", "index"), CASES)
+def test_kernels_get_what_the_library_hands_them(
+    family: Any, index: int, implementation: str, kv_readers: str, cache: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors laid out alike: products of the same numbers laid out otherwise differ on some processors."""
+    model = build(family, index, torch.float32, implementation, kv_readers=kv_readers)
+    model.hf.config.use_cache = cache
+    seen: list[list[Any]] = []
+
+    def kernel(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, **options: Any) -> tuple[Tensor, None]:
+        seen.append([mask, q, k, v])
+        groups = getattr(module, "num_key_value_groups", 1)
+        values = torch.nn.functional.scaled_dot_product_attention(q, repeat_kv(k, groups), repeat_kv(v, groups))
+        return values.transpose(1, 2).contiguous(), None
+
+    def layouts(call: Any, *arguments: Any) -> list[list[Layout]]:
+        seen.clear()
+        call(*arguments)
+        return [[layout(part) for part in layer] for layer in seen]
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, implementation, kernel)
+    times = model.graph.arch.num_kv_readers // model.graph.arch.num_kv_heads
+    for batch, seq in ((3, 9), (8, 9), (1, 5), (3, 1), (1, 1)):
+        clean, _ = prompts(batch, seq)
+        ablated = ablations.zero(model)
+        expected = layouts(model.hf, clean)
+        with torch.no_grad():
+            assert layouts(model, clean, model.graph.all_open(), ablated) == expected
+        assert layouts(model.full, clean) == expected
+        layouts(model.hf, clean)
+        for layer in seen:  # with some gates closed, heads of a group have k and v of their own
+            layer[2:] = (part.repeat_interleave(times, 1) if times > 1 else part for part in layer[2:])
+        repeated = [[layout(part) for part in layer] for layer in seen]
+        assert layouts(model, clean, random_gates(model, fractional=True), ablated) == repeated
 
 
 @pytest.mark.parametrize(("family", "index"), CASES)
@@ -112,6 +191,23 @@ def test_gate_gradients_match_the_slow_model(family: Any, index: int, kv_readers
     (found,) = torch.autograd.grad((model(clean, gates, ablated) * weights).sum(), gates)
     torch.testing.assert_close(found, expected, atol=1e-8, rtol=1e-8)
     assert found[~model.graph.exists].abs().max() == 0
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 0.1), (torch.float16, 0.05), (torch.float32, 1e-5)])
+@pytest.mark.parametrize(("family", "index"), CASES)
+def test_gate_gradients_in_other_dtypes(family: Any, index: int, dtype: torch.dtype, limit: float) -> None:
+    """Those of the same model in float64, to the rounding of its weights: 8, 11 and 24 bits."""
+    clean, corrupted = prompts()
+    gradients: list[Tensor] = []
+    for model in (build(family, index), build(family, index, dtype)):
+        gates = random_gates(model, fractional=True).float().requires_grad_()
+        logits = model(clean, gates, model.record(corrupted))
+        assert logits.dtype == model.dtype
+        (gradient,) = torch.autograd.grad(logits.double().log_softmax(-1)[..., 0].sum(), gates)
+        assert gradient.dtype == torch.float32
+        gradients.append(gradient)
+    expected, found = gradients
+    assert (found - expected).norm() / expected.norm() < limit
 
 
 @pytest.mark.parametrize(("family", "index"), CASES)

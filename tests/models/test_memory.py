@@ -1,12 +1,19 @@
 """The memory plan: its terms are the sizes of what they name, and what is available is what the system says."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
 
+from datamodules.pairs import collate
+from datamodules.tasks.base import TokenPair
 from edgeprune.memory import (
+    JUDGED_LOGITS,
+    LOSS_LOGITS,
     UNUSED,
     BatchShape,
     MemoryPlan,
@@ -18,10 +25,13 @@ from edgeprune.memory import (
     spare_memory,
     training_terms,
 )
+from edgeprune.metrics.evaluate import gated_logits
+from edgeprune.metrics.faithfulness import faithfulness
 from edgeprune.models.family import registry
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.reads import LayerReads
 from edgeprune.models.stack import Workspace
+from edgeprune.objectives import masked_mean
 from edgeprune.objectives.faithfulness import kl_divergence
 from tests.models.test_conformance import build
 
@@ -55,7 +65,9 @@ def test_the_stack_and_the_states_have_their_sizes(model: MaskedModel) -> None:
     after = evaluation_terms(model, replace(SHAPE, batch=1), terms)  # buffers of training steps are kept
     buffers = ("stack", "its gradient", "readers' inputs", "scored tokens", "readers' weights")
     assert [after[name] for name in buffers] == [terms[name] for name in buffers]
-    assert evaluated["logits"] % model.full(ids, positions=ids[:, :2]).float().nbytes == 0
+    logits = model.full(ids, positions=ids[:, :2]).float().nbytes
+    assert terms["logits"] == int(LOSS_LOGITS * logits)
+    assert evaluated["logits"] == int(JUDGED_LOGITS * logits)
 
 
 def test_activations_grow_with_the_examples(model: MaskedModel) -> None:
@@ -71,6 +83,56 @@ def test_long_examples_are_scaled_up(model: MaskedModel, monkeypatch: pytest.Mon
     whole = activations_per_example(model, BatchShape(batch=1, seq=8), kl_divergence)
     monkeypatch.setattr("edgeprune.memory.PROBE_TOKENS", 4)
     assert activations_per_example(model, BatchShape(batch=1, seq=8), kl_divergence) == pytest.approx(whole, rel=0.25)
+
+
+def peak_of(work: Callable[[], object]) -> int:
+    """Most bytes that tensors made by `work` take at one time."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    assert profile.profiler is not None
+    assert profile.profiler.kineto_results is not None
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("train", [True, False], ids=["training", "evaluation"])
+def test_a_vocabulary_of_256_000(train: bool, dtype: torch.dtype) -> None:
+    """Where nearly all is logits, the plan is within 15 % of what a step takes beside the model and its kept runs."""
+    config = LlamaConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        vocab_size=256_000,
+        tie_word_embeddings=True,
+    )
+    model = MaskedModel(AutoModelForCausalLM.from_config(config).to(dtype))
+    shape = BatchShape(batch=6, seq=3, positions=2)
+    ids = torch.zeros(6, 3, dtype=torch.long)
+    pairs = [TokenPair((1, 2, 3), (2, 1, 3), (1, 2), (1, 2), (2, 3))] * 6
+    batch, states = collate(list(enumerate(pairs))), model.record(ids)
+    full = model.full(batch.clean, positions=batch.positions).float()
+    gates = torch.full(model.graph.shape, 0.5, requires_grad=train)
+
+    def step() -> None:
+        own = full.clone()  # as read from where it is kept
+        if train:
+            logits = gated_logits(model, batch, gates, states)
+            masked_mean(kl_divergence(own, logits), batch.position_mask).backward()
+        else:
+            with torch.no_grad():
+                faithfulness().update(own, gated_logits(model, batch, gates, states), batch)
+
+    step()
+    if train:
+        terms = training_terms(model, shape, activations_per_example(model, shape, kl_divergence))
+    else:
+        terms = evaluation_terms(model, shape)
+    needed = plan_of(model, {**terms, "chunks": 0}, 0)  # of which this model needs none
+    asked = needed.total - needed.weights - needed.process
+    assert 0.85 < asked / peak_of(step) < 1.15
 
 
 def test_a_plan_adds_up() -> None:

@@ -57,15 +57,73 @@ def test_kept_or_not_is_the_same(family: Any, index: int, monkeypatch: pytest.Mo
     assert sizes[0] == sizes[1] * model.graph.arch.num_layers
 
 
+def edit_counted(weight: torch.Tensor) -> None:
+    with torch.no_grad():
+        weight.mul_(3)
+
+
+def edit_data(weight: torch.Tensor) -> None:
+    weight.data.mul_(3)
+
+
+def edit_one_number(weight: torch.Tensor) -> None:
+    weight.data[0, 5, 1] += 0.05
+
+
+def swap_two_inputs(weight: torch.Tensor) -> None:
+    weight.data[..., [2, 3], :] = weight.data[..., [3, 2], :]
+
+
+def edit_numpy(weight: torch.Tensor) -> None:
+    """Torch does not see it at all."""
+    array = weight.detach().view(torch.int16 if weight.dtype == torch.bfloat16 else weight.dtype).numpy()
+    array[..., 1, :] = array[..., 0, :]
+
+
+EDITS = [edit_counted, edit_data, edit_one_number, swap_two_inputs, edit_numpy]
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kept_bytes", [2**28, 0], ids=["kept", "one at a time"])
-def test_changed_weights_are_noticed(kept_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["gpt2", "llama", "edgeprune_compiled"])
+def test_changed_weights_are_noticed(
+    name: str, kept_bytes: int, dtype: torch.dtype, edit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(projections, "KEPT_BYTES", kept_bytes)
+    changed, fresh = (build(registry()[name], 0, dtype) for _ in range(2))
+    gates = random_gates(changed, fractional=True)
+    before = gradient(changed, gates)
+    for model in (changed, fresh):
+        edit(model.family.qkv_weights(1)[0])
+    after = gradient(changed, gates)
+    assert not torch.equal(before, after)
+    assert torch.equal(after, gradient(fresh, gates))
+
+
+@pytest.mark.parametrize("kind", ["norm", "new tensor"])
+def test_other_changes_are_noticed(kind: str) -> None:
     changed, fresh = (build(registry()["gpt2"], 0) for _ in range(2))
     gates = random_gates(changed, fractional=True)
     before = gradient(changed, gates)
     for model in (changed, fresh):
-        with torch.no_grad():
-            model.family.qkv_weights(1)[0].mul_(3)
+        block = model.hf.transformer.h[1]
+        if kind == "norm":
+            block.ln_1.weight.data[3] += 0.1
+        else:
+            block.attn.c_attn.weight.data = 2 * block.attn.c_attn.weight.data
     after = gradient(changed, gates)
     assert not torch.equal(before, after)
     assert torch.equal(after, gradient(fresh, gates))
+
+
+def test_unchanged_weights_are_made_once() -> None:
+    model = build(registry()["gpt2"], 0)
+    gates = random_gates(model, fractional=True)
+    gradient(model, gates)
+    before = [model.projections(layer).weight for layer in range(3)]
+    with torch.autocast("cpu", torch.bfloat16):
+        gradient(model, gates)
+    with torch.inference_mode():
+        model(prompts()[0], gates, model.record(prompts()[1]))
+    assert all(model.projections(layer).weight is weight for layer, weight in enumerate(before))

@@ -131,7 +131,7 @@ def test_pairs_of_another_model_are_refused(model: MaskedModel, field: str) -> N
     batch = make_batch([0, 1])
     tokens = getattr(batch, field).clone()
     tokens[0, 0] = model.hf.config.vocab_size
-    with pytest.raises(EdgepruneError, match=f"the pairs have .* {tokens[0, 0]}, .* made for another model"):
+    with pytest.raises(EdgepruneError, match=f"pair 0 has .* {tokens[0, 0]}, .* made for another model"):
         ReferenceRuns(model, "zero")(dataclasses.replace(batch, **{field: tokens}), "train")
 
 

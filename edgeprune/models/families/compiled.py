@@ -9,7 +9,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from edgeprune.compiled.transformer import CompiledConfig, CompiledTransformer, eager_attention_forward
 from edgeprune.graph import ArchSpec, KVReaders
-from edgeprune.models.family import AbstractFamily, ReadNorm, by_head
+from edgeprune.models.family import AbstractFamily, ReadNorm, by_head, dense
 
 AutoConfig.register(CompiledConfig.model_type, CompiledConfig)
 AutoModelForCausalLM.register(CompiledConfig, CompiledTransformer)
@@ -27,12 +27,16 @@ class Compiled(AbstractFamily):
 
     @classmethod
     def tiny(cls) -> list[Any]:
-        shape: dict[str, Any] = {"vocab_size": 61, "d_out": 29, "hidden_size": 24}
+        shape: dict[str, Any] = {"vocab_size": 61, "d_out": 29, "hidden_size": 24, "n_ctx": 20}
         return [
             CompiledConfig(**shape),
             CompiledConfig(**shape, num_hidden_layers=3, causal=True, attn_scale=0.4),
             CompiledConfig(**shape, num_attention_heads=3, intermediate_size=0, causal=True),
         ]
+
+    @classmethod
+    def num_positions(cls, config: Any) -> int | None:
+        return config.n_ctx
 
     def arch(self, split_embedding: bool) -> ArchSpec:
         config = self.hf.config
@@ -72,7 +76,7 @@ class Compiled(AbstractFamily):
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, context: Any) -> Tensor:
         attn = self.layers[layer].attn
-        q, k, v = (part.unflatten(-1, (-1, attn.head_dim)).transpose(1, 2) for part in (q, k, v))
+        q, k, v = (dense(part).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2) for part in (q, k, v))
         kernel = ALL_ATTENTION_FUNCTIONS.get_interface(self.hf.config._attn_implementation, eager_attention_forward)
         return kernel(attn, q, k, v, context, dropout=0.0, scaling=attn.scaling)[0]
 

@@ -43,6 +43,10 @@ class GPT2(AbstractFamily):
         }
         return [GPT2Config(**shape), GPT2Config(**shape, scale_attn_by_inverse_layer_idx=True, n_inner=48)]
 
+    @classmethod
+    def num_positions(cls, config: Any) -> int | None:
+        return config.n_positions
+
     def arch(self, split_embedding: bool) -> ArchSpec:
         heads = self.hf.config.n_head
         return ArchSpec(
@@ -58,13 +62,7 @@ class GPT2(AbstractFamily):
         return [tokens, self.body.wpe(position_ids).expand_as(tokens)]
 
     def context(self, stream: Tensor, attention_mask: Tensor | None, position_ids: Tensor) -> Any:
-        return create_causal_mask(
-            config=self.hf.config,
-            inputs_embeds=stream,
-            attention_mask=attention_mask,
-            past_key_values=None,
-            position_ids=position_ids,
-        )
+        return create_causal_mask(self.hf.config, stream, attention_mask, None, position_ids)  # without a cache
 
     def attention_norm(self, layer: int) -> Callable[[Tensor], Tensor]:
         return self.blocks[layer].ln_1
@@ -86,6 +84,7 @@ class GPT2(AbstractFamily):
         attn = self.blocks[layer].attn
         q, k, v = (part.view(*part.shape[:2], -1, attn.head_dim).transpose(1, 2) for part in (q, k, v))
         kernel = ALL_ATTENTION_FUNCTIONS.get_interface(self.hf.config._attn_implementation, eager_attention_forward)
+        k, v = self.cached(k), self.cached(v)
         return kernel(attn, q, k, v, context, dropout=0.0, scaling=attn.scaling)[0]
 
     def attention_output(self, layer: int, values: Tensor) -> Tensor:

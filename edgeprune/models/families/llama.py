@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb, eager
 
 from edgeprune.errors import UnsupportedFamilyError
 from edgeprune.graph import ArchSpec, KVReaders
-from edgeprune.models.family import AbstractFamily, ReadNorm, by_head, require_plain
+from edgeprune.models.family import AbstractFamily, ReadNorm, by_head, dense, require_plain
 
 
 class _Context(NamedTuple):
@@ -33,7 +33,7 @@ class Llama(AbstractFamily):
             for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
                 require_plain(getattr(layer.self_attn, name), nn.Linear, name)
         self.windows = [self._window(index) for index in range(len(self.layers))]
-        self.kernels_see = [self._kernel_module(layer.self_attn) for layer in self.layers]
+        self.ungrouped = [self._ungrouped(layer.self_attn) for layer in self.layers]
 
     def _window(self, layer: int) -> int | None:
         """Sliding window of a layer: set per layer in Qwen2, for all layers in Mistral, never in Llama."""
@@ -42,10 +42,9 @@ class Llama(AbstractFamily):
             return self.layers[layer].self_attn.sliding_window
         return config.sliding_window if config.model_type == "mistral" else None
 
-    def _kernel_module(self, attn: nn.Module) -> nn.Module:
-        """The module handed to the attention kernel: with one k/v reader per query head, it must not repeat heads."""
-        if self.kv_readers == "group":
-            return attn
+    @staticmethod
+    def _ungrouped(attn: nn.Module) -> nn.Module:
+        """The module to hand to the attention kernel with one k/v head per query head: it must not repeat them."""
         ungrouped: Any = copy.copy(attn)
         ungrouped.num_key_value_groups = 1
         return ungrouped
@@ -88,15 +87,9 @@ class Llama(AbstractFamily):
         return [self.body.embed_tokens(input_ids)]
 
     def context(self, stream: Tensor, attention_mask: Tensor | None, position_ids: Tensor) -> Any:
-        arguments: dict[str, Any] = {
-            "config": self.hf.config,
-            "inputs_embeds": stream,
-            "attention_mask": attention_mask,
-            "past_key_values": None,
-            "position_ids": position_ids,
-        }
-        full = create_causal_mask(**arguments) if None in self.windows else None
-        sliding = create_sliding_window_causal_mask(**arguments) if any(self.windows) else None
+        arguments = (self.hf.config, stream, attention_mask, None, position_ids)  # without a cache
+        full = create_causal_mask(*arguments) if None in self.windows else None
+        sliding = create_sliding_window_causal_mask(*arguments) if any(self.windows) else None
         masks = [full if window is None else sliding for window in self.windows]
         return _Context(masks, self.body.rotary_emb(stream, position_ids=position_ids))
 
@@ -121,12 +114,14 @@ class Llama(AbstractFamily):
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, context: Any) -> Tensor:
         attn = self.layers[layer].self_attn
-        q, k, v = (part.view(*part.shape[:2], -1, attn.head_dim).transpose(1, 2) for part in (q, k, v))
+        q, k, v = (dense(part).view(*part.shape[:2], -1, attn.head_dim).transpose(1, 2) for part in (q, k, v))
         q, k = apply_rotary_pos_emb(q, k, *context.rotary)
+        grouped = k.shape[1] == self.hf.config.num_key_value_heads
+        seen, laid_out = (attn, self.cached) if grouped else (self.ungrouped[layer], dense)
+        k, v = laid_out(k), laid_out(v)
         kernel = ALL_ATTENTION_FUNCTIONS.get_interface(self.hf.config._attn_implementation, eager_attention_forward)
         window = self.windows[layer]
         extra = {} if window is None else {"sliding_window": window}
-        seen = self.kernels_see[layer]
         return kernel(seen, q, k, v, context.masks[layer], dropout=0.0, scaling=attn.scaling, **extra)[0]
 
     def attention_output(self, layer: int, values: Tensor) -> Tensor:
