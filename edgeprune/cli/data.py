@@ -1,11 +1,11 @@
 """Data sections of configs, for the commands that need no Trainer; and `edgeprune data CONFIG`, which shows pairs."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.cli.arguments import Arguments
 from edgeprune.cli.configs import find_config
 from edgeprune.errors import EdgepruneError
+from edgeprune.parsing import read_options
 
 if TYPE_CHECKING:
     from datamodules import PairDataModule
@@ -25,7 +25,7 @@ def read_data_config(path: str, tokenizer: str | None = None) -> "PairDataModule
 
     from datamodules import PairDataModule
 
-    config = _read_yaml(find_config(path))
+    config = read_options(find_config(path))
     data, model = config.get("data"), config.get("model")
     if not isinstance(data, dict):
         raise EdgepruneError(f"{path} has no section 'data'; add one as in configs/data/ioi.yaml")
@@ -38,16 +38,6 @@ def read_data_config(path: str, tokenizer: str | None = None) -> "PairDataModule
         raise EdgepruneError(f"{path}: {error}") from None
     built: Any = parser.instantiate(parsed)
     return built.data
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        config: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise EdgepruneError(f"{path} is not valid YAML: {error}") from None
-    return config if isinstance(config, dict) else {}
 
 
 def run(arguments: list[str]) -> None:
