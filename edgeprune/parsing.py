@@ -31,7 +31,7 @@ def read_text(path: str | Path) -> str:
         raise EdgepruneError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = getattr(error, "strerror", None) or str(error)
-        raise EdgepruneError(f"cannot read {str(path)[:200]!r}: {reason}; give the path of a file") from None
+        raise EdgepruneError(f"{str(path)[:200] or repr('')}: {reason}; give the path of a file") from None
 
 
 def read_options(path: str | Path) -> dict[str, Any]:
