@@ -21,20 +21,20 @@ def read_data_config(path: str, tokenizer: str | None = None) -> "PairDataModule
     Raises:
         EdgepruneError: The file is missing, is no YAML, has no such section, or the section has a mistake.
     """
-    from jsonargparse import ArgumentParser
-
     from datamodules import PairDataModule
+    from edgeprune.cli.options import StrictParser, check_numbers
 
     config = read_options(find_config(path))
     data, model = config.get("data"), config.get("model")
     if not isinstance(data, dict):
         raise EdgepruneError(f"{path} has no section 'data'; add one as in configs/data/ioi.yaml")
     name = (model.get("name") if isinstance(model, dict) else None) or tokenizer
-    parser = ArgumentParser(exit_on_error=False)
+    parser = StrictParser()
     parser.add_class_arguments(PairDataModule, "data")
     try:
         parsed = parser.parse_object({"data": {**data, "tokenizer": data.get("tokenizer") or name}})
-    except Exception as error:  # jsonargparse has no public common base for what it raises here
+        check_numbers(parsed)
+    except EdgepruneError as error:
         raise EdgepruneError(f"{path}: {error}") from None
     built: Any = parser.instantiate(parsed)
     return built.data

@@ -158,6 +158,14 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     "unknown choice": (unknown_choice, "left"),
     "unequal lengths": (unequal, "pairs.jsonl:5: the clean prompt has 4 tokens and the corrupted one 2"),
     "no data section": (lambda folder: text(folder, b"model: gpt2"), "has no section 'data'"),
+    "no such task": (
+        lambda folder: text(folder, b"data: {task: CompiledTusk}"),
+        r"data.yaml: data.task: there is no 'CompiledTusk' \(did you mean 'CompiledTask'\?\); known are Auto",
+    ),
+    "not a number": (
+        lambda folder: text(folder, b"data: {task: CompiledTask, batch_size: .nan}"),
+        "data.yaml: data.batch_size must be a whole number or auto, got nan$",
+    ),
     "empty data section": (lambda folder: text(folder, b"data:"), "has no section 'data'"),
     "only a word": (
         lambda folder: text(folder, b"data"),
