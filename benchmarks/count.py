@@ -14,6 +14,7 @@ Traffic is that of the stack and its gradient, in bytes of float32 per token: ea
 every block of layers after it, forward, again in the backward, for the gates' gradient, and twice for the stack's.
 """
 
+import argparse
 from dataclasses import dataclass
 
 from transformers import GPT2Config, LlamaConfig
@@ -98,6 +99,7 @@ def counted(shape: Shape) -> dict[str, float]:
 
 def main() -> None:
     """Print one table."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     columns = {name: counted(shape) for name, shape in SHAPES.items()}
     print("| | " + " | ".join(columns) + " |")
     print("|---|" + "---|" * len(columns))

@@ -8,6 +8,7 @@ from typing import Any, final
 
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
+from edgeprune.parsing import parse_yaml, read_text
 
 CIRCUITS, CONFIG, METRICS, FRONTIER, SCORES = (
     "circuits",
@@ -97,12 +98,7 @@ class Run:
         path = self.folder / CONFIG
         if not path.is_file():
             return {}
-        import yaml
-
-        try:
-            read = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise EdgepruneError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        read = parse_yaml(read_text(path), str(path))
         if not isinstance(read, dict):
             raise EdgepruneError(f"{path} must hold keys and values, it holds {type(read).__name__}")
         return read

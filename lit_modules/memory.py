@@ -1,5 +1,6 @@
 """What a run will need of memory: batch sizes that were left open are settled, and what cannot fit is refused."""
 
+from bisect import bisect_left
 from dataclasses import replace
 from typing import Any
 
@@ -41,7 +42,8 @@ def plan_fit(module: PruningModule, data: Any, trainer: pl.Trainer) -> MemoryPla
                 f"batch_size auto works out accumulate_grad_batches itself, got {trainer.accumulate_grad_batches}: "
                 "leave it at 1, or give a batch_size"
             )
-        size = next((size for size in _divisors(data.target_batch_size) if needs.training(size).fits), 1)
+        sizes = _divisors(data.target_batch_size, len(data.pairs("train")))
+        size = next((size for size in sizes if needs.training(size).fits), 1)
         data.settle(batch_size=size)
         _accumulate(trainer, data.target_batch_size // size)
     if "eval_batch_size" in data.open_sizes:
@@ -57,11 +59,12 @@ def plan_fit(module: PruningModule, data: Any, trainer: pl.Trainer) -> MemoryPla
 
 
 class _Needs:
-    """Plans of one run for batches of different size."""
+    """Plans of one run for batches of different size; a batch holds no more than there are pairs."""
 
     def __init__(self, module: PruningModule, data: Any, trainer: pl.Trainer) -> None:
         self.model, self.device, self.num_processes = module.masked, trainer.strategy.root_device, trainer.num_devices
         masks = getattr(module.recipe, "masks_per_batch", 1)
+        self.num_pairs = {split: len(data.pairs(split)) for split in ("train", "validation")}
         seq, positions = data.extent("train")
         self._training = BatchShape(batch=1, seq=seq, positions=positions, masks=masks)
         seq, positions = data.extent("validation")
@@ -71,12 +74,14 @@ class _Needs:
 
     def training(self, batch: int) -> MemoryPlan:
         """Of training steps."""
+        batch = min(batch, self.num_pairs["train"])
         terms = training_terms(self.model, replace(self._training, batch=batch), self._activations)
         return plan_of(self.model, terms, self._kept, self.device, self.num_processes)
 
     def evaluation(self, batch: int, trained_with: int) -> MemoryPlan:
         """Of judging circuits, several of which are run at once as long as the batch is small."""
-        shape = self._evaluation
+        shape, trained_with = self._evaluation, min(trained_with, self.num_pairs["train"])
+        batch = min(batch, self.num_pairs["validation"])
         wide = replace(shape, batch=max(batch, TOKENS_AT_ONCE // shape.seq))
         trained = training_terms(self.model, replace(self._training, batch=trained_with), 0)
         return plan_of(
@@ -95,9 +100,9 @@ def _most_kept(module: PruningModule, data: Any) -> int:
     return needed
 
 
-def _divisors(number: int) -> list[int]:
-    """From the number down to 1."""
-    return [size for size in range(number, 0, -1) if number % size == 0]
+def _divisors(number: int, most: int) -> list[int]:
+    """From the largest that is no more than `most` down to 1."""
+    return [size for size in range(min(number, most), 0, -1) if number % size == 0]
 
 
 def _accumulate(trainer: pl.Trainer, parts: int) -> None:
@@ -114,8 +119,11 @@ def _remedy(needs: _Needs, data: Any, training: bool) -> str:
     def plan_with(size: int) -> MemoryPlan:
         return needs.training(size) if training else needs.evaluation(size, data.batch_size)
 
-    fitting = next((smaller for smaller in range(size - 1, 0, -1) if plan_with(smaller).fits), None)
-    advice = [] if fitting is None else [f"set data.{name} to {fitting} or less (now {size}), or to auto"]
-    if fitting is not None and training:
+    smaller = range(1, min(size, needs.num_pairs["train" if training else "validation"]))
+    fitting = bisect_left(
+        smaller, True, key=lambda size: not plan_with(size).fits
+    )  # as many as fit, for they come first
+    advice = [f"set data.{name} to {fitting} or less (now {size}), or to auto"] if fitting else []
+    if fitting and training:
         advice.append("with trainer.accumulate_grad_batches the step keeps its size")
     return "; ".join([*advice, "lower model.cache_gb, or set model.dtype to bfloat16"])

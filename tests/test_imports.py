@@ -24,6 +24,7 @@ LAYERS = {
     "edgeprune.errors": 0,
     "edgeprune.lazy": 0,
     "edgeprune.pages": 0,
+    "edgeprune.parsing": 0,
     "edgeprune.paths": 0,
     "edgeprune.nodes": 0,
     "edgeprune.sealed": 0,

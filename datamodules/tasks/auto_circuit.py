@@ -6,16 +6,16 @@
 `word_idxs` counts the tokens of the prompts from 0, without BOS. `seq_labels`, a caption for each token, is not used.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, final
 
 from datamodules.tasks.base import PromptPair
 from datamodules.tasks.continuations import Continuation, single_tokens
-from datamodules.tasks.files import FileTask, Row, read_text
+from datamodules.tasks.files import FileTask, Row
 from datamodules.texts import check_characters
 from edgeprune.errors import EdgepruneError, NoTokenizerError
+from edgeprune.parsing import parse_json, read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,16 +64,7 @@ class AutoCircuitTask(FileTask):
         return [Row(None, _pair(*column)) for column in columns]
 
     def _content(self) -> dict[str, Any]:
-        try:
-            content = json.loads(read_text(self.path))
-        except json.JSONDecodeError as error:
-            raise EdgepruneError(
-                f"{self.path}:{error.lineno}: not JSON ({error.msg}); the file must be one JSON object"
-            ) from None
-        except RecursionError:
-            raise EdgepruneError(
-                f"{self.path}: not JSON of this form, brackets within brackets go on too far"
-            ) from None
+        content = parse_json(read_text(self.path), self.path)
         if not isinstance(content, dict) or "prompts" not in content:
             raise EdgepruneError(f'{self.path}: expected one JSON object with "prompts", a list of prompt pairs')
         return cast("dict[str, Any]", content)

@@ -6,16 +6,16 @@ clean,corrupted,label                            greater-than: the two digits af
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, cast, final
 
 from datamodules.tasks.base import PromptPair
 from datamodules.tasks.continuations import Continuation, added_tokens, check_ids, texts_of
-from datamodules.tasks.files import FileTask, Row, check_split, read_text
+from datamodules.tasks.files import FileTask, Row, check_split
 from datamodules.texts import has_unknown
 from edgeprune.errors import EdgepruneError, NoTokenizerError
+from edgeprune.parsing import parse_json, read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -123,8 +123,8 @@ class EAPCSVTask(FileTask):
 def _ids(line: _Line, column: str) -> tuple[int, ...]:
     text = line.values[column]
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
+        value = parse_json(text, line.source, one_line=True)
+    except EdgepruneError:
         value = None
     ids = cast("list[object]", value if isinstance(value, list) else [value])
     if not ids or any(type(token) is not int for token in ids):

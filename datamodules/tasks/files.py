@@ -113,14 +113,6 @@ def warn_of_shared_prompts(splits: Mapping[str, Sequence[PromptPair]], path: str
         )
 
 
-def read_text(path: str) -> str:
-    """The file's text; a byte-order mark is dropped, line ends stay as they are."""
-    try:
-        return Path(path).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise EdgepruneError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
-
-
 def check_split(name: object, source: str) -> str | None:
     """The split that a row names, or None."""
     if name is None or (isinstance(name, str) and name in SPLITS):

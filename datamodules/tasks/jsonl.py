@@ -5,15 +5,15 @@
 The answer is what stands between the marks, the prompt what stands before them. `split` is optional.
 """
 
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast, final
 
 from datamodules.tasks.base import PromptPair
-from datamodules.tasks.files import FileTask, Row, check_split, read_text
+from datamodules.tasks.files import FileTask, Row, check_split
 from edgeprune.errors import EdgepruneError
+from edgeprune.parsing import parse_json, read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,10 +58,7 @@ class JSONLTask(FileTask):
 
 
 def _parse_object(line: str, source: str) -> dict[str, Any]:
-    try:
-        values = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise EdgepruneError(f"{source}: not JSON ({error}); write one whole object per line") from None
+    values = parse_json(line, source, one_line=True)
     if not isinstance(values, dict):
         raise EdgepruneError(f'{source}: expected an object with "clean" and "corrupted", got {type(values).__name__}')
     return cast("dict[str, Any]", values)

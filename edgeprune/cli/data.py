@@ -1,11 +1,11 @@
 """Data sections of configs, for the commands that need no Trainer; and `edgeprune data CONFIG`, which shows pairs."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.cli.arguments import Arguments
 from edgeprune.cli.configs import find_config
 from edgeprune.errors import EdgepruneError
+from edgeprune.parsing import read_options
 
 if TYPE_CHECKING:
     from datamodules import PairDataModule
@@ -21,33 +21,23 @@ def read_data_config(path: str, tokenizer: str | None = None) -> "PairDataModule
     Raises:
         EdgepruneError: The file is missing, is no YAML, has no such section, or the section has a mistake.
     """
-    from jsonargparse import ArgumentParser
-
     from datamodules import PairDataModule
+    from edgeprune.cli.options import StrictParser, check_numbers
 
-    config = _read_yaml(find_config(path))
+    config = read_options(find_config(path))
     data, model = config.get("data"), config.get("model")
     if not isinstance(data, dict):
         raise EdgepruneError(f"{path} has no section 'data'; add one as in configs/data/ioi.yaml")
     name = (model.get("name") if isinstance(model, dict) else None) or tokenizer
-    parser = ArgumentParser(exit_on_error=False)
+    parser = StrictParser()
     parser.add_class_arguments(PairDataModule, "data")
     try:
         parsed = parser.parse_object({"data": {**data, "tokenizer": data.get("tokenizer") or name}})
-    except Exception as error:  # jsonargparse has no public common base for what it raises here
+        check_numbers(parsed)
+    except EdgepruneError as error:
         raise EdgepruneError(f"{path}: {error}") from None
     built: Any = parser.instantiate(parsed)
     return built.data
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        config: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise EdgepruneError(f"{path} is not valid YAML: {error}") from None
-    return config if isinstance(config, dict) else {}
 
 
 def run(arguments: list[str]) -> None:

@@ -8,21 +8,20 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, cast, final
+from typing import Any, Literal, cast, final
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
 
 import edgeprune.methods
 from datamodules import PairDataModule
-from datamodules.tasks.base import AbstractTask
 from edgeprune import __version__
 from edgeprune.ablations import Ablation
 from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.cli.arguments import innermost
 from edgeprune.cli.configs import with_paths
-from edgeprune.cli.mistakes import one_sentence
+from edgeprune.cli.options import StrictParser, check_numbers
 from edgeprune.cli.pairs import pair_batches, prepare_runs
 from edgeprune.console import Work, report_console
 from edgeprune.errors import EdgepruneError
@@ -45,7 +44,6 @@ _ = edgeprune.methods  # imported so that configs can name its classes without a
 CONFIG, SCORES, CIRCUITS, STATE = "config.yaml", "scores.safetensors", "circuits", "state"
 OWN = (CONFIG, SCORES, CIRCUITS, STATE, "frontier.csv", "frontier.png")
 DONE = "frontier.csv"  # written last
-KINDS: dict[str, type] = {"method": AbstractDiscovery, "data.task": AbstractTask}  # options that name a class
 
 
 @final
@@ -93,17 +91,9 @@ class ModelSection:
         return load_model(self.name, device=self.device, **self.options)
 
 
-@final
-class _Parser(ArgumentParser):
-    """Reports a bad argument or config on one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise EdgepruneError(one_sentence(message or str(ex), KINDS))
-
-
 def make_parser() -> ArgumentParser:
     """Arguments of the command: all of them may come from the config."""
-    parser = _Parser(prog="edgeprune discover", description="Find circuits with a method that does not train.")
+    parser = StrictParser(prog="edgeprune discover", description="Find circuits with a method that does not train.")
     parser.add_argument("--config", action="config", help="YAML file; later options win")
     parser.add_class_arguments(ModelSection, "model")
     parser.add_subclass_arguments(AbstractDiscovery, "method", required=True)
@@ -130,6 +120,7 @@ def run(arguments: list[str]) -> None:
     parser = make_parser()
     try:
         config = parser.parse_args(with_paths(arguments[1:]))
+        check_numbers(config)
         _default_tokenizer(config)
         built = parser.instantiate(config)
     except SystemExit as stop:  # --help and --print_config

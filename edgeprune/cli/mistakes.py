@@ -1,29 +1,51 @@
 """What jsonargparse reports of a user's mistake, in one sentence.
 
 Its report has a line for every type that a value did not fit, and names classes of this project. Of that the key, the
-rule and the value are kept; where no class has the given name, the names that there are come instead.
+rule and the value are kept; where no class or option has the given name, the names that there are come instead.
 """
 
+import difflib
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import final
 
+INNER = "\x1f"  # on both sides of what the parser of a class within a value has said already
+_INNER = re.compile(f"{INNER}([^{INNER}]*){INNER}")
+_GOES_ON = (".", ":", " ")  # begins what is said of a part of a value, to follow its key
 _KEY = re.compile(r'Parser key "([^"]+)":\s*')
 _GIVEN = re.compile(r"Given value: (.*)")
-_ONE_OF = re.compile(r"Expected a typing\.Literal\[(.+)\]\. Got value: (.*)")
-_TYPE = re.compile(r"Expected a <class '([\w.]+)'>(?:\. Got value: (.*))?")
-_NO_CLASS = re.compile(r"Expected a dot import path|Import path|.* is abstract$")
-_NO_OPTION = re.compile(r"Option '(.+)' is not accepted")
+_RULE = re.compile(
+    r"Expected a (?:typing\.Literal\[(?P<literals>.+)\]|<class '(?P<type>[\w.]+)'>)(?:\. Got value: (?P<value>.*))?"
+)
+_NO_CLASS = re.compile(
+    r"Expected a dot import path string: (?P<path>.*)"
+    r"|Import path (?:(?P<other>\S+) )?does not .*"
+    r"|Problem with given class_path '(?P<given>.*)':(?P<why>.*)"
+    r"|Expected an instantiatable class, but .*"
+    r"|(?P<form>Not a valid subclass of )\w+(?:\. Got value: (?P<value>.*))?"
+)
+_NO_OPTION = re.compile(
+    r"(?:Option|Subcommand '.+' does not accept option|Group '(?P<group>.+)' does not accept option) '(?P<name>.+?)'.*"
+)
 _OF_OPTION = re.compile(r"\w+ must be ")
 _MISSING = re.compile(r"the following arguments are required: (.+)")
+_COMMAND = re.compile(r"^(?:fit|validate|test)\.")  # before the key of an option of a command
+_UNKNOWN = re.compile(r"unrecognized arguments: (?:--(?P<name>[\w.]+))?.*")
+_NO_CONFIG = re.compile(r"Unable to load config ['\"](.*)['\"]")
 _NOISE = (
     "Does not validate against",
     "Subtypes:",
     "Errors:",
     "Given value type:",
     "Expected a path but",
-    "Problem with given class_path",
     "Expected a <class 'NoneType'>",
+    "Subclass types expect one of:",
+    "a class path (str)",
+    "a dict with class_path entry",
+    "a dict without class_path but with",
+    "a dict with parameters accepted by",
 )
 _TYPES = {
     "int": "a whole number",
@@ -37,39 +59,59 @@ _TYPES = {
 }
 
 
-def one_sentence(report: str, kinds: Mapping[str, type] | None = None) -> str:
+def one_sentence(
+    report: str,
+    names: Collection[str] = (),
+    classes: Mapping[str, Sequence[type]] | None = None,
+    *,
+    within: bool = False,
+) -> str:
     """Say what is wrong.
 
     Args:
         report: What jsonargparse reports, on one or more lines.
-        kinds: For options that name a class, its base: `{"method": AbstractDiscovery}`.
+        names: The options that there are.
+        classes: For options that name a class, its bases: `{"method": [AbstractDiscovery]}`.
+        within: The report is of options of a class, which is itself the value of an option: the sentence goes on from
+            that option's key.
 
     >>> one_sentence("unrecognized arguments: --depth 3")
     'unrecognized arguments: --depth 3; see --help'
     """
-    key, given, begins = "", "", True
-    reasons: list[str] = []
-    for text in report.splitlines():
-        begins = begins or text.strip().startswith("- ")
-        line = text.strip(" -")
-        if match := _KEY.match(line):
-            key = _joined(key, match[1])
-            line = line[match.end() :]
-        if match := _GIVEN.match(line):
-            given = match[1]
-        elif line and not line.startswith(_NOISE):
-            if begins:
-                reasons.append(line)
-            else:
-                reasons[-1] += f" {line}"
-            begins = False
-    said = dict.fromkeys(_said(reason, key, given, kinds or {}) for reason in reasons)
-    return "; or ".join(said) or " ".join(report.split())
+    read = _Report.read(report)
+    key = f".{read.key}" if within and read.key else read.key
+    inner = _INNER.search(report)
+    if inner is not None:
+        return f"{key}{inner[1]}" if inner[1].startswith(_GOES_ON) else inner[1]
+    if len(read.reasons) > 1 and (config := _NO_CONFIG.fullmatch(read.reasons[0])):
+        why = read.reasons[1] if not _NO_CONFIG.fullmatch(read.reasons[1]) else "no such file"
+        return f"{key}: cannot read options from {config[1]!r} ({why}); give a YAML file, or --{read.key}.NAME VALUE"
+    wrong = [match for reason in read.reasons if (match := _NO_CLASS.fullmatch(reason))]
+    if wrong:
+        return _no_class(wrong, key, read.given, (classes or {}).get(read.key, ()))
+    rules = [match for reason in read.reasons if (match := _RULE.fullmatch(reason))]
+    said = [_said(reason, key, names, within) for reason in read.reasons if not _RULE.fullmatch(reason)]
+    if rules:
+        said.insert(0, _broken(rules, key, read.given))
+    return "; or ".join(dict.fromkeys(said)) or " ".join(report.split())
 
 
-def known(base: type) -> list[str]:
-    """Names of the classes of a kind that can be made, in order."""
-    return sorted(item.__name__ for item in _subclasses(base) if not inspect.isabstract(item))
+def known(*bases: type) -> list[str]:
+    """Names of the classes of some kinds that can be made, in order."""
+    found = {item.__name__ for base in bases for item in _subclasses(base) if not inspect.isabstract(item)}
+    return sorted(name for name in found if not name.startswith(("_", "LazyInstance")))  # the latter are defaults
+
+
+def did_you_mean(name: str, names: Collection[str]) -> str:
+    """A question with the name that is most like `name`, to follow it; empty if none is like it.
+
+    >>> did_you_mean("model.nam", ["model.name", "name"])
+    " (did you mean 'model.name'?)"
+    """
+    group, dot, last = name.rpartition(".")
+    siblings = [item.removeprefix(group + dot) for item in names if item.startswith(group + dot)]
+    close = difflib.get_close_matches(last, siblings, 1, 0.7) or difflib.get_close_matches(name, names, 1, 0.8)
+    return f" (did you mean {(group + dot if close[0] in siblings else '') + close[0]!r}?)" if close else ""
 
 
 def _subclasses(base: type) -> Iterator[type]:
@@ -78,33 +120,97 @@ def _subclasses(base: type) -> Iterator[type]:
         yield from _subclasses(item)
 
 
+@final
+@dataclass
+class _Report:
+    """What a report says of one value.
+
+    Attributes:
+        key: Of the value.
+        given: The value, if the report has it on a line of its own.
+        reasons: Why it was refused, one for each type that it could have had.
+    """
+
+    key: str = ""
+    given: str = ""
+    reasons: list[str] = field(default_factory=list[str])
+
+    @classmethod
+    def read(cls, text: str) -> "_Report":
+        """Take a report apart."""
+        report, begins = cls(), True
+        for whole in text.splitlines():
+            begins = begins or whole.strip().startswith("- ")
+            line = whole.strip(" -")
+            if match := _KEY.match(line):
+                report.key = _joined(report.key, match[1])
+                line = line[match.end() :]
+            if match := _GIVEN.match(line):
+                report.given = match[1]
+            elif line and not line.startswith(_NOISE):
+                if begins:
+                    report.reasons.append(line)
+                else:
+                    report.reasons[-1] += f" {line}"
+                begins = False
+        return report
+
+
 def _joined(outer: str, inner: str) -> str:
     """The key of a value inside the value of another; reports name it with or without the outer one."""
-    return inner if not outer or inner.startswith(f"{outer}.") else f"{outer}.{inner}"
+    return inner if not outer or inner == outer or inner.startswith(f"{outer}.") else f"{outer}.{inner}"
 
 
-def _said(reason: str, key: str, given: str, kinds: Mapping[str, type]) -> str:
-    if match := _ONE_OF.fullmatch(reason):
-        return f"{key} must be one of {match[1].replace(chr(39), '')}, got {match[2]}"
-    if match := _TYPE.fullmatch(reason):
-        return f"{key} must be {_TYPES.get(match[1], match[1])}, got {match[2] or given}"
-    if _NO_CLASS.match(reason):
-        return _no_class(reason.partition(": ")[2] or given, key, kinds.get(key))
+def _broken(rules: Sequence[re.Match[str]], key: str, given: str) -> str:
+    """Which of several rules would do."""
+    texts = [literal.strip("'\" ") for rule in rules if rule["literals"] for literal in rule["literals"].split(",")]
+    types = [rule["type"] for rule in rules if rule["type"]]
+    allowed = [_TYPES.get(name, name) for name in types if not (name == "int" and "float" in types)]
+    if texts:
+        allowed.append(f"{'one of ' if len(texts) > 1 else ''}{', '.join(dict.fromkeys(texts))}")
+    value = next((rule["value"] for rule in rules if rule["value"]), given)
+    return f"{key} must be {' or '.join(dict.fromkeys(allowed))}, got {value}"
+
+
+def _said(reason: str, key: str, names: Collection[str], within: bool) -> str:
     if match := _NO_OPTION.fullmatch(reason):
-        return f"{key} has no option {match[1]!r}; see --{key}.help" if key else reason
+        name = f"{match['group']}.{match['name']}" if match["group"] else match["name"]
+        return _no_option(name, key, names, within)
     if match := _MISSING.fullmatch(reason):
-        return f"missing: {match[1]}; give them as options (--{match[1].split(', ')[0]}) or in --config"
-    if reason.startswith("unrecognized arguments"):
-        return f"{reason}; see --help"
+        missing = [_COMMAND.sub("", name) for name in match[1].split(", ")]
+        if within:
+            return f"{key} lacks {', '.join(missing)}; give it among the init_args"
+        return f"missing: {', '.join(missing)}; give them as options (--{missing[0]}) or in --config"
+    if match := _UNKNOWN.fullmatch(reason):
+        return f"{reason}{did_you_mean(match['name'] or '', names)}; see --help"
     if key and _OF_OPTION.match(reason):
         return f"{key}.{reason}"
-    return f"{key}: {reason}" if key else reason
+    return f"{key}: {reason}" if key or within else reason
 
 
-def _no_class(wrong: str, key: str, base: type | None) -> str:
-    if base is None:
+def _no_option(name: str, key: str, names: Collection[str], within: bool) -> str:
+    if not within:
+        return f"there is no option {name!r}{did_you_mean(name, names)}; see --help"
+    if name in ("class_path", "init_args"):
+        return f"{key} must hold class_path and init_args alone; put its options among the init_args"
+    takes = f"; it takes {', '.join(names)}" if names else "; it takes none"
+    return f"{key} has no option {name!r}{did_you_mean(name, names)}{takes}"
+
+
+def _no_class(reasons: Sequence[re.Match[str]], key: str, given: str, bases: Sequence[type]) -> str:
+    """Of reasons why a value is no class; that it has another form counts least."""
+    reason = min(reasons, key=lambda reason: reason["form"] is not None)
+    wrong = reason["path"] or reason["other"] or reason["given"] or reason["value"] or ""
+    if not wrong and not given.startswith("NestedArg"):
+        wrong = given
+    names = known(*bases)
+    if not names:
         return f"{key} cannot be {wrong!r}; see --help"
-    classes = f"known are {', '.join(known(base))}"
-    if not wrong or "NestedArg" in wrong:  # jsonargparse does not say what it was given
+    classes = f"known are {', '.join(names)}"
+    if not wrong or reason[0].startswith("Expected an inst"):
         return f"{key} must name a class; {classes}"
-    return f"{key}: there is no {wrong!r}; {classes}"
+    if reason["form"]:
+        return f"{key} must name a class, got {wrong}; {classes}"
+    why = (reason["why"] or "").strip()  # a module is not there
+    hint = f" ({why})" if why else did_you_mean(wrong.rpartition(".")[2], names)
+    return f"{key}: there is no {wrong!r}{hint}; {classes}"

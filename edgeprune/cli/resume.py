@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-import yaml
 from jsonargparse import Namespace
 
 from edgeprune.checkpoint_files import load_checkpoint
 from edgeprune.errors import EdgepruneError
+from edgeprune.parsing import parse_yaml, read_text
 from edgeprune.paths import PARTIAL
 from lit_modules.checkpoints import RUN
 from lit_modules.metrics_log import FILE, read_rows
@@ -167,8 +167,8 @@ def _rows(checkpoint: dict[str, Any], folder: Path) -> int:
 def differences(former: Path, present: str) -> list[str]:
     """Keys in which a run's saved config differs from the present one, with both values."""
     try:
-        old, new = (_flat(yaml.safe_load(text)) for text in (former.read_text(encoding="utf-8"), present))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        old, new = (_flat(parse_yaml(text, str(former))) for text in (read_text(former), present))
+    except EdgepruneError:
         return [f"{former} is no config"]
     keys = [key for key in dict.fromkeys([*new, *old]) if old.get(key) != new.get(key)]
     return [f"{key} was {old.get(key)}, is {new.get(key)}" for key in keys]

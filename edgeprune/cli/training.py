@@ -5,7 +5,7 @@ import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning.pytorch as pl
 from jsonargparse import lazy_instance
@@ -17,15 +17,14 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 import edgeprune.methods
 import edgeprune.objectives
 from datamodules import PairDataModule
-from datamodules.tasks.base import AbstractTask
 from edgeprune.checkpoint_files import load_checkpoint
 from edgeprune.cli.arguments import innermost
 from edgeprune.cli.configs import with_paths
-from edgeprune.cli.mistakes import one_sentence
+from edgeprune.cli.options import StrictParser, check_numbers
+from edgeprune.cli.refusals import check_interval, check_options, refusals
 from edgeprune.cli.resume import LAST, NAMED, check_unfinished, differences, go_on
 from edgeprune.cli.trial import log_as_trial, trial_folder
 from edgeprune.errors import EdgepruneError
-from edgeprune.methods import AbstractRecipe
 from edgeprune.models.limits import Limits
 from edgeprune.paths import whole_file
 from lit_modules import PruningModule, RunCheckpoint, RunProgress, UploadCircuits, WandbTracker
@@ -41,15 +40,10 @@ _ = (
     edgeprune.methods,
     edgeprune.objectives,
 )  # imported so that configs can name their classes without a path
-KINDS: dict[str, type] = {"model.recipe": AbstractRecipe, "data.task": AbstractTask}  # options that name a class
 
 
-class OneLineParser(LightningArgumentParser):
+class OneLineParser(StrictParser, LightningArgumentParser):
     """Reports a bad argument or config on one line instead of sixty lines of usage."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise what the command line prints: the innermost reason, which names the key."""
-        raise EdgepruneError(one_sentence(message or str(ex), KINDS))
 
 
 class SaveConfig(SaveConfigCallback):
@@ -108,6 +102,13 @@ class EdgepruneCLI(LightningCLI):
         parser.add_lightning_class_args(UploadCircuits, "upload_circuits")
         parser.add_lightning_class_args(RunProgress, "progress")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Refuse, of what is parsed, what would only fail once it runs."""
+        super().parse_arguments(parser, args)
+        config = self.config.get(str(self.config.get("subcommand")), self.config)
+        check_numbers(config)
+        check_options(config)
+
     def before_instantiate_classes(self) -> None:
         """Where no tokenizer is named, use the model's own; a trial of a sweep has loggers of its own."""
         config = self.config.get(str(self.subcommand), self.config)
@@ -122,10 +123,15 @@ class EdgepruneCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build everything, model and pairs included, so that a mistake shows before any file is written."""
-        super().instantiate_classes()
+        with refusals(self.config.get(str(self.subcommand), self.config), ValueError, TypeError, ImportError, OSError):
+            super().instantiate_classes()
         if self.subcommand is not None:
             check_folders(self.trainer)
             checkpoint = self.config[self.subcommand].get("ckpt_path")
+            if checkpoint in ("best", "registry"):
+                raise EdgepruneError(
+                    f"ckpt_path cannot be {checkpoint}, which no new process knows; give last, or a file"
+                )
             saved = None if checkpoint is None or checkpoint in NAMED else load_checkpoint(checkpoint)
             self.model.configure_model()
             if saved is not None:
@@ -140,6 +146,7 @@ class EdgepruneCLI(LightningCLI):
                 self.datamodule.check(Limits.of(self.model.masked), split)
             if self.subcommand == "fit":
                 plan = plan_fit(self.model, self.datamodule, self.trainer)
+                check_interval(self.trainer, len(self.datamodule.train_dataloader()))
                 if self.trainer.is_global_zero:
                     print(plan)  # noqa: T201
             self._write_whole_files()
@@ -153,6 +160,11 @@ class EdgepruneCLI(LightningCLI):
         progress = [item for item in callbacks if isinstance(item, RunProgress)] if shown else []
         config["callbacks"] = [*progress, *given]  # first, so that it stops before what others show at the end
         return super()._instantiate_trainer(config, [item for item in callbacks if not isinstance(item, RunProgress)])
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it; what Lightning refuses only now is one line too."""
+        with refusals(self.config[subcommand], ValueError):
+            super()._run_subcommand(subcommand)
 
     def _write_whole_files(self) -> None:
         """Let logs and checkpoints be written whole or not at all, where they are Lightning's; the config, as given."""

@@ -4,7 +4,6 @@ A folder holds `model.json` (shape, vocabulary), `model.safetensors` (weights pe
 `circuit.json` (the edges that matter, under several ablations) and `examples.json` (inputs, and pairs of them).
 """
 
-import json
 import os
 from itertools import chain
 from pathlib import Path
@@ -18,6 +17,7 @@ from edgeprune.circuit import Circuit
 from edgeprune.compiled.transformer import CompiledConfig, CompiledTransformer
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import ArchSpec, EdgeGraph
+from edgeprune.parsing import parse_json
 
 FORMAT = "tracr-circuit-data/1"
 EdgeList = Literal["causal", "minimal", "structural"]
@@ -182,7 +182,7 @@ def _read_config(path: Path) -> CompiledConfig:
 
 def _read_json(file: Path, checked: bool = True) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text())
+        content = parse_json(file.read_text(encoding="utf-8"), file.name)
     except OSError as error:
         raise EdgepruneError(f"cannot read {file}: {error.strerror}; is this a folder of format {FORMAT}?") from None
     except ValueError as error:

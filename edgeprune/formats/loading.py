@@ -1,6 +1,5 @@
 """Files to plain values: by their first bytes, and without running code that a file may bring."""
 
-import json
 import pickle
 import warnings
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.formats.base import Loaded
+from edgeprune.parsing import parse_json, read_text
 
 SUFFIXES = (".safetensors", ".json", ".pth", ".pkl", ".pt", ".bin")
 MASKS = "log_alpha"  # in the names of Edge Pruning's mask parameters
@@ -36,7 +36,7 @@ def load(path: Path) -> Loaded:
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
     if path.suffix == ".json":
-        return Loaded(path, "json", _whole(path, _read_json))
+        return Loaded(path, "json", parse_json(read_text(path), str(path)))
     with path.open("rb") as file:
         start = file.read(len(_ZIP))
     if path.suffix == ".pkl" and start != _ZIP:
@@ -79,10 +79,6 @@ def _whole(path: Path, read: Callable[[Path], Any]) -> Any:
     except Exception as error:  # json, pickle and torch raise many kinds for a damaged file
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise EdgepruneError(f"{path}: not a whole {path.suffix} file ({reason}); write it again") from None
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _read_torch(path: Path) -> Any:

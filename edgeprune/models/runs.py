@@ -65,7 +65,8 @@ class ReferenceRuns:
         disk_folder: str | Path | None = None,
         cache_dtype: CacheDtype | None = None,
     ) -> None:
-        if min(budget_gb, disk_gb) < 0 or cache_dtype not in (None, *get_args(CacheDtype)):
+        finite = all(0 <= size < float("inf") for size in (budget_gb, disk_gb))
+        if not finite or cache_dtype not in (None, *get_args(CacheDtype)):
             raise EdgepruneError(
                 f"kept runs need room of at least 0 GB and a dtype among {', '.join(get_args(CacheDtype))}, got "
                 f"{budget_gb} GB in memory, {disk_gb} GB on disk and dtype {cache_dtype!r}"

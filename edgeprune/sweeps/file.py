@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, final
 
 from edgeprune.errors import EdgepruneError
+from edgeprune.parsing import parse_yaml, read_text
 from edgeprune.sweeps.parameters import Choice, Parameter, Whole, read_parameters
 
 Method = Literal["grid", "random", "bayes"]
@@ -87,15 +88,8 @@ class SweepFile:
         Raises:
             EdgepruneError: If it cannot be read, or is no sweep that can be run here.
         """
-        import yaml
-
-        try:
-            text = path.read_text(encoding="utf-8")
-            content = yaml.safe_load(text)
-        except OSError as error:
-            raise EdgepruneError(f"{path}: {error.strerror}; give a sweep file such as configs/sweeps/*.yaml") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise EdgepruneError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+        text = read_text(path)
+        content = parse_yaml(text, str(path))
         if not isinstance(content, dict):
             raise EdgepruneError(f"{path} must be a mapping with method and parameters, got {content!r}")
         return _checked(path, cast("dict[str, Any]", content), text)

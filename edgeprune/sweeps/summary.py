@@ -14,6 +14,7 @@ from rich.table import Table
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.objectives import Objective
+from edgeprune.parsing import parse_yaml
 from edgeprune.paths import save_figure, whole_file
 from edgeprune.runs import asked_name
 from edgeprune.sweeps.parameters import short
@@ -90,11 +91,9 @@ def summarise(folder: Path, console: Console) -> None:
 
 def circuits_of(store: Store, trial: Trial) -> list[Found]:
     """What a trial found, as its `frontier.csv` tells it."""
-    import yaml
-
     folder = store.trial_folder(trial.number) / RUN
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        config = parse_yaml((folder / "config.yaml").read_text(encoding="utf-8"), str(folder / "config.yaml"))
         with (folder / "frontier.csv").open(newline="", encoding="utf-8") as lines:
             rows = list(csv.DictReader(lines))
     except OSError:  # a config without SnapshotCircuits

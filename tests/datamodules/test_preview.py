@@ -151,17 +151,32 @@ def no_pairs(folder: Path) -> list[str]:
 
 
 MISTAKES: dict[str, tuple[Any, str]] = {
-    "missing file": (missing, "no config file at .*nowhere.yaml"),
+    "missing file": (missing, "nowhere.yaml: No such file or directory; give the path"),
     "unknown key": (unknown_key, "colour"),
     "unknown setting of the task": (unknown_setting, "shuffle"),
     "wrong setting of the task": (wrong_setting, "no pair file at '.*other.jsonl'"),
     "unknown choice": (unknown_choice, "left"),
     "unequal lengths": (unequal, "pairs.jsonl:5: the clean prompt has 4 tokens and the corrupted one 2"),
     "no data section": (lambda folder: text(folder, b"model: gpt2"), "has no section 'data'"),
+    "no such task": (
+        lambda folder: text(folder, b"data: {task: CompiledTusk}"),
+        r"data.yaml: data.task: there is no 'CompiledTusk' \(did you mean 'CompiledTask'\?\); known are Auto",
+    ),
+    "not a number": (
+        lambda folder: text(folder, b"data: {task: CompiledTask, batch_size: .nan}"),
+        "data.yaml: data.batch_size must be a whole number or auto, got nan$",
+    ),
     "empty data section": (lambda folder: text(folder, b"data:"), "has no section 'data'"),
-    "only a word": (lambda folder: text(folder, b"data"), "has no section 'data'"),
-    "no YAML": (lambda folder: text(folder, b"data: [1,\n"), "is not valid YAML"),
-    "no text": (lambda folder: text(folder, b"\xff\xfe\x00"), "is not valid YAML"),
+    "only a word": (
+        lambda folder: text(folder, b"data"),
+        "data.yaml must hold options by name .*, it holds only 'data'",
+    ),
+    "a list": (lambda folder: text(folder, b"- data"), "data.yaml must hold options by name .*, it holds a list"),
+    "nothing": (lambda folder: text(folder, b"# data\n"), "data.yaml is empty; write options into it"),
+    "a folder": (lambda folder: [str(folder)], ": Is a directory; give the path of a file"),
+    "no YAML": (lambda folder: text(folder, b"data: [1,\n"), "data.yaml:2 is no YAML: "),
+    "no text": (lambda folder: text(folder, b"\xff\xfe\x00"), "data.yaml is not UTF-8 text"),
+    "a key twice": (lambda folder: text(folder, b"data:\n  a: 1\n  a: 2\n"), "data.yaml:3: key 'a' comes twice"),
     "no such pairs": (no_pairs, "gives no test pairs; choose another --split"),
     "too few": (lambda folder: [str(folder / "data.yaml"), "-n", "0"], "-n must be at least 1, got 0"),
     "no number": (lambda folder: [str(folder / "data.yaml"), "-n", "ten"], "invalid int value: 'ten'"),

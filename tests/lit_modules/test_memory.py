@@ -1,5 +1,6 @@
 """`fit` settles open batch sizes by what memory allows, and refuses what cannot fit."""
 
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -9,6 +10,7 @@ from datamodules import PairDataModule
 from datamodules.tasks.compiled import CompiledTask
 from edgeprune import memory
 from edgeprune.errors import EdgepruneError
+from edgeprune.memory import MemoryPlan, plan_of
 from edgeprune.methods import EdgePruning
 from edgeprune.objectives.sparsity import GeometricPenalty
 from lit_modules.memory import plan_fit
@@ -69,6 +71,38 @@ def test_what_cannot_fit_is_refused_with_what_would(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(memory, "spare_memory", lambda: 1000)
     with pytest.raises(EdgepruneError, match=r"\): lower model\.cache_gb, or set model\.dtype to bfloat16$"):
         plan_fit(module, data, trainer)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "eval_batch_size"])
+def test_a_batch_counts_as_many_examples_as_there_are_pairs(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """However large the number, the plan is that of all pairs; a smaller one that fits is found by halving."""
+    monkeypatch.setattr("lit_modules.memory.TOKENS_AT_ONCE", 1)
+    module, data, trainer = parts({"batch_size": 1, "eval_batch_size": 1, name: 10**18})
+    pairs = len(data.pairs("train" if name == "batch_size" else "validation"))
+    plan = plan_fit(module, data, trainer)
+    smaller = parts({"batch_size": 1, "eval_batch_size": 1, name: pairs})
+    assert plan.terms == plan_fit(*smaller).terms
+    asked: list[MemoryPlan] = []
+
+    def count(*arguments: Any) -> MemoryPlan:
+        asked.append(plan_of(*arguments))
+        return asked[-1]
+
+    allow(
+        monkeypatch, 5 if name == "batch_size" else 1, **({"eval_batch_size": 5} if name == "eval_batch_size" else {})
+    )
+    monkeypatch.setattr("lit_modules.memory.plan_of", count)
+    module, data, trainer = parts({"batch_size": 1, "eval_batch_size": 1, name: 10**18})
+    with pytest.raises(EdgepruneError, match=rf"set data\.{name} to \d+ or less \(now {10**18}\), or to auto"):
+        plan_fit(module, data, trainer)
+    assert len(asked) < 3 + math.log2(pairs) + 1
+
+
+def test_an_open_size_of_a_huge_step_is_a_part_of_it_that_pairs_can_fill() -> None:
+    module, data, trainer = parts({"batch_size": "auto", "target_batch_size": 10**15})
+    plan_fit(module, data, trainer)
+    assert data.batch_size * trainer.accumulate_grad_batches == 10**15
+    assert data.batch_size <= len(data.pairs("train"))
 
 
 def test_kept_runs_count_as_far_as_there_are_pairs() -> None:

@@ -266,6 +266,10 @@ def test_values_kept_in_inference_mode_serve_training(model: MaskedModel) -> Non
 def test_wrong_room_is_refused(model: MaskedModel) -> None:
     with pytest.raises(EdgepruneError, match=r"room of at least 0 GB .* got 1.0 GB in memory, -1 GB on disk"):
         ReferenceRuns(model, "zero", 1.0, disk_gb=-1)
+    for size in (float("nan"), float("inf")):
+        for memory, disk in ((size, 0.0), (0.0, size)):
+            with pytest.raises(EdgepruneError, match=f"room of at least 0 GB .* got .*{size} GB"):
+                ReferenceRuns(model, "zero", memory, disk_gb=disk)
     wrong: Any = "float16"
     with pytest.raises(EdgepruneError, match=r"dtype among float32, bfloat16, got .* dtype 'float16'"):
         ReferenceRuns(model, "zero", cache_dtype=wrong)

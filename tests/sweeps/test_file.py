@@ -63,6 +63,7 @@ def test_every_sweep_of_the_project_is_one(path: Path, tmp_path: Path) -> None:
         ("{values: [0, 1]}", "{min: 0.0, max: 1.0}", "seed_everything has no list of values, which method grid needs"),
         ("name: small", "run_cap: 0", "run_cap must be a whole number of at least 1, got 0"),
         ("name: small", "project: 3", "project must be a text, got 3"),
+        ("method: grid", "method: grid\nmethod: random", ":4: key 'method' comes twice, first on line 3"),
         ("method: grid", "method: [", "is no YAML"),
     ],
 )

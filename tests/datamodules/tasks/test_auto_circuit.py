@@ -119,6 +119,8 @@ def test_a_bad_prompt_is_named(tmp_path: Path, gpt2: PreTrainedTokenizerBase, pr
     [
         ("", ":1: not JSON"),
         ("[" * 100_000, "brackets within brackets go on too far"),
+        ('{"prompts": [],\n"prompts": []}', ":2: key 'prompts' comes twice, first on line 1; keep one of them"),
+        ('{"prompts": ' + "9" * 10_000 + "}", "Exceeds the limit .*; write a shorter one"),
         ('{\n"prompts": [\n}', ":3: not JSON"),
         ([PROMPT], 'expected one JSON object with "prompts"'),
         ({"word_idxs": {}}, 'expected one JSON object with "prompts"'),

@@ -81,6 +81,8 @@ def test_text_is_taken_as_it_is(tmp_path: Path) -> None:
     [
         ("{not json", ":2: not JSON"),
         ("[" * 100_000, ":2: not JSON"),
+        ('{"clean": "a", "corrupted": "b", "clean": "c"}', ":2: key 'clean' comes twice, first on that line; keep one"),
+        (f'{{"clean": {"9" * 10_000}}}', ":2: Exceeds the limit .*; write a shorter one"),
         ('["clean"]', ":2: expected an object .* got list"),
         ({"clean": "a<predict>b</predict>"}, ':2: "corrupted" is missing'),
         ({"corrupted": "a<predict>b</predict>"}, ':2: "clean" is missing'),
