@@ -178,9 +178,9 @@ def test_a_mistake_in_a_config_is_one_sentence(
 
 WRONG_CONFIGS = {
     "a folder": (".", "error: .: Is a directory; give the path of a file"),
-    "no file": ("missing.yaml", "error: missing.yaml: No such file or directory; give the path of a file"),
+    "no file": ("missing.yaml", "no config file at missing.yaml, and none of this name comes along"),
     "no name": ("", "error: '': Is a directory; give"),
-    "too long a name": ("x" * 5000, "error: xxxx.*: File name too long"),
+    "too long a name": ("x" * 5000, "no config file at xxxx"),
     "no end": ("{model: ", "config:2 is no YAML: "),
     "a key twice": ("{model: {name: a, name: b}}", "config:1: key 'name' comes twice, first on that line"),
 }

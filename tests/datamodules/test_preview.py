@@ -151,7 +151,7 @@ def no_pairs(folder: Path) -> list[str]:
 
 
 MISTAKES: dict[str, tuple[Any, str]] = {
-    "missing file": (missing, "nowhere.yaml: No such file or directory; give the path"),
+    "missing file": (missing, "no config file at .*nowhere.yaml"),
     "unknown key": (unknown_key, "colour"),
     "unknown setting of the task": (unknown_setting, "shuffle"),
     "wrong setting of the task": (wrong_setting, "no pair file at '.*other.jsonl'"),
@@ -173,7 +173,7 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     ),
     "a list": (lambda folder: text(folder, b"- data"), "data.yaml must hold options by name .*, it holds a list"),
     "nothing": (lambda folder: text(folder, b"# data\n"), "data.yaml is empty; write options into it"),
-    "a folder": (lambda folder: [str(folder)], ": Is a directory; give the path of a file"),
+    "a folder": (lambda folder: [str(folder)], "no config file at "),
     "no YAML": (lambda folder: text(folder, b"data: [1,\n"), "data.yaml:2 is no YAML: "),
     "no text": (lambda folder: text(folder, b"\xff\xfe\x00"), "data.yaml is not UTF-8 text"),
     "a key twice": (lambda folder: text(folder, b"data:\n  a: 1\n  a: 2\n"), "data.yaml:3: key 'a' comes twice"),
