@@ -193,10 +193,10 @@ def _repeated(text: str) -> tuple[str, int, int]:
         elif token[0] == "}":
             objects.pop()
         elif token["key"]:
-            key, line = json.loads(token["key"]), text.count("\n", 0, token.start()) + 1
+            key, place = json.loads(token["key"]), token.start()
             if key in objects[-1]:
-                return key, line, objects[-1][key]
-            objects[-1][key] = line
+                return key, text.count("\n", 0, place) + 1, text.count("\n", 0, objects[-1][key]) + 1
+            objects[-1][key] = place
     raise AssertionError("no key comes twice")
 
 

@@ -120,9 +120,7 @@ def _remedy(needs: _Needs, data: Any, training: bool) -> str:
         return needs.training(size) if training else needs.evaluation(size, data.batch_size)
 
     smaller = range(1, min(size, needs.num_pairs["train" if training else "validation"]))
-    fitting = bisect_left(
-        smaller, True, key=lambda size: not plan_with(size).fits
-    )  # as many as fit, for they come first
+    fitting = bisect_left(smaller, True, key=lambda size: not plan_with(size).fits)  # as many, for they come first
     advice = [f"set data.{name} to {fitting} or less (now {size}), or to auto"] if fitting else []
     if fitting and training:
         advice.append("with trainer.accumulate_grad_batches the step keeps its size")

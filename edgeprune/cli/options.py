@@ -18,6 +18,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.parsing import check_keys, parse_yaml, read_options
 
 MODE = "edgeprune"  # of reading values and configs
+STDIN = "-"  # a config that is read from there
 
 
 @final
@@ -25,15 +26,16 @@ class _Config(ActionConfigFile):
     """A config is the path of a file, or, as everywhere in jsonargparse, the YAML itself on the line."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        if not _is_file(values) and not isinstance(parse_yaml(values, "config"), dict):
+        if not (values == STDIN or _is_file(values) or isinstance(parse_yaml(values, "config"), dict)):
             read_options(values)  # says what is wrong with it
         super().__call__(parser, cfg, values, option_string)
 
 
 def _is_file(path: str) -> bool:
     try:
-        return Path(path).is_file() and os.access(path, os.R_OK)
-    except (OSError, ValueError):  # too long a name, a NUL in it
+        file = Path(path).expanduser()
+        return file.is_file() and os.access(file, os.R_OK)
+    except (OSError, ValueError, RuntimeError):  # too long a name, a NUL in it, the home of nobody
         return False
 
 
@@ -52,7 +54,8 @@ class StrictParser(ArgumentParser):
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
         """Refuse a config that cannot be read, or holds no options by name; then read it."""
-        read_options(str(path))
+        if str(path) != STDIN:
+            read_options(Path(str(path)).expanduser())
         return super().parse_path(path, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -13,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from edgeprune.errors import EdgepruneError
 
 OWN = ("edgeprune", "lit_modules", "datamodules")  # packages of this project
-HERE = Path(__file__).parent  # its commands, which call Lightning
+HERE = "edgeprune.cli."  # its commands, which call Lightning
 LARGEST_SEED = 2**32 - 1  # of numpy's generator
 MODEL_DTYPES = {"16": "float16", "bf16": "bfloat16", "64": "float64"}
 REMEDIES = {
@@ -115,13 +114,15 @@ def refusals(config: Namespace, *kinds: type[Exception]) -> Generator[None]:
 
 
 def _is_own(traceback: TracebackType | None) -> bool:
-    """Whether code of this project, other than the command line's, was at work."""
+    """Whether code of this project raised it, or was at work when others' did; the command line's only calls others."""
+    last = True
     while traceback is not None:
-        module, file = traceback.tb_frame.f_globals.get("__name__", ""), Path(traceback.tb_frame.f_code.co_filename)
-        if module.partition(".")[0] in OWN and file.parent != HERE:
+        module = str(traceback.tb_frame.f_globals.get("__name__"))
+        last = module.partition(".")[0] in OWN
+        if last and not module.startswith(HERE):
             return True
         traceback = traceback.tb_next
-    return False
+    return last
 
 
 def _said(reason: str, config: Namespace) -> str:
