@@ -118,7 +118,7 @@ def _plain(value: Any) -> str:
 def _left(marks: deque[tuple[float, int]], total: int | None) -> list[str]:
     """How long the rest will take at the present speed, in words; nothing where that is not known yet."""
     (begun, before), (now, done) = marks[0], marks[-1]
-    if total is None or done <= before:
+    if total is None or done <= before or done == total:
         return []
     return [f"{duration((now - begun) / (done - before) * (total - done))} left"]
 
