@@ -62,7 +62,7 @@ def _check_model(path: str, data: "PairDataModule", split: str) -> None:
     """Refuse pairs that the model of an experiment cannot take, as far as its config is on this machine."""
     from edgeprune.models.loading import known_limits
 
-    model = _read_yaml(path).get("model")
+    model = read_options(find_config(path)).get("model")
     if isinstance(model, dict) and isinstance(model.get("name"), str) and not model.get("gguf_file"):
         limits = known_limits(model["name"], model.get("revision"))
         if limits is not None:
