@@ -87,7 +87,8 @@ def test_long_examples_are_scaled_up(model: MaskedModel, monkeypatch: pytest.Mon
 
 def peak_of(work: Callable[[], object]) -> int:
     """Most bytes that tensors made by `work` take at one time."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True) as profile:
         work()
     assert profile.profiler is not None
     assert profile.profiler.kineto_results is not None
