@@ -1,5 +1,6 @@
 """What no file of any format may hold: a score that is NaN, an edge that is listed twice."""
 
+import json
 import pickle
 import re
 from collections.abc import Callable
@@ -96,3 +97,15 @@ def test_an_edge_twice_in_a_pickle_of_acdc_is_refused(tmp_path: Path) -> None:
     entry = next(acdc_edges(PLAIN))[:4]
     (tmp_path / "a.pkl").write_bytes(pickle.dumps([(entry, 0.5), (entry, 0.25)]))
     assert "is listed twice" in refused(tmp_path / "a.pkl", PLAIN)
+
+
+@pytest.mark.parametrize("part", ["edges", "nodes"])
+def test_a_name_twice_in_eap_igs_json_is_refused(part: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_circuit(scored(PLAIN), path, "eap-ig-json")
+    name, value = next(iter(load(path).value[part].items()))
+    again = f"{json.dumps(name)}: {json.dumps(value)}"
+    path.write_text(path.read_text().replace(f'"{part}": {{', f'"{part}": {{{again}, '))
+    line = refused(path)
+    assert repr(name) in line or name in line
+    assert "twice" in line
