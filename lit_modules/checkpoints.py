@@ -146,7 +146,7 @@ class RunCheckpoint(ModelCheckpoint):
             self._save_now(trainer)
         if isinstance(exception, StoppedAtOnceError):
             exception.checkpoint = last_good(trainer)
-        elif self._asked is not None and "DataLoader worker" in str(exception):  # it died of the same signal
+        elif self._asked is not None and _a_worker_died(exception):  # of the same signal
             raise StoppedBySignalError(self._asked, trainer.global_step, last_good(trainer)) from None
 
     # ---------------------------------------------------------------- how
@@ -235,6 +235,11 @@ class RunCheckpoint(ModelCheckpoint):
         elif asked in SIGNALS:
             _tell(f"{asked.name} again: still at that step, which is saved then; a third one stops at once, without it")
         self._asked = self._asked or asked
+
+
+def _a_worker_died(exception: BaseException) -> bool:
+    """Whether data could not be loaded since a worker is gone, perhaps while it handed over a batch."""
+    return isinstance(exception, ConnectionError | EOFError) or "DataLoader worker" in str(exception)
 
 
 def _tell(line: str) -> None:

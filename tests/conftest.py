@@ -1,6 +1,7 @@
 """What every test needs."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -8,6 +9,8 @@ import pytest
 
 # Set before torch is imported: one thread per worker, since threads of several workers that fight are slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Under nohup it is ignored, in all processes that tests start too, and a run leaves it so.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -69,8 +69,11 @@ class Hurt(pl.Callback):
             os.killpg(os.getpgrp(), signal.Signals[how.removeprefix("group ")])
         elif how.startswith("wait for SIG"):
             came = run_checkpoint(self.trainer).asked_to_stop  # type: ignore[arg-type, union-attr]
-            while not came():
+            for _ in range(6000):
+                if came():
+                    return
                 time.sleep(0.01)
+            raise TimeoutError(how)
         elif hasattr(errno, how):
             raise OSError(getattr(errno, how), os.strerror(getattr(errno, how)))
         elif how in ("nan loss", "nan gradient", "inf gate"):
