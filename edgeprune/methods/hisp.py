@@ -178,6 +178,7 @@ def tapped(model: MaskedModel, change: Change) -> MaskedModel:
 
     def tapped_attend(layer: int, q: Tensor, k: Tensor, v: Tensor, context: Any) -> Tensor:
         first, parts = graph.first_reader(layer), list[Tensor]()
+        q, k, v = model._repeat_kv((q, k, v))  # `full` hands the model's own, one of each per group
         for part, count in ((q, arch.num_heads), (k, arch.num_kv_readers), (v, arch.num_kv_readers)):
             parts.append(change(first, part.unflatten(-1, (count, -1))).flatten(-2))
             first += count

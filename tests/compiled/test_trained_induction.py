@@ -186,9 +186,9 @@ def test_the_wheel_contains_the_small_file(tmp_path: Path) -> None:
     assert size < 2**20
     source = tmp_path / "source"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for package in ("edgeprune", "lit_modules", "datamodules"):
+    for package in ("edgeprune", "lit_modules", "datamodules", "configs"):
         shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
     code = f"from setuptools.build_meta import build_wheel; print(build_wheel({str(tmp_path)!r}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=True)

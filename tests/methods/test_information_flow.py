@@ -63,7 +63,7 @@ def test_shares_of_parts_none_of_which_is_near_are_zero() -> None:
 
 @pytest.mark.parametrize(("family", "index"), CASES)
 def test_shares_of_every_reader_sum_to_one(family: Any, index: int) -> None:
-    question = problem(build(family, index), random_pairs(2))
+    question = problem(build(family, index), random_pairs(2, seed=1))  # every reader hears a writer at each token
     scores, exists = scores_of(question), question.model.graph.exists
     assert (scores >= 0).all()
     assert (scores[~exists] == 0).all()
