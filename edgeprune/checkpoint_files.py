@@ -6,6 +6,7 @@ The seal stands in the archive's comment, at the very end, so any program that r
 
 import hashlib
 import io
+import pickle
 import struct
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             raise ValueError(f"it holds {type(checkpoint).__name__}")
         if not sealed and SEALED in checkpoint:
             raise ValueError("its seal was altered")
+    except pickle.UnpicklingError:  # torch's own message advises to switch the safety off
+        raise EdgepruneError(
+            f"{path} is not a whole checkpoint: damaged, or holds more than tensors and plain values; use another one"
+        ) from None
     except Exception as error:  # torch raises many kinds for a damaged file, some without a text
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise EdgepruneError(f"{path} is not a whole checkpoint: {reason}; use another one") from None

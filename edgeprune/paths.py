@@ -33,14 +33,14 @@ def cache_root(cache_dir: str | Path | None = None) -> Path:
     return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "edgeprune"
 
 
-def check_writable(path: Path, name: str, *, folder: bool = False) -> None:
+def check_writable(path: str | Path, name: str, *, folder: bool = False) -> None:
     """Refuse, before any work is done, a file or folder that could not be written.
 
     A nameless file is made and dropped where the path would begin to exist: modes of folders say too little of
     read-only disks, quotas and users with all rights.
 
     Args:
-        path: The file or folder, there or not. Addresses of other machines, with `://`, are not looked at.
+        path: The file or folder, there or not. Addresses of other machines, texts with `://`, are not looked at.
         name: What the user calls it, such as `--json`.
         folder: Whether files will be written into it.
 
@@ -49,6 +49,7 @@ def check_writable(path: Path, name: str, *, folder: bool = False) -> None:
     """
     if "://" in str(path):
         return
+    path = Path(path)
     try:
         if not folder and path.is_dir():
             raise EdgepruneError(f"{name} {path} is a folder; give a file name")

@@ -75,7 +75,7 @@ def check_folders(trainer: pl.Trainer) -> None:
         folders[f"dirpath of {type(callback).__name__}"] = getattr(callback, "dirpath", None)
     for name, folder in folders.items():
         if folder is not None:
-            check_writable(Path(folder), name, folder=True)
+            check_writable(folder, name, folder=True)
 
 
 class JudgingStoppedError(Exception):

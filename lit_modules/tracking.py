@@ -113,7 +113,7 @@ class WandbTracker(WandbLogger):
         tags: list[str] | None = None,
         run_id: str | None = None,
     ) -> None:
-        check_writable(Path(save_dir), "save_dir", folder=True)
+        check_writable(save_dir, "save_dir", folder=True)
         offline = _is_offline(offline)
         os.environ.setdefault("WANDB_DATA_DIR", str(Path(save_dir).absolute() / "wandb-data"))
         Path(save_dir).mkdir(parents=True, exist_ok=True)

@@ -379,6 +379,20 @@ def test_a_sealed_checkpoint_is_refused_whatever_bit_of_it_is_flipped(checkpoint
             load_checkpoint(checkpoint)
 
 
+class Code:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.getcwd, ()
+
+
+def test_a_checkpoint_with_code_is_refused_in_the_projects_words(tmp_path: Path) -> None:
+    """Torch's own advise to run it."""
+    torch.save({"state_dict": Code()}, tmp_path / "a.ckpt")
+    with pytest.raises(EdgepruneError, match="holds more than tensors and plain values; use another one") as caught:
+        load_checkpoint(tmp_path / "a.ckpt")
+    assert "weights_only" not in str(caught.value)
+    assert "torch.load" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

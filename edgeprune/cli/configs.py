@@ -105,11 +105,8 @@ def run(arguments: list[str]) -> None:
 
 
 def _write(text: str, out: Path, overwrite: bool) -> None:
-    try:
-        check_file(out, "--out")
-        if out.exists() and not overwrite:
-            raise EdgepruneError(f"--out {out} is there already; choose another name, or give --overwrite")
-        with whole_file(out) as partial:
-            partial.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise EdgepruneError(f"--out {out} cannot be written: {error.strerror}; choose another place") from None
+    check_file(out, "--out")
+    if out.exists() and not overwrite:
+        raise EdgepruneError(f"--out {out} is there already; choose another name, or give --overwrite")
+    with whole_file(out) as partial:
+        partial.write_text(text, encoding="utf-8")

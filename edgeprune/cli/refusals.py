@@ -1,6 +1,7 @@
 """Options that Lightning refuses, or lets pass and stumbles over later: one line each, before anything is written."""
 
 import re
+import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import TracebackType
@@ -11,8 +12,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from edgeprune.errors import EdgepruneError
 
-OWN = ("edgeprune", "lit_modules", "datamodules")  # packages of this project
-HERE = "edgeprune.cli."  # its commands, which call Lightning
+HERE = "edgeprune.cli."  # the commands, which call Lightning
+LIBRARIES = ("jsonargparse", "lightning", "lightning_utilities", "torch", "numpy", "wandb")  # that look at options
 LARGEST_SEED = 2**32 - 1  # of numpy's generator
 MODEL_DTYPES = {"16": "float16", "bf16": "bfloat16", "64": "float64"}
 REMEDIES = {
@@ -91,10 +92,11 @@ def check_interval(trainer: Any, num_batches: int) -> None:
 # -------------------------------------------------------------------- what Lightning refuses
 @contextmanager
 def refusals(config: Namespace, *kinds: type[Exception]) -> Generator[None]:
-    """Let others' refusals of options be one line; an error in code of this project stays what it is.
+    """Let libraries' refusals of options be one line; an error in other code stays what it is.
 
     Lightning has an exception for options that it refuses. Where it, or a library below it, raises another one of
-    `kinds`, that is a refusal if no code of this project was at work but the command line's.
+    `kinds`, that is a refusal if nothing else was at work: no code of this project but the command line's, and none of
+    the user's, such as a callback.
 
     Args:
         config: Of the subcommand, to name those that the refusal is about.
@@ -114,15 +116,15 @@ def refusals(config: Namespace, *kinds: type[Exception]) -> Generator[None]:
 
 
 def _is_own(traceback: TracebackType | None) -> bool:
-    """Whether code of this project raised it, or was at work when others' did; the command line's only calls others."""
-    last = True
+    """Whether code of this project or of the user raised it, or was at work when a library did."""
+    last = HERE
     while traceback is not None:
         module = str(traceback.tb_frame.f_globals.get("__name__"))
-        last = module.partition(".")[0] in OWN
-        if last and not module.startswith(HERE):
+        package = module.partition(".")[0]
+        if not (module.startswith(HERE) or package in LIBRARIES or package in sys.stdlib_module_names):
             return True
-        traceback = traceback.tb_next
-    return last
+        last, traceback = module, traceback.tb_next
+    return last.startswith(HERE)
 
 
 def _said(reason: str, config: Namespace) -> str:

@@ -6,11 +6,8 @@ not tell what to copy.
 """
 
 import argparse
-import errno
 import math
-import os
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +23,7 @@ from torch.nn.functional import cross_entropy
 from edgeprune.compiled.trained_induction import FILE, LONGEST, SHORTEST, WEIGHTS, empty_model, sample
 from edgeprune.compiled.transformer import CompiledLayer, CompiledTransformer
 from edgeprune.errors import EdgepruneError
+from edgeprune.paths import check_writable
 
 _ABOUT = "Train the induction model from scratch, show where its heads look, and write its weights."
 STEPS = 1500
@@ -141,7 +139,7 @@ def _run(steps: int, seed: int, out: Path) -> int:
         raise EdgepruneError(f"--steps must be at least 1, got {steps}")
     if not 0 <= seed < 2**63:
         raise EdgepruneError(f"--seed must lie in 0 to 2^63 - 1, got {seed}")
-    _check_writable(out)
+    check_writable(out, "--out")
     console = Console()
     with Progress(console=console) as progress:
         task = progress.add_task("training", total=steps)
@@ -160,20 +158,6 @@ def _run(steps: int, seed: int, out: Path) -> int:
     save(model, out, {"seed": seed, "steps": steps, "accuracy": share, "versions": versions})
     console.print(f"written to {out}")
     return 0
-
-
-def _check_writable(out: Path) -> None:
-    """Find out before the minutes of training, not after them."""
-    try:
-        if out.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if out.exists():
-            out.open("ab").close()
-        else:
-            tempfile.TemporaryFile(dir=out.parent).close()
-    except OSError as error:
-        raise EdgepruneError(f"cannot write --out {out}: {error.strerror}; name another file") from None
 
 
 def _table(scores: dict[str, tuple[float, float]]) -> Table:

@@ -8,7 +8,6 @@ from edgeprune.drawing.edges import Edge, edges_of, union
 from edgeprune.drawing.layout import READER, Layout, curve, lay_out
 from edgeprune.drawing.palette import LIGHT, line_width, opacity
 from edgeprune.drawing.words import caption, title
-from edgeprune.errors import EdgepruneError
 from edgeprune.paths import save_figure
 
 FORMATS = (".svg", ".png", ".pdf")
@@ -67,10 +66,7 @@ def draw_image(
         _draw_nodes(axes, layout, edges, points)
         _draw_words(axes, circuit, edges, names, caption(circuit, whole), points)
         told = {"Date": None} if path.suffix == ".svg" else {"CreationDate": None} if path.suffix == ".pdf" else {}
-        try:
-            save_figure(figure, path, dpi=_DPI, facecolor=LIGHT["ground"], metadata=told)
-        except OSError as error:
-            raise EdgepruneError(f"cannot draw to {path}: {error}") from None
+        save_figure(figure, path, dpi=_DPI, facecolor=LIGHT["ground"], metadata=told)
 
 
 def _draw_edges(axes: Any, layout: Layout, edges: list[Edge], points: float) -> None:

@@ -6,12 +6,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from edgeprune.cli import COMMANDS, evaluate, main, short_help
+from edgeprune.cli import COMMANDS, circuits, evaluate, main, short_help
 from edgeprune.evaluation import summary
+from edgeprune.formats import Holds
 
 # Lightning's own command-line class calls jsonargparse in a way that jsonargparse is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
@@ -128,8 +129,10 @@ def test_everything_is_listed_on_demand(capsys: pytest.CaptureFixture[str]) -> N
     assert len(page.splitlines()) > 300
 
 
-def test_evaluate_knows_the_tests_that_there_are() -> None:
+def test_commands_know_the_names_that_there_are() -> None:
+    """They stand in the commands a second time, for help pages that import little."""
     assert tuple(summary.TESTS) == evaluate.TESTS
+    assert get_args(Holds) == circuits.HOLDS
 
 
 def test_a_reader_of_the_page_may_leave() -> None:

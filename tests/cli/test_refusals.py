@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -175,6 +176,18 @@ def test_an_error_of_a_library_in_own_code_stays_one(folder: Path, monkeypatch: 
     monkeypatch.setattr(PruningModule, "training_step", wrong)
     with pytest.raises(json.JSONDecodeError):
         main(STEP)
+
+
+class UsersCallback(pl.Callback):
+    def on_train_batch_start(self, *_: Any) -> None:
+        raise ValueError("a shape of mine")
+
+
+def test_an_error_in_a_user_s_callback_stays_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"{UsersCallback.__module__}.UsersCallback"
+    with pytest.raises(ValueError, match="a shape of mine") as caught:
+        main([*STEP, "--trainer.callbacks", name])
+    assert not isinstance(caught.value, EdgepruneError)
 
 
 def test_a_refusal_in_the_middle_is_one_line(
