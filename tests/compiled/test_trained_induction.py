@@ -144,8 +144,8 @@ def test_what_cannot_be_is_one_line_before_training(
         (["--steps", "0", "--out", str(far)], "--steps must be at least 1, got 0"),
         (["--seed", str(2**64)], "--seed must lie in 0 to 2^63 - 1, got 18446744073709551616"),
         (["--seed", "-1"], "--seed must lie in"),
-        (["--out", str(tmp_path)], f"cannot write --out {tmp_path}: Is a directory; name another file"),
-        (["--out", str(file / "weights.safetensors")], "cannot write --out"),
+        (["--out", str(tmp_path)], f"--out {tmp_path} is a folder; give a file name"),
+        (["--out", str(file / "weights.safetensors")], f"cannot be written: {file} is a file; choose another place"),
     ):
         assert main(arguments) == 2
         error = capsys.readouterr().err
