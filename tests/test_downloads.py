@@ -5,6 +5,7 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -103,7 +104,7 @@ def test_marker_says_what_the_weights_are(serve: Callable[..., None], cache: Pat
     assert marker["weights"].startswith("dequantised from 4-bit Q4_1; not the original bf16 weights")
     assert marker["licence"] == "Apache-2.0"
     assert marker["gguf_sha256"] == hashlib.sha256(GGUF).hexdigest()
-    assert marker["versions"]["torch"] == torch.__version__
+    assert marker["versions"]["torch"] == version("torch")
     assert marker["files"] == {"config.json": 2, "model.safetensors": 7}
 
 

@@ -24,7 +24,9 @@ NO_YAML = {
     "no end": ("a: [1,\n", "x:2 is no YAML: "),
     "two documents": ("a: 1\n---\na: 1\n", "x:2 is no YAML: "),
     "code": ("a: !!python/object/apply:os.getcwd []", "x:1 is no YAML: could not determine a constructor"),
-    "deep": ("[" * 20_000 + "]" * 20_000, f"x:1: more than {DEEPEST} levels"),
+    "deep": ("[" * 200 + "]" * 200, f"x:1: more than {DEEPEST} levels"),
+    # newer releases of the YAML library have a limit of their own
+    "far too deep": ("[" * 20_000 + "]" * 20_000, rf"x:1(: more than {DEEPEST} levels| is no YAML: .*nesting depth)"),
     "deep without brackets": (
         "".join(f"{' ' * i}a:\n" for i in range(500)),
         f"x:{DEEPEST}: more than {DEEPEST} levels",

@@ -237,8 +237,10 @@ def versions() -> dict[str, str]:
     import platform
     from importlib.metadata import version
 
-    packages = ("edgeprune", "torch", "transformers")
-    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+    from edgeprune import __version__
+
+    others = {package: version(package) for package in ("torch", "transformers")}
+    return {"python": platform.python_version(), "edgeprune": __version__, **others}
 
 
 def _short_names(paths: list[str]) -> list[str]:
