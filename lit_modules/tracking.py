@@ -6,7 +6,6 @@ import os
 import ssl
 import subprocess
 import sys
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from lightning.pytorch.loggers import WandbLogger
 from edgeprune import __version__
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
+from edgeprune.models.hub import silence
 from edgeprune.objectives import Objective
 from edgeprune.paths import check_writable
 from lit_modules.pruning import PruningModule
@@ -48,22 +48,18 @@ def server() -> str:
 
 def silence_of(url: str, seconds: float = ANSWER_WITHIN) -> str | None:
     """Why no server answers at an address in that time; None where one does, whatever it says."""
-    why = [f"no answer in {seconds:g} s"]
 
-    def ask() -> None:
+    def ask() -> str | None:
         try:
             with urllib.request.urlopen(url, timeout=seconds):
-                why.clear()
+                return None
         except (urllib.error.HTTPError, http.client.HTTPException):
-            why.clear()
+            return None
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
-            why[:] = [] if isinstance(reason, ssl.SSLError) else [str(reason)]
+            return None if isinstance(reason, ssl.SSLError) else str(reason)
 
-    asking = threading.Thread(target=ask, daemon=True)  # looking up a name has no time limit of its own
-    asking.start()
-    asking.join(seconds)
-    return why[0] if why else None
+    return silence(ask, seconds)
 
 
 def _is_offline(asked: bool | None) -> bool:

@@ -1,5 +1,6 @@
 """Is the model hub within reach? Asked once before anything is fetched, for its client tries six times and says so."""
 
+from collections.abc import Callable
 from threading import Thread
 
 SECONDS = 5.0  # for the answer, however many addresses the hub has
@@ -14,12 +15,21 @@ def unreachable(name: str, file: str, kind: str = "model", revision: str | None 
         kind: `"model"` or `"dataset"`.
         revision: Branch, tag or commit.
     """
+    return silence(lambda: _ask(name, file, kind, revision), SECONDS)
+
+
+def silence(ask: Callable[[], str | None], seconds: float) -> str | None:
+    """Why a server does not answer, None if it does.
+
+    Args:
+        ask: Asks it, and returns the same.
+        seconds: For all of it. A connection has its time limit for each address of the host, looking these up has none.
+    """
     said: list[str | None] = []
-    # A thread, since a connection has its time limit for each address of the host, and looking these up has none.
-    asking = Thread(target=lambda: said.append(_ask(name, file, kind, revision)), daemon=True)
+    asking = Thread(target=lambda: said.append(ask()), daemon=True)
     asking.start()
-    asking.join(SECONDS)
-    return said[0] if said else f"no answer within {SECONDS:g} s"
+    asking.join(seconds)
+    return said[0] if said else f"no answer within {seconds:g} s"
 
 
 def _ask(name: str, file: str, kind: str, revision: str | None) -> str | None:
