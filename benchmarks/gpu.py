@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from edgeprune import ablations
-from edgeprune.models.masked import MaskedModel, _position_ids
+from edgeprune.models.masked import MaskedModel, position_ids
 from tests.models.reference import slow_logits
 from tests.models.test_conformance import CASES, VOCAB, build, random_gates
 
@@ -67,7 +67,7 @@ def exact(case: Any, device: str, quick: bool) -> None:
             if side is not None:
                 real = torch.arange(seq) >= (torch.arange(batch)[:, None] * 5 % seq)
                 mask = (real if side == "left" else real.flip(1)).long().to(device)
-                options = {"attention_mask": mask, "position_ids": _position_ids(clean, mask)}
+                options = {"attention_mask": mask, "position_ids": position_ids(clean, mask)}
             expected = model.hf(clean, **options).logits
             for name, found in (("gates", model(clean, opened, zero, mask)), ("full", model.full(clean, mask))):
                 COUNT["exact"] += 1

@@ -9,10 +9,11 @@ With grouped-query attention and `kv_readers="group"`, `a5.h1.k` is the k reader
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+import itertools
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -35,6 +36,9 @@ class ArchSpec:
             query head (how MIB and EAP-IG count).
         parallel_blocks: Attention and MLP of a layer read the same stream (GPT-NeoX), so no head feeds its own MLP.
         has_mlp: False for attention-only models.
+        coupled_heads: Heads of a layer share a norm, so what one of them reads moves what all of them write. It says
+            which edges matter to which (`EdgeGraph.behind`), not which edges there are: graphs that differ in it alone
+            are equal.
     """
 
     num_layers: int
@@ -44,6 +48,7 @@ class ArchSpec:
     kv_readers: KVReaders = "group"
     parallel_blocks: bool = False
     has_mlp: bool = True
+    coupled_heads: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         if min(self.num_layers, self.num_heads, self.num_kv_heads) < 1:
@@ -67,9 +72,28 @@ class ArchSpec:
         return self.num_kv_heads if self.kv_readers == "group" else self.num_heads
 
     @property
+    def reader_counts(self) -> tuple[int, int, int]:
+        """Q, k and v readers of one layer, in the order of their rows."""
+        return self.num_heads, self.num_kv_readers, self.num_kv_readers
+
+    @property
     def num_attention_readers(self) -> int:
-        """Q, k and v readers of one layer."""
-        return self.num_heads + 2 * self.num_kv_readers
+        """Q, k and v readers of one layer together."""
+        return sum(self.reader_counts)
+
+    @property
+    def heads_per_kv_reader(self) -> int:
+        """Query heads that share a k (and a v) reader."""
+        return self.num_heads // self.num_kv_readers
+
+    @property
+    def kv_readers_per_head(self) -> int:
+        """K (and v) readers of one key/value head of the model: more than 1 where `kv_readers` is `"head"`."""
+        return self.num_kv_readers // self.num_kv_heads
+
+    def kv_reader_of(self, head: int) -> int:
+        """Number of the k (and v) reader of a query head among those of its layer."""
+        return head // self.heads_per_kv_reader
 
     @property
     def writers_per_layer(self) -> int:
@@ -80,6 +104,27 @@ class ArchSpec:
     def readers_per_layer(self) -> int:
         """Q, k, v, plus the MLP if there is one."""
         return self.num_attention_readers + self.has_mlp
+
+
+class LayerRows(NamedTuple):
+    """Rows of one layer's readers.
+
+    Attributes:
+        q: One per query head.
+        k: One per k reader.
+        v: One per v reader.
+        mlp: Of the MLP: one row, or none in an attention-only model.
+    """
+
+    q: slice
+    k: slice
+    v: slice
+    mlp: slice
+
+    @property
+    def attention(self) -> slice:
+        """All q, k and v."""
+        return slice(self.q.start, self.v.stop)
 
 
 @dataclass(frozen=True)
@@ -128,9 +173,33 @@ class EdgeGraph:
         """Column of the first head of `layer`; also how many writers its attention can see."""
         return self.arch.num_embeddings + layer * self.arch.writers_per_layer
 
+    def heads(self, layer: int) -> slice:
+        """Columns of the heads of `layer`."""
+        first = self.first_writer(layer)
+        return slice(first, first + self.arch.num_heads)
+
+    def mlp_writer(self, layer: int) -> int:
+        """Column of the MLP of `layer`."""
+        return self.heads(layer).stop
+
     def first_reader(self, layer: int) -> int:
         """Row of the first q reader of `layer`."""
         return layer * self.arch.readers_per_layer
+
+    def rows(self, layer: int) -> LayerRows:
+        """Rows of the readers of `layer`."""
+        ends = list(
+            itertools.accumulate((*self.arch.reader_counts, self.arch.has_mlp), initial=self.first_reader(layer))
+        )
+        return LayerRows(*(slice(start, end) for start, end in itertools.pairwise(ends)))
+
+    def mlp_reader(self, layer: int) -> int:
+        """Row of the MLP of `layer`."""
+        return self.rows(layer).mlp.start
+
+    def layer_of(self, reader: int) -> int:
+        """Layer of a reader's row; the number of layers for the logits."""
+        return reader // self.arch.readers_per_layer
 
     @cached_property
     def num_visible(self) -> tuple[int, ...]:
@@ -161,12 +230,30 @@ class EdgeGraph:
         arch = self.arch
         found: list[tuple[int, ...]] = [()] * arch.num_embeddings
         for layer in range(arch.num_layers):
-            start = self.first_reader(layer)
+            rows = self.rows(layer)
             for head in range(arch.num_heads):
-                shared = start + arch.num_heads + head * arch.num_kv_readers // arch.num_heads
-                found.append((start + head, shared, shared + arch.num_kv_readers))
-            found += [(start + arch.num_attention_readers,)] * arch.has_mlp
+                shared = arch.kv_reader_of(head)
+                found.append((rows.q.start + head, rows.k.start + shared, rows.v.start + shared))
+            found += [(rows.mlp.start,)] * arch.has_mlp
         return tuple(found)
+
+    @cached_property
+    def _behind(self) -> tuple[tuple[int, ...], ...]:
+        found: list[list[int]] = [[] for _ in self.readers]
+        for writer, rows in enumerate(self.inputs):
+            for row in rows:
+                found[row].append(writer)
+        for layer in range(self.arch.num_layers if self.arch.coupled_heads else 0):
+            heads, rows = self.heads(layer), self.rows(layer).attention
+            found[rows] = [list(range(heads.start, heads.stop))] * (rows.stop - rows.start)
+        return tuple(map(tuple, found))
+
+    def behind(self, reader: int) -> tuple[int, ...]:
+        """The writers that depend on `reader` directly: its MLP, its head, or the heads that share its keys or values.
+
+        All heads of its layer if they are coupled; none for the logits.
+        """
+        return self._behind[reader]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -231,22 +318,11 @@ class EdgeGraph:
         raise EdgepruneError(f"no {kind} named {name!r} in this graph; {hint}")
 
     # ---------------------------------------------------------------- paths
-    def _reader_groups(self, layer: int) -> list[tuple[slice, Sequence[int]]]:
-        """Per kind (q, k, v): its rows in `layer`, and which of those rows each query head depends on."""
-        arch, start = self.arch, self.first_reader(layer)
-        own = range(arch.num_heads)
-        shared = [head * arch.num_kv_readers // arch.num_heads for head in own]
-        k_start, v_start = start + arch.num_heads, start + arch.num_heads + arch.num_kv_readers
-        return [
-            (slice(start, k_start), own),
-            (slice(k_start, v_start), shared),
-            (slice(v_start, v_start + arch.num_kv_readers), shared),
-        ]
-
     def dangling(self, keep: Tensor) -> Tensor:
         """Bool `[reader, writer]`: kept edges that lie on no path of kept edges from an embedding to the logits.
 
-        A head is crossed from any of its q, k, v readers to its output, an MLP from its input to its output.
+        A head is crossed from any of its q, k, v readers to its output, an MLP from its input to its output; coupled
+        heads of a layer from any of their readers to any of their outputs.
         """
         keep = keep.cpu().bool() & self.exists
         fed = self._fed_by_embedding(keep)
@@ -255,31 +331,23 @@ class EdgeGraph:
 
     def _fed_by_embedding(self, keep: Tensor) -> Tensor:
         """Bool `[writer]`: a path of kept edges leads from an embedding to it."""
-        arch = self.arch
         fed = torch.zeros(len(self.writers), dtype=torch.bool)
-        fed[: arch.num_embeddings] = True
-        for layer in range(arch.num_layers):
-            head = self.first_writer(layer)
-            for rows, depends in self._reader_groups(layer):
-                fed[head : head + arch.num_heads] |= (keep[rows] & fed).any(1)[list(depends)]
-            if arch.has_mlp:
-                mlp_row = self.first_reader(layer) + arch.num_attention_readers
-                fed[head + arch.num_heads] = (keep[mlp_row] & fed).any()
+        fed[: self.arch.num_embeddings] = True
+        for layer in range(self.arch.num_layers):
+            for rows in (self.rows(layer).attention, self.rows(layer).mlp):
+                entered = (keep[rows] & fed).any(1).nonzero().flatten() + rows.start
+                fed[[writer for row in entered.tolist() for writer in self.behind(row)]] = True
         return fed
 
     def heard_by_logits(self, keep: Tensor) -> Tensor:
         """Bool `[reader]`: a path of kept edges leads from it to the logits."""
-        arch = self.arch
         heard = torch.zeros(len(self.readers), dtype=torch.bool)
         heard[-1] = True
-        for layer in reversed(range(arch.num_layers)):
-            head = self.first_writer(layer)
-            if arch.has_mlp:
-                mlp_row = self.first_reader(layer) + arch.num_attention_readers
-                heard[mlp_row] = (keep[:, head + arch.num_heads] & heard).any()
-            heads = (keep[:, head : head + arch.num_heads] & heard[:, None]).any(0)
-            for rows, depends in self._reader_groups(layer):
-                heard[rows.start + torch.tensor(depends)[heads]] = True
+        for layer in reversed(range(self.arch.num_layers)):
+            for rows in (self.rows(layer).mlp, self.rows(layer).attention):
+                found = (keep & heard[:, None]).any(0).tolist()
+                for row in range(rows.start, rows.stop):
+                    heard[row] = any(found[writer] for writer in self.behind(row))
         return heard
 
     # ---------------------------------------------------------------- description
@@ -290,7 +358,8 @@ class EdgeGraph:
             f"{arch.num_layers} layers, {arch.num_heads} heads"
             + (f" ({arch.num_kv_heads} key/value heads)" if arch.num_kv_heads != arch.num_heads else "")
             + (", attention only" if not arch.has_mlp else "")
-            + (", parallel attention and MLP" if arch.parallel_blocks else ""),
+            + (", parallel attention and MLP" if arch.parallel_blocks else "")
+            + (", heads of a layer coupled by a norm" if arch.coupled_heads else ""),
             f"{len(self.writers):,} writers: {arch.num_embeddings} embedding, "
             f"{arch.num_layers * arch.num_heads:,} heads, "
             f"{arch.num_layers * arch.has_mlp} MLPs",
@@ -320,7 +389,10 @@ class EdgeGraph:
     # ---------------------------------------------------------------- (de)serialisation
     def to_dict(self) -> dict[str, Any]:
         """Plain values that rebuild the graph."""
-        return asdict(self.arch)
+        values = asdict(self.arch)
+        if not self.arch.coupled_heads:
+            del values["coupled_heads"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.reads import block_readers
+from edgeprune.models.reads import stretch_readers
 from edgeprune.models.stack import CHUNK_BYTES
 
 CHUNKS = 6  # pieces of readers' inputs, with what is worked out from them, that are alive at once
@@ -136,10 +136,10 @@ def evaluation_terms(
 def _buffers(model: MaskedModel, shape: BatchShape) -> dict[str, int]:
     """Bytes of what stays from one run to the next."""
     graph, arch = model.graph, model.graph.arch
-    row = model.family.output_weight(0).shape[-1] * model.dtype.itemsize  # of one token
+    row = model.width * model.dtype.itemsize  # of one token
     return {
         "stack": len(graph.writers) * shape.tokens * row,
-        "readers' inputs": block_readers(arch.num_layers, arch.readers_per_layer) * shape.tokens * row,
+        "readers' inputs": stretch_readers(arch.num_layers, arch.readers_per_layer) * shape.tokens * row,
         "scored tokens": len(graph.writers) * shape.batch * shape.positions * row,
         "readers' weights": model.projections.num_bytes,
     }
@@ -151,7 +151,7 @@ def _logits(model: MaskedModel, shape: BatchShape) -> int:
 
 
 def _states(model: MaskedModel, shape: BatchShape) -> int:
-    per_token = model.graph.arch.num_embeddings * model.family.output_weight(0).shape[-1] + model.layer_states
+    per_token = model.graph.arch.num_embeddings * model.width + model.layer_states
     return per_token * shape.tokens * model.dtype.itemsize
 
 

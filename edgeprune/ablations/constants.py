@@ -1,9 +1,8 @@
 """Optimal ablation: for every writer the one constant that hurts least in place of its output (arXiv 2409.09951)."""
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from edgeprune.ablations.means import mean_of_pairs
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
+from edgeprune.models.block import Edits, walk
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.states import WriterStates
 from edgeprune.objectives import OBJECTIVES, Objective
@@ -191,7 +191,8 @@ class _Learning:
         mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
         with torch.no_grad():
             full = self.model.full(ids, mask, positions).float()
-        circuit = replaced(self.model, self.values, writers).full(ids, mask, positions).float()
+        stream = replaced_run(self.model, self.values, writers, ids, mask)
+        circuit = self.model.logits(stream, positions).float()
         values = OBJECTIVES[self.objective](full, circuit)
         scored = torch.arange(positions.shape[1], device=device) < counts[:, None]
         return (values * scored).sum(1) / counts
@@ -228,21 +229,23 @@ def _stacked(rows: Sequence[_Example]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return ids, lengths, positions, counts
 
 
-def replaced(model: MaskedModel, values: WriterStates, writers: Tensor) -> MaskedModel:
-    """The model in which one writer per example carries its value at every token; gradients reach the values.
+def replaced_run(
+    model: MaskedModel, values: WriterStates, writers: Tensor, ids: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """The final stream of a run in which one writer per example carries its value at every token.
 
-    Every edge out of the writer is closed, so that its output is replaced on the residual stream itself. The result
-    shares every weight with `model`, which is left as it is.
+    Its output is replaced on the residual stream itself, as if every edge out of it were closed. Gradients reach the
+    values.
 
     Args:
         model: The model.
         values: One constant per writer, `[..., 1, 1, ...]`.
-        writers: Long `[batch]`, the writer that is replaced in each example of the batches that it will run.
+        writers: Long `[batch]`, the writer that is replaced in each example.
+        ids: Tokens, long `[batch, seq]`.
+        mask: 1 for a token, 0 for padding.
     """
     one_of = torch.nn.functional.one_hot(writers.cpu(), len(model.graph.writers)).bool()
     embeddings, heads, mlps = _of_fields(model.graph, one_of)
-    family = copy.copy(model.family)
-    embed, attend, mlp = family.embed, family.attend, family.mlp
 
     def put(own: Tensor, chosen: Tensor, value: Tensor) -> Tensor:
         """`value` in place of `own` `[batch, seq, ...]` where `chosen` `[batch]` or `[batch, head]` says so."""
@@ -251,20 +254,15 @@ def replaced(model: MaskedModel, values: WriterStates, writers: Tensor) -> Maske
         where = chosen.view(len(chosen), 1, *chosen.shape[1:], 1).to(own.device)
         return torch.where(where, value.to(own.dtype), own)
 
-    def replaced_embed(input_ids: Tensor, position_ids: Tensor) -> list[Tensor]:
-        parts = embed(input_ids, position_ids)
-        if not model.graph.arch.split_embedding:
-            parts = [torch.stack(torch.broadcast_tensors(*parts)).sum(0)]
-        return [put(own, embeddings[:, item], values.embeddings[item]) for item, own in enumerate(parts)]
-
-    def replaced_attend(layer: int, q: Tensor, k: Tensor, v: Tensor, context: Any) -> Tensor:
-        return put(attend(layer, q, k, v, context), heads[:, layer], values.heads[layer])
-
-    def replaced_mlp(layer: int, stream: Tensor) -> Tensor:
-        own = mlp(layer, stream)
+    def put_mlp(layer: int, own: Tensor) -> Tensor:
         return own if values.mlps is None else put(own, mlps[:, layer], values.mlps[layer])
 
-    family.embed, family.attend, family.mlp = replaced_embed, replaced_attend, replaced_mlp
-    other = copy.copy(model)
-    other.family = family
-    return other
+    edits: Edits = {
+        "head_out": lambda layer, own: put(own, heads[:, layer], values.heads[layer]),
+        "mlp_out": put_mlp,
+    }
+    parts, stream, context = model.start(ids, mask)
+    stream = torch.stack(
+        [put(own, embeddings[:, item], values.embeddings[item]) for item, own in enumerate(parts)]
+    ).sum(0)
+    return walk(model.blocks, stream, context, edits)

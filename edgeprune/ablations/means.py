@@ -16,7 +16,7 @@ from edgeprune.models.states import WriterStates
 
 def zero(model: MaskedModel) -> WriterStates:
     """Every writer silent, `[..., 1, 1, ...]`. The bias of an attention output has no owner and stays."""
-    arch, weight = model.graph.arch, model.family.output_weight(0)
+    arch, weight = model.graph.arch, model.blocks[0].projection_weight()
     heads, head_dim, width = weight.shape
     return WriterStates(
         embeddings=weight.new_zeros(arch.num_embeddings, 1, 1, width),

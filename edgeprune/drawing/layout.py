@@ -186,10 +186,10 @@ def lay_out(graph: EdgeGraph, keep: Tensor) -> Layout:
 def _groups(graph: EdgeGraph, seen: set[int], rows: set[int]) -> dict[int, list[_Group]]:
     """Of each layer with a head, its groups in order."""
     arch, found = graph.arch, dict[int, list[_Group]]()
-    size = arch.num_heads // arch.num_kv_readers
+    size = arch.heads_per_kv_reader
     for layer in range(arch.num_layers):
-        first = graph.first_writer(layer)
-        for start in range(first, first + arch.num_heads, size):
+        heads = graph.heads(layer)
+        for start in range(heads.start, heads.stop, size):
             heads = [head for head in range(start, start + size) if head in seen]
             if heads:
                 shared = [row for row in graph.inputs[start][1:] if row in rows]

@@ -26,8 +26,8 @@ from edgeprune.evaluation.evaluator import Progress, silent
 from edgeprune.evaluation.plain import plain
 from edgeprune.graph import EdgeGraph
 from edgeprune.metrics.overlap import nodes
-from edgeprune.models.masked import MaskedModel
-from edgeprune.patching.run import Kind, run
+from edgeprune.models.block import walk
+from edgeprune.models.masked import MaskedModel, keeping
 
 SCORED = "scored position"  # where the answer is read
 FIRST = "first token"  # where attention goes that has nothing to do
@@ -185,17 +185,15 @@ def attention_to(model: MaskedModel, ids: Tensor, mask: Tensor, parts: Tensor) -
     Returns:
         `[layer, batch, seq, head, part]` in the model's dtype; rows of padding mean nothing.
     """
-    context = model._start(ids, mask)[2]
-    reads: dict[Kind, Tensor] = {}
+    _, stream, context = model.start(ids, mask)
+    q: list[Tensor] = []
     found: list[Tensor] = []
 
-    def look(kind: Kind, layer: int, value: Tensor) -> Tensor:
-        reads[kind] = value
-        if kind == "v":
-            found.append(kernel_weights(model, layer, reads["q"].flatten(2), reads["k"].flatten(2), parts, context))
-        return value
+    def look(layer: int, k: Tensor) -> Tensor:
+        found.append(kernel_weights(model, layer, q[layer], k, parts, context))
+        return k
 
-    run(model, ids, mask, look)
+    walk(model.blocks, stream, context, {"q": keeping(q), "k": look}, model.graph.arch.kv_readers_per_head)
     return torch.stack(found)
 
 
@@ -205,7 +203,7 @@ def kernel_weights(model: MaskedModel, layer: int, q: Tensor, k: Tensor, parts: 
     Args:
         model: Of any family, with any attention kernel.
         layer: The layer.
-        q: Queries before rotary positions, `[batch, seq, heads * c]`.
+        q: Queries as `Block.heads` gives them, before rotary positions, `[batch, seq, head, c]`.
         k: Keys, likewise.
         parts: Bool or 0/1 `[batch, seq, part]`.
         context: What the family's layers share.
@@ -213,11 +211,11 @@ def kernel_weights(model: MaskedModel, layer: int, q: Tensor, k: Tensor, parts: 
     Returns:
         `[batch, seq, head, part]` in the model's dtype; rows of padding mean nothing.
     """
-    family, num_readers = model.family, model.graph.arch.num_kv_readers
-    width = family.output_weight(layer).shape[1]  # of a value: as many parts fit in one run of the kernel
+    width = k.shape[-1]  # of a value: as many parts fit in one run of the kernel
     marks = (pad(some, (0, width - some.shape[-1])) for some in parts.to(q).split(width, -1))
-    values = (mark[:, :, None].expand(-1, -1, num_readers, -1).flatten(2) for mark in marks)
-    return torch.cat([family.attend(layer, q, k, value, context) for value in values], -1)[..., : parts.shape[-1]]
+    values = (mark[:, :, None].expand(-1, -1, k.shape[2], -1).contiguous() for mark in marks)
+    block = model.blocks[layer]
+    return torch.cat([block.attend(q, k, value, context) for value in values], -1)[..., : parts.shape[-1]]
 
 
 # -------------------------------------------------------------------- a circuit in terms of roles
@@ -316,7 +314,7 @@ def _owners(graph: EdgeGraph, reader: str) -> tuple[str, ...]:
     layer, *place = reader.split(".")
     if not place:
         return (layer,)
-    shared = 1 if place[1] == "q" else graph.arch.num_heads // graph.arch.num_kv_readers
+    shared = 1 if place[1] == "q" else graph.arch.heads_per_kv_reader
     first = int(place[0][1:]) * shared
     return tuple(f"{layer}.h{head}" for head in range(first, first + shared))
 

@@ -17,7 +17,6 @@ as likely as any other to be the largest: the p-value is (1 + random sets with a
 
 import math
 from collections.abc import Iterable
-from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,12 +144,13 @@ def ablate_suffix(
     sets = (nodes, others, *(draw_like(graph, strata, sizes, seed) for seed in seeds))
     ways = sum(math.log10(math.comb(len(stratum), size)) for stratum, size in zip(strata, sizes, strict=True))
     gates = [graph.exists, *(without_nodes(graph.exists, columns(graph, chosen)) for chosen in sets)]
-    headless, parts = _without_head(evaluator.model), list[Tensor]()
+    parts = list[Tensor]()
     for number, batch in enumerate(evaluator.batches):
         evaluator.progress("suffix ablation", number, len(evaluator.batches))
         batch = batch.to(evaluator.model.device)
         ablated = evaluator.runs(batch, evaluator.split)[1]
-        outputs = (_spaces(evaluator.model, stream) for stream in logits_of_each(headless, batch, gates, ablated))
+        streams = logits_of_each(evaluator.model, batch, gates, ablated, head=False)
+        outputs = (_spaces(evaluator.model, stream) for stream in streams)
         base = next(outputs)
         parts.append(torch.stack([_changes(base, output, batch) for output in outputs]).cpu())
     evaluator.progress("suffix ablation", len(evaluator.batches), len(evaluator.batches))
@@ -162,10 +162,10 @@ def ablate_suffix(
 def _strata(graph: EdgeGraph, heads_only: bool) -> list[Nodes]:
     """The heads of each layer, and all MLPs."""
     arch = graph.arch
-    firsts = [graph.first_writer(layer) for layer in range(arch.num_layers)]
-    strata = [graph.writers[first : first + arch.num_heads] for first in firsts]
+    layers = range(arch.num_layers)
+    strata = [graph.writers[graph.heads(layer)] for layer in layers]
     if arch.has_mlp and not heads_only:
-        strata.append(tuple(graph.writers[first + arch.num_heads] for first in firsts))
+        strata.append(tuple(graph.writers[graph.mlp_writer(layer)] for layer in layers))
     return strata
 
 
@@ -179,24 +179,9 @@ def draw_like(graph: EdgeGraph, strata: list[Nodes], sizes: list[int], seed: int
 
 
 # -------------------------------------------------------------------- outputs
-def _without_head(model: MaskedModel) -> MaskedModel:
-    """The same model, which stops where the logits are read: it returns `[batch, positions, d_model]`.
-
-    A shallow copy: weights and leaves are shared, and the model itself stays as it is.
-    """
-    headless, family = copy(model), copy(model.family)
-    family.finish = _as_it_is
-    headless.family = family
-    return headless
-
-
-def _as_it_is(stream: Tensor) -> Tensor:
-    return stream
-
-
 def _spaces(model: MaskedModel, stream: Tensor) -> tuple[Tensor, ...]:
     """Stream `[batch, positions, d_model]`, its logits `[batch, positions, vocab]`, and those centred; float32."""
-    logits = model.family.finish(stream.to(model.dtype)).float()
+    logits = model.logits(stream.to(model.dtype)).float()
     return stream, logits, logits - logits.mean(-1, keepdim=True)
 
 

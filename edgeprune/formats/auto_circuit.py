@@ -117,12 +117,12 @@ def _names(graph: EdgeGraph) -> list[tuple[str, int, int]]:
     arch = graph.arch
     names: list[tuple[str, int, int]] = []
     for layer in range(arch.num_layers):
-        start = graph.first_reader(layer)
+        rows = graph.rows(layer)
         names += [
-            (f"blocks.{layer}.hook_{letter}_input", start + index * arch.num_heads, arch.num_heads)
-            for index, letter in enumerate("qkv")
+            (f"blocks.{layer}.hook_{letter}_input", own.start, arch.num_heads)
+            for letter, own in zip("qkv", rows, strict=False)
         ]
-        names += [(f"blocks.{layer}.hook_mlp_in", start + 3 * arch.num_heads, 0)] * arch.has_mlp
+        names += [(f"blocks.{layer}.hook_mlp_in", rows.mlp.start, 0)] * arch.has_mlp
     return [*names, (f"blocks.{arch.num_layers - 1}.hook_resid_post", graph.shape[0] - 1, 0)]
 
 

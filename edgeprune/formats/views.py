@@ -43,6 +43,7 @@ def _like(arch: ArchSpec, *, num_kv_heads: int, split_embedding: bool) -> ArchSp
         split_embedding=split_embedding,
         parallel_blocks=arch.parallel_blocks,
         has_mlp=arch.has_mlp,
+        coupled_heads=arch.coupled_heads,
     )
 
 
@@ -157,12 +158,9 @@ def _finest(graph: EdgeGraph) -> tuple[Tensor, Tensor]:
     arch = graph.arch
     rows: list[int] = []
     for layer in range(arch.num_layers):
-        start = graph.first_reader(layer)
-        shared = [head * arch.num_kv_readers // arch.num_heads for head in range(arch.num_heads)]
-        rows += range(start, start + arch.num_heads)
-        rows += [start + arch.num_heads + index for index in shared]
-        rows += [start + arch.num_heads + arch.num_kv_readers + index for index in shared]
-        rows += [start + arch.num_attention_readers] * arch.has_mlp
+        of_heads = graph.inputs[graph.heads(layer)]
+        rows += [row for kind in zip(*of_heads, strict=True) for row in kind]
+        rows += [graph.mlp_reader(layer)] * arch.has_mlp
     others = range(arch.num_embeddings, graph.shape[1])
     return torch.tensor([*rows, graph.shape[0] - 1]), torch.tensor([0, arch.num_embeddings - 1, *others])
 

@@ -30,7 +30,6 @@ from edgeprune.methods.acdc_order import Order, receiver_order, sender_order
 from edgeprune.methods.acdc_state import Run, State, identify
 from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
 from edgeprune.methods.problem import Problem
-from edgeprune.models.partial_plan import writers_behind
 
 Evaluation = Literal["plain", "reuse", "speculative"]
 FREE_CHANGE_LIMIT = 3e-3  # what the published code asserts of removals without a test
@@ -227,7 +226,7 @@ class ACDC(AbstractDiscovery):
     def _check(self, run: Run, receivers: list[int], losses: AbstractLosses) -> None:
         """After the last receiver of a layer: did removals without a test leave the loss alone?"""
         graph = losses.problem.model.graph
-        layers = [_layer(graph, reader) for reader in receivers[run.next_receiver - 1 :][:2]]
+        layers = [graph.layer_of(reader) for reader in receivers[run.next_receiver - 1 :][:2]]
         if not run.unchecked or layers[1:] == layers[:1]:
             return
         change = abs(losses.exact(run.keep) - run.loss)
@@ -262,7 +261,7 @@ def _what(run: Run) -> str:
 
 def is_heard(graph: EdgeGraph, keep: Tensor, reader: int) -> bool:
     """Whether a kept edge leaves the node behind `reader`; for k and v readers, one of the heads that use it."""
-    return reader == len(graph.readers) - 1 or bool(keep[:, writers_behind(graph, reader)].any())
+    return reader == len(graph.readers) - 1 or bool(keep[:, list(graph.behind(reader))].any())
 
 
 def smallest_taus(runs: list[Run]) -> Tensor:
@@ -276,12 +275,10 @@ def smallest_taus(runs: list[Run]) -> Tensor:
 
 def _together(graph: EdgeGraph, reader: int) -> list[int]:
     """The readers of a layer's heads in the order of tests, if `reader` is the first of them; else none."""
-    size, first = graph.arch.num_attention_readers, graph.first_reader(_layer(graph, reader))
-    return list(reversed(range(first, first + size))) if reader == first + size - 1 else []
-
-
-def _layer(graph: EdgeGraph, reader: int) -> int:
-    return reader // graph.arch.readers_per_layer
+    if reader == len(graph.readers) - 1:
+        return []
+    rows = graph.rows(graph.layer_of(reader)).attention
+    return list(reversed(range(rows.start, rows.stop))) if reader == rows.stop - 1 else []
 
 
 def ahead(rate: float, waste: float, most: int) -> int:

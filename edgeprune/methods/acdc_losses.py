@@ -141,7 +141,7 @@ def _sweep_bytes(model: MaskedModel) -> int:
 
 
 def _row_bytes(model: MaskedModel) -> int:
-    return model.family.output_weight(0).shape[-1] * model.dtype.itemsize
+    return model.width * model.dtype.itemsize
 
 
 def _cut(batch: PairBatch, size: int) -> list[PairBatch]:

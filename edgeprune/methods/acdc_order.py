@@ -50,9 +50,9 @@ def _groups(graph: EdgeGraph, num_visible: int) -> list[list[int]]:
     """The first writers as the published code stores them: one list per name."""
     arch, groups = graph.arch, list[list[int]]()
     for layer in reversed(range(arch.num_layers)):
-        first = graph.first_writer(layer)
-        groups += [[first + arch.num_heads]] * arch.has_mlp
-        groups.append(list(reversed(range(first, first + arch.num_heads))))
+        heads = graph.heads(layer)
+        groups += [[heads.stop]] * arch.has_mlp
+        groups.append(list(reversed(range(heads.start, heads.stop))))
     groups += [[writer] for writer in range(arch.num_embeddings)]
     return [group for group in groups if group[0] < num_visible]
 

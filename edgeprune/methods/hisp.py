@@ -3,7 +3,6 @@
 Conmy et al. 2023 (arXiv 2304.14997) score the q, k and v of each head and each MLP, and mask them one after another.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,16 +14,19 @@ from torch import Tensor
 from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
+from edgeprune.graph import EdgeGraph
 from edgeprune.methods.attribution import require_slope
 from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
 from edgeprune.methods.node_gates import NodeMap
 from edgeprune.methods.problem import Problem
+from edgeprune.models.block import Edits, Site
 from edgeprune.models.masked import MaskedModel
 
 Formula = Literal["published_code", "paper"]
 Change = Callable[[int, Tensor], Tensor]  # first node, values [batch, seq, nodes, width] -> values
 
 TIE = 1e-5  # scores nearer than this, relative to their size, differ by rounding: q and k of a head from zero
+MLP = 3  # place of the MLP in `LayerRows`
 SMALLEST_NORM = 1e-6  # of a layer's scores, as in the published code: an idle layer is not divided by 0
 
 
@@ -126,8 +128,9 @@ def normalized(model: MaskedModel, values: Tensor) -> Tensor:
 def node_slopes(problem: Problem, batch: PairBatch, full: Tensor, baseline: dict[int, Tensor]) -> Tensor:
     """Slope of each example's loss in each node's gate at 1, `[batch, num_nodes]`.
 
-    Gates stand on what `MaskedModel` hands to attention and takes from MLPs, not in the edge matrix: a reader's gate in
-    front of the norm scales the norm's input, which the norm undoes, so that with q0 = 0 its slope would be 0.
+    Gates stand on what the heads attend with and on what MLPs give, not in the edge matrix: a reader's gate in front of
+    a norm scales the norm's input, which the norm undoes, so that with q0 = 0 its slope would be 0. Where queries and
+    keys have norms of their own, gates stand behind those.
 
     Args:
         problem: Model and metric.
@@ -145,7 +148,8 @@ def node_slopes(problem: Problem, batch: PairBatch, full: Tensor, baseline: dict
         return closed + (1 - gate) * baseline[first] if first in baseline else closed
 
     with torch.enable_grad():
-        circuit = tapped(model, gated).full(batch.clean, batch.attention_mask, batch.positions).float()
+        stream = model.run(batch.clean, batch.attention_mask, node_edits(model.graph, gated))
+        circuit = model.logits(stream, batch.positions).float()
         (slopes,) = torch.autograd.grad(problem.losses(full, circuit, batch).sum(), gates)
     return slopes
 
@@ -159,36 +163,25 @@ def node_values(model: MaskedModel, batch: PairBatch) -> dict[int, Tensor]:
         found[first] = own
         return own
 
-    start = torch.zeros_like(batch.positions[:, :1])
-    tapped(model, keep).full(batch.corrupted, batch.corrupted_mask, start)
+    model.run(batch.corrupted, batch.corrupted_mask, node_edits(model.graph, keep))
     if batch.alignment is None:
         return found
     rows = torch.arange(len(batch), device=batch.alignment.device)[:, None]
     return {first: values[rows, batch.alignment] for first, values in found.items()}
 
 
-def tapped(model: MaskedModel, change: Change) -> MaskedModel:
-    """The same model, with `change` applied to q, k and v before attention and to what each MLP writes.
+def node_edits(graph: EdgeGraph, change: Change) -> Edits:
+    """Edits of a plain run that apply `change` to q, k and v before attention and to what each MLP writes.
 
-    A copy that shares every weight; `model` is left as it is. `change` gets the number of the first node of the part.
+    `change` gets the number of the first node of the part, and its values `[batch, seq, nodes, width]`.
     """
-    graph, arch = model.graph, model.graph.arch
-    family = copy.copy(model.family)
-    attend, mlp = model.family.attend, model.family.mlp
 
-    def tapped_attend(layer: int, q: Tensor, k: Tensor, v: Tensor, context: Any) -> Tensor:
-        first, parts = graph.first_reader(layer), list[Tensor]()
-        q, k, v = model._repeat_kv((q, k, v))  # `full` hands the model's own, one of each per group
-        for part, count in ((q, arch.num_heads), (k, arch.num_kv_readers), (v, arch.num_kv_readers)):
-            parts.append(change(first, part.unflatten(-1, (count, -1))).flatten(-2))
-            first += count
-        return attend(layer, parts[0], parts[1], parts[2], context)
+    def of_kind(kind: int) -> Callable[[int, Tensor], Tensor]:
+        def edit(layer: int, value: Tensor) -> Tensor:
+            first = graph.rows(layer)[kind].start
+            return change(first, value) if kind < MLP else change(first, value.unsqueeze(-2)).squeeze(-2)
 
-    def tapped_mlp(layer: int, stream: Tensor) -> Tensor:
-        first = graph.first_reader(layer) + arch.num_attention_readers
-        return change(first, mlp(layer, stream).unsqueeze(-2)).squeeze(-2)
+        return edit
 
-    family.attend, family.mlp = tapped_attend, tapped_mlp
-    other = copy.copy(model)
-    other.family = family
-    return other
+    sites: tuple[Site, ...] = ("q", "k", "v", "mlp_out")
+    return {site: of_kind(kind) for kind, site in enumerate(sites)}

@@ -33,7 +33,7 @@ class NodeMap:
         self.graph = graph
         self.names = graph.readers[:-1]
         arch = graph.arch
-        self.sizes = [arch.num_heads, arch.num_kv_readers, arch.num_kv_readers, *[1] * arch.has_mlp] * arch.num_layers
+        self.sizes = [*arch.reader_counts, *[1] * arch.has_mlp] * arch.num_layers
 
     @property
     def num_nodes(self) -> int:
@@ -43,15 +43,8 @@ class NodeMap:
     @cached_property
     def behind(self) -> Tensor:
         """Long `[writer, 3]`: the q, k and v that feed a head; an MLP's own node three times; `num_nodes` for none."""
-        arch, graph = self.graph.arch, self.graph
-        rows = [[self.num_nodes] * 3] * arch.num_embeddings
-        for layer in range(arch.num_layers):
-            q = graph.first_reader(layer)
-            k, v = q + arch.num_heads, q + arch.num_heads + arch.num_kv_readers
-            shared = [head * arch.num_kv_readers // arch.num_heads for head in range(arch.num_heads)]
-            rows += [[q + head, k + group, v + group] for head, group in enumerate(shared)]
-            rows += [[q + arch.num_attention_readers] * 3] * arch.has_mlp
-        return torch.tensor(rows)
+        rows = ((own * 3)[:3] if own else (self.num_nodes,) * 3 for own in self.graph.inputs)
+        return torch.tensor(list(rows))
 
     @cached_property
     def is_mlp(self) -> Tensor:

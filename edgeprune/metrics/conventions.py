@@ -134,8 +134,8 @@ def _inputs(graph: EdgeGraph, matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of the query heads' q, k and v, `[layer, 3, head, writer]`, and of MLPs, `[layer, 0 or 1, writer]`."""
     arch = graph.arch
     layers = matrix[:-1].unflatten(0, (arch.num_layers, arch.readers_per_layer))
-    heads, k, v, mlps = layers.split((arch.num_heads, arch.num_kv_readers, arch.num_kv_readers, int(arch.has_mlp)), 1)
-    share = arch.num_heads // arch.num_kv_readers
+    heads, k, v, mlps = layers.split((*arch.reader_counts, int(arch.has_mlp)), 1)
+    share = arch.heads_per_kv_reader
     return torch.stack((heads, k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)), 1), mlps
 
 

@@ -22,7 +22,7 @@ def gated_logits(model: MaskedModel, batch: PairBatch, gates: Tensor, ablated: W
 
 
 def logits_of_each(
-    model: MaskedModel, batch: PairBatch, gates: Sequence[Tensor], ablated: WriterStates
+    model: MaskedModel, batch: PairBatch, gates: Sequence[Tensor], ablated: WriterStates, *, head: bool = True
 ) -> Iterator[Tensor]:
     """Logits of each circuit on a batch, float32 `[batch, positions, vocab]`; one run for several where it is small.
 
@@ -31,6 +31,7 @@ def logits_of_each(
         batch: On the model's device.
         gates: Matrices `[reader, writer]`, of any dtype.
         ablated: What closed edges carry in this batch.
+        head: False: what the logits read, `[batch, positions, d_model]`, instead of logits.
     """
     at_once = max(1, TOKENS_AT_ONCE // batch.clean.numel())
     for start in range(0, len(gates), at_once):
@@ -38,7 +39,8 @@ def logits_of_each(
         clean, mask, positions = (
             part.repeat(len(group), 1) for part in (batch.clean, batch.attention_mask, batch.positions)
         )
-        logits = model(clean, group, ablated.map(partial(_repeat, times=len(group))), mask, positions).float()
+        states = ablated.map(partial(_repeat, times=len(group)))
+        logits = model(clean, group, states, mask, positions, head=head).float()
         yield from logits.split(len(batch))
 
 

@@ -119,8 +119,8 @@ def edge_kinds(graph: EdgeGraph) -> Iterator[tuple[str, Tensor]]:
 def reader_layers(graph: EdgeGraph) -> Iterator[tuple[str, Tensor]]:
     """Each layer, and `logits` at the end, with the edges `[reader, writer]` that are read there."""
     for layer in range(graph.arch.num_layers):
-        edges, start = torch.zeros_like(graph.exists), graph.first_reader(layer)
-        edges[start : start + graph.arch.readers_per_layer] = True
+        edges, rows = torch.zeros_like(graph.exists), graph.rows(layer)
+        edges[rows.q.start : rows.mlp.stop] = True
         yield str(layer), edges & graph.exists
     edges = torch.zeros_like(graph.exists)
     edges[-1] = True

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
-from edgeprune.models.masked import MaskedModel, _position_ids
+from edgeprune.models.masked import MaskedModel
 from edgeprune.models.partial import LayerValues, _Reference, _Sweep
 from edgeprune.models.partial_plan import Plan, make_plan
 from edgeprune.models.reads import LayerReads
@@ -46,7 +46,7 @@ class CircuitRun:
         graph = model.graph
         self.model, self.batch = model, batch
         self.keep = keep.cpu().bool() & graph.exists
-        embeddings, self.embedded, context = model._start(batch.clean, batch.attention_mask)
+        embeddings, self.embedded, context = model.start(batch.clean, batch.attention_mask)
         self.open = self.keep.to(self.embedded)
         self.closed = graph.exists.to(self.embedded) - self.open
         rows = torch.arange(len(batch), device=self.embedded.device)[:, None] * batch.clean.shape[1]
@@ -55,7 +55,8 @@ class CircuitRun:
         self.attention: dict[int, Tensor] = {}  # inputs of a layer's readers that can change, [readers, T, D]
         self.mlps: dict[int, Tensor] = {}  # inputs of the MLPs that can change, [T, D]
         self._changing = make_plan(graph, self.keep, self.keep.any(1))
-        reads = LayerReads(model, self.closed[None], self.embedded.flatten(0, 1), Workspace())
+        start = self.embedded.flatten(0, 1)
+        reads = LayerReads(graph, model.blocks, model.projections, self.closed[None], start, Workspace())
         self._stack = reads.stack  # whose memory `delta` is
         self.delta = reads.stack.delta
         for row, (own, other) in enumerate(zip(embeddings, ablated.embeddings, strict=True)):
@@ -63,32 +64,28 @@ class CircuitRun:
         stream = self._run(reads, ablated, context)
         last = self.closed[-1:] @ self.delta[:, self.tokens].flatten(1)
         self.last = last.view(len(self.tokens), -1) + stream[self.tokens]  # input of the logits, [P, D]
-        self.logits = model.family.finish(self.last.view(*batch.positions.shape, -1)).float()
+        self.logits = model.logits(self.last.view(*batch.positions.shape, -1)).float()
 
     def _run(self, reads: LayerReads, ablated: WriterStates, context: Any) -> Tensor:
         """All layers, as the masked model runs them; what they computed is kept. Returns the stream at their end."""
-        model, family, graph, arch = self.model, self.model.family, self.model.graph, self.model.graph.arch
-        shape = self.embedded.shape
+        model, graph, shape = self.model, self.model.graph, self.embedded.shape
         stream, token = self.embedded.flatten(0, 1), self.embedded.new_zeros(())
-        for layer in range(arch.num_layers):
-            plan, begin = self._changing.layers[layer], graph.first_reader(layer)
+        for layer, block in enumerate(model.blocks):
+            plan = self._changing.layers[layer]
             if plan.readers:
                 self.attention[layer] = self._inputs(plan.readers, stream)
             qkv, _, token = reads(layer, token, stream, shape[0])
-            values = model._attend(layer, qkv, context, reads.stack)
-            token = model._write_heads(token, values, ablated.heads[layer], reads.stack, layer, relative=False)
-            before, mlp = stream, None
-            stream = stream + family.attention_output(layer, values).flatten(0, 1)
+            written, attention = block.write(model.attend(block, qkv, context, reads.stack.all_open))
+            token = model.write_heads(token, written, ablated.heads[layer], reads.stack, block)
+            attention, mlp = attention.flatten(0, 1), None
             if ablated.mlps is not None:
-                seen = before if arch.parallel_blocks else stream
-                inputs = self._inputs([begin + arch.num_attention_readers], seen)[0]
-                mlp = family.mlp(layer, inputs.view(shape)).flatten(0, 1)
-                row = graph.first_writer(layer) + arch.num_heads
-                self.delta[row] = ablated.mlps[layer].expand(shape).flatten(0, 1) - mlp
+                inputs = self._inputs([graph.mlp_reader(layer)], block.mlp_input(stream, attention))[0]
+                mlp = block.mlp(inputs.view(shape)).flatten(0, 1)
+                self.delta[graph.mlp_writer(layer)] = ablated.mlps[layer].expand(shape).flatten(0, 1) - mlp
                 if plan.mlp:
                     self.mlps[layer] = inputs
-                stream = stream + mlp
-            self.layers.append(LayerValues(tuple(part.flatten(0, 1) for part in qkv), values.flatten(0, 1), mlp))
+            stream = block.join(stream, attention, mlp)
+            self.layers.append(LayerValues(tuple(part.flatten(0, 1) for part in qkv), written.flatten(0, 1), mlp))
         return stream
 
     def _inputs(self, readers: list[int], stream: Tensor) -> Tensor:
@@ -98,11 +95,8 @@ class CircuitRun:
         return mixed.view(-1, *stream.shape).add_(stream)
 
     def context(self, copies: int) -> Any:
-        """Masks and position tables for some copies of the batch."""
-        mask = self.batch.attention_mask
-        parts = self.embedded, mask, _position_ids(self.batch.clean, mask)
-        stream, mask, positions = (part.repeat(copies, *[1] * (part.dim() - 1)) for part in parts)
-        return self.model.family.context(stream, mask, positions)
+        """What layers share for some copies of the batch."""
+        return self.model.context(self.embedded, self.batch.clean, self.batch.attention_mask, copies)
 
     # ---------------------------------------------------------------- one edge less
     @torch.no_grad()
@@ -155,4 +149,4 @@ def state_bytes(model: MaskedModel) -> int:
     """Memory per token of a `CircuitRun`, at most: deltas, inputs of all readers, values of all layers."""
     graph = model.graph
     rows = len(graph.writers) + len(graph.readers) + ONE_LAYER * graph.arch.num_layers
-    return rows * model.family.output_weight(0).shape[-1] * model.dtype.itemsize
+    return rows * model.width * model.dtype.itemsize

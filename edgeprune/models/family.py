@@ -3,53 +3,47 @@
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import EdgepruneError, UnsupportedFamilyError
 from edgeprune.graph import ArchSpec, KVReaders
+from edgeprune.models.block import Block
 from edgeprune.models.weights import check_plain
 
 ATTENTION_IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 
 
-class ReadNorm(NamedTuple):
-    """What a norm does: `(x - mean) * (variance + eps)^(-1/2) * weight + bias`, or the same without the mean.
-
-    Attributes:
-        eps: None: there is no norm.
-        centred: Take the mean away (LayerNorm) or not (RMSNorm).
-        weight: `[D]`, or None for 1.
-        bias: `[D]`, or None for 0.
-    """
-
-    eps: float | None
-    centred: bool = False
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-
-
 class AbstractFamily(ABC):
-    """Where one architecture keeps its leaves. B batch, S seq, D width, H heads, K key/value heads, C head width.
+    """Where one architecture keeps its leaves, and what layers do not: embedding, masks, positions, final norm, head.
+
+    B batch, S seq, D width. A family whose `model_types` is empty is a base of others.
 
     Attributes:
         model_types: Values of `config.model_type` that the adapter covers.
+        attention_implementations: Those that the library's model has and the adapter follows.
+        has_position_embedding: Positions are embedded and added to tokens, so the embedding can be split in two.
+        hf: The model.
+        blocks: Its layers.
     """
 
-    model_types: ClassVar[tuple[str, ...]]
+    model_types: ClassVar[tuple[str, ...]] = ()
+    attention_implementations: ClassVar[tuple[str, ...]] = ATTENTION_IMPLEMENTATIONS
+    has_position_embedding: ClassVar[bool] = False
+    blocks: Sequence[Block]
 
     def __init__(self, hf: Any, kv_readers: KVReaders) -> None:
         """Check that `hf` has nothing that the adapter does not know; raise `UnsupportedFamilyError` if it has."""
         self.hf = hf
         self.kv_readers: KVReaders = kv_readers
         implementation = hf.config._attn_implementation
-        if implementation not in ATTENTION_IMPLEMENTATIONS:
+        if implementation not in self.attention_implementations:
             raise UnsupportedFamilyError(
                 f"attention implementation {implementation!r} is not supported; "
-                f"load the model with one of {', '.join(ATTENTION_IMPLEMENTATIONS)}"
+                f"load the model with one of {', '.join(self.attention_implementations)}"
             )
         check_plain(hf)
 
@@ -64,9 +58,36 @@ class AbstractFamily(ABC):
         del config
         return None
 
+    @property
     @abstractmethod
+    def num_heads(self) -> int:
+        """Query heads of a layer."""
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key/value heads of a layer."""
+        return self.num_heads
+
     def arch(self, split_embedding: bool) -> ArchSpec:
         """The edge graph's shape."""
+        if split_embedding and not self.has_position_embedding:
+            raise UnsupportedFamilyError(
+                f"split_embedding=True needs a position embedding, {self.hf.config.model_type} has rotary positions; "
+                "set split_embedding to false"
+            )
+        flags = {(block.has_mlp, block.parallel, block.coupled_heads) for block in self.blocks}
+        require(len(flags) == 1, "a model whose layers are wired in different ways")
+        ((has_mlp, parallel, coupled),) = flags
+        return ArchSpec(
+            num_layers=len(self.blocks),
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            split_embedding=split_embedding,
+            kv_readers=self.kv_readers,
+            parallel_blocks=parallel,
+            has_mlp=has_mlp,
+            coupled_heads=coupled,
+        )
 
     @abstractmethod
     def embed(self, input_ids: Tensor, position_ids: Tensor) -> list[Tensor]:
@@ -77,48 +98,13 @@ class AbstractFamily(ABC):
         """What all layers share (masks, rotary tables), for a stream `[B, S, D]`."""
 
     @abstractmethod
-    def attention_norm(self, layer: int) -> Callable[[Tensor], Tensor]:
-        """The norm before q, k, v."""
-
-    @abstractmethod
-    def read_norm(self, layer: int) -> ReadNorm:
-        """The same norm as numbers."""
-
-    @abstractmethod
-    def qkv(self, layer: int, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The model's own fused projections: q `[B, S, H*C]`, k and v `[B, S, K*C]`."""
-
-    @abstractmethod
-    def qkv_weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Views of the same weights by head: q `[H, D, C]`, k and v `[K, D, C]`."""
-
-    @abstractmethod
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, context: Any) -> Tensor:
-        """Attention-weighted values `[B, S, H, C]`; k and v may come with one head per query head.
-
-        The kernel gets tensors laid out as in the model's own forward: products of the same numbers laid out otherwise
-        may be rounded otherwise.
-        """
-
-    def cached(self, states: Tensor) -> Tensor:
-        """Keys or values `[B, K, S, C]` as the model's cache of them, if it uses one, hands them to the kernel."""
-        return dense(states) if self.hf.config.use_cache else states
-
-    @abstractmethod
-    def attention_output(self, layer: int, values: Tensor) -> Tensor:
-        """The model's own output projection of `[B, S, H, C]`, bias included, `[B, S, D]`."""
-
-    @abstractmethod
-    def output_weight(self, layer: int) -> Tensor:
-        """View of the output projection by head, `[H, C, D]`."""
-
-    @abstractmethod
-    def mlp(self, layer: int, stream: Tensor) -> Tensor:
-        """The MLP of a layer with its norm, `[B, S, D]` to `[B, S, D]`."""
-
-    @abstractmethod
     def finish(self, stream: Tensor) -> Tensor:
         """Final norm and head: `[..., D]` to logits `[..., vocab]`."""
+
+
+def cached(states: Tensor, config: Any) -> Tensor:
+    """Keys or values `[B, K, S, C]` as the model's cache of them, if it uses one, hands them to the kernel."""
+    return dense(states) if config.use_cache else states
 
 
 def registry() -> dict[str, type[AbstractFamily]]:
@@ -127,7 +113,14 @@ def registry() -> dict[str, type[AbstractFamily]]:
 
     for module in pkgutil.iter_modules(families.__path__):
         importlib.import_module(f"{families.__name__}.{module.name}")
-    return {name: family for family in AbstractFamily.__subclasses__() for name in family.model_types}
+    return {name: family for family in _below(AbstractFamily) for name in family.model_types}
+
+
+def _below(family: type[AbstractFamily]) -> Iterator[type[AbstractFamily]]:
+    """All subclasses."""
+    for found in family.__subclasses__():
+        yield found
+        yield from _below(found)
 
 
 def find_family(model_type: str) -> type[AbstractFamily]:

@@ -1,10 +1,12 @@
 """The masked model: `logits = model(tokens, gates, ablated)`, a pure function over a frozen Hugging Face model.
 
-This file owns the residual wiring and nothing else: the leaves (norms, projections, attention kernels, MLPs, head) are
-references that a family adapter hands out, reads and writes live in `stack.py`, and gates come from outside.
+This file owns the residual wiring and nothing else: the steps of a layer and the walk over layers are in `block.py`, a
+family adapter hands out the blocks, embeddings and head, reads and writes live in `stack.py`, and gates come from
+outside.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph, KVReaders
+from edgeprune.models.block import NO_EDITS, Block, Edits, Projected, walk
 from edgeprune.models.family import find_family
 from edgeprune.models.limits import Limits
 from edgeprune.models.projections import Projections
@@ -37,12 +40,17 @@ class MaskedModel(nn.Module):
         self.family = find_family(hf.config.model_type)(hf, kv_readers)
         self.graph = EdgeGraph(self.family.arch(split_embedding))
         self._workspace = Workspace()
-        self.projections = Projections(self)
+        self.projections = Projections(self.blocks, self.graph.arch)
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode: dropout in the frozen model would make gates learn noise."""
         return super().train(False)
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """The model's layers."""
+        return self.family.blocks
 
     @property
     def dtype(self) -> torch.dtype:
@@ -55,10 +63,9 @@ class MaskedModel(nn.Module):
         return self.hf.get_input_embeddings().weight.device
 
     @property
-    def has_position_embedding(self) -> bool:
-        """Learned positions are added to the tokens' embedding, whether or not they are a writer of their own."""
-        token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
-        return len(self.family.embed(token, token)) > 1
+    def width(self) -> int:
+        """Width of the residual stream."""
+        return self.blocks[0].projection_weight().shape[-1]
 
     @property
     def num_outputs(self) -> int:
@@ -68,49 +75,69 @@ class MaskedModel(nn.Module):
     @property
     def layer_states(self) -> int:
         """Numbers per token that the layers leave in `record`'s states: heads before their projection, and MLPs."""
-        arch, (heads, head_dim, width) = self.graph.arch, self.family.output_weight(0).shape
+        arch, (heads, head_dim, width) = self.graph.arch, self.blocks[0].projection_weight().shape
         return arch.num_layers * (heads * head_dim + width * arch.has_mlp)
 
     # ---------------------------------------------------------------- runs without gates
     @torch.no_grad()
     def record(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> WriterStates:
         """Run the full model on `input_ids` `[batch, seq]` and keep what every writer wrote. No gradients."""
-        return self._plain(input_ids, attention_mask, keep=True)[1]
-
-    def full(self, input_ids: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
-        """Logits of the model with every edge open, `[batch, seq or positions, vocab]`."""
-        stream = self._plain(input_ids, attention_mask, keep=False)[0]
-        return self.family.finish(stream if positions is None else _gather(stream, positions))
-
-    def _plain(self, input_ids: Tensor, attention_mask: Tensor | None, keep: bool) -> tuple[Tensor, WriterStates]:
-        family = self.family
-        embeddings, stream, context = self._start(input_ids, attention_mask)
         heads: list[Tensor] = []
         mlps: list[Tensor] = []
-        for layer in range(self.graph.arch.num_layers):
-            qkv = family.qkv(layer, family.attention_norm(layer)(stream))
-            values = family.attend(layer, *qkv, context)
-            stream = stream + family.attention_output(layer, values)
-            if self.graph.arch.has_mlp:
-                mlp = family.mlp(layer, stream)
-                stream = stream + mlp
-                mlps += [mlp] * keep
-            heads += [values] * keep
-        states = WriterStates(
+        edits: Edits = {"head_out": keeping(heads), "mlp_out": keeping(mlps)}
+        embeddings, stream, context = self.start(input_ids, attention_mask)
+        walk(self.blocks, stream, context, edits)
+        return WriterStates(
             embeddings=torch.stack(embeddings),
             heads=torch.stack(heads) if heads else stream.new_empty(0),
             mlps=torch.stack(mlps) if mlps else None,
         )
-        return stream, states
 
-    def _start(
+    def full(self, input_ids: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """Logits of the model with every edge open, `[batch, seq or positions, vocab]`."""
+        return self.logits(self.run(input_ids, attention_mask), positions)
+
+    def run(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        edits: Edits = NO_EDITS,
+        *,
+        first: int = 0,
+        stream: Tensor | None = None,
+    ) -> Tensor:
+        """The full model's stream before the final norm, `[batch, seq, d]`, with edits on the way; see `walk`.
+
+        Args:
+            input_ids: Long `[batch, seq]`.
+            attention_mask: 1 for a token, 0 for padding, `[batch, seq]`.
+            edits: What looks at values and replaces them. There is one k and one v for each reader of the graph.
+            first: Layer to begin with.
+            stream: The stream before that layer, `[batch, seq, d]`; needed where `first` is not 0.
+        """
+        _, start, context = self.start(input_ids, attention_mask)
+        stream = start if stream is None else stream
+        return walk(self.blocks, stream, context, edits, self.graph.arch.kv_readers_per_head, first)
+
+    def logits(self, stream: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Logits of a final stream `[batch, seq, d]`, at all positions or at `positions`, long `[batch, n]`."""
+        return self.family.finish(stream if positions is None else _gather(stream, positions))
+
+    def start(
         self, input_ids: Tensor, attention_mask: Tensor | None, embeddings: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor, Any]:
         """Embedding writers (or those given), the stream they start, and the layers' shared context."""
         given = self.embeddings(input_ids, attention_mask) if embeddings is None else list(embeddings.detach())
         stream = functools.reduce(torch.add, given)
-        context = self.family.context(stream, attention_mask, _position_ids(input_ids, attention_mask))
-        return given, stream, context
+        return given, stream, self.context(stream, input_ids, attention_mask)
+
+    def context(self, stream: Tensor, input_ids: Tensor, attention_mask: Tensor | None, copies: int = 1) -> Any:
+        """What the layers share for some copies of a batch, one below the other; `stream` `[batch, seq, d]`."""
+        positions = position_ids(input_ids, attention_mask)
+        if copies > 1:
+            stream, positions = stream.repeat(copies, 1, 1), positions.repeat(copies, 1)
+            attention_mask = None if attention_mask is None else attention_mask.repeat(copies, 1)
+        return self.family.context(stream, attention_mask, positions)
 
     def embeddings(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> list[Tensor]:
         """Outputs of the embedding writers, whose sum starts the stream, `[batch, seq, d_model]` each.
@@ -118,20 +145,9 @@ class MaskedModel(nn.Module):
         Raises:
             EdgepruneError: A prompt has a token or a position that the model does not know; padding may have any.
         """
-        positions = _position_ids(input_ids, attention_mask)
+        positions = position_ids(input_ids, attention_mask)
         parts = self.family.embed(*Limits.of(self).fitted(input_ids, positions, attention_mask))
         return parts if self.graph.arch.split_embedding else [functools.reduce(torch.add, parts)]
-
-    def _repeat_kv(self, qkv: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """With one k/v reader per query head, give the kernel one k/v head per query head."""
-        arch = self.graph.arch
-        if arch.kv_readers == "group" or arch.num_kv_heads == arch.num_heads:
-            return qkv
-        q, k, v = qkv
-        shape = (arch.num_kv_heads, -1)
-        times = arch.num_heads // arch.num_kv_heads
-        k, v = (part.unflatten(-1, shape).repeat_interleave(times, dim=-2).flatten(-2) for part in (k, v))
-        return q, k, v
 
     # ---------------------------------------------------------------- the run with gates
     def forward(
@@ -144,6 +160,7 @@ class MaskedModel(nn.Module):
         *,
         fixed: FixedOutputs = COMPUTED,
         relative: bool = False,
+        head: bool = True,
     ) -> Tensor:
         """Logits of the model in which each edge carries `gate * own + (1 - gate) * ablated`.
 
@@ -160,63 +177,75 @@ class MaskedModel(nn.Module):
             relative: `ablated` holds differences: an edge carries `own + (1 - gate) * ablated`. With open gates, the
                 gradient of a gate is then minus the product of these differences with the gradient of its reader's
                 input.
+            head: False: return what the logits read, before the final norm, instead of logits.
 
         Returns:
-            `[batch, seq, vocab]`, or `[batch, n, vocab]` with `positions`.
+            `[batch, seq, vocab]`, or `[batch, n, vocab]` with `positions`; d_model instead of vocab without `head`.
         """
         self._check(input_ids, gates, ablated)
         batch, seq = input_ids.shape
-        arch, family, graph = self.graph.arch, self.family, self.graph
-        embeddings, stream, context = self._start(input_ids, attention_mask, fixed.embeddings)
+        graph = self.graph
+        embeddings, stream, context = self.start(input_ids, attention_mask, fixed.embeddings)
         stream = stream.flatten(0, 1)
-        reads = LayerReads(self, (1 - gates).to(stream).reshape(-1, *graph.shape), stream, self._workspace)
+        closed = (1 - gates).to(stream).reshape(-1, *graph.shape)
+        reads = LayerReads(graph, self.blocks, self.projections, closed, stream, self._workspace)
         stack = reads.stack
         token = stream.new_zeros((), requires_grad=gates.requires_grad)
         for row, (own, other) in enumerate(zip(embeddings, ablated.embeddings, strict=True)):
             stack.delta[row] = (other if relative else other - own).expand_as(own).flatten(0, 1)
-        for layer in range(arch.num_layers):
-            first = graph.first_writer(layer)
+        for layer, block in enumerate(self.blocks):
             qkv, mlp_mix, token = reads(layer, token, stream, batch)
-            values = fixed.heads[layer].detach() if layer in fixed.heads else self._attend(layer, qkv, context, stack)
-            token = self._write_heads(token, values, ablated.heads[layer], stack, layer, relative)
-            stream = stream + family.attention_output(layer, values).flatten(0, 1)
+            if layer in fixed.heads:
+                written = fixed.heads[layer].detach()
+                attention = block.sum_heads(written)
+            else:
+                written, attention = block.write(self.attend(block, qkv, context, stack.all_open))
+            token = self.write_heads(token, written, ablated.heads[layer], stack, block, relative)
+            attention, mlp = attention.flatten(0, 1), None
             if ablated.mlps is not None:
-                own_heads = reads.closed[layer][:, -1:, first : first + arch.num_heads]
-                inputs, token = ReadStream.apply(token, stream + mlp_mix, own_heads, stack, first, None)
+                inputs = block.mlp_input(stream, attention) + mlp_mix
+                if not block.parallel:
+                    heads = graph.heads(layer)
+                    own_heads = reads.closed[layer][:, -1:, heads]
+                    inputs, token = ReadStream.apply(token, inputs, own_heads, stack, heads.start, None)
                 inputs = inputs.view(batch, seq, -1)
-                mlp = fixed.mlps[layer].detach() if layer in fixed.mlps else family.mlp(layer, inputs)
-                token = self._write_mlp(token, mlp, ablated.mlps[layer], stack, first + arch.num_heads, relative)
-                stream = stream + mlp.flatten(0, 1)
-        return self._finish(token, stream, reads.closed[-1], stack, positions, (batch, seq))
+                mlp = fixed.mlps[layer].detach() if layer in fixed.mlps else block.mlp(inputs)
+                token = self._write_mlp(token, mlp, ablated.mlps[layer], stack, graph.mlp_writer(layer), relative)
+                mlp = mlp.flatten(0, 1)
+            stream = block.join(stream, attention, mlp)
+        inputs = self._last_input(token, stream, reads.closed[-1], stack, positions, (batch, seq))
+        return self.family.finish(inputs) if head else inputs
 
-    def _attend(self, layer: int, qkv: tuple[Tensor, Tensor, Tensor], context: Any, stack: DeltaStack) -> Tensor:
-        """Attention-weighted values from what the readers give, `[batch, seq, head, head_dim]`.
+    def attend(self, block: Block, qkv: Projected, context: Any, all_open: bool) -> Tensor:
+        """Attention-weighted values of a layer from what its readers give, `[batch, seq, head, head_dim]`.
 
         With every gate open, heads that share k and v in the model see the same ones: the kernel then gets one of them,
         as in the model, for its result depends on how often they are there. Gradients are those of all.
         """
-        arch, attend = self.graph.arch, self.family.attend
-        if not stack.all_open or arch.num_kv_readers == arch.num_kv_heads:
-            return attend(layer, *qkv, context)
+        copies = self.graph.arch.kv_readers_per_head
+        if not all_open or copies == 1:
+            return block.attend(*block.heads(*qkv), context)
         with torch.no_grad():
-            groups = (arch.num_kv_heads, arch.num_heads // arch.num_kv_heads, -1)
-            k, v = (part.unflatten(-1, groups)[..., 0, :].flatten(2) for part in qkv[1:])
-            values = attend(layer, qkv[0], k, v, context)
+            k, v = (part[:, :, ::copies] for part in qkv[1:])
+            values = block.attend(*block.heads(qkv[0], k, v), context)
         if not torch.is_grad_enabled():
             return values
-        separate = attend(layer, *qkv, context)
+        separate = block.attend(*block.heads(*qkv), context)
         return values + (separate - separate.detach())
 
-    def _write_heads(
-        self, token: Tensor, own: Tensor, other: Tensor, stack: DeltaStack, layer: int, relative: bool
+    def write_heads(
+        self, token: Tensor, own: Tensor, other: Tensor, stack: DeltaStack, block: Block, relative: bool = False
     ) -> Tensor:
-        """Deltas of a layer's heads into the stack, from `[batch, seq, head, head_dim]`; the next token."""
-        first, weight = self.graph.first_writer(layer), self.family.output_weight(layer)
+        """Deltas of a layer's heads into the stack, from written values `[batch, seq, head, head_dim]`; the next token.
+
+        `relative`: `other` holds differences.
+        """
+        heads = self.graph.heads(block.layer)
         own, other = own.flatten(0, 1), other.expand_as(own).flatten(0, 1)
         if not relative:
-            return WriteHeads.apply(token, own, other, weight, stack, first)
-        rows = stack.delta[first : first + len(weight)]
-        torch.bmm(other.transpose(0, 1).to(weight.dtype), weight, out=rows)
+            return WriteHeads.apply(token, own, other, block.output_weight, stack, heads.start)
+        weight = block.output_weight()
+        torch.bmm(other.transpose(0, 1).to(weight.dtype), weight, out=stack.delta[heads])
         return token
 
     @staticmethod
@@ -228,8 +257,8 @@ class MaskedModel(nn.Module):
         stack.delta[row] = other
         return token
 
-    def _finish(
-        self,
+    @staticmethod
+    def _last_input(
         token: Tensor,
         stream: Tensor,
         closed: Tensor,
@@ -237,14 +266,15 @@ class MaskedModel(nn.Module):
         positions: Tensor | None,
         shape: tuple[int, int],
     ) -> Tensor:
+        """What the logits read, `[batch, seq or positions, d_model]`."""
         if positions is None:
             inputs, _ = ReadStream.apply(token, stream, closed, stack, 0, None)
-            return self.family.finish(inputs.view(*shape, -1))
+            return inputs.view(*shape, -1)
         rows = torch.arange(shape[0], device=positions.device)[:, None] * shape[1] + positions
         tokens = rows.flatten()
         closed = closed[tokens] if len(closed) == len(stream) else closed  # every token has its own gates
         inputs, _ = ReadStream.apply(token, stream[tokens], closed, stack, 0, tokens)
-        return self.family.finish(inputs.view(*positions.shape, -1))
+        return inputs.view(*positions.shape, -1)
 
     def _check(self, input_ids: Tensor, gates: Tensor, ablated: WriterStates) -> None:
         if tuple(gates.shape[-2:]) != self.graph.shape or gates.ndim not in (2, 3, 4):
@@ -266,7 +296,17 @@ class MaskedModel(nn.Module):
             )
 
 
-def _position_ids(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+def keeping(found: list[Tensor]) -> Callable[[int, Tensor], Tensor]:
+    """An edit that puts values into a list and leaves them as they are."""
+
+    def keep(layer: int, value: Tensor) -> Tensor:
+        found.append(value)
+        return value
+
+    return keep
+
+
+def position_ids(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     """Positions from the first real token on: 0, 1, 2, ... whatever the padding on the left."""
     positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
     if attention_mask is None:

@@ -20,8 +20,8 @@ class ReaderInput(NamedTuple):
 def writer_outputs(model: MaskedModel, states: WriterStates) -> Iterator[Tensor]:
     """Output of each writer in column order, `[batch, seq, d_model]`; batch and seq are 1 where `states` share them."""
     yield from states.embeddings
-    for layer in range(model.graph.arch.num_layers):
-        weight = model.family.output_weight(layer)
+    for layer, block in enumerate(model.blocks):
+        weight = block.output_weight()
         for head in range(len(weight)):
             yield states.heads[layer][:, :, head] @ weight[head].to(states.heads.dtype)
         if states.mlps is not None:
@@ -30,15 +30,12 @@ def writer_outputs(model: MaskedModel, states: WriterStates) -> Iterator[Tensor]
 
 def reader_inputs(model: MaskedModel, states: WriterStates) -> Iterator[ReaderInput]:
     """Inputs of all readers of the run that `states` were recorded in; readers with the same input come together."""
-    graph, arch = model.graph, model.graph.arch
-    stream = states.embeddings.sum(0)
-    for layer in range(arch.num_layers):
-        start, before = graph.first_reader(layer), stream
-        mlp_row = start + arch.num_attention_readers
-        yield ReaderInput(slice(start, mlp_row), graph.num_visible[start], stream)
-        stream = stream + model.family.attention_output(layer, states.heads[layer])
+    graph, stream = model.graph, states.embeddings.sum(0)
+    for layer, block in enumerate(model.blocks):
+        attention, mlp = graph.rows(layer).attention, graph.rows(layer).mlp
+        yield ReaderInput(attention, graph.num_visible[attention.start], stream)
+        added = block.sum_heads(states.heads[layer])
         if states.mlps is not None:
-            seen = before if arch.parallel_blocks else stream
-            yield ReaderInput(slice(mlp_row, mlp_row + 1), graph.num_visible[mlp_row], seen)
-            stream = stream + states.mlps[layer]
+            yield ReaderInput(mlp, graph.num_visible[mlp.start], block.mlp_input(stream, added))
+        stream = block.join(stream, added, None if states.mlps is None else states.mlps[layer])
     yield ReaderInput(slice(len(graph.readers) - 1, len(graph.readers)), len(graph.writers), stream)

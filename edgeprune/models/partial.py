@@ -22,14 +22,17 @@ import torch
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
-from edgeprune.models.masked import MaskedModel, _position_ids
+from edgeprune.models.block import Edits, Site, repeat_kv, walk
+from edgeprune.models.masked import MaskedModel, keeping
 from edgeprune.models.partial_plan import LayerPlan, Plan, make_plan
 from edgeprune.models.stack import CHUNK_BYTES
 from edgeprune.models.states import WriterStates
 
+_KEPT: tuple[Site, ...] = ("residual", "q_proj", "k_proj", "v_proj", "head_out", "attention_out", "mlp_out")
+
 
 class LayerValues(NamedTuple):
-    """What one layer computed: q, k, v `[T, heads * C]`, head values `[T, H, C]`, MLP output `[T, D]`."""
+    """What one layer computed: projected q, k, v `[T, readers, C]`, what heads write `[T, H, C]`, the MLP `[T, D]`."""
 
     qkv: tuple[Tensor, ...]
     heads: Tensor
@@ -52,7 +55,7 @@ class Run(Protocol):
     tokens: Tensor
 
     def context(self, copies: int) -> Any:
-        """Masks and position tables for some copies of the batch."""
+        """What layers share for some copies of the batch."""
         ...
 
 
@@ -70,49 +73,45 @@ class CleanRun:
     @torch.no_grad()
     def __init__(self, model: MaskedModel, batch: PairBatch, ablated: WriterStates) -> None:
         self.model, self.batch = model, batch
-        family, graph, (size, seq) = model.family, model.graph, batch.clean.shape
-        embeddings, stream, context = model._start(batch.clean, batch.attention_mask)
-        self.embedded = stream
-        self.delta = stream.new_empty((len(graph.writers), size * seq, stream.shape[-1]))
+        graph, (size, seq) = model.graph, batch.clean.shape
+        embeddings, self.embedded, context = model.start(batch.clean, batch.attention_mask)
+        found: dict[str, list[Tensor]] = {}
+        edits: Edits = {site: keeping(found.setdefault(site, [])) for site in _KEPT}
+        walk(model.blocks, self.embedded, context, edits, graph.arch.kv_readers_per_head)
+        flat = {site: [value.flatten(0, 1) for value in values] for site, values in found.items()}
+        self.delta = self.embedded.new_empty((len(graph.writers), size * seq, self.embedded.shape[-1]))
         for row, (own, other) in enumerate(zip(embeddings, ablated.embeddings, strict=True)):
             self.delta[row] = (other - own).flatten(0, 1)
         self.streams: list[Tensor] = []
         self.layers: list[LayerValues] = []
-        for layer in range(graph.arch.num_layers):
-            self.streams.append(stream.flatten(0, 1))
-            qkv = model._repeat_kv(family.qkv(layer, family.attention_norm(layer)(stream)))
-            values = family.attend(layer, *qkv, context)
-            first, heads = graph.first_writer(layer), values.flatten(0, 1)
-            other = ablated.heads[layer].expand_as(values).flatten(0, 1)
-            rows = self.delta[first : first + graph.arch.num_heads]
-            torch.bmm((other - heads).transpose(0, 1), family.output_weight(layer), out=rows)
-            before, mlp = stream, None
-            stream = stream + family.attention_output(layer, values)
+        for layer, block in enumerate(model.blocks):
+            heads = flat["head_out"][layer]
+            other = ablated.heads[layer].expand_as(found["head_out"][layer]).flatten(0, 1)
+            rows = self.delta[graph.heads(layer)]
+            torch.bmm((other - heads).transpose(0, 1), block.output_weight(), out=rows)
+            self.streams.append(flat["residual"][layer])
+            mlp = None
             if ablated.mlps is not None:
-                read = before if graph.arch.parallel_blocks else stream
-                self.streams.append(read.flatten(0, 1))
-                mlp = family.mlp(layer, read).flatten(0, 1)
-                self.delta[first + graph.arch.num_heads] = ablated.mlps[layer].expand_as(stream).flatten(0, 1) - mlp
-                stream = stream + mlp.view_as(stream)
-            self.layers.append(LayerValues(tuple(part.flatten(0, 1) for part in qkv), heads, mlp))
-        self.streams.append(stream.flatten(0, 1))
-        rows = torch.arange(size, device=stream.device)[:, None] * seq
+                self.streams.append(block.mlp_input(flat["residual"][layer], flat["attention_out"][layer]))
+                mlp = flat["mlp_out"][layer]
+                self.delta[graph.mlp_writer(layer)] = ablated.mlps[layer].expand_as(self.embedded).flatten(0, 1) - mlp
+            qkv = tuple(flat[site][layer] for site in ("q_proj", "k_proj", "v_proj"))
+            self.layers.append(LayerValues(qkv, heads, mlp))
+        self.streams.append(flat["residual"][-1])
+        rows = torch.arange(size, device=self.embedded.device)[:, None] * seq
         self.tokens = (rows + batch.positions).flatten()
 
     def stream(self, reader: int) -> Tensor:
         """What `reader` sees in the full model, `[T, D]`."""
-        arch = self.model.graph.arch
-        layer, row = divmod(reader, arch.readers_per_layer)
-        return self.streams[layer * (1 + arch.has_mlp) + (row >= arch.num_attention_readers)]
+        graph = self.model.graph
+        layer = graph.layer_of(reader)
+        if layer == graph.arch.num_layers:
+            return self.streams[-1]
+        return self.streams[layer * (1 + graph.arch.has_mlp) + (reader >= graph.rows(layer).mlp.start)]
 
     def context(self, copies: int) -> Any:
-        """Masks and position tables for some copies of the batch."""
-        mask = self.batch.attention_mask
-        positions = _position_ids(self.batch.clean, mask)
-        stream, mask, positions = (
-            part.repeat(copies, *[1] * (part.dim() - 1)) for part in (self.embedded, mask, positions)
-        )
-        return self.model.family.context(stream, mask, positions)
+        """What layers share for some copies of the batch."""
+        return self.model.context(self.embedded, self.batch.clean, self.batch.attention_mask, copies)
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,7 @@ class Tail:
     def _settle(self, base: Plan, closed: Tensor) -> tuple[Tensor, _Reference]:
         """The circuit itself, from the clean run by (1): its logits, and its state at the readers of `self.plan`."""
         clean, graph = self.clean, self.clean.model.graph
-        rows = [graph.first_reader(layer) + graph.arch.num_attention_readers for layer in range(len(base.layers))]
+        rows = [graph.rows(layer).mlp.start for layer in range(len(base.layers))]
         mlps = {layer: self._mixed([rows[layer]], closed)[0] for layer, plan in enumerate(base.layers) if plan.mlp}
         last = self._mixed([len(graph.readers) - 1], closed)[0, clean.tokens]
         start = _Reference(lambda layer: self._mixed(base.layers[layer].readers, closed), mlps, last, clean.layers)
@@ -196,7 +195,7 @@ class _Sweep:
         self, start: Run, open_: Tensor, plan: Plan, reference: _Reference, copies: int, wanted: Plan | None = None
     ) -> None:
         self.start, self.open, self.plan, self.reference, self.copies = start, open_, plan, reference, copies
-        self.family, self.graph = start.model.family, start.model.graph
+        self.blocks, self.graph = start.model.blocks, start.model.graph
         self.shape = start.batch.clean.shape
         self.wanted = wanted  # keep the state that this plan needs, at all positions
         self.inputs: dict[int, Tensor] = {}
@@ -235,8 +234,9 @@ class _Sweep:
             for part, (rows, _) in zip(values.qkv, kinds, strict=True)
         ]
         self._project(layer, plan.readers, kinds, qkv, moves)
-        q, k, v = (part.reshape(self.copies * self.shape[0], self.shape[1], -1) for part in qkv)
-        heads = self.family.attend(layer, q, k, v, context)
+        q, k, v = (part.reshape(self.copies * self.shape[0], self.shape[1], *part.shape[2:]) for part in qkv)
+        block = self.blocks[layer]
+        heads = block.write(block.attend(*block.heads(q, k, v), context))[0]
         heads = heads.reshape(self.copies, tokens, *heads.shape[2:])
         if plan.heads:
             self._write_heads(layer, plan.heads, heads, values.heads)
@@ -244,12 +244,11 @@ class _Sweep:
 
     def _by_kind(self, layer: int, readers: list[int]) -> list[tuple[list[int], int]]:
         """For q, k and v: which of its rows change, and where they begin among `readers`."""
-        arch, begin, place = self.graph.arch, self.graph.first_reader(layer), 0
-        kinds: list[tuple[list[int], int]] = []
-        for size in (arch.num_heads, arch.num_kv_readers, arch.num_kv_readers):
-            rows = [reader - begin for reader in readers if begin <= reader < begin + size]
+        kinds, place = list[tuple[list[int], int]](), 0
+        for own in self.graph.rows(layer)[:3]:
+            rows = [reader - own.start for reader in readers if own.start <= reader < own.stop]
             kinds.append((rows, place))
-            begin, place = begin + size, place + len(rows)
+            place += len(rows)
         return kinds
 
     def _project(
@@ -260,8 +259,8 @@ class _Sweep:
         qkv: list[Tensor],
         moves: dict[int, Tensor],
     ) -> None:
-        """Write the changed rows of q, k, v `[K, T, heads * C]`, a cache-sized piece of tokens at a time."""
-        norm = self.family.attention_norm(layer)
+        """Write the changed rows of q, k, v `[K, T, readers, C]`, a cache-sized piece of tokens at a time."""
+        norm = self.blocks[layer].norm
         weights = [self._weights(weight, rows) for weight, (rows, _) in zip(self._qkv(layer), kinds, strict=True)]
         biases, reference = self._biases(layer), self.reference.attention(layer)
         for copies, tokens in self._pieces(len(readers)):
@@ -271,14 +270,12 @@ class _Sweep:
                 if not rows:
                     continue
                 found = torch.bmm(normed[place : place + len(rows)], weight).view(len(rows), *inputs.shape[1:3], -1)
-                target = out.view(*out.shape[:2], -1, weight.shape[-1])[copies, tokens]
-                target[:, :, rows] = found.permute(1, 2, 0, 3) + bias.view(-1, weight.shape[-1])[rows]
+                out[copies, tokens][:, :, rows] = found.permute(1, 2, 0, 3) + bias[0, 0, rows]
 
     def _qkv(self, layer: int) -> tuple[Tensor, ...]:
         """Projections by reader: q, k, v `[readers of the kind, D, C]`."""
-        arch = self.graph.arch
-        q, k, v = self.family.qkv_weights(layer)
-        times = arch.num_kv_readers // arch.num_kv_heads
+        q, k, v = self.blocks[layer].qkv_weights()
+        times = self.graph.arch.kv_readers_per_head
         return q, *(part if times == 1 else part.repeat_interleave(times, 0) for part in (k, v))
 
     @staticmethod
@@ -286,9 +283,9 @@ class _Sweep:
         return weight if len(rows) == len(weight) else weight[rows]
 
     def _biases(self, layer: int) -> tuple[Tensor, ...]:
-        """What the projections give for no input."""
+        """What the projections give for no input, `[1, 1, readers, C]`."""
         nothing = self.start.delta.new_zeros(1, 1, self.start.delta.shape[-1])
-        return self.start.model._repeat_kv(self.family.qkv(layer, nothing))
+        return repeat_kv(self.blocks[layer].project(nothing), self.graph.arch.kv_readers_per_head)
 
     def _pieces(self, num_rows: int) -> Iterator[tuple[slice, slice]]:
         """Copies and tokens whose readers' inputs fill about `CHUNK_BYTES`."""
@@ -328,7 +325,7 @@ class _Sweep:
     def _keep(self, readers: list[int], inputs: Tensor, tokens: slice) -> None:
         """Note the input of each reader that the wanted plan will ask for."""
         assert self.wanted is not None
-        layer = self.wanted.layers[readers[0] // self.graph.arch.readers_per_layer]
+        layer = self.wanted.layers[self.graph.layer_of(readers[0])]
         for place, reader in enumerate(readers):
             if reader in layer.readers:
                 kept = self.inputs.setdefault(reader, torch.empty_like(self.start.delta[0]))
@@ -336,7 +333,7 @@ class _Sweep:
 
     def _write_heads(self, layer: int, writers: list[int], own: Tensor, before: Tensor) -> None:
         """Changes of heads, from values `[K, T, H, C]` and `[T, H, C]`."""
-        weight, first = self.family.output_weight(layer), self.graph.first_writer(layer)
+        weight, first = self.blocks[layer].output_weight(), self.graph.first_writer(layer)
         everywhere = [writer for writer in writers if writer in self.full_row]
         elsewhere = [writer for writer in writers if writer not in self.full_row]
         if everywhere:
@@ -357,18 +354,16 @@ class _Sweep:
     def _mlp(self, layer: int, before: Tensor | None, moves: dict[int, Tensor]) -> Tensor:
         """Run the MLP where it counts; its output of the first copy, at all positions if they were run."""
         assert before is not None
-        arch = self.graph.arch
-        reader, writer = self.graph.first_reader(layer) + arch.num_attention_readers, self.graph.first_writer(layer)
-        writer += arch.num_heads
+        reader, writer, block = self.graph.mlp_reader(layer), self.graph.mlp_writer(layer), self.blocks[layer]
         reference = self.reference.mlps[layer]
         if writer not in self.full_row:
             inputs = self._read_scored(reader, reference[self.start.tokens], moves)
-            self.scored[self.scored_row[writer]] = self.family.mlp(layer, inputs) - before[self.start.tokens]
+            self.scored[self.scored_row[writer]] = block.mlp(inputs) - before[self.start.tokens]
             return before
         inputs = self._read([reader], reference[None], slice(0, self.copies), slice(0, self.full.shape[2]), moves)[0]
         if self.wanted is not None and self.wanted.layers[layer].mlp:
             self.inputs[reader] = inputs[0]
-        after = self.family.mlp(layer, inputs.reshape(-1, self.shape[1], inputs.shape[-1])).view_as(inputs)
+        after = block.mlp(inputs.reshape(-1, self.shape[1], inputs.shape[-1])).view_as(inputs)
         row = self.full[self.full_row[writer]]
         torch.sub(after, before, out=row)
         self.scored[self.scored_row[writer]] = row[:, self.start.tokens]
@@ -386,5 +381,5 @@ class _Sweep:
     def _logits(self, moves: dict[int, Tensor]) -> Tensor:
         inputs = self._read_scored(len(self.graph.readers) - 1, self.reference.logits, moves)
         self.last = inputs[0]
-        logits = self.family.finish(inputs.reshape(-1, self.start.batch.positions.shape[1], inputs.shape[-1]))
+        logits = self.start.model.logits(inputs.reshape(-1, self.start.batch.positions.shape[1], inputs.shape[-1]))
         return logits.unflatten(0, (self.copies, -1)).float()

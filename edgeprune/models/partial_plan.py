@@ -53,32 +53,19 @@ def make_plan(graph: EdgeGraph, keep: Tensor, starts: Tensor) -> Plan:
     changed = torch.zeros(len(graph.writers), dtype=torch.bool)
     layers: list[LayerPlan] = []
     for layer in range(graph.arch.num_layers):
-        begin, mlp_row = graph.first_reader(layer), graph.first_reader(layer) + graph.arch.num_attention_readers
+        attention, mlp_row = graph.rows(layer).attention, graph.mlp_reader(layer)
         moved = heard & (starts | (keep & changed).any(1))
-        readers = [reader for reader in range(begin, mlp_row) if moved[reader]]
-        behind = {writer for reader in readers for writer in writers_behind(graph, reader)}
+        readers = [reader for reader in range(attention.start, attention.stop) if moved[reader]]
+        behind = {writer for reader in readers for writer in graph.behind(reader)}
         heads = sorted(writer for writer in behind if heard_writers[writer])
         changed[heads] = True
         mlp = graph.arch.has_mlp and bool(heard[mlp_row] & (starts[mlp_row] | (keep[mlp_row] & changed).any()))
         if mlp:
-            changed[writers_behind(graph, mlp_row)] = True
+            changed[graph.mlp_writer(layer)] = True
         layers.append(LayerPlan(readers, heads, mlp))
     writers = changed.nonzero().flatten().tolist()
     logits = bool(starts[-1] | (keep[-1] & changed).any())
     return Plan(layers, writers, _everywhere(graph, keep, layers), logits)
-
-
-def writers_behind(graph: EdgeGraph, reader: int) -> list[int]:
-    """The writers that depend on `reader` directly: its MLP, its head, or the heads that share its keys or values."""
-    arch, layer = graph.arch, reader // graph.arch.readers_per_layer
-    row, first = reader - graph.first_reader(layer), graph.first_writer(layer)
-    if row >= arch.num_attention_readers:
-        return [first + arch.num_heads]
-    if row < arch.num_heads:
-        return [first + row]
-    shared = arch.num_heads // arch.num_kv_readers
-    start = first + (row - arch.num_heads) % arch.num_kv_readers * shared
-    return list(range(start, start + shared))
 
 
 def _heard(graph: EdgeGraph, keep: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,7 +73,7 @@ def _heard(graph: EdgeGraph, keep: Tensor) -> tuple[Tensor, Tensor]:
     readers = torch.zeros(len(graph.readers), dtype=torch.bool)
     readers[-1] = True
     for reader in reversed(range(len(graph.readers) - 1)):
-        later = keep[:, writers_behind(graph, reader)] & readers[:, None]
+        later = keep[:, list(graph.behind(reader))] & readers[:, None]
         readers[reader] = later.any()
     return readers, (keep & readers[:, None]).any(0)
 
@@ -96,9 +83,9 @@ def _everywhere(graph: EdgeGraph, keep: Tensor, layers: list[LayerPlan]) -> froz
     listening = torch.zeros(len(graph.readers), dtype=torch.bool)
     everywhere: list[int] = []
     for layer in reversed(range(len(layers))):
-        plan, mlp_row = layers[layer], graph.first_reader(layer) + graph.arch.num_attention_readers
+        plan, mlp_row = layers[layer], graph.mlp_reader(layer)
         if plan.mlp:
-            (writer,) = writers_behind(graph, mlp_row)
+            writer = graph.mlp_writer(layer)
             listening[mlp_row] = (keep[:, writer] & listening).any()
             everywhere += [writer] * bool(listening[mlp_row])
         everywhere += [head for head in plan.heads if (keep[:, head] & listening).any()]

@@ -2,13 +2,14 @@
 
 import functools
 import math
-from typing import TYPE_CHECKING, NamedTuple, final
+from collections.abc import Sequence
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from edgeprune.models.masked import MaskedModel
+from edgeprune.graph import ArchSpec
+from edgeprune.models.block import Block, repeat_kv
 
 KEPT_BYTES = 2**28  # of all layers' weights: more are made for each layer when it is read, in one place
 
@@ -49,31 +50,35 @@ class Projections:
     for it as it was, bit for bit, is one that moves the outputs by less than they are rounded by.
 
     Args:
-        model: The masked model.
+        blocks: The model's layers.
+        arch: Its graph's shape.
     """
 
-    def __init__(self, model: "MaskedModel") -> None:
-        self._model = model
+    def __init__(self, blocks: Sequence[Block], arch: ArchSpec) -> None:
+        self._blocks, self._arch = blocks, arch
         self._kept: dict[int, _Kept] = {}
         self._room: Tensor | None = None
 
     @property
     def num_bytes(self) -> int:
         """Of the weights that stay: all, or those of one layer."""
-        size = math.prod(self._shape) * self._model.dtype.itemsize
-        return size * self._model.graph.arch.num_layers if self._keeps else size
+        return self._layer_bytes * (len(self._blocks) if self._keeps else 1)
+
+    @property
+    def _layer_bytes(self) -> int:
+        return math.prod(self._shape) * self._blocks[0].projection_weight().dtype.itemsize
 
     @property
     def _shape(self) -> tuple[int, int, int]:
         """Of one layer's weights."""
-        _, head_dim, width = self._model.family.output_weight(0).shape
-        return self._model.graph.arch.num_attention_readers, width, head_dim + self._model.family.read_norm(0).centred
+        first = self._blocks[0]
+        _, head_dim, width = first.projection_weight().shape
+        return self._arch.num_attention_readers, width, head_dim + first.input_spec().centred
 
     @property
     def _keeps(self) -> bool:
         """Whether all layers' weights stay."""
-        size = math.prod(self._shape) * self._model.dtype.itemsize
-        return size * self._model.graph.arch.num_layers <= KEPT_BYTES
+        return self._layer_bytes * len(self._blocks) <= KEPT_BYTES
 
     @torch.no_grad()
     def forget_edited(self) -> None:
@@ -90,24 +95,24 @@ class Projections:
     @torch.no_grad()
     def __call__(self, layer: int) -> Projection:
         """The projection of a layer, to be used before the next one is asked for unless it stays."""
-        model = self._model
-        norm, like = model.family.read_norm(layer), model.family.qkv_weights(layer)[0]
+        block = self._blocks[layer]
+        norm, like = block.input_spec(), block.qkv_weights()[0]
         zero = like.new_zeros((1, 1, like.shape[1])) if norm.bias is None else norm.bias[None, None]
-        offset = torch.cat(model._repeat_kv(model.family.qkv(layer, zero)), -1)
-        offset = offset.view(self._shape[0], -1)
-        return Projection(self._weight(layer), offset, norm.eps, norm.centred, self._keeps)
+        offset = torch.cat(repeat_kv(block.project(zero), self._arch.kv_readers_per_head), 2)
+        return Projection(self._weight(layer), offset.view(self._shape[0], -1), norm.eps, norm.centred, self._keeps)
 
     def _sources(self, layer: int) -> tuple[Tensor, ...]:
         """What a layer's weights are made from: those of q, k and v by head, and the norm's if it has any."""
-        norm = self._model.family.read_norm(layer).weight
-        return (*self._model.family.qkv_weights(layer), *(own for own in (norm,) if own is not None))
+        block = self._blocks[layer]
+        norm = block.input_spec().weight
+        return (*block.qkv_weights(), *(own for own in (norm,) if own is not None))
 
     def _weight(self, layer: int) -> Tensor:
         if layer in self._kept:
             return self._kept[layer].weight
-        parts, norm = self._model.family.qkv_weights(layer), self._model.family.read_norm(layer)
+        parts, norm = self._blocks[layer].qkv_weights(), self._blocks[layer].input_spec()
         room = self._new_room(parts[0])
-        _fill(room, parts, norm.weight, self._model.graph.arch.num_kv_readers)
+        _fill(room, parts, norm.gain, self._arch.num_kv_readers)
         if norm.centred:
             room[..., :-1] -= room[..., :-1].mean(1, keepdim=True)
             room[..., -1] = 1

@@ -1,19 +1,20 @@
-"""The reads of all layers of one run, and which layers form a block."""
+"""The reads of all layers of one run, and which layers form a stretch."""
 
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from edgeprune.models.stack import BLOCK_READERS, DeltaStack, ReadBlock, ReadLayer, Span, Workspace
+from edgeprune.graph import EdgeGraph
+from edgeprune.models.block import Block, Projected, repeat_kv
+from edgeprune.models.projections import Projections
+from edgeprune.models.stack import STRETCH_READERS, DeltaStack, ReadLayer, ReadStretch, Span, Workspace
 
-if TYPE_CHECKING:
-    from edgeprune.models.masked import MaskedModel
 
-
-class Block(NamedTuple):
+class Stretch(NamedTuple):
     """Layers that are read together.
 
     Attributes:
@@ -25,21 +26,21 @@ class Block(NamedTuple):
     end: int
 
 
-def blocks(num_layers: int, readers_per_layer: int) -> list[Block]:
-    """Blocks of nearly equal size with about `BLOCK_READERS` readers.
+def stretches(num_layers: int, readers_per_layer: int) -> list[Stretch]:
+    """Stretches of nearly equal size with about `STRETCH_READERS` readers.
 
-    >>> [block.end for block in blocks(12, 37)]
+    >>> [stretch.end for stretch in stretches(12, 37)]
     [3, 6, 9, 12]
     """
-    size = max(1, round(BLOCK_READERS / readers_per_layer))
+    size = max(1, round(STRETCH_READERS / readers_per_layer))
     count = -(-num_layers // size)
     ends = [number * num_layers // count for number in range(count + 1)]
-    return [Block(first, end) for first, end in pairwise(ends)]
+    return [Stretch(first, end) for first, end in pairwise(ends)]
 
 
-def block_readers(num_layers: int, readers_per_layer: int) -> int:
-    """Readers of the largest block."""
-    return readers_per_layer * max((end - first for first, end in blocks(num_layers, readers_per_layer)), default=0)
+def stretch_readers(num_layers: int, readers_per_layer: int) -> int:
+    """Readers of the longest stretch."""
+    return readers_per_layer * max((end - first for first, end in stretches(num_layers, readers_per_layer)), default=0)
 
 
 @final
@@ -47,7 +48,9 @@ class LayerReads:
     """What the attention readers and the MLP of each layer take in, layer by layer.
 
     Args:
-        model: The masked model.
+        graph: The graph.
+        blocks: The model's layers.
+        projections: What their readers are projected with.
         closed: 1 - gates, `[G, reader, writer]`.
         stream: The embedding output `[T, D]`.
         workspace: Where buffers come from.
@@ -57,23 +60,30 @@ class LayerReads:
         closed: The same by layer, `[G, readers of the layer, writer]`, and of the logits at the end.
     """
 
-    def __init__(self, model: "MaskedModel", closed: Tensor, stream: Tensor, workspace: Workspace) -> None:
-        self.model, arch = model, model.graph.arch
-        found = blocks(arch.num_layers, arch.readers_per_layer)
-        largest = block_readers(arch.num_layers, arch.readers_per_layer)
-        all_open = not bool(closed.where(model.graph.exists.to(closed.device), 0).any())
-        model.projections.forget_edited()
-        self.stack = DeltaStack(len(model.graph.writers), stream, largest, workspace, all_open)
+    def __init__(
+        self,
+        graph: EdgeGraph,
+        blocks: Sequence[Block],
+        projections: Projections,
+        closed: Tensor,
+        stream: Tensor,
+        workspace: Workspace,
+    ) -> None:
+        self.graph, self.blocks, self.projections = graph, blocks, projections
+        arch = graph.arch
+        found = stretches(arch.num_layers, arch.readers_per_layer)
+        largest = stretch_readers(arch.num_layers, arch.readers_per_layer)
+        all_open = not bool(closed.where(graph.exists.to(closed.device), 0).any())
+        projections.forget_edited()
+        self.stack = DeltaStack(len(graph.writers), stream, largest, workspace, all_open)
         sizes = [arch.readers_per_layer * (end - first) for first, end in found]
-        *by_block, logits = closed.split([*sizes, 1], dim=1)
-        self._blocks = {block.first: part for block, part in zip(found, by_block, strict=True)}
-        layers = [part.split(arch.readers_per_layer, dim=1) for part in by_block]
+        *by_stretch, logits = closed.split([*sizes, 1], dim=1)
+        self._stretches = {stretch.first: part for stretch, part in zip(found, by_stretch, strict=True)}
+        layers = [part.split(arch.readers_per_layer, dim=1) for part in by_stretch]
         self.closed = [*(layer for part in layers for layer in part), logits]
-        self._first, self._far, self._base = 0, closed, stream  # of the present block: its first layer, and see `Span`
+        self._first, self._far, self._base = 0, closed, stream  # of the present stretch: first layer, and see `Span`
 
-    def __call__(
-        self, layer: int, token: Tensor, stream: Tensor, batch: int
-    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
+    def __call__(self, layer: int, token: Tensor, stream: Tensor, batch: int) -> tuple[Projected, Tensor, Tensor]:
         """Read one layer.
 
         Args:
@@ -83,14 +93,15 @@ class LayerReads:
             batch: Examples in T.
 
         Returns:
-            q, k, v, `[batch, seq, readers * C]` each; what closed edges add to the MLP's input, `[T, D]`; the token.
+            q, k, v as `Block.project` gives them, one for each reader, `[batch, seq, readers, C]`; what closed edges
+            add to the MLP's input, `[T, D]`; the token.
         """
-        arch, graph = self.model.graph.arch, self.model.graph
+        arch, graph = self.graph.arch, self.graph
         num_streams = arch.num_attention_readers
-        if layer in self._blocks:
-            self._first, self._far = layer, self._blocks[layer][..., : graph.first_writer(layer)]
+        if layer in self._stretches:
+            self._first, self._far = layer, self._stretches[layer][..., : graph.first_writer(layer)]
             self._base = stream.detach()
-            token = ReadBlock.apply(token, self._far, self._base, num_streams, self.stack, layer == 0)
+            token = ReadStretch.apply(token, self._far, self._base, num_streams, self.stack, layer == 0)
         begin, end = graph.first_writer(self._first), graph.first_writer(layer)
         start = (layer - self._first) * arch.readers_per_layer
         rows = slice(start, start + arch.readers_per_layer)
@@ -99,18 +110,16 @@ class LayerReads:
             stream,
             self.closed[layer][..., begin:end],
             self._fused(layer, stream, batch) if self.stack.all_open else None,
-            partial(self.model.projections, layer),
+            partial(self.projections, layer),
             self.stack,
             Span(rows, slice(begin, end), self._far.detach(), self._base, num_streams),
         )
-        sizes = (arch.num_heads, arch.num_kv_readers, arch.num_kv_readers)
-        q, k, v = (part.flatten(2) for part in out.view(batch, -1, *out.shape[1:]).split(sizes, dim=2))
+        q, k, v = out.view(batch, -1, *out.shape[1:]).split(arch.reader_counts, dim=2)
         return (q, k, v), mlp, token
 
     @torch.no_grad()
     def _fused(self, layer: int, stream: Tensor, batch: int) -> Tensor:
         """The model's own projection of the stream, `[T, A, C]`."""
-        family = self.model.family
-        normed = family.attention_norm(layer)(stream.view(batch, -1, stream.shape[-1]))
-        fused = torch.cat(self.model._repeat_kv(family.qkv(layer, normed)), -1)
-        return fused.view(len(stream), self.model.graph.arch.num_attention_readers, -1)
+        block = self.blocks[layer]
+        qkv = block.project(block.norm(stream.view(batch, -1, stream.shape[-1])))
+        return torch.cat(repeat_kv(qkv, self.graph.arch.kv_readers_per_head), 2).flatten(0, 1)

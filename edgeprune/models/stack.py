@@ -10,11 +10,11 @@ W is the reader's weight, the norm's included, and c what a normed input of zero
 per token; where the norm takes the mean away, W does it instead: its sum over the width is 0. With every gate open all
 inputs are the stream, and the model's own projection of it is taken: the logits are then the model's, bit for bit.
 
-Layers are read in *blocks*: what all readers of a few layers get from the writers before the block is one product, and
-each layer adds what it gets from the block's own writers. That is the same work, but the stack is read and its gradient
-updated once per block instead of once per layer, and the products have a shape that keeps a processor busy. The
-backward makes inputs anew instead of keeping them, and adds to one gradient stack. Reads and writes are chained by a
-*token*, a scalar that each takes and returns: it carries no value, but makes autograd visit them in exactly reverse
+Layers are read in *stretches*: what all readers of a few layers get from the writers before the stretch is one product,
+and each layer adds what it gets from the stretch's own writers. That is the same work, but the stack is read and its
+gradient updated once per stretch instead of once per layer, and the products have a shape that keeps a processor busy.
+The backward makes inputs anew instead of keeping them, and adds to one gradient stack. Reads and writes are chained by
+a *token*, a scalar that each takes and returns: it carries no value, but makes autograd visit them in exactly reverse
 order, so a writer's row of the gradient stack is complete when its backward needs it.
 
 Shapes: T tokens (batch x seq), D residual width, A attention readers of a layer, H heads, C head width. The tokens fall
@@ -33,17 +33,17 @@ from edgeprune.models.projections import Projection
 
 CHUNK_BYTES = 8 * 2**20  # readers' inputs that are scaled and projected at a time
 PIECES = 8  # that long sums of products fall into
-BLOCK_READERS = 96  # of a block, about: docs/performance.md says what other numbers cost
+STRETCH_READERS = 96  # of a stretch, about: docs/performance.md says what other numbers cost
 
 
 class Span(NamedTuple):
-    """Where a layer lies in its block.
+    """Where a layer lies in its stretch.
 
     Attributes:
         readers: Its readers' rows in `DeltaStack.mixed`: attention readers, then the MLP if there is one.
-        writers: The block's writers that come before it.
-        far: What the block's readers close of the edges from earlier writers, `[G, readers of the block, writer]`.
-        base: The stream before the block `[T, D]`.
+        writers: The stretch's writers that come before it.
+        far: What the stretch's readers close of the edges from earlier writers, `[G, readers of the stretch, writer]`.
+        base: The stream before the stretch `[T, D]`.
         num_streams: How many of the layer's readers take in the stream here: those of attention, which come first.
     """
 
@@ -82,21 +82,21 @@ class DeltaStack:
 
     Attributes:
         delta: `ablated - own` of every writer, `[writer, T, D]`.
-        mixed: Of one block at a time, `[reader, T, D]`: attention readers' inputs, and what closed edges add to those
+        mixed: Of one stretch at a time, `[reader, T, D]`: attention readers' inputs, and what closed edges add to those
             of MLPs; in the backward their gradients.
         grad: Gradient of `delta`, while there is one; none with `all_open`.
         all_open: No edge is closed, as in attribution: there is nothing to mix, and no delta has a gradient.
     """
 
     def __init__(
-        self, num_writers: int, stream: Tensor, block_readers: int, workspace: Workspace, all_open: bool
+        self, num_writers: int, stream: Tensor, stretch_readers: int, workspace: Workspace, all_open: bool
     ) -> None:
         """Make room.
 
         Args:
             num_writers: Rows of `delta`.
             stream: The embedding output `[T, D]`, whose dtype, device and size the stack takes over.
-            block_readers: Rows of `mixed`.
+            stretch_readers: Rows of `mixed`.
             workspace: Where buffers come from, and go when the stack is no longer used.
             all_open: No edge is closed.
         """
@@ -104,7 +104,7 @@ class DeltaStack:
         self._workspace, self._made_anew = workspace, False
         self._buffers: dict[str, Tensor] = {}
         self.delta = self._take("delta", (num_writers, *stream.shape), stream)
-        self.mixed = self._take("mixed", (block_readers, *stream.shape), stream)
+        self.mixed = self._take("mixed", (stretch_readers, *stream.shape), stream)
         self.grad: Tensor | None = None
 
     def _take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -131,13 +131,13 @@ class DeltaStack:
             self._workspace.give_back("grad", self._buffers.pop("grad"))
 
     def make_anew(self, span: Span) -> None:
-        """In the backward, mix the block's inputs again, once."""
+        """In the backward, mix the stretch's inputs again, once."""
         if not self._made_anew:
             self.mix_far(span.far, span.base, span.num_streams)
             self._made_anew = True
 
     def mix_far(self, closed: Tensor, stream: Tensor, num_streams: int) -> None:
-        """Put into `mixed` what `closed` `[G, reader, writer]` of a block lets through; the stream as in `mix`."""
+        """Put into `mixed` what `closed` `[G, reader, writer]` of a stretch lets through; the stream as in `mix`."""
         self.mix(closed, *_from_first(closed), stream, num_streams, anew=True)
 
     def mix(
@@ -203,16 +203,16 @@ class DeltaStack:
             part = torch.index_select(part.flatten(0, 1), 0, _places(n, part.shape[1], tokens), out=room)
         return part.reshape(n, -1)
 
-    def done_with_block(self) -> None:
-        """The next layer in the backward is of another block."""
+    def done_with_stretch(self) -> None:
+        """The next layer in the backward is of another stretch."""
         self._made_anew = False
 
 
-class ReadBlock(torch.autograd.Function):
-    """What all readers of a block get from the writers before it, left in `mixed`.
+class ReadStretch(torch.autograd.Function):
+    """What all readers of a stretch get from the writers before it, left in `mixed`.
 
-    Inputs: token; closed `[G, readers, writers]`; the stream before the block `[T, D]`, which the `num_streams` first
-    readers take in; this number; the stack; whether the block is the first. Returns: the next token.
+    Inputs: token; closed `[G, readers, writers]`; the stream before the stretch `[T, D]`, which the `num_streams` first
+    readers take in; this number; the stack; whether the stretch is the first. Returns: the next token.
     """
 
     @staticmethod
@@ -233,15 +233,15 @@ class ReadBlock(torch.autograd.Function):
             stack.drop_grad()  # what is left is the gradient of the embeddings, which nothing needs
         with _no_autocast(closed):
             grad_closed = stack.unmix_far(closed, collect=not ctx.first)
-        stack.done_with_block()
+        stack.done_with_stretch()
         return grad_token, grad_closed, None, None, None, None  # of the stream: see `ReadLayer`
 
 
 class ReadLayer(torch.autograd.Function):
-    """Inputs of one layer's readers, from the block's own writers too: q, k, v of the one kind, the mix of the other.
+    """Inputs of one layer's readers, from the stretch's own writers too: q, k, v of the one kind, the mix of the other.
 
-    Inputs: token; stream `[T, D]`; closed `[G, readers of the layer, writers of the block before it]`; the model's own
-    projection of the stream `[T, A, C]` if every gate is open, else None; a function that makes the readers'
+    Inputs: token; stream `[T, D]`; closed `[G, readers of the layer, writers of the stretch before it]`; the model's
+    own projection of the stream `[T, A, C]` if every gate is open, else None; a function that makes the readers'
     `Projection`; the stack; the layer's `Span`.
     Returns: q, k, v as one `[T, A, C]`; what closed edges add to the MLP's input `[T, D]` (nothing, `[0]`, without an
     MLP); the next token.
@@ -343,16 +343,23 @@ class ReadStream(torch.autograd.Function):
 class WriteHeads(torch.autograd.Function):
     """Leave the deltas of one layer's heads in the stack.
 
-    Inputs: token; own and ablated values `[T, H, C]` before the output projection; its weight `[H, C, D]`; the stack;
-    the first head's row. Returns: the next token.
+    Inputs: token; own and ablated values `[T, H, C]` before the output projection; a function that gives its weight
+    `[H, C, D]`; the stack; the first head's row. Returns: the next token.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, token: Tensor, own: Tensor, ablated: Tensor, weight: Tensor, stack: DeltaStack, first: int
+        ctx: Any,
+        token: Tensor,
+        own: Tensor,
+        ablated: Tensor,
+        weight_of: Callable[[], Tensor],
+        stack: DeltaStack,
+        first: int,
     ) -> Tensor:
-        ctx.stack, ctx.first, ctx.weight, ctx.dtype = stack, first, weight, own.dtype
+        ctx.stack, ctx.first, ctx.weight_of, ctx.dtype = stack, first, weight_of, own.dtype
         with _no_autocast(own):
+            weight = weight_of()
             difference = (ablated - own).transpose(0, 1).to(weight.dtype)
             torch.bmm(difference, weight, out=stack.delta[first : first + weight.shape[0]])
         return token.clone()
@@ -362,9 +369,10 @@ class WriteHeads(torch.autograd.Function):
     def backward(ctx: Any, grad_token: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.stack.all_open:
             return grad_token, None, None, None, None, None
-        grad = ctx.stack.take_grad()[ctx.first : ctx.first + ctx.weight.shape[0]]
-        with _no_autocast(grad):
-            grad_own = torch.bmm(grad, ctx.weight.transpose(1, 2)).neg_().transpose(0, 1).to(ctx.dtype)
+        with _no_autocast(grad_token):
+            weight = ctx.weight_of()
+            grad = ctx.stack.take_grad()[ctx.first : ctx.first + weight.shape[0]]
+            grad_own = torch.bmm(grad, weight.transpose(1, 2)).neg_().transpose(0, 1).to(ctx.dtype)
         return grad_token, grad_own, None, None, None, None
 
 

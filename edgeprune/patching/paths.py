@@ -9,8 +9,9 @@ Three runs, all exact: nothing is linearised and no norm is frozen. With r the b
 3. the base prompt with the receivers reading that, and everything after them computed anew.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, cast, get_args
 
 import torch
@@ -20,14 +21,16 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
 from edgeprune.methods.discovery import Report
 from edgeprune.methods.problem import Problem
+from edgeprune.models.block import Edits, Site
 from edgeprune.models.masked import MaskedModel
 from edgeprune.patching.result import PatchingResult, Tally
-from edgeprune.patching.run import Direction, Kind, Pair, Values, check, logits_at, metric_of, run, run_pair
+from edgeprune.patching.run import Direction, Pair, Values, check, logits_at, metric_of, run_pair
 from edgeprune.patching.sweep import name_of
 
 Between = Literal["recompute", "freeze"]
 ALL_HEADS = "heads"
-_KEPT: tuple[Kind, ...] = ("residual", "q", "k", "v", "z", "mlp_out")
+_READS: tuple[Site, ...] = ("q", "k", "v")
+_KEPT: tuple[Site, ...] = ("residual", *_READS, "head_out", "mlp_out")
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class _Receivers:
     """
 
     names: tuple[str, ...]
-    reads: dict[Kind, Tensor]
+    reads: dict[Site, Tensor]
     heads: Tensor
     mlps: frozenset[int]
     logits: bool
@@ -96,7 +99,7 @@ def path(
     for batch in problem.batches:
         moved = batch.to(model.device)
         problem.runs.check(moved)
-        pair = run_pair(model, moved, direction, _KEPT, ("z", "mlp_out"))
+        pair = run_pair(model, moved, direction, _KEPT, ("head_out", "mlp_out"))
         ends = [metric_of(problem, pair.clean, logits, moved) for logits in (pair.clean, pair.corrupted)]
         every = torch.ones(len(moved), dtype=torch.bool, device=model.device)
         for number, name in writers:
@@ -128,13 +131,13 @@ class _Sender:
     """One writer and what it puts out in the other run.
 
     Attributes:
-        kind: `z` for a head, `mlp_out`, or `residual` for an embedding.
+        site: `head_out` for a head, `mlp_out`, or `residual` for an embedding.
         layer: Where it is.
         head: Its number in the layer, for a head.
         value: `[batch, seq, c or d]`; for an embedding the difference from the base run.
     """
 
-    kind: Kind
+    site: Site
     layer: int
     head: int
     value: Tensor
@@ -143,23 +146,23 @@ class _Sender:
     def named(cls, name: str, model: MaskedModel, pair: Pair, direction: Direction) -> "_Sender":
         if name.startswith("a"):
             layer, head = (int(part[1:]) for part in name.split("."))
-            return cls("z", layer, head, pair.other["z", layer][:, :, head])
+            return cls("head_out", layer, head, pair.other["head_out", layer][:, :, head])
         if name.startswith("m"):
             return cls("mlp_out", int(name[1:]), 0, pair.other["mlp_out", int(name[1:])])
         batch, row = pair.batch, model.graph.writers.index(name)
-        clean = model._start(batch.clean, batch.attention_mask)[0][row]
-        corrupted = model._start(batch.corrupted, batch.corrupted_mask)[0][row]
+        clean = model.start(batch.clean, batch.attention_mask)[0][row]
+        corrupted = model.start(batch.corrupted, batch.corrupted_mask)[0][row]
         if batch.alignment is not None:
             corrupted = corrupted[torch.arange(len(batch), device=clean.device)[:, None], batch.alignment]
         return cls("residual", 0, 0, corrupted - clean if direction == "noising" else clean - corrupted)
 
-    def put(self, kind: Kind, layer: int, value: Tensor) -> Tensor:
+    def put(self, site: Site, layer: int, value: Tensor) -> Tensor:
         """The value of a site, with this writer's part replaced."""
-        if (kind, layer) != (self.kind, self.layer):
+        if (site, layer) != (self.site, self.layer):
             return value
-        if kind == "residual":
+        if site == "residual":
             return value + self.value
-        if kind == "mlp_out":
+        if site == "mlp_out":
             return self.value
         value = value.clone()
         value[:, :, self.head] = self.value
@@ -170,25 +173,29 @@ def _three_runs(model: MaskedModel, pair: Pair, sender: _Sender, receivers: _Rec
     """Logits `[batch, n, vocab]` of the third run; the first is in `pair`."""
     read: Values = {}
 
-    def second(kind: Kind, layer: int, value: Tensor) -> Tensor:
-        if kind in receivers.reads:
-            value = torch.where(_column(receivers.reads[kind][layer]), value, pair.base[kind, layer])
-        elif kind == "z":
-            value = torch.where(_column(receivers.heads[layer]), value, pair.base[kind, layer])
-        elif kind == "mlp_out" and mlps == "freeze" and layer not in receivers.mlps:
-            value = pair.base[kind, layer]
-        read[kind, layer] = value = sender.put(kind, layer, value)
+    def second(site: Site, layer: int, value: Tensor) -> Tensor:
+        if site in receivers.reads:
+            value = torch.where(_column(receivers.reads[site][layer]), value, pair.base[site, layer])
+        elif site == "head_out":
+            value = torch.where(_column(receivers.heads[layer]), value, pair.base[site, layer])
+        elif site == "mlp_out" and mlps == "freeze" and layer not in receivers.mlps:
+            value = pair.base[site, layer]
+        read[site, layer] = value = sender.put(site, layer, value)
         return value
 
-    def third(kind: Kind, layer: int, value: Tensor) -> Tensor:
-        if kind in receivers.reads:
-            return torch.where(_column(receivers.reads[kind][layer]), read[kind, layer], value)
-        return read[kind, layer] if kind == "mlp_out" and layer in receivers.mlps else value
+    def third(site: Site, layer: int, value: Tensor) -> Tensor:
+        if site in receivers.reads:
+            return torch.where(_column(receivers.reads[site][layer]), read[site, layer], value)
+        return read[site, layer] if layer in receivers.mlps else value
 
-    stream = run(model, pair.ids, pair.mask, second, sender.layer, pair.base["residual", sender.layer])
+    def stream_after(edit: Callable[[Site, int, Tensor], Tensor], sites: Sequence[Site], first: int) -> Tensor:
+        edits: Edits = {site: partial(edit, site) for site in sites}
+        return model.run(pair.ids, pair.mask, edits, first=first, stream=pair.base["residual", first])
+
+    stream = stream_after(second, _KEPT, sender.layer)
     if not receivers.logits:
         first = max(receivers.first, sender.layer)  # receivers before the sender are untouched by it
-        stream = run(model, pair.ids, pair.mask, third, first, pair.base["residual", first])
+        stream = stream_after(third, (*_READS, "mlp_out"), first)
     return logits_at(model, stream, pair.positions)
 
 
@@ -203,9 +210,9 @@ def _receivers(graph: EdgeGraph, names: Iterable[str], device: torch.device) -> 
     readers = tuple(dict.fromkeys(reader for name in names for reader in _readers(graph, name)))
     if not readers:
         raise EdgepruneError("there are no receivers; name at least one, such as 'logits'")
-    sizes: dict[Kind, int] = {"q": arch.num_heads, "k": arch.num_kv_readers, "v": arch.num_kv_readers}
-    reads: dict[Kind, Tensor] = {
-        kind: torch.zeros(arch.num_layers, size, dtype=torch.bool, device=device) for kind, size in sizes.items()
+    sizes = dict(zip(_READS, arch.reader_counts, strict=True))
+    reads: dict[Site, Tensor] = {
+        site: torch.zeros(arch.num_layers, size, dtype=torch.bool, device=device) for site, size in sizes.items()
     }
     mlps: set[int] = set()
     for name in readers:
@@ -215,10 +222,10 @@ def _receivers(graph: EdgeGraph, names: Iterable[str], device: torch.device) -> 
             mlps.add(layer)
         elif name != "logits":
             _, head, kind = name.split(".")
-            reads[cast("Kind", kind)][layer, int(head[1:])] = True
+            reads[cast("Site", kind)][layer, int(head[1:])] = True
     heads = reads["q"].clone()
-    for kind in ("k", "v"):
-        heads |= reads[kind].repeat_interleave(arch.num_heads // arch.num_kv_readers, dim=1)
+    for site in ("k", "v"):
+        heads |= reads[site].repeat_interleave(arch.heads_per_kv_reader, dim=1)
     return _Receivers(readers, reads, heads, frozenset(mlps), "logits" in readers, first)
 
 
@@ -227,7 +234,7 @@ def _readers(graph: EdgeGraph, name: str) -> list[str]:
     arch = graph.arch
     if name in graph.writers and name.startswith("a"):
         layer, head = name.split(".")
-        shared = int(head[1:]) * arch.num_kv_readers // arch.num_heads
+        shared = arch.kv_reader_of(int(head[1:]))
         return [f"{name}.q", f"{layer}.h{shared}.k", f"{layer}.h{shared}.v"]
     if name not in graph.readers:
         graph.index(f"{graph.writers[0]}->{name}")  # names the nearest reader

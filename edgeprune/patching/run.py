@@ -1,7 +1,7 @@
-"""A plain run of the model in which any value on the way can be looked at and replaced.
+"""The two runs that patching takes values from, and what is measured.
 
 The masked model closes edges, at every position alike. A single position, a query, or the stream between two layers is
-no edge, so patching has a run of its own over the same leaves. It may start at any layer from a stream that is known.
+no edge, so patching edits a plain run of the model: see `edgeprune.models.block.walk`.
 """
 
 from collections.abc import Callable, Collection
@@ -14,58 +14,18 @@ from torch import Tensor
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods.problem import Problem
+from edgeprune.models.block import Site
 from edgeprune.models.masked import MaskedModel
 
 Kind = Literal["residual", "attention_out", "mlp_out", "z", "q", "k", "v"]
 Direction = Literal["noising", "denoising"]
 HEAD_KINDS = ("z", "q", "k", "v")
-Edit = Callable[[Kind, int, Tensor], Tensor]  # kind, layer, value; returns the value to go on with
-Values = dict[tuple[Kind, int], Tensor]
-
-
-def run(
-    model: MaskedModel,
-    ids: Tensor,
-    mask: Tensor | None,
-    edit: Edit,
-    first: int = 0,
-    stream: Tensor | None = None,
-) -> Tensor:
-    """Run the model and return the stream before the final norm, `[batch, seq, d]`.
-
-    `edit` sees every value in the order of computation: `residual` (the stream before each layer, and the end as layer
-    `num_layers`), `attention_out` and `mlp_out` are `[batch, seq, d]`; `q` and `z` are `[batch, seq, head, c]`, with
-    one head per reader of the graph in `k` and `v`. Queries and keys are those before rotary positions.
-
-    Args:
-        model: The model.
-        ids: Tokens, long `[batch, seq]`.
-        mask: 1 for a token, 0 for padding, long `[batch, seq]`.
-        edit: Looks at a value and returns it or another one.
-        first: Layer to begin with.
-        stream: The stream before that layer, `[batch, seq, d]`; needed where `first` is not 0.
-    """
-    family, arch = model.family, model.graph.arch
-    _, start, context = model._start(ids, mask)
-    stream = start if stream is None else stream
-    for layer in range(first, arch.num_layers):
-        stream = before = edit("residual", layer, stream)
-        flat = model._repeat_kv(family.qkv(layer, family.attention_norm(layer)(stream)))
-        sizes = (arch.num_heads, arch.num_kv_readers, arch.num_kv_readers)
-        q, k, v = (part.unflatten(-1, (size, -1)) for part, size in zip(flat, sizes, strict=True))
-        reads = edit("q", layer, q), edit("k", layer, k), edit("v", layer, v)
-        values = edit("z", layer, family.attend(layer, *(part.flatten(2) for part in reads), context))
-        stream = stream + edit("attention_out", layer, family.attention_output(layer, values))
-        if arch.has_mlp:
-            mlp = family.mlp(layer, before if arch.parallel_blocks else stream)
-            stream = stream + edit("mlp_out", layer, mlp)
-    return edit("residual", arch.num_layers, stream)
+Values = dict[tuple[Site, int], Tensor]
 
 
 def logits_at(model: MaskedModel, stream: Tensor, positions: Tensor) -> Tensor:
     """Logits `[batch, n, vocab]`, in float32 at least, of a final stream `[batch, seq, d]` at `positions`."""
-    rows = torch.arange(len(stream), device=stream.device)[:, None]
-    logits = model.family.finish(stream[rows, positions])
+    logits = model.logits(stream, positions)
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
@@ -95,7 +55,7 @@ class Pair:
 
 
 def run_pair(
-    model: MaskedModel, batch: PairBatch, direction: Direction, base: Collection[Kind], other: Collection[Kind]
+    model: MaskedModel, batch: PairBatch, direction: Direction, base: Collection[Site], other: Collection[Site]
 ) -> Pair:
     """Run both prompts of a batch and keep the values of the kinds asked for."""
     rows, aligned = torch.arange(len(batch), device=batch.clean.device)[:, None], batch.alignment
@@ -117,15 +77,17 @@ def run_pair(
     )
 
 
-def _record(model: MaskedModel, ids: Tensor, mask: Tensor, kinds: Collection[Kind]) -> tuple[Values, Tensor]:
+def _record(model: MaskedModel, ids: Tensor, mask: Tensor, sites: Collection[Site]) -> tuple[Values, Tensor]:
     values: Values = {}
 
-    def keep(kind: Kind, layer: int, value: Tensor) -> Tensor:
-        if kind in kinds:
-            values[kind, layer] = value
-        return value
+    def kept_at(site: Site) -> Callable[[int, Tensor], Tensor]:
+        def keep(layer: int, value: Tensor) -> Tensor:
+            values[site, layer] = value
+            return value
 
-    return values, run(model, ids, mask, keep)
+        return keep
+
+    return values, model.run(ids, mask, {site: kept_at(site) for site in sites})
 
 
 def check(problem: Problem, direction: str) -> None:

@@ -14,7 +14,7 @@ from edgeprune.methods.discovery import Report
 from edgeprune.methods.problem import Problem
 from edgeprune.models.masked import MaskedModel
 from edgeprune.patching.result import PatchingResult, Tally
-from edgeprune.patching.run import HEAD_KINDS, Direction, Kind, Pair, check, logits_at, metric_of, run, run_pair
+from edgeprune.patching.run import HEAD_KINDS, Direction, Kind, Pair, check, logits_at, metric_of, run_pair
 
 ROWS = 128  # prompts in one run: several sites are patched side by side, each in its own copy of the batch
 DIMS = ("layer", "head", "position", "role")
@@ -43,8 +43,9 @@ def activation(
     Args:
         problem: Model, pairs and metric. Values come from the corrupted prompts, so the ablation must be interchange.
         what: `residual` (the stream before each layer, and at the end), `attention_out`, `mlp_out`, or a value of the
-            heads: `z` (what a head gives to the output projection), `q`, `k`, `v`. Keys and values have one head per
-            reader of the graph: key/value heads with `kv_readers="group"`.
+            heads: `z` (what a head gives to the output projection), `q`, `k`, `v` (after a norm of queries and keys,
+            before rotary positions). Keys and values have one head per reader of the graph: key/value heads with
+            `kv_readers="group"`.
         by: Axes of the result, of `layer`, `head` (only for heads' values) and one of `position` and `role` (named
             parts of the clean prompt). Along an axis that is left out, everything is patched at once. By default layer
             and head for heads' values, else layer and position.
@@ -101,20 +102,21 @@ def _patched(
     num, first = len(sites), layers[0]
     where = torch.stack([where for _, where in sites])  # [site, batch, seq]
 
-    def edit(kind: Kind, layer: int, value: Tensor) -> Tensor:
-        if kind != what or layer not in layers:
+    def edit(layer: int, value: Tensor) -> Tensor:
+        if layer not in layers:
             return value
         copies = value.unflatten(0, (num, -1))
         chosen = where[..., None]
-        if kind in HEAD_KINDS:
+        if what in HEAD_KINDS:
             chosen = chosen[..., None] & _one_head([head for head, _ in sites], value.shape[2], value.device)
         return torch.where(chosen, pair.other[what, layer], copies).flatten(0, 1)
 
     stream = _copies(pair.base["residual", first], num)
     if first == model.graph.arch.num_layers:
-        stream = edit("residual", first, stream)
+        stream = edit(first, stream)
     else:
-        stream = run(model, _copies(pair.ids, num), _copies(pair.mask, num), edit, first, stream)
+        ids, mask = _copies(pair.ids, num), _copies(pair.mask, num)
+        stream = model.run(ids, mask, {what: edit}, first=first, stream=stream)
     return logits_at(model, stream, _copies(pair.positions, num)).unflatten(0, (num, -1))
 
 

@@ -218,7 +218,8 @@ def attention_in(run: CircuitRun, parts: Tensor, layers: set[int] | None = None)
     found: dict[int, Tensor] = {}
     for layer, values in enumerate(run.layers):
         if layers is None or layer in layers:
-            q, k, _ = (part.view(*shape, -1) for part in values.qkv)
+            qkv = (part.unflatten(0, shape) for part in values.qkv)
+            q, k, _ = run.model.blocks[layer].heads(*qkv)
             found[layer] = kernel_weights(run.model, layer, q, k, parts, context)
     return found
 

@@ -15,7 +15,6 @@ logits. A head that is not linear after its norm, such as one with a cap on its 
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
@@ -223,7 +222,7 @@ def _attribute(run: CircuitRun, vectors: Tensor, weights: Tensor) -> tuple[Tenso
 
 def _frozen_head(run: CircuitRun, vectors: Tensor) -> tuple[Tensor, Tensor]:
     """For every scored position u A / s, float64 `[P, D]`, and u b, `[P]`: see (1)."""
-    finish, last = run.model.family.finish, run.last
+    finish, last = run.model.logits, run.last
     vectors = vectors.flatten(0, 1)
     nothing = torch.zeros_like(last).requires_grad_()
     with torch.enable_grad():
@@ -253,7 +252,7 @@ def _own_outputs(run: CircuitRun) -> Tensor:
     outputs: list[Tensor] = [part.flatten(0, 1)[tokens] for part in embeddings]
     for layer, values in enumerate(run.layers):
         heads = values.heads[tokens].transpose(0, 1)
-        outputs += list(torch.bmm(heads, model.family.output_weight(layer)))
+        outputs += list(torch.bmm(heads, model.blocks[layer].output_weight()))
         if values.mlp is not None:
             outputs.append(values.mlp[tokens])
     return torch.stack(outputs)
@@ -261,9 +260,6 @@ def _own_outputs(run: CircuitRun) -> Tensor:
 
 def _attention_bias(model: MaskedModel) -> Tensor:
     """Sum of the biases of all attention outputs, `[D]`: what they give for no input."""
-    biases: Sequence[Tensor] = [
-        model.family.attention_output(layer, weight.new_zeros(1, 1, *weight.shape[:2]))[0, 0]
-        for layer in range(model.graph.arch.num_layers)
-        for weight in [model.family.output_weight(layer)]
-    ]
-    return torch.stack(list(biases)).sum(0)
+    weight = model.blocks[0].projection_weight()
+    nothing = weight.new_zeros(1, 1, *weight.shape[:2])
+    return torch.stack([block.sum_heads(nothing)[0, 0] for block in model.blocks]).sum(0)

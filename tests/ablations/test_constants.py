@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.ablations import LearningOptions, learn_constants, mean_of_pairs
-from edgeprune.ablations.constants import replaced
+from edgeprune.ablations.constants import replaced_run
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.metrics.evaluate import evaluate_gates
@@ -57,7 +57,7 @@ def test_replacing_a_writer_is_closing_its_edges(family: Any, index: int, split:
     writers = torch.arange(len(batch))
     gates = torch.stack([closing(model, writer) for writer in writers.tolist()])
     expected = model(batch.clean, gates, values, batch.attention_mask, batch.positions)
-    found = replaced(model, values, writers).full(batch.clean, batch.attention_mask, batch.positions)
+    found = model.logits(replaced_run(model, values, writers, batch.clean, batch.attention_mask), batch.positions)
     torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
     untouched = model.full(batch.clean, batch.attention_mask, batch.positions)
     assert (found - untouched).abs().amax((1, 2)).min() > 1e-6  # every writer makes a difference
@@ -68,7 +68,7 @@ def test_gradients_reach_the_value_of_the_replaced_writer_alone(model: MaskedMod
     values = mean_of_pairs(model, [batch]).map(lambda field: field.requires_grad_())
     writer = model.graph.writers.index("a1.h2")
     writers = torch.full((len(batch),), writer)
-    replaced(model, values, writers).full(batch.clean, batch.attention_mask).square().sum().backward()
+    model.logits(replaced_run(model, values, writers, batch.clean, batch.attention_mask)).square().sum().backward()
     assert values.embeddings.grad is None
     assert values.mlps is not None
     assert values.mlps.grad is None
@@ -104,7 +104,7 @@ def test_the_optimum_of_a_linear_model_is_found() -> None:
     layer = model.graph.arch.num_layers - 1
     own = model.record(batch.clean, batch.attention_mask).heads[layer, :, 0]  # [example, head, head_dim]
     gained, possible = 0.0, 0.0
-    for head, weight in enumerate(model.family.output_weight(layer)):
+    for head, weight in enumerate(model.blocks[layer].output_weight()):
         outputs = model.family.finish(own[:, head] @ weight)  # what this head adds to the logits
         best = (outputs - outputs.mean(0)).square().sum(-1).mean().item()
         writer = model.graph.writers.index(f"a{layer}.h{head}")

@@ -155,7 +155,7 @@ def test_parts_do_not_fit_in_one_run_of_the_kernel() -> None:
     model = tiny("gpt2")  # heads are 8 wide
     batch = batches_with_roles()[0]
     length = batch.clean.shape[1]
-    assert model.family.output_weight(0).shape[1] == 8 < length
+    assert model.blocks[0].output_weight().shape[1] == 8 < length
     parts = torch.eye(length, dtype=torch.bool).expand(len(batch), length, length)
     found = attention_to(model, batch.clean, batch.attention_mask, parts)
     eager = build(registry()["gpt2"], 0, implementation="eager")
@@ -270,7 +270,7 @@ def permuted(model: MaskedModel, orders: list[list[int]]) -> MaskedModel:
     """A copy of a GPT-2 model: head h of a layer is head `orders[layer][h]` of the original."""
     other = MaskedModel(copy.deepcopy(model.hf))
     for layer, order in enumerate(orders):
-        for weight in (*other.family.qkv_weights(layer), other.family.output_weight(layer)):
+        for weight in (*other.blocks[layer].qkv_weights(), other.blocks[layer].output_weight()):
             weight.copy_(weight[order].clone())
         bias = other.hf.transformer.h[layer].attn.c_attn.bias.view(3, len(order), -1)
         bias.copy_(bias[:, order].clone())

@@ -24,7 +24,6 @@ from edgeprune.methods.problem import Problem
 from edgeprune.models.family import registry
 from edgeprune.models.loading import load_model
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.partial_plan import writers_behind
 from edgeprune.models.runs import ReferenceRuns
 from tests.files import GROUND_TRUTH
 from tests.methods.sequential import sequential
@@ -124,8 +123,7 @@ def test_order_is_that_of_the_published_code() -> None:
 def test_writers_behind_readers() -> None:
     graph = EdgeGraph(ArchSpec(num_layers=2, num_heads=4, num_kv_heads=2))
     behind = {
-        name: [graph.writers[writer] for writer in writers_behind(graph, row)]
-        for row, name in enumerate(graph.readers[:-1])
+        name: [graph.writers[writer] for writer in graph.behind(row)] for row, name in enumerate(graph.readers[:-1])
     }
     assert behind["a1.h3.q"] == ["a1.h3"]
     assert behind["a1.h1.k"] == behind["a1.h1.v"] == ["a1.h2", "a1.h3"]

@@ -77,7 +77,7 @@ def test_the_logits_row_by_hand(norm: int) -> None:
     expected = torch.zeros(len(model.graph.writers), dtype=torch.float64)
     for pair in random_pairs(3):
         ids = torch.tensor([pair.clean])
-        stream = model._plain(ids, None, keep=False)[0][0]
+        stream = model.run(ids)[0]
         outputs = [output[0] for output in writer_outputs(model, model.record(ids))]
         for token in range(len(pair.clean)):
             whole = stream[token].abs().sum() if norm == 1 else stream[token].square().sum().sqrt()

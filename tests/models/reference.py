@@ -3,25 +3,44 @@
 import torch
 from torch import Tensor, nn
 
-from edgeprune.models.masked import COMPUTED, MaskedModel, _position_ids
+from edgeprune.models.block import Block
+from edgeprune.models.masked import COMPUTED, MaskedModel, position_ids
 from edgeprune.models.states import FixedOutputs, WriterStates
 
 
 def writer_outputs(model: MaskedModel, states: WriterStates) -> list[Tensor]:
     """One `[batch, seq, d]` per writer, in column order."""
     outputs = list(states.embeddings)
-    for layer in range(model.graph.arch.num_layers):
-        weight = model.family.output_weight(layer)
+    for layer, block in enumerate(model.blocks):
+        weight = block.output_weight()
         outputs += [states.heads[layer][:, :, head] @ weight[head] for head in range(len(weight))]
         if states.mlps is not None:
             outputs.append(states.mlps[layer])
     return outputs
 
 
-def output_bias(model: MaskedModel, layer: int) -> Tensor:
+def output_bias(block: Block) -> Tensor:
     """What the output projection adds when all its inputs are zero: the bias that no head owns."""
-    weight = model.family.output_weight(layer)
-    return model.family.attention_output(layer, weight.new_zeros(1, 1, *weight.shape[:2]))
+    weight = block.projection_weight()
+    return block.output_projection(weight.new_zeros(1, 1, *weight.shape[:2]))
+
+
+def head_outputs(block: Block, values: Tensor) -> list[Tensor]:
+    """What each head writes, `[batch, seq, d]`, from attention-weighted values: `w s(o) o_h` with o the sum of all o_h.
+
+    The norm behind the attention in plain numbers: w its gain, s(o) = (mean of o squared + eps)^(-1/2). Without one,
+    w = s = 1.
+    """
+    weight = block.projection_weight()
+    raw = [values[:, :, head] @ weight[head] for head in range(len(weight))]
+    if block.post_norm is None:
+        return raw
+    norm = block.spec_of(block.post_norm)
+    assert norm.weight is not None
+    assert norm.eps is not None
+    gain = norm.weight + 1 if norm.unit_offset else norm.weight
+    scale = (sum(raw[1:], raw[0]).pow(2).mean(-1, keepdim=True) + norm.eps) ** -0.5
+    return [gain * scale * own for own in raw]
 
 
 def slow_logits(
@@ -35,7 +54,7 @@ def slow_logits(
 ) -> Tensor:
     """Logits by explicit sums over edges; shares only the leaves with the fast model."""
     graph, arch, family = model.graph, model.graph.arch, model.family
-    positions = _position_ids(ids, mask)
+    positions = position_ids(ids, mask)
     parts = family.embed(ids, positions)
     own = list(parts) if arch.split_embedding else [sum(parts[1:], parts[0])]
     own = own if fixed.embeddings is None else list(fixed.embeddings)
@@ -51,34 +70,31 @@ def slow_logits(
             total = total + gate * own[writer] + (1 - gate) * closed
         return total
 
-    def head_slice(flat: Tensor, heads: int, head: int) -> Tensor:
-        return flat.unflatten(-1, (heads, -1))[..., head, :]
-
-    for layer in range(arch.num_layers):
-        first, norm = graph.first_reader(layer), family.attention_norm(layer)
+    reader = 0
+    for layer, block in enumerate(model.blocks):
         columns: list[list[Tensor]] = [[], [], []]
-        reader = first
         for kind, count in enumerate((arch.num_heads, arch.num_kv_readers, arch.num_kv_readers)):
             heads = arch.num_heads if kind == 0 else arch.num_kv_heads
             for index in range(count):
-                flat = family.qkv(layer, norm(read(reader)))[kind]
-                columns[kind].append(head_slice(flat, heads, index * heads // count))
+                projected = block.project(block.norm(read(reader)))[kind]
+                columns[kind].append(projected[:, :, index * heads // count])
                 reader += 1
-        values = family.attend(layer, *(torch.cat(column, -1) for column in columns), context)
-        values = fixed.heads.get(layer, values)
-        weight = family.output_weight(layer)
-        before = list(own)
-        own += [values[:, :, head] @ weight[head] for head in range(arch.num_heads)]
-        if arch.has_mlp and arch.parallel_blocks:
-            own, new = before, own[len(before) :]
-            mlp = fixed.mlps.get(layer, family.mlp(layer, read(reader)))
-            own += [*new, mlp]
-            bias = bias + output_bias(model, layer)
+        q, k, v = (torch.stack(column, 2) for column in columns)
+        values = block.attend(*block.heads(q, k, v), context)
+        if layer in fixed.heads:
+            weight = block.output_weight()
+            written = [fixed.heads[layer][:, :, head] @ weight[head] for head in range(len(weight))]
         else:
-            bias = bias + output_bias(model, layer)
-            if arch.has_mlp:
-                own.append(fixed.mlps.get(layer, family.mlp(layer, read(reader))))
-    return family.finish(read(len(graph.readers) - 1))
+            written = head_outputs(block, values)
+        sees_heads = arch.has_mlp and not arch.parallel_blocks
+        own += written if sees_heads or not arch.has_mlp else []
+        bias = bias + output_bias(block) if sees_heads or not arch.has_mlp else bias
+        if arch.has_mlp:
+            mlp = fixed.mlps.get(layer, block.mlp(read(reader)))
+            reader += 1
+            own += [mlp] if sees_heads else [*written, mlp]
+            bias = bias if sees_heads else bias + output_bias(block)
+    return family.finish(read(reader))
 
 
 class Float64Norm(nn.Module):
@@ -86,10 +102,13 @@ class Float64Norm(nn.Module):
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
-        self.weight, self.eps = norm.weight, norm.variance_epsilon
+        self.weight = norm.weight
+        self.eps = self.variance_epsilon = getattr(norm, "variance_epsilon", None) or norm.eps
+        self.unit_offset = type(norm).__name__.startswith("Gemma")
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+        gain = 1 + self.weight if self.unit_offset else self.weight
+        return gain * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
 
 
 def in_float64(hf: nn.Module) -> nn.Module:
@@ -97,6 +116,6 @@ def in_float64(hf: nn.Module) -> nn.Module:
     hf = hf.double()
     for parent in list(hf.modules()):
         for name, child in parent.named_children():
-            if hasattr(child, "variance_epsilon"):
+            if type(child).__name__.endswith("RMSNorm"):
                 setattr(parent, name, Float64Norm(child))
     return hf

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from edgeprune.models import projections
+from edgeprune.models.block import repeat_kv
 from edgeprune.models.family import registry
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.projections import Projection
@@ -27,15 +28,11 @@ def projected(made: Projection, stream: torch.Tensor) -> torch.Tensor:
 def test_they_are_the_models_own(family: Any, index: int, kept_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(projections, "KEPT_BYTES", kept_bytes)
     model = build(family, index)
-    stream = 1 + torch.randn(5, model.family.output_weight(0).shape[-1], dtype=torch.float64)
-    for layer in range(model.graph.arch.num_layers):
-        expected = torch.cat(
-            model._repeat_kv(model.family.qkv(layer, model.family.attention_norm(layer)(stream[None]))), -1
-        )
+    stream = 1 + torch.randn(5, model.width, dtype=torch.float64)
+    for layer, block in enumerate(model.blocks):
+        qkv = repeat_kv(block.project(block.norm(stream[None])), model.graph.arch.kv_readers_per_head)
         made = model.projections(layer)
-        torch.testing.assert_close(
-            projected(made, stream), expected.view(5, len(made.offset), -1), rtol=1e-10, atol=1e-10
-        )
+        torch.testing.assert_close(projected(made, stream), torch.cat(qkv, 2)[0], rtol=1e-10, atol=1e-10)
 
 
 def gradient(model: MaskedModel, gates: torch.Tensor) -> torch.Tensor:
@@ -95,7 +92,7 @@ def test_changed_weights_are_noticed(
     gates = random_gates(changed, fractional=True)
     before = gradient(changed, gates)
     for model in (changed, fresh):
-        edit(model.family.qkv_weights(1)[0])
+        edit(model.blocks[1].qkv_weights()[0])
     after = gradient(changed, gates)
     assert not torch.equal(before, after)
     assert torch.equal(after, gradient(fresh, gates))
