@@ -1,5 +1,7 @@
 """The masked model, written slowly: every reader's input is summed edge by edge. Used to check the fast one."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -111,8 +113,17 @@ class Float64Norm(nn.Module):
         return gain * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
 
 
+_softmax = torch.nn.functional.softmax
+
+
+def softmax(scores: Tensor, *arguments: Any, dtype: torch.dtype | None = None, **options: Any) -> Tensor:
+    """The library's, but scores in float64 stay so: its eager attention would have their softmax in float32."""
+    return _softmax(scores, *arguments, dtype=None if scores.dtype == torch.float64 else dtype, **options)
+
+
 def in_float64(hf: nn.Module) -> nn.Module:
-    """The model in float64 all the way through its norms."""
+    """The model in float64 all the way through its norms and its attention."""
+    torch.nn.functional.softmax = softmax
     hf = hf.double()
     for parent in list(hf.modules()):
         for name, child in parent.named_children():

@@ -33,6 +33,7 @@ def build(
     """A tiny random model; biases and norm weights too are random, so that none is 0 or 1 by luck."""
     torch.manual_seed(index)
     config = copy.deepcopy(family.tiny()[index])
+    implementation = implementation if implementation in family.attention_implementations else "eager"
     hf = AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
     for parameter in hf.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
