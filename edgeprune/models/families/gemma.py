@@ -1,4 +1,4 @@
-"""Gemma 2 and Gemma 3 (text): norms before and after, gains of 1 + w, scaled embedding, layers with and without window."""
+"""Gemma 2 and Gemma 3 (text): norms before and after, gains of 1 + w, scaled embedding, windows in some layers."""
 
 from typing import Any, final
 
