@@ -42,6 +42,7 @@ LAYERS = {
     "edgeprune.formats": 2,
     "edgeprune.reference": 2,
     "edgeprune.memory": 3,
+    "edgeprune.selfcheck": 4,
     "edgeprune.methods": 3,
     "edgeprune.metrics": 3,
     "edgeprune.evaluation": 3,

@@ -96,6 +96,7 @@ def learn_constants(
     Raises:
         EdgepruneError: There are no pairs.
     """
+    model.require_sums("ablation 'optimal'")
     batches = list(batches)
     start = mean_of_pairs(model, batches)
     options = options or LearningOptions()

@@ -22,6 +22,7 @@ COMMANDS = {
     "data": ("edgeprune.cli.data", "show some pairs of a data config: CONFIG"),
     "sweep": ("edgeprune.cli.sweep", "run a W&B sweep file here: FILE; compare its trials: --summary DIR"),
     "configs": ("edgeprune.cli.configs", "list the configs that come along, or copy one: NAME --out X.yaml"),
+    "selfcheck": ("edgeprune.cli.selfcheck", "check a model on this machine: open = library, gradients, cost: MODEL"),
     "get": ("edgeprune.cli.get", "fetch a model that needs no model hub: smollm2"),
 }
 
@@ -55,7 +56,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     module = importlib.import_module(home)
     try:
-        module.run(arguments)
+        return module.run(arguments) or 0
     except EdgepruneError as error:
         return _fail(str(error))
     except OSError as error:  # a file that went, or could not be written after all
@@ -64,7 +65,6 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail(f"{error.filename}: {error.strerror}; look whether it is there, and may be read or written")
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 def usage() -> str:

@@ -80,6 +80,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--model", help="model to run; by default the one in the first own file's header")
     add("--device", default="cpu")
     add_reading_options(parser)
+    add(
+        "--edges-before-norm",
+        action="store_true",
+        help="where a norm follows the attention: mix heads before it, as EAP-IG and MIB do (slow, for comparison)",
+    )
     add("--ablation", help="such as interchange, zero or mean; default: the first own file's")
     names: dict[str, Any] = {"action": "append", "default": []}
     add("--ablations", **names, help="others to show beside it: names with commas between, or all")
@@ -174,6 +179,10 @@ def evaluate_files(options: argparse.Namespace) -> dict[str, Any]:
     data.setup()
     batches = pair_batches(data, options.split, options.limit, options.batch_size or data.eval_batch_size)
     model = files.load_model(name, options.device, split_embedding=options.split_embedding)
+    if options.edges_before_norm:
+        from edgeprune.models.before_norm import EdgesBeforeNorm
+
+        model = EdgesBeforeNorm(model)
     data.check(Limits.of(model), options.split, options.limit)
     circuits = dict(zip(names, files.circuits(model), strict=True))
     main = options.ablation or files.header.get("ablation", "interchange")
@@ -198,6 +207,7 @@ def evaluate_files(options: argparse.Namespace) -> dict[str, Any]:
         "model": name,
         "model_fingerprint": fingerprint(model),
         "graph": model.graph.to_dict(),
+        "edges_before_norm": options.edges_before_norm,
         "task": data.describe(),
         "split": options.split,
         "num_examples": evaluators[main].num_examples,

@@ -43,6 +43,7 @@ class CircuitRun:
 
     @torch.no_grad()
     def __init__(self, model: MaskedModel, batch: PairBatch, ablated: WriterStates, keep: Tensor) -> None:
+        model.require_sums("looking at single edges of a circuit's run")
         graph = model.graph
         self.model, self.batch = model, batch
         self.keep = keep.cpu().bool() & graph.exists

@@ -34,6 +34,10 @@ class MaskedModel(nn.Module):
         kv_readers: `"group"` or `"head"`; see `ArchSpec`.
     """
 
+    sums_to_stream = (
+        True  # recorded writers add up to the stream; see `before_norm.py` for a model of which they do not
+    )
+
     def __init__(self, hf: Any, *, split_embedding: bool = False, kv_readers: KVReaders = "group") -> None:
         super().__init__()
         self.hf: Any = hf.requires_grad_(False)
@@ -84,7 +88,7 @@ class MaskedModel(nn.Module):
         """Run the full model on `input_ids` `[batch, seq]` and keep what every writer wrote. No gradients."""
         heads: list[Tensor] = []
         mlps: list[Tensor] = []
-        edits: Edits = {"head_out": keeping(heads), "mlp_out": keeping(mlps)}
+        edits: Edits = {"head_out" if self.sums_to_stream else "z": keeping(heads), "mlp_out": keeping(mlps)}
         embeddings, stream, context = self.start(input_ids, attention_mask)
         walk(self.blocks, stream, context, edits)
         return WriterStates(
@@ -121,7 +125,17 @@ class MaskedModel(nn.Module):
 
     def logits(self, stream: Tensor, positions: Tensor | None = None) -> Tensor:
         """Logits of a final stream `[batch, seq, d]`, at all positions or at `positions`, long `[batch, n]`."""
-        return self.family.finish(stream if positions is None else _gather(stream, positions))
+        return self.family.finish(self.at(stream, positions))
+
+    @staticmethod
+    def at(stream: Tensor, positions: Tensor | None) -> Tensor:
+        """A stream `[batch, seq, d]` at `positions` `[batch, n]`; None: all of it."""
+        return stream if positions is None else stream.gather(1, positions[..., None].expand(-1, -1, stream.shape[-1]))
+
+    def require_sums(self, what: str) -> None:
+        """Refuse what rests on writers that add up to the stream."""
+        if not self.sums_to_stream:
+            raise EdgepruneError(f"{what} is not defined for edges before the norm; leave it or that option out")
 
     def start(
         self, input_ids: Tensor, attention_mask: Tensor | None, embeddings: Tensor | None = None
@@ -313,8 +327,3 @@ def position_ids(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         return positions
     left = attention_mask.to(torch.long).argmax(1, keepdim=True)
     return (positions - left).clamp(min=0)
-
-
-def _gather(stream: Tensor, positions: Tensor) -> Tensor:
-    """`[batch, seq, d]` at `positions` `[batch, n]`."""
-    return stream.gather(1, positions[..., None].expand(-1, -1, stream.shape[-1]))

@@ -19,6 +19,7 @@ class ReaderInput(NamedTuple):
 
 def writer_outputs(model: MaskedModel, states: WriterStates) -> Iterator[Tensor]:
     """Output of each writer in column order, `[batch, seq, d_model]`; batch and seq are 1 where `states` share them."""
+    model.require_sums("what each writer puts on the stream")
     yield from states.embeddings
     for layer, block in enumerate(model.blocks):
         weight = block.output_weight()

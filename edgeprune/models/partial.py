@@ -72,6 +72,7 @@ class CleanRun:
 
     @torch.no_grad()
     def __init__(self, model: MaskedModel, batch: PairBatch, ablated: WriterStates) -> None:
+        model.require_sums("running parts of a circuit anew")
         self.model, self.batch = model, batch
         graph, (size, seq) = model.graph, batch.clean.shape
         embeddings, self.embedded, context = model.start(batch.clean, batch.attention_mask)

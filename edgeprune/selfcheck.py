@@ -1,0 +1,345 @@
+"""Whether the masked model is right on one's own model and machine, and what a training step costs there.
+
+Five checks, on random tokens, for each dtype and attention kernel:
+
+- with every gate open the logits are those of the library, bit for bit, with and without padding on either side;
+- with every gate closed they are those of the corrupted prompts;
+- what the writers write adds up to the stream that the logits read;
+- the gates' gradient is the slope that central differences find along it (in half precision: it is near the gradient
+  of the same model in float32, if that was checked too);
+- a training step and a plain one, forward and backward, are timed in turns, and what they need beyond the model noted.
+"""
+
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, final
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from edgeprune.errors import EdgepruneError
+from edgeprune.memory import resident
+from edgeprune.models.loading import load_model
+from edgeprune.models.masked import MaskedModel, position_ids
+from edgeprune.models.outputs import writer_outputs
+from edgeprune.objectives import kl_divergence
+
+HALF = (torch.bfloat16, torch.float16)
+# Largest error that passes: of logits and stream relative to their largest value, of gradients to their length.
+LIMITS = {
+    torch.float64: {"closed": 1e-9, "writers": 1e-9, "gradient": 1e-4},
+    torch.float32: {"closed": 1e-3, "writers": 1e-4, "gradient": 2e-2},
+    torch.bfloat16: {"closed": 0.15, "writers": 0.05, "gradient": 0.3},
+    torch.float16: {"closed": 0.03, "writers": 0.01, "gradient": 0.1},
+}
+BATCH, SEQ, ROUNDS = 4, 16, 5
+STEP = 1e-2  # of central differences, in gates
+
+
+@dataclass(frozen=True, kw_only=True)
+class Open:
+    """Open gates against the library on one batch.
+
+    Attributes:
+        padding: `"none"`, `"left"` or `"right"`.
+        differing: Logits that are not equal, bit for bit.
+        total: Logits compared; those of padding are not.
+        largest: Largest absolute difference.
+    """
+
+    padding: str
+    differing: int
+    total: int
+    largest: float
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SelfCheck:
+    """What was found for one dtype and one attention kernel.
+
+    Attributes:
+        dtype: Of the model.
+        attention: Attention implementation.
+        opened: Open gates against the library.
+        errors: `closed`, `writers` and `gradient`, by name; None: not checked.
+        limits: The largest that pass.
+        seconds: Median time of a `step` and of a `plain` one.
+        ratio: Median over rounds of the former over the latter.
+        bytes: Memory beyond the model's weights that each took at its peak; None where it cannot be told.
+    """
+
+    dtype: str
+    attention: str
+    opened: tuple[Open, ...]
+    errors: dict[str, float | None]
+    limits: dict[str, float]
+    seconds: dict[str, float]
+    ratio: float
+    bytes: dict[str, int | None] = field(default_factory=dict[str, "int | None"])
+
+    @property
+    def exact(self) -> bool:
+        """Open gates leave every logit as it was."""
+        return not any(item.differing for item in self.opened)
+
+    def passes(self, name: str) -> bool:
+        """Whether an error is within its limit; one that was not looked at is."""
+        error = self.errors[name]
+        return error is None or error <= self.limits[name]
+
+    @property
+    def ok(self) -> bool:
+        """All checks pass."""
+        return self.exact and all(map(self.passes, self.errors))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "ok": self.ok}
+
+
+def selfcheck(
+    name: Any,
+    dtypes: tuple[str, ...] = ("float32", "bfloat16"),
+    attention: tuple[str, ...] = (),
+    *,
+    device: str = "cpu",
+    report: Callable[[str, int, int], None] = lambda what, done, total: None,
+    **options: Any,
+) -> Iterator[SelfCheck]:
+    """Check a model, one dtype and attention kernel after the other.
+
+    Args:
+        name: As `load_model` takes it.
+        dtypes: Dtypes to load it in, one after the other.
+        attention: Attention implementations; empty: eager and SDPA as far as the family has them.
+        device: Where.
+        report: Called with what is being done, how many of it are done, and how many there are.
+        options: Further arguments of `load_model`.
+
+    Raises:
+        UnsupportedFamilyError: No adapter fits; the message lists those that there are.
+    """
+    exact_gradient: Tensor | None = None
+    for number, dtype in enumerate(sorted(dtypes, key=lambda item: getattr(torch, item).itemsize, reverse=True)):
+        report("loading", number, len(dtypes))
+        model = load_model(name, dtype=dtype, device=device, **options)
+        known = type(model.family).attention_implementations
+        kernels = attention or tuple(kernel for kernel in ("eager", "sdpa") if kernel in known)
+        for kernel in kernels:
+            if kernel not in known:
+                raise EdgepruneError(f"this family has no attention {kernel!r}; choose among {', '.join(known)}")
+            report(f"{dtype}, {kernel}", 0, 5)
+            model.hf.set_attn_implementation(kernel)
+            arch = model.graph.arch
+            model = MaskedModel(model.hf, split_embedding=arch.split_embedding, kv_readers=arch.kv_readers)
+            found, gradient = _check(model, dtype, kernel, exact_gradient, report)
+            exact_gradient = gradient if exact_gradient is None and model.dtype not in HALF else exact_gradient
+            yield found
+    report("loading", len(dtypes), len(dtypes))
+
+
+def _check(
+    model: MaskedModel, dtype: str, kernel: str, exact: Tensor | None, report: Callable[[str, int, int], None]
+) -> tuple[SelfCheck, Tensor]:
+    """All checks of one loaded model, and its gates' gradient."""
+    what, clean, corrupted = f"{dtype}, {kernel}", *_tokens(model)
+    opened = tuple(_opened(model, clean, padding) for padding in ("none", "left", "right"))
+    report(what, 1, 5)
+    ablated = model.record(corrupted)
+    with torch.no_grad():
+        expected = _library(model, corrupted)
+        closed = _relative(model(clean, _gates(model, 0.0), ablated), expected)
+        total = torch.stack(list(writer_outputs(model, model.record(clean)))).double().sum(0)
+        total = total + sum(_output_bias(model)).double()
+        writers = _relative(total, model.run(clean).double())
+    report(what, 2, 5)
+    gradient, slope_error = _gradient(model, clean, ablated)
+    if model.dtype in HALF:
+        slope_error = None if exact is None else float((gradient - exact).norm() / exact.norm())
+    report(what, 3, 5)
+    seconds, ratio = timed(steps(model, clean, corrupted))
+    report(what, 4, 5)
+    found = SelfCheck(
+        dtype=dtype,
+        attention=kernel,
+        opened=opened,
+        errors={"closed": closed, "writers": writers, "gradient": slope_error},
+        limits=LIMITS[model.dtype],
+        seconds=seconds,
+        ratio=ratio,
+        bytes={name: peak_bytes(step, model.device) for name, step in steps(model, clean, corrupted).items()},
+    )
+    report(what, 5, 5)
+    return found, gradient
+
+
+def _tokens(model: MaskedModel) -> tuple[Tensor, Tensor]:
+    """Clean and corrupted tokens `[BATCH, SEQ]`, or as long as the model takes them."""
+    limit = type(model.family).num_positions(model.hf.config) or SEQ
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.hf.get_input_embeddings().weight.shape[0]
+    both = torch.randint(0, vocabulary, (2, BATCH, min(SEQ, limit)), generator=generator)
+    return both[0].to(model.device), both[1].to(model.device)
+
+
+def _gates(model: MaskedModel, value: float) -> Tensor:
+    return torch.full(model.graph.shape, value, device=model.device)
+
+
+def _library(model: MaskedModel, ids: Tensor, **options: Tensor) -> Tensor:
+    return model.hf(ids, **options).logits
+
+
+@torch.no_grad()
+def _opened(model: MaskedModel, clean: Tensor, padding: str) -> Open:
+    batch, seq = clean.shape
+    mask, options = None, dict[str, Tensor]()
+    if padding != "none":
+        real = torch.arange(seq) >= (torch.arange(batch)[:, None] * 5 % seq)
+        mask = (real if padding == "left" else real.flip(1)).long().to(model.device)
+        options = {"attention_mask": mask, "position_ids": position_ids(clean, mask)}
+    found = model(clean, _gates(model, 1.0), model.record(clean, mask), mask)
+    expected = _library(model, clean, **options)
+    if mask is not None:
+        found, expected = found[mask.bool()], expected[mask.bool()]
+    differing = int((found != expected).sum())
+    largest = float((found.double() - expected.double()).abs().max())
+    return Open(padding=padding, differing=differing, total=found.numel(), largest=largest)
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected.double()).abs().max() / expected.double().abs().max())
+
+
+def _output_bias(model: MaskedModel) -> list[Tensor]:
+    """What no writer owns: the bias of every attention output, `[d_model]` each."""
+    weight = model.blocks[0].projection_weight()
+    nothing = weight.new_zeros(1, 1, *weight.shape[:2])
+    return [block.sum_heads(nothing)[0, 0] for block in model.blocks]
+
+
+def _gradient(model: MaskedModel, clean: Tensor, ablated: Any) -> tuple[Tensor, float]:
+    """The gates' gradient of a loss at half open gates, `[reader, writer]`, and how far central differences are off.
+
+    Along the gradient itself, relative to its length; one step and half a step are extrapolated to none.
+    """
+    exact = torch.promote_types(model.dtype, torch.float32)
+    positions = torch.full((len(clean), 1), clean.shape[1] - 1, device=clean.device)
+    with torch.no_grad():
+        target = model.full(clean, positions=positions).argmax(-1, keepdim=True)
+
+    def loss(gates: Tensor) -> Tensor:
+        logits = model(clean, gates, ablated, positions=positions).to(exact)
+        return -logits.log_softmax(-1).gather(-1, target).mean()
+
+    gates = (0.5 + 0.5 * model.graph.exists.to(model.device, exact)).requires_grad_()
+    gates = (gates.detach() * 0.8).requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(gates), gates)
+    length = gradient.norm()
+    direction = gradient / length
+    with torch.no_grad():
+        whole, half = (
+            (loss(gates + step * direction) - loss(gates - step * direction)) / (2 * step) for step in (STEP, STEP / 2)
+        )
+    return gradient.cpu().float(), float(((4 * half - whole) / 3 - length).abs() / length)
+
+
+# -------------------------------------------------------------------- what a step costs
+def steps(model: MaskedModel, clean: Tensor, corrupted: Tensor) -> dict[str, Callable[[], None]]:
+    """A step of each kind, forward and backward, the loss on the last position.
+
+    `plain`: the library's body with frozen weights and a gradient to the input embeddings, its head on the last
+    position. `step`: the corrupted prompts are recorded, then the masked model with a gradient to the gates.
+    """
+    last = torch.full((len(clean), 1), clean.shape[1] - 1, device=clean.device)
+    reference = model.full(clean, positions=last).float().log_softmax(-1).detach()
+    hf = model.hf
+
+    def plain() -> None:
+        embeddings = hf.get_input_embeddings()(clean).detach().requires_grad_()
+        body = hf.base_model if hf.base_model is not hf else hf
+        out = body(inputs_embeds=embeddings)
+        stream = out.last_hidden_state[:, -1].contiguous()
+        kl_divergence(reference, hf.get_output_embeddings()(stream)[:, None].float()).mean().backward()
+
+    def step() -> None:
+        gates = _gates(model, 0.8).requires_grad_()
+        logits = model(clean, gates, model.record(corrupted), positions=last)
+        kl_divergence(reference, logits.float()).mean().backward()
+
+    return {"plain": plain, "step": step}
+
+
+def timed(things: dict[str, Callable[[], None]], rounds: int = ROUNDS) -> tuple[dict[str, float], float]:
+    """Median seconds of each kind, which take turns, and the median ratio of a step to a plain one."""
+    times: dict[str, list[float]] = {name: [] for name in things}
+    for number in range(rounds + 1):
+        for name, thing in things.items():
+            start = time.perf_counter()
+            thing()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if number:
+                times[name].append(time.perf_counter() - start)
+    ratio = statistics.median(a / b for a, b in zip(times["step"], times["plain"], strict=True))
+    return {name: statistics.median(values) for name, values in times.items()}, ratio
+
+
+def peak_bytes(thing: Callable[[], None], device: torch.device) -> int | None:
+    """Bytes that one run takes at its peak beyond what was there; None where that cannot be told."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        thing()
+        return torch.cuda.max_memory_allocated(device) - before
+    if not (before := resident()):
+        return None
+    done, most = threading.Event(), [before]
+
+    def watch() -> None:
+        while not done.wait(0.001):
+            most[0] = max(most[0], resident())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        thing()
+    finally:
+        done.set()
+        watcher.join()
+    return max(most[0], resident()) - before
+
+
+def table_of(checks: list[SelfCheck], title: str) -> Table:
+    """One row for each dtype and attention kernel; what fails is marked."""
+    table = Table(title=title, title_justify="left")
+    for name in ("dtype", "attention", "open = library", "closed", "writers", "gradient"):
+        table.add_column(name)
+    for name in ("step, s", "times plain", "memory, MB", "plain, MB"):
+        table.add_column(name, justify="right")
+    for check in checks:
+        errors = [_shown(check, name) for name in ("closed", "writers", "gradient")]
+        sizes = ["-" if size is None else f"{size / 1e6:.0f}" for size in (check.bytes["step"], check.bytes["plain"])]
+        cost = (f"{check.seconds['step']:.3f}", f"{check.ratio:.2f}", *sizes)
+        table.add_row(check.dtype, check.attention, _shown_open(check), *errors, *cost)
+    return table
+
+
+def _shown(check: SelfCheck, name: str) -> str:
+    error = check.errors[name]
+    if error is None:
+        return "-"
+    return f"{error:.0e}" if check.passes(name) else f"FAILED {error:.0e} > {check.limits[name]:.0e}"
+
+
+def _shown_open(check: SelfCheck) -> str:
+    if check.exact:
+        return "bit for bit"
+    worst = max(check.opened, key=lambda item: item.largest)
+    padding = "no padding" if worst.padding == "none" else f"padding {worst.padding}"
+    return f"FAILED {worst.differing:,} of {worst.total:,} differ, by {worst.largest:.0e} ({padding})"
