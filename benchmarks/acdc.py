@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config
 
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.graph import EdgeGraph
 from edgeprune.methods.acdc import ahead, updated
@@ -31,7 +32,6 @@ from edgeprune.methods.acdc_losses import AbstractLosses, PlainLosses, TailLosse
 from edgeprune.methods.acdc_order import sender_order
 from edgeprune.methods.problem import Problem
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.runs import ReferenceRuns
 
 KINDS = ("plain", "reuse", "speculative")
 

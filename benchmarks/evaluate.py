@@ -18,6 +18,7 @@ from statistics import median
 
 import torch
 
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.circuit import Circuit
 from edgeprune.cli.data import read_data_config
 from edgeprune.cli.pairs import pair_batches
@@ -25,7 +26,6 @@ from edgeprune.evaluation.evaluator import Evaluator
 from edgeprune.evaluation.minimality import marginal_effects
 from edgeprune.metrics.registry import measures_for
 from edgeprune.models.loading import load_model
-from edgeprune.models.runs import ReferenceRuns
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "ioi_smollm2.yaml"
 EFFECT_PAIRS, EFFECT_EDGES = 8, 24

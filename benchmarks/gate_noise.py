@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.cli.data import read_data_config
@@ -27,7 +28,6 @@ from edgeprune.gates import HardConcrete, uniform_noise
 from edgeprune.metrics.evaluate import gated_logits
 from edgeprune.models.loading import load_model
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.runs import ReferenceRuns
 from edgeprune.objectives import OBJECTIVES, masked_mean
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "ioi_smollm2.yaml"

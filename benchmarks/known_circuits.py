@@ -31,11 +31,11 @@ from rich.progress import track
 from datamodules.pairs import collate
 from datamodules.tasks.compiled import CompiledTask
 from edgeprune import methods
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.circuit import Circuit
 from edgeprune.compiled import programs
 from edgeprune.methods.discovery import AbstractDiscovery
 from edgeprune.models.loading import load_model
-from edgeprune.models.runs import ReferenceRuns
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 NUM_PAIRS, BATCH = 64, 32

@@ -23,6 +23,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from datamodules.pairs import collate
 from datamodules.sampler import PairBatchSampler
 from datamodules.tasks.base import TokenPair
+from edgeprune.ablations.homes import Homes
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.memory import (
     BatchShape,
     MemoryPlan,
@@ -34,9 +36,7 @@ from edgeprune.memory import (
 from edgeprune.methods import EdgePruning
 from edgeprune.metrics.evaluate import gated_logits
 from edgeprune.metrics.faithfulness import faithfulness
-from edgeprune.models.homes import Homes
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.runs import ReferenceRuns
 from edgeprune.objectives import masked_mean
 from edgeprune.objectives.faithfulness import kl_divergence
 from edgeprune.objectives.sparsity import GeometricPenalty

@@ -32,13 +32,13 @@ import transformers
 from rich.console import Console
 from rich.progress import track
 
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.circuit import Circuit
 from edgeprune.cli.data import read_data_config
 from edgeprune.cli.pairs import pair_batches
 from edgeprune.methods.selection import prune_dangling, top_n
 from edgeprune.metrics.evaluate import evaluate_gates
 from edgeprune.models.loading import load_model
-from edgeprune.models.runs import ReferenceRuns
 
 ROOT = Path(__file__).resolve().parents[1]
 FIT, DISCOVER = ROOT / "configs" / "ioi_smollm2.yaml", ROOT / "configs" / "discover" / "ioi_smollm2.yaml"

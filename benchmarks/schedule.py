@@ -33,6 +33,7 @@ from ground_truth import Problem as Known
 from ground_truth import compared, of_program
 from transformers import AutoTokenizer
 
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.circuit import Circuit
 from edgeprune.cli import main as edgeprune
 from edgeprune.cli.data import read_data_config
@@ -41,7 +42,6 @@ from edgeprune.methods import EdgePruning
 from edgeprune.metrics.evaluate import gated_logits, measure_examples
 from edgeprune.metrics.roc import roc
 from edgeprune.models.loading import load_model
-from edgeprune.models.runs import ReferenceRuns
 from edgeprune.objectives import OBJECTIVES, GeometricPenalty, masked_mean
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

@@ -19,10 +19,10 @@ from datamodules.encode import Sets, UnequalLengths, encode_pairs, warn_of_two_b
 from datamodules.preview import plain_preview
 from datamodules.sampler import PairBatchSampler
 from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair, TokenPair
+from edgeprune.ablations.homes import Homes
 from edgeprune.batch import IGNORE, PairBatch
 from edgeprune.errors import EdgepruneError, NoTokenizerError
 from edgeprune.metrics.evaluate import TOKENS_AT_ONCE
-from edgeprune.models.homes import Homes
 from edgeprune.models.limits import Limits
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgeprune import objectives as objectives
     from edgeprune import patching as patching
     from edgeprune import reading as reading
+    from edgeprune.ablations.runs import ReferenceRuns as ReferenceRuns
     from edgeprune.circuit import Circuit as Circuit
     from edgeprune.errors import EdgepruneError as EdgepruneError
     from edgeprune.evaluation.evaluator import Evaluator as Evaluator
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from edgeprune.models.loading import load_model as load_model
     from edgeprune.models.loading import load_tokenizer as load_tokenizer
     from edgeprune.models.masked import MaskedModel as MaskedModel
-    from edgeprune.models.runs import ReferenceRuns as ReferenceRuns
     from edgeprune.runs import load_run as load_run
 
 __version__ = "0.1.0"
@@ -40,7 +40,7 @@ _HOMES = {
     "EdgepruneError": "edgeprune.errors",
     "Evaluator": "edgeprune.evaluation.evaluator",
     "MaskedModel": "edgeprune.models.masked",
-    "ReferenceRuns": "edgeprune.models.runs",
+    "ReferenceRuns": "edgeprune.ablations.runs",
     "load_model": "edgeprune.models.loading",
     "load_run": "edgeprune.runs",
     "load_tokenizer": "edgeprune.models.loading",

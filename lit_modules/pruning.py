@@ -10,6 +10,7 @@ from torch import Tensor
 
 from edgeprune import __version__
 from edgeprune.ablations import Ablation
+from edgeprune.ablations.runs import CacheDtype, ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
@@ -18,7 +19,6 @@ from edgeprune.methods import AbstractRecipe
 from edgeprune.metrics.evaluate import gated_logits
 from edgeprune.metrics.faithfulness import faithfulness
 from edgeprune.models.loading import fingerprint, load_model
-from edgeprune.models.runs import CacheDtype, ReferenceRuns
 from edgeprune.objectives import OBJECTIVES, Objective, masked_mean
 from lit_modules.checkpoints import last_good
 from lit_modules.progress import run_progress

@@ -13,11 +13,11 @@ from torch import Tensor
 import edgeprune as ep
 from datamodules import TokenPair
 from datamodules.pairs import collate
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import IGNORE, PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods.problem import Metric, Problem
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.runs import ReferenceRuns
 from edgeprune.patching import PatchingResult
 from tests.models.test_conformance import CASES, KV, VOCAB, build, prompts
 

@@ -1,6 +1,6 @@
 """What closed edges carry: the corrupted run, another example's run, nothing, a mean, or learned constants.
 
-`Ablation.parse` reads the form in which configs and commands say it; `edgeprune.models.runs` puts it to use.
+`Ablation.parse` reads the form in which configs and commands say it; `edgeprune.ablations.runs` puts it to use.
 """
 
 from edgeprune.ablations.constants import Learned as Learned

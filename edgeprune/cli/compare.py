@@ -133,11 +133,11 @@ def _add_measures(
     """Run every circuit, at its own and at its matched size, on the same pairs, and add the measures."""
     from rich.progress import track
 
+    from edgeprune.ablations.runs import ReferenceRuns
     from edgeprune.cli.data import read_data_config
     from edgeprune.cli.pairs import prepare_runs
     from edgeprune.metrics.evaluate import evaluate_gates
     from edgeprune.models.limits import Limits
-    from edgeprune.models.runs import ReferenceRuns
 
     data = read_data_config(options.config, tokenizer=name)
     data.setup()

@@ -17,6 +17,7 @@ import edgeprune.methods
 from datamodules import PairDataModule
 from edgeprune import __version__
 from edgeprune.ablations import Ablation
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.cli.arguments import innermost
@@ -34,7 +35,6 @@ from edgeprune.metrics.frontier import Row, frontier_row, frontier_table, write_
 from edgeprune.models.limits import Limits
 from edgeprune.models.loading import fingerprint, load_model
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.runs import ReferenceRuns
 from edgeprune.objectives import Objective
 from edgeprune.paths import check_writable, whole_file
 

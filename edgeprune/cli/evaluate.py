@@ -16,6 +16,7 @@ from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
     from datamodules import PairDataModule
+    from edgeprune.ablations.runs import ReferenceRuns
     from edgeprune.canonical import CanonicalCircuit
     from edgeprune.circuit import Circuit
     from edgeprune.cli.circuits import CircuitFiles
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from edgeprune.formats import Holds
     from edgeprune.graph import EdgeGraph
     from edgeprune.models.masked import MaskedModel
-    from edgeprune.models.runs import ReferenceRuns
 
 ALL = "all"
 EVERY_ABLATION = (
@@ -277,8 +277,8 @@ def _short_names(paths: list[str]) -> list[str]:
 def _prepared(
     model: "MaskedModel", ablation: str, cache_gb: float, data: "PairDataModule", split: str, progress: "Progress"
 ) -> "ReferenceRuns":
+    from edgeprune.ablations.runs import ReferenceRuns
     from edgeprune.cli.pairs import prepare_runs
-    from edgeprune.models.runs import ReferenceRuns
 
     runs = ReferenceRuns(model, ablation, cache_gb)
     progress(f"values of ablation {ablation}", 0, 1)

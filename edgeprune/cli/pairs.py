@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from datamodules import PairDataModule
 from datamodules.pairs import collate
+from edgeprune.ablations.runs import TRAIN, ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
-from edgeprune.models.runs import TRAIN, ReferenceRuns
 from edgeprune.objectives import Objective
 
 

@@ -18,13 +18,10 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--json", type=Path, help="a file for the figures")
     options = parser.parse_args(arguments[1:])
     check_file(options.json, "--json")
-    from transformers.utils import logging
-
     from edgeprune.console import Work, report_console
     from edgeprune.models.loading import DTYPES
     from edgeprune.selfcheck import selfcheck, table_of
 
-    logging.disable_progress_bar()
     for dtype in options.dtype:
         if dtype not in DTYPES or dtype == "auto":
             raise EdgepruneError(f"--dtype {dtype}: choose among {', '.join(set(DTYPES) - {'auto'})}")

@@ -8,6 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
@@ -15,7 +16,6 @@ from edgeprune.metrics.evaluate import measure_examples
 from edgeprune.metrics.examples import ExampleValues
 from edgeprune.metrics.registry import STANDARD
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.runs import ReferenceRuns
 
 Progress = Callable[[str, int, int], None]  # what, done, total
 

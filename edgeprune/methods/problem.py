@@ -7,12 +7,12 @@ from typing import Literal, final, get_args
 import torch
 from torch import Tensor
 
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.metrics import registry
 from edgeprune.metrics.evaluate import gated_logits
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.runs import ReferenceRuns
 from edgeprune.models.states import WriterStates
 
 Metric = Literal[

@@ -6,11 +6,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.metrics.examples import ExampleValues
 from edgeprune.metrics.registry import STANDARD, Measure, measure_named
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.runs import ReferenceRuns
 from edgeprune.models.states import WriterStates
 
 TOKENS_AT_ONCE = 512  # of several circuits in one run; more tokens than this make a run no faster per token

@@ -10,9 +10,9 @@ from torch import Tensor
 from datamodules.pairs import collate
 from datamodules.tasks.base import TokenPair
 from edgeprune.ablations import mean_of_pairs, save_states
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.runs import ReferenceRuns
 from edgeprune.models.states import WriterStates
 from tests.methods.small_problems import random_pairs
 from tests.models.test_conformance import VOCAB

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from edgeprune.ablations import LearningOptions, learn_constants, mean_of_pairs
 from edgeprune.ablations.constants import replaced_run
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.metrics.evaluate import evaluate_gates
@@ -16,7 +17,6 @@ from edgeprune.models.families.compiled import Compiled
 from edgeprune.models.families.gpt2 import GPT2
 from edgeprune.models.loading import load_model
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.runs import ReferenceRuns
 from edgeprune.models.states import WriterStates
 from tests.ablations.cases import PAIRS, against_the_right_edge, batch_of, fields, padded
 from tests.methods.small_problems import compiled_problem, linear_model, random_pairs, tiny
@@ -173,7 +173,7 @@ def test_runs_learn_what_the_function_learns(model: MaskedModel) -> None:
     runs = ReferenceRuns(model, "optimal")
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:  # Lightning validates in this mode
         patch.setattr(
-            "edgeprune.models.runs.LearningOptions", lambda objective: LearningOptions(objective, max_steps=4)
+            "edgeprune.ablations.runs.LearningOptions", lambda objective: LearningOptions(objective, max_steps=4)
         )
         runs.prepare(pairs, objective="squared_error")
     expected = learn_constants(model, pairs, LearningOptions("squared_error", max_steps=4))

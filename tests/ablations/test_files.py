@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 
 from datamodules.tasks.base import TokenPair
 from edgeprune.ablations import load_states, mean_of_pairs, save_states
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.runs import ReferenceRuns
 from tests.ablations.cases import PAIRS, against_the_right_edge, batch_of, fields
 from tests.methods.small_problems import linear_model, random_pairs, tiny
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.methods import (
     ACDC,
     EAP,
@@ -15,7 +16,6 @@ from edgeprune.methods import (
     InformationFlowRoutes,
 )
 from edgeprune.methods.problem import Problem
-from edgeprune.models.runs import ReferenceRuns
 from tests.ablations.cases import PAIRS, batch_of
 from tests.methods.small_problems import ignore_progress, tiny
 

@@ -7,9 +7,9 @@ import torch
 
 from datamodules.align import align_prompts
 from edgeprune.ablations import Donors
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.runs import ReferenceRuns
 from tests.ablations.cases import PAIRS, UNEQUAL, against_the_right_edge, batch_of, fields, padded
 from tests.methods.small_problems import random_pairs, tiny
 

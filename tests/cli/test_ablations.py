@@ -11,11 +11,11 @@ from datamodules import PairDataModule
 from datamodules.pairs import collate
 from datamodules.tasks.compiled import CompiledTask
 from edgeprune.ablations import mean_of_pairs, save_states
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.circuit import Circuit
 from edgeprune.cli import main
 from edgeprune.metrics.evaluate import evaluate_gates
 from edgeprune.models.loading import load_model
-from edgeprune.models.runs import ReferenceRuns
 from tests.cli.test_discover import arguments as discover
 from tests.cli.test_discover import error_line
 from tests.cli.test_fit import QUICKSTART

@@ -11,6 +11,7 @@ import yaml
 from datamodules.pairs import collate
 from datamodules.tasks.compiled import CompiledTask
 from edgeprune import canonical, console
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.circuit import Circuit
 from edgeprune.cli import main
 from edgeprune.cli.evaluate import EVERY_ABLATION
@@ -21,7 +22,6 @@ from edgeprune.metrics.evaluate import evaluate_gates
 from edgeprune.metrics.overlap import compare_circuits
 from edgeprune.metrics.registry import MEASURES
 from edgeprune.models.loading import load_model
-from edgeprune.models.runs import ReferenceRuns
 from tests.cli.test_compare import error_line
 
 TASK = {"class_path": "CompiledTask", "init_args": {"program": "reverse", "lengths": [3]}}

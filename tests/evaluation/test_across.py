@@ -10,6 +10,7 @@ from scipy.stats import kendalltau, pearsonr, spearmanr
 from torch import Tensor
 
 from datamodules.pairs import collate
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.across import Candidate, align_performance, cross_model, cross_task
@@ -19,7 +20,6 @@ from edgeprune.graph import ArchSpec, EdgeGraph
 from edgeprune.metrics.correlation import average_ranks, kendall, pearson, spearman
 from edgeprune.metrics.examples import ExampleValues
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.runs import ReferenceRuns
 from tests.evaluation.test_attention_roles import batches_with_roles, small_llama
 from tests.methods.small_problems import random_pairs, tiny
 

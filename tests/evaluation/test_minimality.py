@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from datamodules.tasks.compiled import CompiledTask
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import IGNORE
 from edgeprune.compiled import true_circuit
 from edgeprune.errors import EdgepruneError
@@ -20,7 +21,6 @@ from edgeprune.metrics.brute_force import BruteForce, brute_force
 from edgeprune.metrics.examples import ExampleValues
 from edgeprune.models.loading import load_model
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.runs import ReferenceRuns
 from edgeprune.objectives.faithfulness import squared_error
 from tests.methods.small_problems import problem, random_pairs, tiny
 

@@ -8,12 +8,12 @@ import torch
 from datamodules.pairs import collate
 from datamodules.tasks.base import TokenPair
 from datamodules.tasks.compiled import CompiledTask
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.compiled import CompiledConfig, CompiledTransformer
 from edgeprune.methods.problem import Metric, Problem
 from edgeprune.models.family import registry
 from edgeprune.models.loading import load_model
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.runs import ReferenceRuns
 from tests.models.test_conformance import VOCAB, build
 
 

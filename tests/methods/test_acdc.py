@@ -12,6 +12,7 @@ from datamodules.pairs import collate
 from datamodules.tasks.base import TokenPair
 from datamodules.tasks.compiled import CompiledTask
 from datamodules.tasks.tracr import TracrTask
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.compiled import minimal_circuits
 from edgeprune.compiled.tracr_format import read_circuit
@@ -24,7 +25,6 @@ from edgeprune.methods.problem import Problem
 from edgeprune.models.family import registry
 from edgeprune.models.loading import load_model
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.runs import ReferenceRuns
 from tests.files import GROUND_TRUTH
 from tests.methods.sequential import sequential
 from tests.models.reference import in_float64

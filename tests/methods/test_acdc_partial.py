@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.methods.acdc import ACDC, ahead, updated
 from edgeprune.methods.acdc_losses import PlainLosses, TailLosses
 from edgeprune.methods.acdc_order import sender_order
 from edgeprune.methods.problem import Problem
 from edgeprune.models.partial import CleanRun, Tail
 from edgeprune.models.partial_plan import make_plan
-from edgeprune.models.runs import ReferenceRuns
 from tests.methods.test_acdc import edges_of, random_batches, random_problem, silent, small
 from tests.models.test_conformance import CASES
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.methods import (
     ACDC,
@@ -19,7 +20,6 @@ from edgeprune.methods import (
     InformationFlowRoutes,
 )
 from edgeprune.methods.problem import Problem
-from edgeprune.models.runs import ReferenceRuns
 from edgeprune.patching import activation, path
 from tests.methods.small_problems import ignore_progress, problem, random_pairs, tiny
 

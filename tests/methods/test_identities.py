@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.compiled.builder import Description, Head, Layer, Move, Unit, build
 from edgeprune.methods import ACDC, EAP, EAPIG, EdgePruning, ExactEdgePatching
@@ -15,7 +16,6 @@ from edgeprune.methods.problem import Problem
 from edgeprune.metrics.evaluate import gated_logits
 from edgeprune.metrics.functional import logit_difference
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.runs import ReferenceRuns
 from edgeprune.models.states import FixedOutputs, WriterStates
 from edgeprune.objectives import GeometricPenalty
 from tests.methods.small_problems import ignore_progress, problem, random_pairs, tiny

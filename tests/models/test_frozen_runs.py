@@ -13,12 +13,12 @@ from torch import Tensor
 from datamodules.pairs import collate
 from datamodules.sampler import PairBatchSampler
 from datamodules.tasks.base import TokenPair
+from edgeprune.ablations.homes import Homes, KeepingPlan
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.family import registry
-from edgeprune.models.homes import Homes, KeepingPlan
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.runs import ReferenceRuns
 from edgeprune.models.states import WriterStates
 from tests.ablations.cases import batch_of, fields
 from tests.methods.small_problems import random_pairs

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from datamodules.pairs import collate
 from datamodules.tasks.base import TokenPair
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import IGNORE
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.family import registry
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.runs import ReferenceRuns
 from tests.models.test_conformance import CASES, build, prompts
 
 CALLS: dict[str, Callable[[MaskedModel, Tensor, Tensor | None], Any]] = {

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import IGNORE, PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.families.gpt2 import GPT2
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.runs import ReferenceRuns
 
 LENGTHS, POSITIONS = [6, 3, 4, 2], [2, 1, 2, 1]
 

@@ -10,11 +10,11 @@ from transformers import AutoModelForCausalLM
 from datamodules import TokenPair
 from datamodules.align import align_prompts
 from datamodules.pairs import collate
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import IGNORE, PairBatch
 from edgeprune.models.families.gpt2 import GPT2
 from edgeprune.models.families.llama import Llama
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.runs import ReferenceRuns
 
 
 @pytest.fixture(scope="module", params=[GPT2, Llama], ids=lambda family: family.__name__)

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from datamodules.pairs import collate
 from datamodules.tasks.base import TokenPair
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.circuit import Circuit
 from edgeprune.evaluation.evaluator import Evaluator
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.runs import ReferenceRuns
 from tests.models.test_conformance import VOCAB
 
 SPANS = {"IO": (1, 2), "S1": (2, 4), "S2": (3, 5)}  # S1 and S2 share token 3

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.graph import EdgeGraph, KVReaders
 from edgeprune.methods.problem import Metric, Problem
 from edgeprune.models.loading import load_model
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.runs import ReferenceRuns
 
 FOLDER = Path(__file__).parent
 FILES = FOLDER / "files"

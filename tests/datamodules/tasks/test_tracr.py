@@ -9,11 +9,11 @@ import edgeprune as ep
 from datamodules import PairDataModule
 from datamodules.tasks.base import TokenPair
 from datamodules.tasks.tracr import TracrTask
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import IGNORE
 from edgeprune.compiled.tracr_format import read_circuits
 from edgeprune.errors import EdgepruneError
 from edgeprune.metrics.evaluate import evaluate_gates
-from edgeprune.models.runs import ReferenceRuns
 from tests.files import KNOWN_MODELS
 
 

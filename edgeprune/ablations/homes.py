@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
+from edgeprune.ablations.frozen_store import PLACES, Place
 from edgeprune.batch import PairBatch
-from edgeprune.models.frozen_store import PLACES, Place
 
 
 @final

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from edgeprune.ablations import Ablation, Donors, LearningOptions, learn_constants, load_states, mean_of_pairs, zero
 from edgeprune.ablations.constants import Progress
+from edgeprune.ablations.frozen_store import ALIGNMENT, PLACES, FrozenStore, Place, Values
+from edgeprune.ablations.homes import Homes, KeepingPlan
 from edgeprune.ablations.positions import aligned, positions
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
-from edgeprune.models.frozen_store import ALIGNMENT, PLACES, FrozenStore, Place, Values
-from edgeprune.models.homes import Homes, KeepingPlan
 from edgeprune.models.limits import Limits
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.states import WriterStates
