@@ -10,6 +10,9 @@ Five checks, on random tokens, for each dtype and attention kernel:
 - a training step and a plain one, forward and backward, are timed in turns, and what they need beyond the model noted.
 """
 
+import contextlib
+import ctypes
+import gc
 import statistics
 import threading
 import time
@@ -162,7 +165,9 @@ def _check(
     if model.dtype in HALF:
         slope_error = None if exact is None else float((gradient - exact).norm() / exact.norm())
     report(what, 3, 5)
-    seconds, ratio = timed(steps(model, clean, corrupted))
+    things = steps(model, clean, corrupted)
+    peaks = {name: peak_bytes(thing, model.device) for name, thing in things.items()}
+    seconds, ratio = timed(things)
     report(what, 4, 5)
     found = SelfCheck(
         dtype=dtype,
@@ -172,7 +177,7 @@ def _check(
         limits=LIMITS[model.dtype],
         seconds=seconds,
         ratio=ratio,
-        bytes={name: peak_bytes(step, model.device) for name, step in steps(model, clean, corrupted).items()},
+        bytes=peaks,
     )
     report(what, 5, 5)
     return found, gradient
@@ -297,6 +302,9 @@ def peak_bytes(thing: Callable[[], None], device: torch.device) -> int | None:
         torch.cuda.reset_peak_memory_stats(device)
         thing()
         return torch.cuda.max_memory_allocated(device) - before
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # memory that was freed goes back to the system, or is not seen
+        ctypes.CDLL(None).malloc_trim(0)
     if not (before := resident()):
         return None
     done, most = threading.Event(), [before]

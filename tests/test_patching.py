@@ -95,10 +95,11 @@ def test_a_run_s_own_values_change_nothing(family: Any, index: int, what: Any) -
 def test_patching_a_writer_is_closing_all_its_edges(family: Any, index: int) -> None:
     problem = random_problem(build(family, index))
     graph, arch = problem.model.graph, problem.model.graph.arch
-    kinds = {"z": [f"a{x}.h{y}" for x, y in product(range(arch.num_layers), range(arch.num_heads))]}
+    heads = [f"a{x}.h{y}" for x, y in product(range(arch.num_layers), range(arch.num_heads))]
+    kinds = {"head_out": heads} if arch.coupled_heads else {"head_out": heads, "z": heads}  # a norm would see another z
     kinds |= {"mlp_out": [f"m{layer}" for layer in range(arch.num_layers)]} if arch.has_mlp else {}
     for what, writers in kinds.items():
-        result = ep.patching.activation(problem, what, ("layer", "head") if what == "z" else ("layer",))  # pyright: ignore[reportArgumentType]
+        result = ep.patching.activation(problem, what, ("layer",) if what == "mlp_out" else ("layer", "head"))  # pyright: ignore[reportArgumentType]
         expected: list[Tensor] = []
         for writer in writers:
             gates = graph.all_open(torch.float64)

@@ -18,6 +18,7 @@ _SITES = {
     "attention_out": "attention output",
     "mlp_out": "MLP output",
     "z": "heads, output z",
+    "head_out": "heads, what they write",
     "q": "heads, query",
     "k": "heads, key",
     "v": "heads, value",

@@ -17,9 +17,9 @@ from edgeprune.methods.problem import Problem
 from edgeprune.models.block import Site
 from edgeprune.models.masked import MaskedModel
 
-Kind = Literal["residual", "attention_out", "mlp_out", "z", "q", "k", "v"]
+Kind = Literal["residual", "attention_out", "mlp_out", "z", "head_out", "q", "k", "v"]
 Direction = Literal["noising", "denoising"]
-HEAD_KINDS = ("z", "q", "k", "v")
+HEAD_KINDS = ("z", "head_out", "q", "k", "v")
 Values = dict[tuple[Site, int], Tensor]
 
 

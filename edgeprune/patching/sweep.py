@@ -43,7 +43,8 @@ def activation(
     Args:
         problem: Model, pairs and metric. Values come from the corrupted prompts, so the ablation must be interchange.
         what: `residual` (the stream before each layer, and at the end), `attention_out`, `mlp_out`, or a value of the
-            heads: `z` (what a head gives to the output projection), `q`, `k`, `v` (after a norm of queries and keys,
+            heads: `z` (what a head gives to the output projection), `head_out` (what it writes: `z` unless a norm
+            follows the attention, then times the scale of that norm), `q`, `k`, `v` (after a norm of queries and keys,
             before rotary positions). Keys and values have one head per reader of the graph: key/value heads with
             `kv_readers="group"`.
         by: Axes of the result, of `layer`, `head` (only for heads' values) and one of `position` and `role` (named
