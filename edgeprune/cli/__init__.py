@@ -22,7 +22,7 @@ COMMANDS = {
     "data": ("edgeprune.cli.data", "show some pairs of a data config: CONFIG"),
     "sweep": ("edgeprune.cli.sweep", "run a W&B sweep file here: FILE; compare its trials: --summary DIR"),
     "configs": ("edgeprune.cli.configs", "list the configs that come along, or copy one: NAME --out X.yaml"),
-    "get": ("edgeprune.cli.get", "fetch a model that needs no model hub: smollm2"),
+    "get": ("edgeprune.cli.get", "fetch a model that needs no model hub: smollm2, gemma3-270m"),
 }
 
 
