@@ -23,7 +23,7 @@ COMMANDS = {
     "sweep": ("edgeprune.cli.sweep", "run a W&B sweep file here: FILE; compare its trials: --summary DIR"),
     "configs": ("edgeprune.cli.configs", "list the configs that come along, or copy one: NAME --out X.yaml"),
     "selfcheck": ("edgeprune.cli.selfcheck", "check a model on this machine: open = library, gradients, cost: MODEL"),
-    "get": ("edgeprune.cli.get", "fetch a model that needs no model hub: smollm2"),
+    "get": ("edgeprune.cli.get", "fetch a model that needs no model hub: smollm2, gemma3-270m"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Names to models and tokenizers: a hub id, a local folder, `smollm2`, `compiled:NAME`, a ground-truth folder."""
+"""Names to models and tokenizers: hub id, local folder, what `edgeprune get` fetches, `compiled:NAME`, ground truth."""
 
 import hashlib
 import json
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 COMPILED = "compiled:"
-SMOLLM2 = "smollm2"
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
@@ -38,8 +37,9 @@ def load_model(
     """Load a model whose edges can be closed.
 
     Args:
-        name: A hub id (`"gpt2"`), a local folder, `"smollm2"` (after `edgeprune get smollm2`), `"compiled:reverse"`, a
-            folder of format `tracr-circuit-data/1`, or a `PreTrainedModel` that is loaded already.
+        name: A hub id (`"gpt2"`), a local folder, `"smollm2"` or `"gemma3-270m"` (after `edgeprune get` with that
+            name), `"compiled:reverse"`, a folder of format `tracr-circuit-data/1`, or a `PreTrainedModel` that is
+            loaded already.
         split_embedding: Token and position embedding are two writers. None: True for compiled models, else False.
         kv_readers: With grouped-query attention, one k and one v reader per key/value head (`"group"`) or per query
             head (`"head"`).
@@ -152,12 +152,13 @@ def _is_ground_truth(name: str) -> bool:
 
 
 def _resolve(name: str) -> str:
-    """`smollm2` to its folder in the cache; everything else stays."""
-    if name != SMOLLM2:
-        return name
-    from edgeprune.downloads import is_complete, smollm2_folder
+    """What `edgeprune get` fetches to its folder in the cache; everything else stays."""
+    from edgeprune.models.fetched import MODELS, is_complete, model_folder
 
-    folder = smollm2_folder()
-    if not is_complete(folder):
-        raise EdgepruneError(f"smollm2 is not at {folder}; run `edgeprune get smollm2` once (about 100 MB)")
+    if name not in MODELS:
+        return name
+    folder = model_folder(name)
+    if not is_complete(name):
+        size = round(MODELS[name].download_bytes / 1e6)
+        raise EdgepruneError(f"{name} is not at {folder}; run `edgeprune get {name}` once (about {size} MB)")
     return str(folder)

@@ -197,7 +197,9 @@ def test_a_page_beside_the_circuit(
 
 
 @pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("model", [["smollm2"], ["gemma3-270m", "--accept-terms"]])
 def test_get(
+    model: list[str],
     wrong: str,
     places: Callable[[str, str], Path],
     tmp_path: Path,
@@ -209,7 +211,7 @@ def test_get(
     monkeypatch.setattr(downloads, "_download", no_work)
     cache = places(wrong, "")
     monkeypatch.setenv("EDGEPRUNE_CACHE", str(cache))
-    refused(["get", "smollm2"], cache, tmp_path, tmp_path / "folder", capsys)
+    refused(["get", *model], cache, tmp_path, tmp_path / "folder", capsys)
 
 
 @pytest.mark.parametrize("wrong", WRONG)

@@ -14,7 +14,7 @@ from datamodules.tasks.boolean import INSTRUCTION
 from datamodules.tasks.docstring_words import ARGUMENTS, DESCRIPTIONS, FUNCTIONS
 from datamodules.tasks.greater_than import FORMS
 from datamodules.tasks.ioi_words import NAMES, OBJECTS, PLACES, TEMPLATES
-from edgeprune.downloads import is_complete, smollm2_folder
+from edgeprune.models.fetched import is_complete, model_folder
 from tests.files import outside
 
 TEMPLATE_WORDS = re.findall(r"\w+|[^\w\s{}]", re.sub(r"{\w+}", "", " ".join(TEMPLATES)))
@@ -84,9 +84,10 @@ def gpt2() -> PreTrainedTokenizerBase:
 @pytest.fixture(scope="session")
 def smollm2() -> PreTrainedTokenizerBase:
     """SmolLM2's own, to which every digit is a token."""
-    if not is_complete(smollm2_folder()):
-        pytest.skip(f"SmolLM2 is not at {smollm2_folder()}; `edgeprune get smollm2` fetches it")
-    return AutoTokenizer.from_pretrained(smollm2_folder())
+    folder = model_folder("smollm2")
+    if not is_complete("smollm2"):
+        pytest.skip(f"SmolLM2 is not at {folder}; `edgeprune get smollm2` fetches it")
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def shared_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -92,8 +92,12 @@ def test_a_family_without_an_adapter_is_refused(tmp_path: Path) -> None:
     assert "'bert'" in refused(str(tmp_path), UnsupportedFamilyError)
 
 
-def test_smollm2_has_to_be_fetched_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "size"), [("smollm2", 93), ("gemma3-270m", 238)])
+def test_a_model_of_ours_has_to_be_fetched_first(
+    name: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("EDGEPRUNE_CACHE", str(tmp_path))
-    assert "edgeprune get smollm2" in refused("smollm2")
-    with pytest.raises(EdgepruneError, match=r"^smollm2 is not at [^;]*; run `edgeprune get smollm2` once [^;]*$"):
-        load_tokenizer("smollm2")
+    assert f"edgeprune get {name}" in refused(name)
+    message = rf"^{name} is not at [^;]*; run `edgeprune get {name}` once \(about {size} MB\)$"
+    with pytest.raises(EdgepruneError, match=message):
+        load_tokenizer(name)

@@ -19,7 +19,7 @@ from datamodules import (
 )
 from datamodules.tasks.base import AbstractTask
 from edgeprune.batch import IGNORE, PairBatch
-from edgeprune.downloads import is_complete, smollm2_folder
+from edgeprune.models.fetched import is_complete, model_folder
 from edgeprune.models.loading import load_model
 from edgeprune.models.masked import MaskedModel
 
@@ -43,8 +43,8 @@ SHARES: list[tuple[AbstractTask, float]] = [
 @pytest.fixture(scope="module")
 def model() -> Iterator[MaskedModel]:
     """The full model; one thread, as many as are sure to be there."""
-    if not is_complete(smollm2_folder()):
-        pytest.skip(f"SmolLM2 is not at {smollm2_folder()}; `edgeprune get smollm2` fetches it")
+    if not is_complete("smollm2"):
+        pytest.skip(f"SmolLM2 is not at {model_folder('smollm2')}; `edgeprune get smollm2` fetches it")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield load_model("smollm2")
