@@ -266,11 +266,17 @@ def steps(model: MaskedModel, clean: Tensor, corrupted: Tensor) -> dict[str, Cal
     hf = model.hf
 
     def plain() -> None:
-        embeddings = hf.get_input_embeddings()(clean).detach().requires_grad_()
-        body = hf.base_model if hf.base_model is not hf else hf
-        out = body(inputs_embeds=embeddings)
-        stream = out.last_hidden_state[:, -1].contiguous()
-        kl_divergence(reference, hf.get_output_embeddings()(stream)[:, None].float()).mean().backward()
+        embedding = hf.get_input_embeddings()
+        hook = embedding.register_forward_hook(lambda module, inputs, found: found.detach().requires_grad_())
+        try:
+            if hf.base_model is hf:  # a model of ours: no body apart from the head
+                logits = hf(clean).logits[:, -1:]
+            else:
+                stream = hf.base_model(clean).last_hidden_state[:, -1].contiguous()
+                logits = hf.get_output_embeddings()(stream)[:, None]
+        finally:
+            hook.remove()
+        kl_divergence(reference, logits.float()).mean().backward()
 
     def step() -> None:
         gates = _gates(model, 0.8).requires_grad_()
