@@ -6,7 +6,7 @@
     python benchmarks/step.py --device cuda        # the same on a GPU; memory is what torch allocates there
 
 Everything scores the last position only. `plain` is the stock Hugging Face body with frozen weights and a gradient to
-the input embeddings, then its head on the last position; `logits_to_keep` the same by the library's own argument, for
+the input embeddings, then its head on the last position (as `edgeprune selfcheck` has it); `logits_to_keep` the same by the library's own argument, for
 which torch copies the head's weight once per example (transformers 5.23); `step` is record + masked forward +
 backward + optimizer; `cached` the same without the record; `attribution` the masked forward and backward with every
 edge open, which EAP does once and EAP-IG once per integration step. The kinds take turns, so a change of the
@@ -19,7 +19,6 @@ import math
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from edgeprune.gates import HardConcrete, uniform_noise
 from edgeprune.models.masked import MaskedModel
 from edgeprune.objectives import kl_divergence
+from edgeprune.selfcheck import ratio, steps, timed
 
 SHAPES: dict[str, Any] = {
     "gpt2": GPT2Config(),
@@ -60,11 +60,6 @@ def kinds(config: Any, batch: int, seq: int, dtype: torch.dtype, device: str = "
     kept = model.record(corrupted)
     difference = kept.minus(model.record(clean))
 
-    def plain() -> None:
-        embeddings = hf.get_input_embeddings()(clean).requires_grad_()
-        stream = hf.base_model(inputs_embeds=embeddings).last_hidden_state[:, -1].contiguous()
-        kl_divergence(reference, hf.lm_head(stream)[:, None].float()).mean().backward()
-
     def shipped() -> None:
         embeddings = hf.get_input_embeddings()(clean).requires_grad_()
         logits = hf(inputs_embeds=embeddings, logits_to_keep=1).logits
@@ -85,31 +80,12 @@ def kinds(config: Any, batch: int, seq: int, dtype: torch.dtype, device: str = "
         torch.autograd.grad(logits[..., 0].sum(), open_)
 
     return {
-        "plain": plain,
+        "plain": steps(model, clean, corrupted)["plain"],
         "logits_to_keep": shipped,
         "step": lambda: step(False),
         "cached": lambda: step(True),
         "attribution": attribution,
     }
-
-
-def timed(things: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each kind in each round, after two rounds to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in things}
-    for number in range(rounds + 2):
-        for name, thing in things.items():
-            start = time.perf_counter()
-            thing()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if number >= 2:
-                times[name].append(time.perf_counter() - start)
-    return times
-
-
-def ratio(times: dict[str, list[float]], name: str) -> float:
-    """Median over rounds of a kind's time over that of `plain` in the same round."""
-    return statistics.median(a / b for a, b in zip(times[name], times["plain"], strict=True))
 
 
 def table(cases: list[str], rounds: int, device: str) -> None:

@@ -167,7 +167,7 @@ def _check(
     report(what, 3, 5)
     things = steps(model, clean, corrupted)
     peaks = {name: peak_bytes(thing, model.device) for name, thing in things.items()}
-    seconds, ratio = timed(things)
+    times = timed(things)
     report(what, 4, 5)
     found = SelfCheck(
         dtype=dtype,
@@ -175,8 +175,8 @@ def _check(
         opened=opened,
         errors={"closed": closed, "writers": writers, "gradient": slope_error},
         limits=LIMITS[model.dtype],
-        seconds=seconds,
-        ratio=ratio,
+        seconds={name: statistics.median(values) for name, values in times.items()},
+        ratio=ratio(times, "step"),
         bytes=peaks,
     )
     report(what, 5, 5)
@@ -286,8 +286,8 @@ def steps(model: MaskedModel, clean: Tensor, corrupted: Tensor) -> dict[str, Cal
     return {"plain": plain, "step": step}
 
 
-def timed(things: dict[str, Callable[[], None]], rounds: int = ROUNDS) -> tuple[dict[str, float], float]:
-    """Median seconds of each kind, which take turns, and the median ratio of a step to a plain one."""
+def timed(things: dict[str, Callable[[], None]], rounds: int = ROUNDS) -> dict[str, list[float]]:
+    """Seconds of each kind in each round, in which all take their turn; one round before goes uncounted."""
     times: dict[str, list[float]] = {name: [] for name in things}
     for number in range(rounds + 1):
         for name, thing in things.items():
@@ -297,8 +297,12 @@ def timed(things: dict[str, Callable[[], None]], rounds: int = ROUNDS) -> tuple[
                 torch.cuda.synchronize()
             if number:
                 times[name].append(time.perf_counter() - start)
-    ratio = statistics.median(a / b for a, b in zip(times["step"], times["plain"], strict=True))
-    return {name: statistics.median(values) for name, values in times.items()}, ratio
+    return times
+
+
+def ratio(times: dict[str, list[float]], name: str) -> float:
+    """Median over rounds of a kind's time over that of `plain` in the same round."""
+    return statistics.median(a / b for a, b in zip(times[name], times["plain"], strict=True))
 
 
 def peak_bytes(thing: Callable[[], None], device: torch.device) -> int | None:
