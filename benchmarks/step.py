@@ -6,12 +6,12 @@
     python benchmarks/step.py --device cuda        # the same on a GPU; memory is what torch allocates there
 
 Everything scores the last position only. `plain` is the stock Hugging Face body with frozen weights and a gradient to
-the input embeddings, then its head on the last position (as `edgeprune selfcheck` has it); `logits_to_keep` the same by the library's own argument, for
-which torch copies the head's weight once per example (transformers 5.23); `step` is record + masked forward +
-backward + optimizer; `cached` the same without the record; `attribution` the masked forward and backward with every
-edge open, which EAP does once and EAP-IG once per integration step. The kinds take turns, so a change of the
-machine's speed hits all of them; ratios are medians of the ratios of one round. Peak memory is measured in a process
-of its own per kind.
+the input embeddings, then its head on the last position (as `edgeprune selfcheck` has it); `logits_to_keep` the same
+by the library's own argument, for which torch copies the head's weight once per example (transformers 5.23); `step` is
+record + masked forward + backward + optimizer; `cached` the same without the record; `attribution` the masked forward
+and backward with every edge open, which EAP does once and EAP-IG once per integration step. The kinds take turns, so a
+change of the machine's speed hits all of them; ratios are medians of the ratios of one round. Peak memory is measured
+in a process of its own per kind.
 """
 
 import argparse
