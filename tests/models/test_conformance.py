@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from edgeprune import ablations
 from edgeprune.models.block import Block
+from edgeprune.models.families.llama import Llama
 from edgeprune.models.family import registry
 from edgeprune.models.masked import MaskedModel, position_ids
 from tests.models.reference import in_float64, output_bias, slow_logits, writer_outputs
@@ -392,6 +393,13 @@ def test_autocast_keeps_open_gates_exact_and_gradients_close() -> None:
     assert found.dtype == torch.float32
     # bfloat16 has 8 bits of mantissa: a few percent of the gradient's length
     assert (found - expected).norm() / expected.norm() < 0.05
+
+
+@torch.no_grad()
+def test_a_window_that_the_model_ignores_is_ignored() -> None:
+    """Some models have windows by their config alone; in Llama's nothing reads it."""
+    config = LlamaConfig(**Llama.shape(), num_key_value_heads=2, **{"sliding_window": 3})
+    assert is_exact(MaskedModel(AutoModelForCausalLM.from_config(config)), 2, 9)
 
 
 def test_stays_in_evaluation_mode() -> None:

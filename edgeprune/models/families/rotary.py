@@ -6,6 +6,7 @@ eager attention) are taken from the file that its attention is written in.
 
 import copy
 import importlib
+from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -46,7 +47,10 @@ class RotaryBlock(Block):
     @property
     def window(self) -> int | None:
         """How many tokens back the layer sees, itself included; None: all."""
-        return getattr(self.attention, "sliding_window", getattr(self.config, "sliding_window", None))
+        if hasattr(self.attention, "sliding_window"):
+            return self.attention.sliding_window
+        slides = hasattr(self._file, "create_sliding_window_causal_mask")  # other models ignore what the config says
+        return getattr(self.config, "sliding_window", None) if slides else None
 
     def kernel_options(self) -> dict[str, Any]:
         """What the model hands to the kernel beyond tensors, mask and scaling."""
@@ -54,7 +58,11 @@ class RotaryBlock(Block):
 
     def _own(self, function: str) -> Any:
         """A function of the file that the model's attention is written in."""
-        return getattr(importlib.import_module(type(self.attention).__module__), function)
+        return getattr(self._file, function)
+
+    @property
+    def _file(self) -> ModuleType:
+        return importlib.import_module(type(self.attention).__module__)
 
     # ---------------------------------------------------------------- steps
     @property
