@@ -124,10 +124,12 @@ class RotaryDecoder(AbstractFamily):
     Attributes:
         block: Its layers' class.
         projections: Names of the attention's modules that are split by head.
+        rotary_by_kind: The model has one rotary table for each kind of layer that its config names.
     """
 
     block: ClassVar[type[RotaryBlock]] = RotaryBlock
     projections: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    rotary_by_kind: ClassVar[bool] = False
 
     def __init__(self, hf: Any, kv_readers: KVReaders) -> None:
         super().__init__(hf, kv_readers)
@@ -174,7 +176,11 @@ class RotaryDecoder(AbstractFamily):
 
     def rotary(self, stream: Tensor, position_ids: Tensor) -> list[Rotary | None]:
         """Rotary tables of each layer."""
-        return [self.body.rotary_emb(stream, position_ids=position_ids)] * len(self.layers)
+        if not self.rotary_by_kind:
+            return [self.body.rotary_emb(stream, position_ids=position_ids)] * len(self.layers)
+        kinds = self.hf.config.layer_types
+        tables = {kind: self.body.rotary_emb(stream, position_ids, kind) for kind in set(kinds)}
+        return [tables[kind] for kind in kinds]
 
     def finish(self, stream: Tensor) -> Tensor:
         return self.hf.lm_head(self.body.norm(stream))
