@@ -113,6 +113,8 @@ def test_patching_a_writer_is_closing_all_its_edges(family: Any, index: int) -> 
 @pytest.mark.parametrize(("family", "index"), CASES)
 def test_patching_a_read_is_closing_all_edges_into_it(family: Any, index: int, what: Any, kv_readers: str) -> None:
     problem = random_problem(build(family, index, kv_readers=kv_readers))
+    if what != "v" and problem.model.blocks[0].qk_norm == "layer":
+        pytest.skip("edges end before the norm of all heads, which moves the others; q and k are patched behind it")
     graph = problem.model.graph
     result = ep.patching.activation(problem, what)
     expected: list[Tensor] = []
@@ -233,7 +235,7 @@ def pair(number: int, corrupted_length: int | None = None) -> TokenPair:
 
 @pytest.mark.parametrize("direction", ["noising", "denoising"])
 @pytest.mark.parametrize("what", ["q", "k"])
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name.startswith("Qwen3-")])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name.startswith(("Qwen3-", "Olmo2-"))])
 def test_normed_queries_and_keys_are_put_behind_their_norms(name: str, what: Any, direction: Any) -> None:
     """By hooks on the model's own norms: one head's share, one position, from the other run."""
     problem = random_problem(build(*FAMILIES[name]))

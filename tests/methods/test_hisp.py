@@ -152,23 +152,30 @@ def scaling_slope(
 
 
 @pytest.mark.parametrize("kv_readers", ["group", "head"])
-@pytest.mark.parametrize(("name", "index"), [("qwen3", 0), ("qwen3", 1)])
+@pytest.mark.parametrize(
+    ("name", "index"), [("qwen3", 0), ("qwen3", 1), ("olmo2", 0), ("olmo2", 1), ("olmo3", 1), ("gemma2", 0)]
+)
 def test_gates_of_queries_and_keys_stand_behind_their_norms(name: str, index: int, kv_readers: str) -> None:
-    """Their slopes are those of scaling what the norm gives. Scaling what it gets does nothing: the norm undoes it."""
+    """Slopes are those of scaling what the norm gives. Scaling what it gets does nothing: the norm undoes it."""
     model = tiny(name, index, kv_readers=kv_readers)
     question, arch = problem(model), model.graph.arch
     (batch, full, _), *_ = question.frozen()
     found: list[float] = []
-    for block, (kind, count) in product(model.blocks, enumerate((arch.num_heads, arch.num_kv_heads))):
-        norm, projection = (getattr(block.module.self_attn, f"{'qk'[kind]}_{name}") for name in ("norm", "proj"))
-        norm.eps = norm.variance_epsilon = 1e-9
+    counts = (arch.num_heads, arch.num_kv_heads, arch.num_kv_heads)
+    for block, (kind, count) in product(model.blocks, enumerate(counts)):
+        attention, letter = block.module.self_attn, "qkv"[kind]
+        projection = getattr(attention, f"{letter}_proj")
+        norm = None if letter == "v" or block.qk_norm is None else getattr(attention, f"{letter}_norm")
+        if norm is not None:
+            norm.eps = norm.variance_epsilon = 1e-9
         slopes = node_slopes(question, batch, full, {}).sum(0)[model.graph.rows(block.layer)[kind]]
         own = slopes.view(count, -1).sum(1).tolist()
         each = [slice(head, head + 1) for head in range(count)]
         assert own == pytest.approx(
-            [scaling_slope(question, batch, full, norm, count, head) for head in each], rel=1e-3, abs=1e-6
+            [scaling_slope(question, batch, full, norm or projection, count, head) for head in each], rel=1e-3, abs=1e-6
         )
-        for heads in each if block.qk_norm == "head" else (slice(None),):
+        undone = [] if norm is None else each if block.qk_norm == "head" else [slice(None)]
+        for heads in undone:
             assert abs(scaling_slope(question, batch, full, projection, count, heads)) < 1e-6
         found += own
     assert sorted(map(abs, found))[len(found) // 2] > 1e-2
