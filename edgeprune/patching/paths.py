@@ -29,7 +29,7 @@ from edgeprune.patching.sweep import name_of
 
 Between = Literal["recompute", "freeze"]
 ALL_HEADS = "heads"
-_READS: tuple[Site, ...] = ("q", "k", "v")
+_READS: tuple[Site, ...] = ("q_proj", "k_proj", "v_proj")  # before norms that heads may share: an edge ends there
 _KEPT: tuple[Site, ...] = ("residual", *_READS, "head_out", "mlp_out")
 
 
@@ -39,7 +39,7 @@ class _Receivers:
 
     Attributes:
         names: Readers of the graph.
-        reads: For q, k, v: bool `[layer, head]`, the reads that are receivers.
+        reads: For the projections to q, k, v: bool `[layer, head]`, the reads that are receivers.
         heads: Bool `[layer, head]`: query heads that attend with one of these reads.
         mlps: Layers whose MLP is a receiver.
         logits: Whether the logits are.
@@ -222,9 +222,9 @@ def _receivers(graph: EdgeGraph, names: Iterable[str], device: torch.device) -> 
             mlps.add(layer)
         elif name != "logits":
             _, head, kind = name.split(".")
-            reads[cast("Site", kind)][layer, int(head[1:])] = True
-    heads = reads["q"].clone()
-    for site in ("k", "v"):
+            reads[cast("Site", f"{kind}_proj")][layer, int(head[1:])] = True
+    heads = reads["q_proj"].clone()
+    for site in ("k_proj", "v_proj"):
         heads |= reads[site].repeat_interleave(arch.heads_per_kv_reader, dim=1)
     return _Receivers(readers, reads, heads, frozenset(mlps), "logits" in readers, first)
 

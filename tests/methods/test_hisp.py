@@ -1,6 +1,7 @@
 """HISP: node scores against gradients taken inside the Hugging Face model, and edges against masking node by node."""
 
 import dataclasses
+from itertools import product
 from typing import Any
 
 import pytest
@@ -129,6 +130,55 @@ def test_slopes_of_q_and_k_are_equal_from_zero() -> None:
     for layer in range(3):
         for head in range(4):
             assert found[f"a{layer}.h{head}.q"] == pytest.approx(found[f"a{layer}.h{head}.k"], rel=1e-4, abs=1e-8)
+
+
+def scaling_slope(
+    question: Problem, batch: PairBatch, full: Tensor, module: Any, num_heads: int, heads: slice
+) -> float:
+    """Slope of the loss in the scale of what some heads have in a module's output: a central difference, by hooks."""
+
+    def loss(scale: float) -> float:
+        def scaled(_: Any, inputs: Any, output: Tensor) -> Tensor:
+            parts = output.reshape(*output.shape[:2], num_heads, -1).clone()
+            parts[:, :, heads] *= scale
+            return parts.view(output.shape)
+
+        handle = module.register_forward_hook(scaled)
+        logits = question.model.full(batch.clean, batch.attention_mask, batch.positions)
+        handle.remove()
+        return question.losses(full.double(), logits, batch).sum().item()
+
+    return (loss(1 + 1e-4) - loss(1 - 1e-4)) / 2e-4
+
+
+@pytest.mark.parametrize("kv_readers", ["group", "head"])
+@pytest.mark.parametrize(
+    ("name", "index"), [("qwen3", 0), ("qwen3", 1), ("olmo2", 0), ("olmo2", 1), ("olmo3", 1), ("gemma2", 0)]
+)
+def test_gates_of_queries_and_keys_stand_behind_their_norms(name: str, index: int, kv_readers: str) -> None:
+    """Slopes are those of scaling what the norm gives. Scaling what it gets does nothing: the norm undoes it."""
+    model = tiny(name, index, kv_readers=kv_readers)
+    question, arch = problem(model), model.graph.arch
+    (batch, full, _), *_ = question.frozen()
+    found: list[float] = []
+    counts = (arch.num_heads, arch.num_kv_heads, arch.num_kv_heads)
+    for block, (kind, count) in product(model.blocks, enumerate(counts)):
+        attention, letter = block.module.self_attn, "qkv"[kind]
+        projection = getattr(attention, f"{letter}_proj")
+        norm = None if letter == "v" or block.qk_norm is None else getattr(attention, f"{letter}_norm")
+        if norm is not None:
+            norm.eps = norm.variance_epsilon = 1e-9
+        slopes = node_slopes(question, batch, full, {}).sum(0)[model.graph.rows(block.layer)[kind]]
+        own = slopes.view(count, -1).sum(1).tolist()
+        each = [slice(head, head + 1) for head in range(count)]
+        assert own == pytest.approx(
+            [scaling_slope(question, batch, full, norm or projection, count, head) for head in each], rel=1e-3, abs=1e-6
+        )
+        undone = [] if norm is None else each if block.qk_norm == "head" else [slice(None)]
+        for heads in undone:
+            assert abs(scaling_slope(question, batch, full, projection, count, heads)) < 1e-6
+        found += own
+    assert sorted(map(abs, found))[len(found) // 2] > 1e-2
 
 
 @pytest.mark.parametrize("formula", ["published_code", "paper"])

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from edgeprune import ablations
 from edgeprune.models.block import Block
+from edgeprune.models.families.llama import Llama
 from edgeprune.models.family import registry
 from edgeprune.models.masked import MaskedModel, position_ids
 from tests.models.reference import in_float64, output_bias, slow_logits, writer_outputs
@@ -297,19 +298,21 @@ def test_a_closed_edge_changes_only_what_lies_downstream(family: Any, index: int
     seen: list[list[Tensor]] = []
     outputs: list[Tensor] = []
 
-    def spy(block: Block) -> Any:
-        attend = block.attend
+    def spy(block: Block) -> None:
+        heads, attend = block.heads, block.attend
+
+        def note_projected(q: Tensor, k: Tensor, v: Tensor) -> Any:
+            seen.append([q, k, v])
+            return heads(q, k, v)
 
         def attend_and_note(q: Tensor, k: Tensor, v: Tensor, context: Any) -> Tensor:
-            values = attend(q, k, v, context)
-            seen.append([q, k, v])
-            outputs.append(values)
-            return values
+            outputs.append(attend(q, k, v, context))
+            return outputs[-1]
 
-        return attend_and_note
+        block.heads, block.attend = note_projected, attend_and_note
 
     for block in model.blocks:
-        block.attend = spy(block)
+        spy(block)
     model(clean, others, ablated)
     model(clean, gates, ablated)
     before, after = seen[: arch.num_layers], seen[arch.num_layers :]
@@ -321,7 +324,8 @@ def test_a_closed_edge_changes_only_what_lies_downstream(family: Any, index: int
     ]
     assert changed == [[1], [], []]
     heads_changed = (outputs[layer] != outputs[-1]).flatten(0, 1).any(-1).any(0)
-    assert heads_changed.nonzero().flatten().tolist() == [1]
+    together = model.blocks[layer].qk_norm == "layer"  # the norm of all heads' queries moves all of them
+    assert heads_changed.nonzero().flatten().tolist() == (list(range(arch.num_heads)) if together else [1])
 
 
 @pytest.mark.parametrize(("family", "index"), CASES)
@@ -392,6 +396,13 @@ def test_autocast_keeps_open_gates_exact_and_gradients_close() -> None:
     assert found.dtype == torch.float32
     # bfloat16 has 8 bits of mantissa: a few percent of the gradient's length
     assert (found - expected).norm() / expected.norm() < 0.05
+
+
+@torch.no_grad()
+def test_a_window_that_the_model_ignores_is_ignored() -> None:
+    """Some models have windows by their config alone; in Llama's nothing reads it."""
+    config = LlamaConfig(**{**Llama.shape(), "sliding_window": 3})
+    assert is_exact(MaskedModel(AutoModelForCausalLM.from_config(config)), 2, 9)
 
 
 def test_stays_in_evaluation_mode() -> None:

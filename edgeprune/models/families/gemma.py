@@ -7,7 +7,7 @@ from transformers import Gemma2Config, Gemma3TextConfig
 
 from edgeprune.graph import KVReaders
 from edgeprune.models.block import NormSpec, Projected
-from edgeprune.models.families.rotary import Rotary, RotaryBlock, RotaryDecoder
+from edgeprune.models.families.rotary import RotaryBlock, RotaryDecoder
 from edgeprune.models.family import require
 
 
@@ -80,6 +80,7 @@ class Gemma3(GemmaDecoder):
 
     model_types = ("gemma3_text",)
     block = Gemma3Block
+    rotary_by_kind = True
 
     @classmethod
     def tiny(cls) -> list[Any]:
@@ -89,8 +90,3 @@ class Gemma3(GemmaDecoder):
             Gemma3TextConfig(**shape, num_key_value_heads=1, layer_types=kinds),
             Gemma3TextConfig(**shape, num_key_value_heads=2, layer_types=kinds[::-1], final_logit_softcapping=3.0),
         ]
-
-    def rotary(self, stream: Tensor, position_ids: Tensor) -> list[Rotary | None]:
-        kinds = self.hf.config.layer_types
-        tables = {kind: self.body.rotary_emb(stream, position_ids, kind) for kind in set(kinds)}
-        return [tables[kind] for kind in kinds]

@@ -6,6 +6,7 @@ eager attention) are taken from the file that its attention is written in.
 
 import copy
 import importlib
+from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -46,7 +47,10 @@ class RotaryBlock(Block):
     @property
     def window(self) -> int | None:
         """How many tokens back the layer sees, itself included; None: all."""
-        return getattr(self.attention, "sliding_window", getattr(self.config, "sliding_window", None))
+        if hasattr(self.attention, "sliding_window"):
+            return self.attention.sliding_window
+        slides = hasattr(self._file, "create_sliding_window_causal_mask")  # other models ignore what the config says
+        return getattr(self.config, "sliding_window", None) if slides else None
 
     def kernel_options(self) -> dict[str, Any]:
         """What the model hands to the kernel beyond tensors, mask and scaling."""
@@ -54,7 +58,11 @@ class RotaryBlock(Block):
 
     def _own(self, function: str) -> Any:
         """A function of the file that the model's attention is written in."""
-        return getattr(importlib.import_module(type(self.attention).__module__), function)
+        return getattr(self._file, function)
+
+    @property
+    def _file(self) -> ModuleType:
+        return importlib.import_module(type(self.attention).__module__)
 
     # ---------------------------------------------------------------- steps
     @property
@@ -116,10 +124,12 @@ class RotaryDecoder(AbstractFamily):
     Attributes:
         block: Its layers' class.
         projections: Names of the attention's modules that are split by head.
+        rotary_by_kind: The model has one rotary table for each kind of layer that its config names.
     """
 
     block: ClassVar[type[RotaryBlock]] = RotaryBlock
     projections: ClassVar[tuple[str, ...]] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    rotary_by_kind: ClassVar[bool] = False
 
     def __init__(self, hf: Any, kv_readers: KVReaders) -> None:
         super().__init__(hf, kv_readers)
@@ -166,7 +176,11 @@ class RotaryDecoder(AbstractFamily):
 
     def rotary(self, stream: Tensor, position_ids: Tensor) -> list[Rotary | None]:
         """Rotary tables of each layer."""
-        return [self.body.rotary_emb(stream, position_ids=position_ids)] * len(self.layers)
+        if not self.rotary_by_kind:
+            return [self.body.rotary_emb(stream, position_ids=position_ids)] * len(self.layers)
+        kinds = self.hf.config.layer_types
+        tables = {kind: self.body.rotary_emb(stream, position_ids, kind) for kind in set(kinds)}
+        return [tables[kind] for kind in kinds]
 
     def finish(self, stream: Tensor) -> Tensor:
         return self.hf.lm_head(self.body.norm(stream))
