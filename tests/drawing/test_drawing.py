@@ -26,7 +26,10 @@ ROOT = Path(__file__).parents[2]
 SHARED = EdgeGraph(ArchSpec(num_layers=4, num_heads=6, num_kv_heads=2))
 OWN = EdgeGraph(ArchSpec(num_layers=3, num_heads=3, num_kv_heads=3, split_embedding=True))
 BARE = EdgeGraph(ArchSpec(num_layers=2, num_heads=2, num_kv_heads=1, has_mlp=False))
-GRAPHS = pytest.mark.parametrize("graph", [SHARED, OWN, BARE], ids=["shared", "own", "attention only"])
+PARALLEL = EdgeGraph(ArchSpec(num_layers=4, num_heads=3, num_kv_heads=3, parallel_blocks=True))
+GRAPHS = pytest.mark.parametrize(
+    "graph", [SHARED, OWN, BARE, PARALLEL], ids=["shared", "own", "attention only", "parallel"]
+)
 
 
 def some(graph: EdgeGraph, num_edges: int = 40, seed: int = 0) -> Circuit:

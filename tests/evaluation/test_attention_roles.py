@@ -109,6 +109,7 @@ def slow_patterns(attentions: list[Tensor], batches: list[PairBatch], query: str
         ("llama", 1, {"kv_readers": "head"}),
         ("llama", 2, {}),
         ("llama", 4, {}),
+        ("gpt_neox", 0, {}),
     ],
 )
 def test_equals_the_attention_weights_that_transformers_gives(family: str, index: int, options: dict[str, Any]) -> None:

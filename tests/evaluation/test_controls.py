@@ -140,14 +140,14 @@ def test_a_circuit_without_a_legal_swap_comes_back() -> None:
 
 
 # -------------------------------------------------------------------- figures
-@pytest.mark.parametrize(("name", "index"), [("gpt2", 0), ("llama", 1)])
-def test_node_controls_ablate_whole_nodes(name: str, index: int) -> None:
+@pytest.mark.parametrize(("name", "index", "mlp"), [("gpt2", 0, "m0"), ("llama", 1, "m0"), ("gpt_neox", 0, "m1")])
+def test_node_controls_ablate_whole_nodes(name: str, index: int, mlp: str) -> None:
     """Edges into a node that only closed edges leave change nothing, also with shared k and v readers."""
     judge = evaluator(problem(tiny(name, index)))
     graph = judge.graph
-    keep = graph.keep_matrix(["embed->a0.h1.q", "a0.h1->m0", "m0->a2.h0.q", "a2.h0->logits", "embed->a1.h1.k"])
+    keep = graph.keep_matrix(["embed->a0.h1.q", f"a0.h1->{mlp}", f"{mlp}->a2.h0.q", "a2.h0->logits", "embed->a1.h1.k"])
     nodes = circuit_nodes(graph, keep, embeddings=True)
-    assert nodes == ("embed", "a0.h1", "m0", "a2.h0")
+    assert nodes == ("embed", "a0.h1", mlp, "a2.h0")
     found = run_controls(judge, keep, [3])
     outside = columns(graph, set(graph.writers) - set(nodes))
     inside = columns(graph, nodes[1:])

@@ -102,7 +102,8 @@ def test_either_edge_of_an_or_is_redundant_while_both_are_there() -> None:
 # -------------------------------------------------------------------- the two ways to run
 @pytest.mark.parametrize("ablation", ABLATIONS)
 @pytest.mark.parametrize(
-    ("name", "index", "options"), [("gpt2", 0, {}), ("llama", 1, {}), ("llama", 1, {"kv_readers": "head"})]
+    ("name", "index", "options"),
+    [("gpt2", 0, {}), ("llama", 1, {}), ("llama", 1, {"kv_readers": "head"}), ("gpt_neox", 0, {})],
 )
 def test_reuse_changes_nothing(
     name: str, index: int, options: Any, ablation: str, monkeypatch: pytest.MonkeyPatch

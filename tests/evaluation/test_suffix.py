@@ -67,7 +67,7 @@ def _norms(base: tuple[float, ...], ablated: tuple[float, ...]) -> tuple[float, 
     return math.dist(base, ablated) / before, after / before, product / (before * after)
 
 
-@pytest.mark.parametrize(("name", "index"), [("gpt2", 0), ("llama", 1)])
+@pytest.mark.parametrize(("name", "index"), [("gpt2", 0), ("llama", 1), ("gpt_neox", 0)])
 def test_logits_are_those_of_the_masked_model(name: str, index: int) -> None:
     """And the stream is what the final norm and the unembedding turn into them."""
     model = tiny(name, index)

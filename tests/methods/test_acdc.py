@@ -141,6 +141,8 @@ CASES = [
     ("llama", 1, "zero", "squared_error", {"kv_readers": "head"}, 2.0, {"names": "random", "indices": "random"}),
     ("llama", 3, "interchange", "logit_difference", {}, 0.0, {}),
     ("llama", 2, "zero", "kl", {}, 0.03, {"absolute": True, "names": "random"}),
+    ("gpt_neox", 0, "interchange", "kl", {}, 0.01, {}),
+    ("gpt_neox", 0, "zero", "logit_difference", {}, 0.02, {"direct_edges": True, "names": "reverse"}),
     ("edgeprune_compiled", 1, "interchange", "kl", {"split_embedding": True}, 0.001, {}),
     ("edgeprune_compiled", 2, "zero", "squared_error", {}, 0.05, {"indices": "random", "seed": 1}),
 ]  # fmt: skip

@@ -99,7 +99,7 @@ def test_is_exact_for_edges_into_logits_without_a_final_norm() -> None:
     assert (scores[:-1] - exact[:-1]).abs().max() > 1e-3  # elsewhere the model is not linear
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox"])
 def test_scores_of_a_writer_sum_to_its_node_attribution(name: str) -> None:
     """Moving a head's output itself, towards what closed edges carry, moves all its readers."""
     question, layer, head, step = problem(tiny(name)), 1, 2, 1e-5

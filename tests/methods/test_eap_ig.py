@@ -44,7 +44,7 @@ def published_runs(variant: str, steps: int, own: WriterStates, other: WriterSta
                 yield FixedOutputs(mlps={layer: share * own.mlps[layer] + (1 - share) * other.mlps[layer]})
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox"])
 @pytest.mark.parametrize("variant", ALONG_RUNS)
 def test_is_the_average_gradient_at_readers_times_the_clean_run_s_differences(variant: Any, name: str) -> None:
     question, steps = problem(tiny(name), cuts=()), 3

@@ -220,7 +220,7 @@ def test_corrupted_values_are_moved_to_the_positions_they_stand_for() -> None:
 
 
 # ------------------------------------------------------------------ edges
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox"])
 def test_the_best_edges_are_those_left_by_masking_node_by_node(name: str) -> None:
     question = problem(tiny(name))
     graph, found = question.model.graph, HISP().discover(question, ignore_progress)

@@ -162,7 +162,10 @@ def test_a_learned_mask_keeps_what_the_gate_needs(make: Any, seed: int) -> None:
 
 
 # ---------------------------------------------------------------- first order where it is exact, and sums
-@pytest.mark.parametrize(("name", "norm"), [("gpt2", "transformer.ln_f"), ("llama", "model.norm")])
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [("gpt2", "transformer.ln_f"), ("llama", "model.norm"), ("gpt_neox", "gpt_neox.final_layer_norm")],
+)
 def test_edges_into_the_logits_are_exact_in_a_deep_model_with_a_frozen_final_norm(name: str, norm: str) -> None:
     model = tiny(name)
     parent, _, child = norm.rpartition(".")
@@ -178,7 +181,7 @@ def test_edges_into_the_logits_are_exact_in_a_deep_model_with_a_frozen_final_nor
 
 @pytest.mark.parametrize("kv_readers", ["group", "head"])
 @pytest.mark.parametrize("writer", ["embed", "m0", "m1"])
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox"])
 def test_scores_of_a_writer_sum_to_its_node_attribution(name: str, writer: str, kv_readers: Any) -> None:
     """Heads are in `test_eap.py`."""
     question, step = problem(tiny(name, kv_readers=kv_readers)), 1e-5

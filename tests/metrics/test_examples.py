@@ -39,7 +39,7 @@ def test_groups_cut_the_examples() -> None:
         values().of("js")
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
 def test_circuits_run_together_are_those_run_alone(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the number of circuits in a run, and as the torchmetrics have it."""
     asked = problem(tiny(family))

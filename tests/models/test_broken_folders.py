@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaModel
 from edgeprune.cli import main
 from edgeprune.errors import EdgepruneError, NoTokenizerError
 from edgeprune.models.families.gpt2 import GPT2
+from edgeprune.models.families.gpt_neox import GPTNeoX
 from edgeprune.models.families.llama import Llama
 from edgeprune.models.loading import load_model, load_tokenizer
 from tests.datamodules.conftest import word_tokenizer
@@ -258,6 +259,21 @@ def test_buffers_of_earlier_releases_are_let_be(folder: Path) -> None:
     expected = load_model(folder).full(IDS)
     change(lambda weights: weights.update({f"transformer.h.1.{key}": value for key, value in old.items()}))(folder)
     assert torch.equal(load_model(folder).full(IDS), expected)
+
+
+def test_pythia_as_it_was_published(tmp_path: Path) -> None:
+    """Its files have the head under an earlier name, and buffers that are computed by now."""
+    hf = AutoModelForCausalLM.from_config(GPTNeoX.tiny()[0]).eval()
+    hf.save_pretrained(tmp_path)
+    old = {"bias": torch.ones(1, 1, 64, 64, dtype=torch.uint8), "masked_bias": torch.tensor(-1e9)}
+    old["rotary_emb.inv_freq"] = torch.ones(1)
+
+    def as_published(weights: dict[str, torch.Tensor]) -> None:
+        weights["embed_out.weight"] = weights.pop("lm_head.weight", weights.get("embed_out.weight"))
+        weights.update({f"gpt_neox.layers.1.attention.{key}": value for key, value in old.items()})
+
+    change(as_published)(tmp_path)
+    assert torch.equal(load_model(tmp_path).full(IDS), hf(IDS).logits)
 
 
 def test_the_head_of_another_task_is_left_out_and_said(folder: Path) -> None:

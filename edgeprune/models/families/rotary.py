@@ -6,6 +6,7 @@ eager attention) are taken from the file that its attention is written in.
 
 import copy
 import importlib
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
 
@@ -45,6 +46,11 @@ class RotaryBlock(Block):
         return self.module.self_attn
 
     @property
+    def output(self) -> Any:
+        """The linear layer behind the attention-weighted values."""
+        return self.attention.o_proj
+
+    @property
     def window(self) -> int | None:
         """How many tokens back the layer sees, itself included; None: all."""
         if hasattr(self.attention, "sliding_window"):
@@ -82,20 +88,24 @@ class RotaryBlock(Block):
         attention, config = self.attention, self.config
         return (
             by_head(attention.q_proj.weight, config.num_attention_heads),
-            by_head(attention.k_proj.weight, config.num_key_value_heads),
-            by_head(attention.v_proj.weight, config.num_key_value_heads),
+            by_head(attention.k_proj.weight, num_kv_heads(config)),
+            by_head(attention.v_proj.weight, num_kv_heads(config)),
         )
 
     def rotate(self, q: Tensor, k: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
         """Queries and keys `[B, n, S, C]` at their positions."""
         return self._own("apply_rotary_pos_emb")(q, k, *rotary)
 
+    def as_projected(self, q: Tensor, k: Tensor, v: Tensor) -> Projected:
+        """The same numbers with the strides that the model's own projections have, `[B, S, n, C]`."""
+        return dense(q), dense(k), dense(v)
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         attention, config, rotary = self.attention, self.config, context.rotary[self.layer]
-        q, k, v = (dense(part).transpose(1, 2) for part in (q, k, v))
+        q, k, v = (part.transpose(1, 2) for part in self.as_projected(q, k, v))
         if rotary is not None:
             q, k = self.rotate(q, k, rotary)
-        if k.shape[1] == config.num_key_value_heads:
+        if k.shape[1] == num_kv_heads(config):
             k, v = cached(k, config), cached(v, config)
         else:  # one for each query head, which the kernel must not repeat
             attention = copy.copy(attention)
@@ -108,14 +118,19 @@ class RotaryBlock(Block):
         return kernel(attention, q, k, v, context.masks[self.layer], **options)[0]
 
     def output_projection(self, values: Tensor) -> Tensor:
-        return self.attention.o_proj(values.flatten(2).contiguous())
+        return self.output(values.flatten(2).contiguous())
 
     def projection_weight(self) -> Tensor:
-        weight = self.attention.o_proj.weight
+        weight = self.output.weight
         return weight.view(weight.shape[0], self.config.num_attention_heads, -1).permute(1, 2, 0)
 
     def mlp(self, stream: Tensor) -> Tensor:
         return self.module.mlp(self.module.post_attention_layernorm(stream))
+
+
+def num_kv_heads(config: Any) -> int:
+    """Key/value heads of a model, which a config without grouped ones does not name."""
+    return getattr(config, "num_key_value_heads", config.num_attention_heads)
 
 
 class RotaryDecoder(AbstractFamily):
@@ -133,8 +148,8 @@ class RotaryDecoder(AbstractFamily):
 
     def __init__(self, hf: Any, kv_readers: KVReaders) -> None:
         super().__init__(hf, kv_readers)
-        self.body = hf.model
-        self.layers = [self.block(module, layer, hf.config) for layer, module in enumerate(self.body.layers)]
+        self.body = hf.base_model
+        self.layers = [self.block(module, layer, hf.config) for layer, module in enumerate(self.modules)]
         self.blocks = self.layers
         for block in self.layers:
             for name in self.projections:
@@ -156,15 +171,20 @@ class RotaryDecoder(AbstractFamily):
         }
 
     @property
+    def modules(self) -> Iterable[nn.Module]:
+        """The model's layers."""
+        return self.body.layers
+
+    @property
     def num_heads(self) -> int:
         return self.hf.config.num_attention_heads
 
     @property
     def num_kv_heads(self) -> int:
-        return self.hf.config.num_key_value_heads
+        return num_kv_heads(self.hf.config)
 
     def embed(self, input_ids: Tensor, position_ids: Tensor) -> list[Tensor]:
-        return [self.body.embed_tokens(input_ids)]
+        return [self.hf.get_input_embeddings()(input_ids)]
 
     def context(self, stream: Tensor, attention_mask: Tensor | None, position_ids: Tensor) -> Context:
         arguments = (self.hf.config, stream, attention_mask, None, position_ids)  # without a cache
