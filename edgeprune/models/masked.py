@@ -321,9 +321,10 @@ def keeping(found: list[Tensor]) -> Callable[[int, Tensor], Tensor]:
 
 
 def position_ids(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Positions from the first real token on: 0, 1, 2, ... whatever the padding on the left."""
+    """Positions from the first real token on: 0, 1, 2, ... whatever the padding, which gets those of the ends."""
     positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
     if attention_mask is None:
         return positions
-    left = attention_mask.to(torch.long).argmax(1, keepdim=True)
-    return (positions - left).clamp(min=0)
+    mask = attention_mask.to(torch.long)
+    first, behind = mask.argmax(1, keepdim=True), mask.flip(1).argmax(1, keepdim=True)
+    return positions.clamp(first, positions[:, -1:] - behind) - first
