@@ -82,9 +82,13 @@ class RotaryBlock(Block):
         """Queries and keys `[B, n, S, C]` at their positions."""
         return self._own("apply_rotary_pos_emb")(q, k, *rotary)
 
+    def as_projected(self, q: Tensor, k: Tensor, v: Tensor) -> Projected:
+        """The same numbers with the strides that the model's own projections have, `[B, S, n, C]`."""
+        return dense(q), dense(k), dense(v)
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         attention, config, rotary = self.attention, self.config, context.rotary[self.layer]
-        q, k, v = (dense(part).transpose(1, 2) for part in (q, k, v))
+        q, k, v = (part.transpose(1, 2) for part in self.as_projected(q, k, v))
         if rotary is not None:
             q, k = self.rotate(q, k, rotary)
         if k.shape[1] == config.num_key_value_heads:
