@@ -1,9 +1,12 @@
 """The masked model, written slowly: every reader's input is summed edge by edge. Used to check the fast one."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from edgeprune.models.block import Block
 from edgeprune.models.masked import COMPUTED, MaskedModel, position_ids
@@ -121,11 +124,27 @@ def softmax(scores: Tensor, *arguments: Any, dtype: torch.dtype | None = None, *
     return _softmax(scores, *arguments, dtype=None if scores.dtype == torch.float64 else dtype, **options)
 
 
+class KeepFloat64(TorchFunctionMode):
+    """Float64 stays so where a model asks for float32."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.to, Tensor.float) and args[0].dtype == torch.float64 and args[1:] in ((), (torch.float32,)):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def _in_float64(method: Callable[..., Any], *arguments: Any) -> Any:
+    with KeepFloat64():
+        return method(*arguments)
+
+
 def in_float64(hf: nn.Module) -> nn.Module:
     """The model in float64 all the way through its norms and its attention."""
     torch.nn.functional.softmax = softmax
     hf = hf.double()
     for parent in list(hf.modules()):
+        if hasattr(parent, "_attn"):  # attention of its own, not one of the library's kernels
+            parent._attn = partial(_in_float64, parent._attn)
         for name, child in parent.named_children():
             if type(child).__name__.endswith("RMSNorm"):
                 setattr(parent, name, Float64Norm(child))
