@@ -26,6 +26,7 @@ class AbstractFamily(ABC):
         model_types: Values of `config.model_type` that the adapter covers.
         attention_implementations: Those that the library's model has and the adapter follows.
         has_position_embedding: Positions are embedded and added to tokens, so the embedding can be split in two.
+        positions_bound_padding: A batch is at most as long as the position table, padding included.
         hf: The model.
         blocks: Its layers.
     """
@@ -33,6 +34,7 @@ class AbstractFamily(ABC):
     model_types: ClassVar[tuple[str, ...]] = ()
     attention_implementations: ClassVar[tuple[str, ...]] = ATTENTION_IMPLEMENTATIONS
     has_position_embedding: ClassVar[bool] = False
+    positions_bound_padding: ClassVar[bool] = False
     blocks: Sequence[Block]
 
     def __init__(self, hf: Any, kv_readers: KVReaders) -> None:

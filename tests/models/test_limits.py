@@ -71,6 +71,10 @@ def test_padding_may_be_long_and_hold_anything(family: Any, index: int, side: st
     padding = torch.full((2, 40), 1000)
     parts = [padding, ids] if side == "left" else [ids, padding]
     mask = torch.cat([torch.full_like(part, part is ids) for part in parts], 1)
+    if family.positions_bound_padding:
+        with pytest.raises(EdgepruneError, match=r"^prompts padded to 45 tokens: .* takes 32, padding included"):
+            model.full(torch.cat(parts, 1), mask)
+        return
     padded = model.full(torch.cat(parts, 1), mask)
     real = padded[:, 40:] if side == "left" else padded[:, :5]
     torch.testing.assert_close(real, model.full(ids), atol=1e-10, rtol=0)
