@@ -33,13 +33,15 @@ def all_heads(model: MaskedModel) -> list[str]:
 
 @pytest.fixture
 def eager_weights(monkeypatch: pytest.MonkeyPatch) -> Spy:
-    """Weights `[batch, head, query, key]` of every softmax of eager attention, which stays in float64."""
+    """Weights `[batch, head, query, key and a sink if any]` of every softmax of eager attention, in float64."""
     seen: Spy = []
 
     def softmax(scores: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
         del dtype  # eager attention would round to float32
-        seen.append(torch.softmax(scores, dim))
-        return seen[-1]
+        weights = torch.softmax(scores, dim)
+        if weights.ndim == 4:  # not those of a router
+            seen.append(weights)
+        return weights
 
     monkeypatch.setattr(functional, "softmax", softmax)
     monkeypatch.setattr(Tensor, "softmax", softmax)
