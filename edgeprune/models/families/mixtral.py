@@ -52,7 +52,7 @@ class Mixtral(ExpertsDecoder):
 
     @classmethod
     def tiny(cls) -> list[Any]:
-        shape = {**cls.shape(), "intermediate_size": 24, "rms_norm_eps": 1e-3}
+        shape: dict[str, Any] = {**cls.shape(), "intermediate_size": 24, "rms_norm_eps": 1e-3}
         return [
             MixtralConfig(**shape, num_key_value_heads=2, num_local_experts=5, num_experts_per_tok=2),
             MixtralConfig(
@@ -77,7 +77,7 @@ class Qwen2Moe(ExpertsDecoder):
     @classmethod
     def tiny(cls) -> list[Any]:
         sizes = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 24, "rms_norm_eps": 1e-3}
-        shape = {**cls.shape(), **sizes, "num_experts": 5, "num_experts_per_tok": 2}
+        shape: dict[str, Any] = {**cls.shape(), **sizes, "num_experts": 5, "num_experts_per_tok": 2}
         return [
             Qwen2MoeConfig(**shape, num_key_value_heads=2, mlp_only_layers=[1]),
             Qwen2MoeConfig(
@@ -102,7 +102,7 @@ class Qwen3Moe(ExpertsDecoder):
     @classmethod
     def tiny(cls) -> list[Any]:
         sizes = {"moe_intermediate_size": 16, "head_dim": 12, "rms_norm_eps": 1e-3}
-        shape = {**cls.shape(), **sizes, "num_experts": 5, "num_experts_per_tok": 2}
+        shape: dict[str, Any] = {**cls.shape(), **sizes, "num_experts": 5, "num_experts_per_tok": 2}
         return [
             Qwen3MoeConfig(**shape, num_key_value_heads=1, norm_topk_prob=True),
             Qwen3MoeConfig(
