@@ -8,6 +8,9 @@ to those of a key part:
 
 The attention A is never written out. The model's own attention (its mask, scale, rotary positions, windows and kernel)
 is run on values that mark the key parts: a value of 1 at the tokens of a part gives the sum of A over that part.
+
+A row of A sums to 1, except in models with attention sinks (gpt-oss): there a head leaves part of its attention to no
+token at all, so that parts which cover the prompt once have less than 1 between them.
 """
 
 from collections.abc import Callable, Sequence

@@ -43,8 +43,9 @@ class AttentionPatterns:
     Attributes:
         heads: Names such as `a3.h7`, H of them.
         prompts: The clean prompts.
-        circuit: Weights in the circuit's run, one `[H, query, key]` for each prompt, in the model's dtype, on the CPU;
-            rows sum to 1.
+        circuit: Weights in the circuit's run, one `[H, query, key]` for each prompt, in the model's dtype, on the CPU.
+            Rows sum to 1, of models with attention sinks (gpt-oss) to less: the rest goes to the head's sink, which is
+            no token and adds nothing to its values.
         full: Likewise in the full model's run.
     """
 

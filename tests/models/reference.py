@@ -1,6 +1,7 @@
 """The masked model, written slowly: every reader's input is summed edge by edge. Used to check the fast one."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -116,6 +117,44 @@ class Float64Norm(nn.Module):
         return gain * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
 
 
+class Float64Router(nn.Module):
+    """Mixtral's router without the cast to float32."""
+
+    def __init__(self, router: Any) -> None:
+        super().__init__()
+        self.weight, self.top_k = router.weight, router.top_k
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = x.reshape(-1, x.shape[-1]) @ self.weight.T
+        best, chosen = torch.topk(logits.exp(), self.top_k)
+        return logits, best / best.sum(-1, keepdim=True), chosen
+
+
+@contextlib.contextmanager
+def same_experts(chosen: list[Tensor]) -> Iterator[None]:
+    """Choices of experts in here are noted in `chosen`; if it holds some, those are made again.
+
+    Two dtypes may round a token to other experts, and then compute two functions that are not near each other.
+    """
+    topk, noted = torch.topk, iter(tuple(chosen))
+    first = not chosen
+
+    def choose(scores: Tensor, k: int, dim: int = -1) -> tuple[Tensor, Tensor]:
+        if not first:
+            indices = next(noted)
+            return scores.gather(dim, indices), indices
+        best, indices = topk(scores, k, dim=dim)
+        chosen.append(indices)
+        return best, indices
+
+    torch.topk = choose
+    try:
+        yield
+        assert next(noted, None) is None  # all of them were made again
+    finally:
+        torch.topk = topk
+
+
 _softmax = torch.nn.functional.softmax
 
 
@@ -139,7 +178,7 @@ def _in_float64(method: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def in_float64(hf: nn.Module) -> nn.Module:
-    """The model in float64 all the way through its norms and its attention."""
+    """The model in float64 all the way through its norms, its attention and its routers."""
     torch.nn.functional.softmax = softmax
     hf = hf.double()
     for parent in list(hf.modules()):
@@ -148,4 +187,6 @@ def in_float64(hf: nn.Module) -> nn.Module:
         for name, child in parent.named_children():
             if type(child).__name__.endswith("RMSNorm"):
                 setattr(parent, name, Float64Norm(child))
+            elif type(child).__name__ == "MixtralTopKRouter":
+                setattr(parent, name, Float64Router(child))
     return hf

@@ -17,7 +17,7 @@ from edgeprune.models.block import Block
 from edgeprune.models.families.llama import Llama
 from edgeprune.models.family import registry
 from edgeprune.models.masked import MaskedModel, position_ids
-from tests.models.reference import in_float64, output_bias, slow_logits, writer_outputs
+from tests.models.reference import in_float64, output_bias, same_experts, slow_logits, writer_outputs
 
 VOCAB = 29
 CASES = [
@@ -210,9 +210,11 @@ def test_gate_gradients_in_other_dtypes(family: Any, index: int, dtype: torch.dt
     """Those of the same model in float64, to the rounding of its weights: 8, 11 and 24 bits."""
     clean, corrupted = prompts()
     gradients: list[Tensor] = []
+    experts: list[Tensor] = []
     for model in (build(family, index), build(family, index, dtype)):
         gates = random_gates(model, fractional=True).float().requires_grad_()
-        logits = model(clean, gates, model.record(corrupted))
+        with same_experts(experts):
+            logits = model(clean, gates, model.record(corrupted))
         assert logits.dtype == model.dtype
         (gradient,) = torch.autograd.grad(logits.double().log_softmax(-1)[..., 0].sum(), gates)
         assert gradient.dtype == torch.float32

@@ -16,6 +16,7 @@ from edgeprune.compiled import transformer as compiled_transformer
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.attention_roles import SCORED, head_roles
 from edgeprune.models.families.gpt2 import GPT2
+from edgeprune.models.families.gpt_oss import GptOss
 from edgeprune.models.masked import MaskedModel
 from edgeprune.reading import attention_by_role, attention_patterns
 from edgeprune.reading.attention import circuit_heads
@@ -33,13 +34,15 @@ def all_heads(model: MaskedModel) -> list[str]:
 
 @pytest.fixture
 def eager_weights(monkeypatch: pytest.MonkeyPatch) -> Spy:
-    """Weights `[batch, head, query, key]` of every softmax of eager attention, which stays in float64."""
+    """Weights `[batch, head, query, key and a sink if any]` of every softmax of eager attention, in float64."""
     seen: Spy = []
 
     def softmax(scores: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
         del dtype  # eager attention would round to float32
-        seen.append(torch.softmax(scores, dim))
-        return seen[-1]
+        weights = torch.softmax(scores, dim)
+        if weights.ndim == 4:  # not those of a router
+            seen.append(weights)
+        return weights
 
     monkeypatch.setattr(functional, "softmax", softmax)
     monkeypatch.setattr(Tensor, "softmax", softmax)
@@ -93,6 +96,27 @@ def test_in_a_circuit_it_is_what_the_masked_model_s_run_uses(
             size = int(batch.attention_mask[row].sum())
             torch.testing.assert_close(found.circuit[example], expected[row, :, :size, :size], atol=1e-12, rtol=0)
             example += 1
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_rows_of_a_model_with_sinks_sum_to_what_its_sinks_leave(index: int, eager_weights: Spy) -> None:
+    model = build(GptOss, index)
+    judge = evaluator(model)
+    found = attention_patterns(judge, circuit_of(model), all_heads(model))
+    example = 0
+    for batch in judge.batches:
+        ablated = model.record(batch.corrupted, batch.corrupted_mask)
+        eager_weights.clear()
+        model(batch.clean, circuit_of(model).gates(torch.float64), ablated, batch.attention_mask)
+        sinks = torch.cat(eager_weights, 1)[..., -1]  # [batch, head, query]
+        for row in range(len(batch)):
+            size = int(batch.attention_mask[row].sum())
+            rest = 1 - sinks[row, :, :size]
+            assert rest.max() < 0.9999
+            assert rest.mean() < 0.9
+            torch.testing.assert_close(found.circuit[example].sum(-1), rest, atol=1e-12, rtol=0)
+            example += 1
+    assert example == len(found.prompts)
 
 
 def test_the_compiled_transformer_is_among_the_families() -> None:
