@@ -1,7 +1,10 @@
 """The masked model, written slowly: every reader's input is summed edge by edge. Used to check the fast one."""
 
+import functools
+import sys
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -99,17 +102,22 @@ def slow_logits(
     return family.finish(read(reader))
 
 
+CASTING = ("RMSNorm", "CohereLayerNorm", "Cohere2LayerNorm", "OlmoLayerNorm")  # norms that compute in float32
+
+
 class Float64Norm(nn.Module):
-    """RMSNorm without the cast to float32 that the library's has: needed to compare in float64."""
+    """RMSNorm or LayerNorm without the cast to float32 that the library's has: needed to compare in float64."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
-        self.weight = norm.weight
-        self.eps = self.variance_epsilon = getattr(norm, "variance_epsilon", None) or norm.eps
-        self.unit_offset = type(norm).__name__.startswith("Gemma")
+        self.weight = getattr(norm, "weight", None)
+        self.eps = self.variance_epsilon = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", 1e-5)
+        self.unit_offset = "Gemma" in type(norm).__name__
+        self.centred = type(norm).__name__.endswith("LayerNorm")
 
     def forward(self, x: Tensor) -> Tensor:
-        gain = 1 + self.weight if self.unit_offset else self.weight
+        x = x - x.mean(-1, keepdim=True) if self.centred else x
+        gain: Any = 1 if self.weight is None else self.weight + self.unit_offset
         return gain * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
 
 
@@ -121,12 +129,29 @@ def softmax(scores: Tensor, *arguments: Any, dtype: torch.dtype | None = None, *
     return _softmax(scores, *arguments, dtype=None if scores.dtype == torch.float64 else dtype, **options)
 
 
+def without_cast(rotate: Any) -> Any:
+    """The library's function for rotary positions, but queries in float64 stay so."""
+
+    @functools.wraps(rotate)
+    def rotated(q: Tensor, *arguments: Any, **options: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            if q.dtype == torch.float64:
+                patch.setattr(Tensor, "float", Tensor.double)
+            return rotate(q, *arguments, **options)
+
+    return rotated
+
+
 def in_float64(hf: nn.Module) -> nn.Module:
-    """The model in float64 all the way through its norms and its attention."""
+    """The model in float64 all the way through its norms, its rotary positions and its attention."""
     torch.nn.functional.softmax = softmax
+    file: Any = sys.modules[type(hf).__module__]
+    rotate = getattr(file, "apply_rotary_pos_emb", None)
+    if rotate is not None and "float" in rotate.__code__.co_names:
+        file.apply_rotary_pos_emb = without_cast(rotate)
     hf = hf.double()
     for parent in list(hf.modules()):
         for name, child in parent.named_children():
-            if type(child).__name__.endswith("RMSNorm"):
+            if type(child).__name__.endswith(CASTING):
                 setattr(parent, name, Float64Norm(child))
     return hf

@@ -6,6 +6,7 @@ eager attention) are taken from the file that its attention is written in.
 
 import copy
 import importlib
+from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -46,7 +47,10 @@ class RotaryBlock(Block):
     @property
     def window(self) -> int | None:
         """How many tokens back the layer sees, itself included; None: all."""
-        return getattr(self.attention, "sliding_window", getattr(self.config, "sliding_window", None))
+        if hasattr(self.attention, "sliding_window"):
+            return self.attention.sliding_window
+        slides = hasattr(self._file, "create_sliding_window_causal_mask")  # other models ignore what the config says
+        return getattr(self.config, "sliding_window", None) if slides else None
 
     def kernel_options(self) -> dict[str, Any]:
         """What the model hands to the kernel beyond tensors, mask and scaling."""
@@ -54,7 +58,11 @@ class RotaryBlock(Block):
 
     def _own(self, function: str) -> Any:
         """A function of the file that the model's attention is written in."""
-        return getattr(importlib.import_module(type(self.attention).__module__), function)
+        return getattr(self._file, function)
+
+    @property
+    def _file(self) -> ModuleType:
+        return importlib.import_module(type(self.attention).__module__)
 
     # ---------------------------------------------------------------- steps
     @property
@@ -62,7 +70,9 @@ class RotaryBlock(Block):
         return self.module.input_layernorm
 
     def spec_of(self, norm: Any) -> NormSpec:
-        """RMSNorm."""
+        """LayerNorm or RMSNorm."""
+        if isinstance(norm, nn.LayerNorm):
+            return NormSpec(norm.eps, True, norm.weight, norm.bias)
         return NormSpec(norm.variance_epsilon, weight=norm.weight)
 
     def project(self, normed: Tensor) -> Projected:
@@ -107,7 +117,8 @@ class RotaryBlock(Block):
         return weight.view(weight.shape[0], self.config.num_attention_heads, -1).permute(1, 2, 0)
 
     def mlp(self, stream: Tensor) -> Tensor:
-        return self.module.mlp(self.module.post_attention_layernorm(stream))
+        norm = self.module.input_layernorm if self.parallel else self.module.post_attention_layernorm
+        return self.module.mlp(norm(stream))
 
 
 class RotaryDecoder(AbstractFamily):
@@ -144,6 +155,13 @@ class RotaryDecoder(AbstractFamily):
             "bos_token_id": 1,
             "eos_token_id": 2,
         }
+
+    @classmethod
+    def num_positions(cls, config: Any) -> int | None:
+        """Those of a `dynamic` table: beyond its length, what it holds depends on the prompts that came before."""
+        rope = getattr(config, "rope_parameters", None) or {}
+        kinds = [part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)]
+        return config.max_position_embeddings if "dynamic" in kinds else None
 
     @property
     def num_heads(self) -> int:
