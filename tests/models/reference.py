@@ -1,8 +1,9 @@
 """The masked model, written slowly: every reader's input is summed edge by edge. Used to check the fast one."""
 
 import contextlib
+import functools
+import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -103,17 +104,22 @@ def slow_logits(
     return family.finish(read(reader))
 
 
+CASTING = ("RMSNorm", "CohereLayerNorm", "Cohere2LayerNorm", "OlmoLayerNorm")  # norms that compute in float32
+
+
 class Float64Norm(nn.Module):
-    """RMSNorm without the cast to float32 that the library's has: needed to compare in float64."""
+    """RMSNorm or LayerNorm without the cast to float32 that the library's has: needed to compare in float64."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
-        self.weight = norm.weight
-        self.eps = self.variance_epsilon = getattr(norm, "variance_epsilon", None) or norm.eps
-        self.unit_offset = type(norm).__name__.startswith("Gemma")
+        self.weight = getattr(norm, "weight", None)
+        self.eps = self.variance_epsilon = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", 1e-5)
+        self.unit_offset = "Gemma" in type(norm).__name__
+        self.centred = type(norm).__name__.endswith("LayerNorm")
 
     def forward(self, x: Tensor) -> Tensor:
-        gain = 1 + self.weight if self.unit_offset else self.weight
+        x = x - x.mean(-1, keepdim=True) if self.centred else x
+        gain: Any = 1 if self.weight is None else self.weight + self.unit_offset
         return gain * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
 
 
@@ -172,20 +178,30 @@ class KeepFloat64(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _in_float64(method: Callable[..., Any], *arguments: Any) -> Any:
-    with KeepFloat64():
-        return method(*arguments)
+def keeping_float64(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of the library, in which float64 stays so."""
+
+    @functools.wraps(function)
+    def kept(*arguments: Any, **options: Any) -> Any:
+        with KeepFloat64():
+            return function(*arguments, **options)
+
+    return kept
 
 
 def in_float64(hf: nn.Module) -> nn.Module:
-    """The model in float64 all the way through its norms, its attention and its routers."""
+    """The model in float64 all the way through its norms, rotary positions, attention and routers."""
     torch.nn.functional.softmax = softmax
+    file: Any = sys.modules[type(hf).__module__]
+    rotate = getattr(file, "apply_rotary_pos_emb", None)
+    if rotate is not None and not hasattr(rotate, "__wrapped__"):
+        file.apply_rotary_pos_emb = keeping_float64(rotate)
     hf = hf.double()
     for parent in list(hf.modules()):
         if hasattr(parent, "_attn"):  # attention of its own, not one of the library's kernels
-            parent._attn = partial(_in_float64, parent._attn)
+            parent._attn = keeping_float64(parent._attn)
         for name, child in parent.named_children():
-            if type(child).__name__.endswith("RMSNorm"):
+            if type(child).__name__.endswith(CASTING):
                 setattr(parent, name, Float64Norm(child))
             elif type(child).__name__ == "MixtralTopKRouter":
                 setattr(parent, name, Float64Router(child))

@@ -1,9 +1,9 @@
-"""Gemma 2 and Gemma 3 (text): norms before and after, gains of 1 + w, scaled embedding, windows in some layers."""
+"""Gemma: gains of 1 + w, scaled embedding; since the second, norms before and after, and windows in some layers."""
 
 from typing import Any, final
 
 from torch import Tensor, nn
-from transformers import Gemma2Config, Gemma3TextConfig
+from transformers import Gemma2Config, Gemma3TextConfig, GemmaConfig, VaultGemmaConfig
 
 from edgeprune.graph import KVReaders
 from edgeprune.models.block import NormSpec, Projected
@@ -11,30 +11,46 @@ from edgeprune.models.families.rotary import RotaryBlock, RotaryDecoder
 from edgeprune.models.family import require
 
 
-class GemmaBlock(RotaryBlock):
-    """A `Gemma2DecoderLayer` or `Gemma3DecoderLayer`."""
-
-    @property
-    def post_norm(self) -> nn.Module | None:
-        return self.module.post_attention_layernorm
+class Gemma1Block(RotaryBlock):
+    """A `GemmaDecoderLayer`."""
 
     def spec_of(self, norm: Any) -> NormSpec:
         """RMSNorm with the gain 1 + w."""
         return NormSpec(norm.eps, weight=norm.weight, unit_offset=True)
 
-    def mlp(self, stream: Tensor) -> Tensor:
-        module = self.module
-        return module.post_feedforward_layernorm(module.mlp(module.pre_feedforward_layernorm(stream)))
 
-
-class Gemma2Block(GemmaBlock):
+class CappedBlock(Gemma1Block):
     """Attention scores are capped."""
 
     def kernel_options(self) -> dict[str, Any]:
         return {"sliding_window": self.window, "softcap": self.attention.attn_logit_softcapping}
 
 
-class Gemma3Block(GemmaBlock):
+@final
+class VaultGemmaBlock(CappedBlock):
+    """A `VaultGemmaDecoderLayer`."""
+
+    def mlp(self, stream: Tensor) -> Tensor:
+        return self.module.mlp(self.module.pre_feedforward_layernorm(stream))
+
+
+class PostNormBlock(Gemma1Block):
+    """A `Gemma2DecoderLayer` or `Gemma3DecoderLayer`."""
+
+    @property
+    def post_norm(self) -> nn.Module | None:
+        return self.module.post_attention_layernorm
+
+    def mlp(self, stream: Tensor) -> Tensor:
+        module = self.module
+        return module.post_feedforward_layernorm(module.mlp(module.pre_feedforward_layernorm(stream)))
+
+
+class Gemma2Block(PostNormBlock, CappedBlock):
+    """A `Gemma2DecoderLayer`."""
+
+
+class Gemma3Block(PostNormBlock):
     """Queries and keys of each head are normed."""
 
     qk_norm = "head"
@@ -44,20 +60,70 @@ class Gemma3Block(GemmaBlock):
 
 
 class GemmaDecoder(RotaryDecoder):
-    """What both have in common."""
+    """What all have in common."""
 
-    def __init__(self, hf: Any, kv_readers: KVReaders) -> None:
-        super().__init__(hf, kv_readers)
-        require(not hf.config.attention_bias, "attention_bias: a bias under the norm behind the attention")
-        require(not hf.config.use_bidirectional_attention, "use_bidirectional_attention")
+    @classmethod
+    def shape(cls) -> dict[str, Any]:
+        return {**super().shape(), "head_dim": 12, "rms_norm_eps": 1e-3}
+
+
+class CappedDecoder(GemmaDecoder):
+    """Logits are capped."""
 
     def finish(self, stream: Tensor) -> Tensor:
         logits, cap = super().finish(stream), self.hf.config.final_logit_softcapping
         return logits if cap is None else (logits / cap).tanh() * cap
 
 
+class PostNormDecoder(CappedDecoder):
+    """What Gemma 2 and Gemma 3 have in common."""
+
+    def __init__(self, hf: Any, kv_readers: KVReaders) -> None:
+        super().__init__(hf, kv_readers)
+        require(not hf.config.attention_bias, "attention_bias: a bias under the norm behind the attention")
+        require(not hf.config.use_bidirectional_attention, "use_bidirectional_attention")
+
+
 @final
-class Gemma2(GemmaDecoder):
+class Gemma1(GemmaDecoder):
+    """References into a `GemmaForCausalLM`."""
+
+    model_types = ("gemma",)
+    block = Gemma1Block
+
+    def __init__(self, hf: Any, kv_readers: KVReaders) -> None:
+        super().__init__(hf, kv_readers)
+        require(not hf.config.use_bidirectional_attention, "use_bidirectional_attention")
+
+    @classmethod
+    def tiny(cls) -> list[Any]:
+        shape = cls.shape()
+        return [
+            GemmaConfig(**shape, num_key_value_heads=1),
+            GemmaConfig(**shape, num_key_value_heads=4, attention_bias=True, tie_word_embeddings=False),
+        ]
+
+
+@final
+class VaultGemma(CappedDecoder):
+    """References into a `VaultGemmaForCausalLM`."""
+
+    model_types = ("vaultgemma",)
+    attention_implementations = ("eager", "flash_attention_2", "flash_attention_3")  # the others cannot cap scores
+    block = VaultGemmaBlock
+
+    @classmethod
+    def tiny(cls) -> list[Any]:
+        shape: dict[str, Any] = {**cls.shape(), "query_pre_attn_scalar": 9, "sliding_window": 3}
+        caps: dict[str, Any] = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
+        return [
+            VaultGemmaConfig(**shape, num_key_value_heads=2, **caps),
+            VaultGemmaConfig(**shape, num_key_value_heads=4, attn_logit_softcapping=None, attention_bias=True),
+        ]
+
+
+@final
+class Gemma2(PostNormDecoder):
     """References into a `Gemma2ForCausalLM`."""
 
     model_types = ("gemma2",)
@@ -66,8 +132,8 @@ class Gemma2(GemmaDecoder):
 
     @classmethod
     def tiny(cls) -> list[Any]:
-        shape = {**cls.shape(), "head_dim": 12, "query_pre_attn_scalar": 9, "sliding_window": 3, "rms_norm_eps": 1e-3}
-        caps = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
+        shape: dict[str, Any] = {**cls.shape(), "query_pre_attn_scalar": 9, "sliding_window": 3}
+        caps: dict[str, Any] = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
         return [
             Gemma2Config(**shape, num_key_value_heads=2, **caps),
             Gemma2Config(**shape, num_key_value_heads=4, attn_logit_softcapping=None, final_logit_softcapping=None),
@@ -75,7 +141,7 @@ class Gemma2(GemmaDecoder):
 
 
 @final
-class Gemma3(GemmaDecoder):
+class Gemma3(PostNormDecoder):
     """References into a `Gemma3ForCausalLM`."""
 
     model_types = ("gemma3_text",)
@@ -84,7 +150,7 @@ class Gemma3(GemmaDecoder):
 
     @classmethod
     def tiny(cls) -> list[Any]:
-        shape = {**cls.shape(), "head_dim": 12, "query_pre_attn_scalar": 9, "sliding_window": 3, "rms_norm_eps": 1e-3}
+        shape: dict[str, Any] = {**cls.shape(), "query_pre_attn_scalar": 9, "sliding_window": 3}
         kinds = ["sliding_attention", "sliding_attention", "full_attention"]
         return [
             Gemma3TextConfig(**shape, num_key_value_heads=1, layer_types=kinds),

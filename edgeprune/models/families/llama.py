@@ -16,8 +16,9 @@ class Llama(RotaryDecoder):
     @classmethod
     def tiny(cls) -> list[Any]:
         shape = cls.shape()
+        unheeded: dict[str, Any] = {"sliding_window": 3}
         return [
-            LlamaConfig(**shape, num_key_value_heads=4),
+            LlamaConfig(**shape, **unheeded, num_key_value_heads=4),
             LlamaConfig(**shape, num_key_value_heads=2, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
             MistralConfig(**shape, num_key_value_heads=2, head_dim=12, sliding_window=4),
             Qwen2Config(**shape, num_key_value_heads=1),

@@ -76,7 +76,9 @@ class RotaryBlock(Block):
         return self.module.input_layernorm
 
     def spec_of(self, norm: Any) -> NormSpec:
-        """RMSNorm."""
+        """LayerNorm or RMSNorm."""
+        if isinstance(norm, nn.LayerNorm):
+            return NormSpec(norm.eps, True, norm.weight, norm.bias)
         return NormSpec(norm.variance_epsilon, weight=norm.weight)
 
     def project(self, normed: Tensor) -> Projected:
@@ -125,7 +127,8 @@ class RotaryBlock(Block):
         return weight.view(weight.shape[0], self.config.num_attention_heads, -1).permute(1, 2, 0)
 
     def mlp(self, stream: Tensor) -> Tensor:
-        return self.module.mlp(self.module.post_attention_layernorm(stream))
+        norm = self.module.input_layernorm if self.parallel else self.module.post_attention_layernorm
+        return self.module.mlp(norm(stream))
 
 
 def num_kv_heads(config: Any) -> int:
@@ -169,6 +172,13 @@ class RotaryDecoder(AbstractFamily):
             "bos_token_id": 1,
             "eos_token_id": 2,
         }
+
+    @classmethod
+    def num_positions(cls, config: Any) -> int | None:
+        """Those of a `dynamic` table: beyond its length, what it holds depends on the prompts that came before."""
+        rope = getattr(config, "rope_parameters", None) or {}
+        kinds = [part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)]
+        return config.max_position_embeddings if "dynamic" in kinds else None
 
     @property
     def modules(self) -> Iterable[nn.Module]:

@@ -1,0 +1,45 @@
+"""Apertus: Llama with norms of queries and keys, head by head, and an MLP without a gate (xIELU)."""
+
+from typing import Any, final
+
+from torch import Tensor, nn
+from transformers import ApertusConfig
+
+from edgeprune.models.block import Projected
+from edgeprune.models.families.rotary import RotaryBlock, RotaryDecoder
+
+
+@final
+class ApertusBlock(RotaryBlock):
+    """An `ApertusDecoderLayer`."""
+
+    qk_norm = "head"
+
+    @property
+    def input_norm(self) -> nn.Module | None:
+        return self.module.attention_layernorm
+
+    def heads(self, q: Tensor, k: Tensor, v: Tensor) -> Projected:
+        return self.attention.q_norm(q), self.attention.k_norm(k), v
+
+    def mlp(self, stream: Tensor) -> Tensor:
+        return self.module.mlp(self.module.feedforward_layernorm(stream))
+
+
+@final
+class Apertus(RotaryDecoder):
+    """References into an `ApertusForCausalLM`."""
+
+    model_types = ("apertus",)
+    block = ApertusBlock
+
+    @classmethod
+    def tiny(cls) -> list[Any]:
+        rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 500.0}
+        shape: dict[str, Any] = {**cls.shape(), "rms_norm_eps": 1e-3, "rope_parameters": rope}
+        return [
+            ApertusConfig(**shape, num_key_value_heads=2),
+            ApertusConfig(
+                **shape, num_key_value_heads=4, hidden_act="silu", attention_bias=True, tie_word_embeddings=True
+            ),
+        ]
