@@ -36,6 +36,7 @@ _OFF: dict[str, tuple[Any, ...]] = {
         (False,),
     ),
 }
+_CONFIG_OF_2 = "transformer_lens.HookedTransformerConfig"  # module in version 2
 
 
 class HookedConfig(PreTrainedConfig):
@@ -142,6 +143,8 @@ class HookedBlock(Block):
         attention, heads = self.module.attn, q.shape[2]
         k, v = (part.repeat_interleave(heads // part.shape[2], dim=2) for part in (k, v))
         q, k, v = (dense(part).transpose(1, 2) for part in (q, k, v))
+        if type(self.module.cfg).__module__ == _CONFIG_OF_2:  # it has scores of half precision in float32
+            q, k = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (q, k))
         scores = torch.where(context, q @ k.transpose(2, 3) / attention.attn_scale, attention.IGNORE)
         pattern = scores.softmax(-1)
         pattern = pattern.masked_fill(pattern.isnan(), 0)  # rows of padding, which see nothing
