@@ -14,6 +14,7 @@ from edgeprune.models.family import ATTENTION_IMPLEMENTATIONS, find_family
 from edgeprune.models.limits import Limits
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.pretrained import read_model, read_tokenizer
+from edgeprune.models.transformer_lens import check_same_logits, from_transformer_lens, is_of_transformer_lens
 from edgeprune.models.weights import check_finite
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ def load_model(
 
     Args:
         name: A hub id (`"gpt2"`), a local folder, `"smollm2"` or `"gemma3-270m"` (after `edgeprune get` with that
-            name), `"compiled:reverse"`, a folder of format `tracr-circuit-data/1`, or a `PreTrainedModel` that is
-            loaded already.
+            name), `"compiled:reverse"`, a folder of format `tracr-circuit-data/1`; or a model that is loaded already, a
+            `PreTrainedModel` or TransformerLens' `HookedTransformer` or `TransformerBridge`.
         split_embedding: Token and position embedding are two writers. None: True for compiled models, else False.
         kv_readers: With grouped-query attention, one k and one v reader per key/value head (`"group"`) or per query
             head (`"head"`).
@@ -52,7 +53,7 @@ def load_model(
 
     Raises:
         UnsupportedFamilyError: No adapter for the architecture, or a flag that the adapter does not know; adapters or
-            quantised weights in the model.
+            quantised weights in the model; hooks on one of TransformerLens that change what it computes.
         EdgepruneError: The name leads nowhere, or there is no such dtype or device; a file is damaged; a weight is
             missing, of another shape, NaN or infinite. Code that comes with a model is not run.
     """
@@ -62,10 +63,9 @@ def load_model(
         known = ", ".join(ATTENTION_IMPLEMENTATIONS)
         raise EdgepruneError(f"attn_implementation must be one of {known}, got {attn_implementation!r}")
     _check_device(device)
-    if not isinstance(name, (str, os.PathLike)):
-        if not hasattr(getattr(name, "config", None), "model_type"):
-            raise EdgepruneError(f"a model is given by its name or as a PreTrainedModel, got {type(name).__name__}")
-        name, hf = f"the {type(name).__name__} given", name
+    given = None if isinstance(name, (str, os.PathLike)) else name
+    if given is not None:
+        name, hf = f"the {type(given).__name__} given", _given(given)
     elif (hf := _compiled(str(name))) is not None:
         hf = hf if dtype == "auto" else hf.to(getattr(torch, dtype))
         split_embedding = True if split_embedding is None else split_embedding
@@ -77,9 +77,22 @@ def load_model(
             "attn_implementation": attn_implementation,
         }
         hf = read_model(str(name), _resolve(str(name)), options)
-    model = MaskedModel(hf, split_embedding=bool(split_embedding), kv_readers=kv_readers).to(device)
+    model = MaskedModel(hf, split_embedding=bool(split_embedding), kv_readers=kv_readers)
+    if is_of_transformer_lens(given):
+        check_same_logits(model, given)
+    model = model.to(device)
     check_finite(model.hf, str(name))
     return model
+
+
+def _given(model: Any) -> Any:
+    """What `MaskedModel` takes in place of a model that is loaded already: mostly that model."""
+    hf = from_transformer_lens(model) or model
+    if not hasattr(getattr(hf, "config", None), "model_type"):
+        raise EdgepruneError(
+            f"a model is given by its name or as a PreTrainedModel or HookedTransformer, got {type(model).__name__}"
+        )
+    return hf
 
 
 def _check_device(device: str) -> None:
@@ -91,13 +104,17 @@ def _check_device(device: str) -> None:
         raise EdgepruneError(f"cannot use device {device!r} ({reason}); 'cpu' is always there") from None
 
 
-def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokenizerBase | None":
+def load_tokenizer(name: Any, revision: str | None = None) -> "PreTrainedTokenizerBase | None":
     """The tokenizer that belongs to a model name, or None for compiled models, whose tasks give tokens.
+
+    A model of TransformerLens has its own, or None.
 
     Raises:
         NoTokenizerError: The model comes without one.
         EdgepruneError: There is no such folder or name, or a file is damaged.
     """
+    if is_of_transformer_lens(name):
+        return name.tokenizer
     if name.startswith(COMPILED) or _is_ground_truth(name):
         return None
     return read_tokenizer(name, _resolve(name), revision)

@@ -310,7 +310,9 @@ def test_a_file_is_no_folder(load: Callable[[str], Any], folder: Path) -> None:
 
 @pytest.mark.parametrize("given", [None, 3, torch.nn.Linear(2, 2)], ids=["None", "3", "Linear"])
 def test_what_is_no_model(given: Any) -> None:
-    with pytest.raises(EdgepruneError, match=r"^a model is given by its name or as a PreTrainedModel, got \w+$"):
+    with pytest.raises(
+        EdgepruneError, match=r"^a model is given by its name or as a PreTrainedModel or HookedTransformer, got \w+$"
+    ):
         load_model(given)
 
 
