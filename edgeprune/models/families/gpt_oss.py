@@ -40,7 +40,13 @@ class GptOss(ExpertsDecoder):
         sizes = {"intermediate_size": 16, "num_local_experts": 5, "num_experts_per_tok": 2, "rms_norm_eps": 1e-3}
         shape: dict[str, Any] = {**cls.shape(), **sizes, "head_dim": 12, "sliding_window": 3}
         default = {"rope_type": "default", "rope_theta": 10000.0}
-        yarn: dict[str, Any] = {"rope_type": "yarn", "rope_theta": 150.0, "factor": 4.0, "beta_fast": 4.0, "truncate": False}
+        yarn: dict[str, Any] = {
+            "rope_type": "yarn",
+            "rope_theta": 150.0,
+            "factor": 4.0,
+            "beta_fast": 4.0,
+            "truncate": False,
+        }
         yarn["original_max_position_embeddings"] = 16
         kinds = ["full_attention", "full_attention", "sliding_attention"]
         return [
