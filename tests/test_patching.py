@@ -19,10 +19,10 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.methods.problem import Metric, Problem
 from edgeprune.models.masked import MaskedModel
 from edgeprune.patching import PatchingResult
-from tests.models.test_conformance import CASES, KV, VOCAB, build, prompts
+from tests.models.test_conformance import KV, VOCAB, WIRED, build, prompts
 
 CLOSE: dict[str, float] = {"atol": 1e-9, "rtol": 1e-9}
-FAMILIES = {param.id: param.values for param in CASES}
+FAMILIES = {param.id: param.values for param in WIRED}
 GPT2 = next(values for name, values in FAMILIES.items() if name.startswith("GPT2"))
 
 
@@ -67,7 +67,7 @@ def close_all(found: Tensor, expected: Sequence[Tensor]) -> None:
 
 # ---------------------------------------------------------------- identities
 @pytest.mark.parametrize("direction", ["noising", "denoising"])
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index"), WIRED)
 def test_the_whole_stream_of_a_layer_is_the_other_run(family: Any, index: int, direction: Any) -> None:
     problem = random_problem(build(family, index))
     result = ep.patching.activation(problem, "residual", ("layer",), direction=direction)
@@ -80,7 +80,7 @@ def test_the_whole_stream_of_a_layer_is_the_other_run(family: Any, index: int, d
 
 
 @pytest.mark.parametrize("what", ["residual", "attention_out", "mlp_out", "z", "q", "k", "v"])
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index"), WIRED)
 def test_a_run_s_own_values_change_nothing(family: Any, index: int, what: Any) -> None:
     model = build(family, index)
     if what == "mlp_out" and not model.graph.arch.has_mlp:
@@ -91,7 +91,7 @@ def test_a_run_s_own_values_change_nothing(family: Any, index: int, what: Any) -
     torch.testing.assert_close(result.corrupted, result.clean, **CLOSE)
 
 
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index"), WIRED)
 def test_patching_a_writer_is_closing_all_its_edges(family: Any, index: int) -> None:
     problem = random_problem(build(family, index))
     graph, arch = problem.model.graph, problem.model.graph.arch
@@ -110,7 +110,7 @@ def test_patching_a_writer_is_closing_all_its_edges(family: Any, index: int) -> 
 
 @pytest.mark.parametrize("kv_readers", KV)
 @pytest.mark.parametrize("what", ["q", "k", "v"])
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index"), WIRED)
 def test_patching_a_read_is_closing_all_edges_into_it(family: Any, index: int, what: Any, kv_readers: str) -> None:
     problem = random_problem(build(family, index, kv_readers=kv_readers))
     if what != "v" and problem.model.blocks[0].qk_norm == "layer":
@@ -125,7 +125,7 @@ def test_patching_a_read_is_closing_all_edges_into_it(family: Any, index: int, w
     close_all(result.values, expected)
 
 
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index"), WIRED)
 def test_the_first_stream_at_a_position_is_the_other_token_there(family: Any, index: int) -> None:
     problem = random_problem(build(family, index), metric="kl")
     model, (batch,) = problem.model, problem.batches
@@ -271,7 +271,7 @@ def test_normed_queries_and_keys_are_put_behind_their_norms(name: str, what: Any
 
 @pytest.mark.parametrize("by", ["position", "role"])
 @pytest.mark.parametrize(("what", "dims"), [("residual", ("layer",)), ("z", ("layer", "head")), ("k", ())])
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index"), WIRED)
 def test_neither_padding_nor_the_cut_into_batches_matters(
     family: Any, index: int, what: Any, dims: tuple[str, ...], by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -324,7 +324,7 @@ def some_edges(model: MaskedModel, count: int) -> list[str]:
 
 
 @pytest.mark.parametrize("kv_readers", KV)
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index"), WIRED)
 def test_with_all_between_frozen_a_path_is_one_edge(family: Any, index: int, kv_readers: str) -> None:
     problem = random_problem(build(family, index, kv_readers=kv_readers))
     graph = problem.model.graph
@@ -338,7 +338,7 @@ def test_with_all_between_frozen_a_path_is_one_edge(family: Any, index: int, kv_
         torch.testing.assert_close(result.values[0], expected, **CLOSE)
 
 
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index"), WIRED)
 def test_a_head_as_receiver_is_its_three_edges(family: Any, index: int) -> None:
     problem = random_problem(build(family, index))
     graph, arch = problem.model.graph, problem.model.graph.arch
@@ -355,7 +355,7 @@ def test_a_head_as_receiver_is_its_three_edges(family: Any, index: int) -> None:
 
 
 @pytest.mark.parametrize("mlps", ["recompute", "freeze"])
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index"), WIRED)
 def test_paths_to_the_logits_by_gates(family: Any, index: int, mlps: Any) -> None:
     """In the corrupted run with clean values on closed edges: open what leads to the sender, and its direct paths."""
     problem = random_problem(build(family, index))

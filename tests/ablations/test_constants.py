@@ -20,7 +20,7 @@ from edgeprune.models.masked import MaskedModel
 from edgeprune.models.states import WriterStates
 from tests.ablations.cases import PAIRS, against_the_right_edge, batch_of, fields, padded
 from tests.methods.small_problems import compiled_problem, linear_model, random_pairs, tiny
-from tests.models.test_conformance import CASES, build
+from tests.models.test_conformance import WIRED, build
 
 QUICK = LearningOptions(learning_rate=0.05, max_steps=40, checked=len(PAIRS))
 
@@ -48,7 +48,7 @@ def losses_of(model: MaskedModel, states: WriterStates, batch: PairBatch, measur
 # ---------------------------------------------------------------- the model with one writer replaced
 @pytest.mark.parametrize(
     ("family", "index", "split"),
-    [(*case.values, False) for case in CASES] + [(family, 0, True) for family in (GPT2, Compiled)],
+    [(*case.values, False) for case in WIRED] + [(family, 0, True) for family in (GPT2, Compiled)],
 )
 def test_replacing_a_writer_is_closing_its_edges(family: Any, index: int, split: bool) -> None:
     model = build(family, index, split_embedding=split)

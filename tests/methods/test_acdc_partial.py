@@ -15,7 +15,7 @@ from edgeprune.methods.problem import Problem
 from edgeprune.models.partial import CleanRun, Tail
 from edgeprune.models.partial_plan import make_plan
 from tests.methods.test_acdc import edges_of, random_batches, random_problem, silent, small
-from tests.models.test_conformance import CASES
+from tests.models.test_conformance import WIRED
 
 ABLATIONS = ("interchange", "zero")
 
@@ -30,7 +30,7 @@ def circuit_from(problem: Problem, reader: int, share: float, seed: int) -> Tens
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("ablation", ABLATIONS)
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index"), WIRED)
 def test_logits_are_those_of_the_masked_model(family: Any, index: int, ablation: Any, share: float) -> None:
     problem = random_problem(family.model_types[0], index, ablation)
     graph = problem.model.graph

@@ -29,7 +29,7 @@ from tests.methods.small_problems import (
     tiny,
 )
 from tests.models.reference import slow_logits
-from tests.models.test_conformance import CASES, build
+from tests.models.test_conformance import WIRED, build
 
 SECOND_ORDER: list[Any] = ["kl", "squared_error"]
 
@@ -50,7 +50,7 @@ def slow_loss(question: Problem, gates: Tensor) -> Tensor:
     return total / question.num_examples
 
 
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index"), WIRED)
 def test_is_minus_the_slope_of_the_loss_in_each_gate(family: Any, index: int) -> None:
     question = problem(build(family, index), random_pairs(2), cuts=())
     scores, exists = scores_of(question), question.model.graph.exists
@@ -153,7 +153,7 @@ def exact_scores(question: Problem) -> Tensor:
 
 
 @pytest.mark.parametrize("metric", SECOND_ORDER)
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index"), WIRED)
 def test_is_half_the_second_derivative_of_the_loss_in_each_gate(family: Any, index: int, metric: Any) -> None:
     question = problem(build(family, index), random_pairs(2), cuts=(), metric=metric)
     scores, graph, step = exact_scores(question), question.model.graph, 1e-3

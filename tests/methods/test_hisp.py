@@ -21,7 +21,7 @@ from edgeprune.models.masked import MaskedModel
 from edgeprune.models.states import WriterStates
 from tests.methods.small_problems import compiled_problem, ignore_progress, problem, tiny
 from tests.methods.test_subnetwork_probing import kept_by_rule
-from tests.models.test_conformance import CASES, build
+from tests.models.test_conformance import WIRED, build
 
 
 def scores_of(question: Problem, **options: Any) -> dict[str, float]:
@@ -105,7 +105,7 @@ def gate_slopes(question: Problem, batch: PairBatch, full: Tensor, ablated: Writ
 
 
 @pytest.mark.parametrize("kv_readers", ["group", "head"])
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index"), WIRED)
 def test_slopes_of_mlps_and_values_are_those_of_their_writers_gates(family: Any, index: int, kv_readers: str) -> None:
     """An MLP's gate is all its outgoing edges' gates; attention is linear in v, so heads stand for their v."""
     question = problem(build(family, index, kv_readers=kv_readers))

@@ -14,7 +14,7 @@ from edgeprune.methods.problem import Problem
 from edgeprune.models.masked import MaskedModel
 from tests.methods.small_problems import ignore_progress, problem, random_pairs, tiny
 from tests.models.reference import writer_outputs
-from tests.models.test_conformance import CASES, VOCAB, build
+from tests.models.test_conformance import VOCAB, WIRED, build
 
 
 def scores_of(question: Problem, norm: int = 1) -> Tensor:
@@ -61,7 +61,7 @@ def test_shares_of_parts_none_of_which_is_near_are_zero() -> None:
     assert shares(torch.zeros(3, 2)).tolist() == [[0, 0]] * 3
 
 
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index"), WIRED)
 def test_shares_of_every_reader_sum_to_one(family: Any, index: int) -> None:
     question = problem(build(family, index), random_pairs(2, seed=1))  # every reader hears a writer at each token
     scores, exists = scores_of(question), question.model.graph.exists

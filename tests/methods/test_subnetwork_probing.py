@@ -18,7 +18,7 @@ from edgeprune.methods import SubnetworkProbing
 from edgeprune.methods.hisp import node_edits
 from edgeprune.methods.node_gates import NodeMap
 from tests.methods.fits import XPROPORTION, fit, only
-from tests.models.test_conformance import CASES, build, prompts
+from tests.models.test_conformance import WIRED, build, prompts
 
 GRAPH = EdgeGraph(ArchSpec(num_layers=2, num_heads=4, num_kv_heads=2))
 
@@ -65,7 +65,7 @@ def kept_by_rule(graph: EdgeGraph, masked: set[str]) -> set[str]:
 
 # ------------------------------------------------------------------ nodes as edges
 @pytest.mark.parametrize("kv_readers", ["group", "head"])
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index"), WIRED)
 def test_masked_nodes_are_the_corrupted_run_s(family: Any, index: int, kv_readers: str) -> None:
     """Three ways to mask nodes agree: in place of q, k, v and MLP outputs, as gates, and as a circuit's edges."""
     model = build(family, index, kv_readers=kv_readers)

@@ -10,7 +10,7 @@ from edgeprune.methods.problem import Problem
 from edgeprune.models.circuit_run import CircuitRun, state_bytes
 from edgeprune.models.masked import MaskedModel
 from tests.methods.small_problems import problem, tiny
-from tests.models.test_conformance import CASES, KV, build
+from tests.models.test_conformance import KV, WIRED, build
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def assert_is_the_masked_model(asked: Problem, keep: Tensor, memory_gb: float = 
 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("kv_readers", KV)
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index"), WIRED)
 def test_one_edge_less_is_the_masked_model_s(family: Any, index: int, kv_readers: str) -> None:
     model = build(family, index, kv_readers=kv_readers)
     assert_is_the_masked_model(problem(model, cuts=()), some_edges(model, 0.3, seed=index))

@@ -1,6 +1,7 @@
 """What every family must satisfy, on tiny random models, without network."""
 
 import copy
+import os
 from functools import partial
 from itertools import product
 from typing import Any
@@ -25,7 +26,43 @@ CASES = [
     for family in sorted(set(registry().values()), key=lambda item: item.__name__)
     for index, config in enumerate(family.tiny())
 ]
+# One model for every way in which layers are wired: what runs the masked model is tested on these, or on all with
+# EDGEPRUNE_ALL_FAMILIES=1, which takes an hour.
+_WIRED = (
+    "GPT2-gpt20",
+    "Compiled-edgeprune_compiled1",
+    "Compiled-edgeprune_compiled2",
+    "Llama-llama1",
+    "Llama-mistral2",
+    "GPTNeoX-gpt_neox0",
+    "Cohere-cohere1",
+    "Qwen3-qwen30",
+    "Gemma2-gemma20",
+    "Gemma3-gemma3_text0",
+    "Olmo2-olmo21",
+    "Mixtral-mixtral0",
+    "GptOss-gpt_oss0",
+    "Nemotron-nemotron0",
+)
+WIRED = CASES if os.environ.get("EDGEPRUNE_ALL_FAMILIES") else [case for case in CASES if case.id in _WIRED]
 KV = ("group", "head")
+
+
+def variants(*, kernels: bool = False) -> list[Any]:
+    """All models with each way to count k and v readers that differs, and with each attention kernel that it has."""
+    found: list[Any] = []
+    for case in CASES:
+        family, index = case.values
+        config = family.tiny()[index]
+        grouped = getattr(config, "num_key_value_heads", None) not in (None, config.num_attention_heads)
+        own = [name for name in ("eager", "sdpa") if name in family.attention_implementations] if kernels else [""]
+        for kernel, kv_readers in product(own, KV if grouped else KV[:1]):
+            values = (family, index, kv_readers, *([kernel] if kernels else []))
+            found.append(pytest.param(*values, id="-".join(filter(None, (case.id, kernel, kv_readers)))))
+    return found
+
+
+READERS, KERNELS = variants(), variants(kernels=True)
 LENGTHS, BATCHES = range(1, 18), range(1, 9)
 
 
@@ -53,10 +90,8 @@ def random_gates(model: MaskedModel, fractional: bool) -> Tensor:
     return noise if fractional else (noise > 0.5).double()
 
 
-@pytest.mark.parametrize("kv_readers", KV)
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index", "kv_readers", "implementation"), KERNELS)
 def test_open_gates_leave_logits_untouched(
     family: Any, index: int, dtype: torch.dtype, implementation: str, kv_readers: str
 ) -> None:
@@ -107,9 +142,7 @@ def layout(tensor: Tensor | None) -> Layout:
 
 
 @pytest.mark.parametrize("cache", [True, False], ids=["cache", "no cache"])
-@pytest.mark.parametrize("kv_readers", KV)
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index", "kv_readers", "implementation"), KERNELS)
 def test_kernels_get_what_the_library_hands_them(
     family: Any, index: int, implementation: str, kv_readers: str, cache: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,9 +194,8 @@ def test_closed_gates_give_the_corrupted_run(family: Any, index: int) -> None:
     assert (model.hf(clean).logits - logits).abs().max() > 0.1  # the two prompts do differ
 
 
-@pytest.mark.parametrize("kv_readers", KV)
 @pytest.mark.parametrize("fractional", [False, True])
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index", "kv_readers"), READERS)
 def test_equals_the_sum_over_edges(family: Any, index: int, fractional: bool, kv_readers: str) -> None:
     model = build(family, index, kv_readers=kv_readers)
     clean, corrupted = prompts()
@@ -189,8 +221,7 @@ def _broadcast(states: Any, like: Any) -> Any:
 
 
 @pytest.mark.parametrize("all_open", [False, True])
-@pytest.mark.parametrize("kv_readers", KV)
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index", "kv_readers"), READERS)
 def test_gate_gradients_match_the_slow_model(family: Any, index: int, kv_readers: str, all_open: bool) -> None:
     model = build(family, index, kv_readers=kv_readers)
     clean, corrupted = prompts(2, 5)
@@ -413,6 +444,22 @@ def test_a_window_that_the_model_ignores_is_ignored() -> None:
     """Some models have windows by their config alone; in Llama's nothing reads it."""
     config = LlamaConfig(**{**Llama.shape(), "sliding_window": 3})
     assert is_exact(MaskedModel(AutoModelForCausalLM.from_config(config)), 2, 9)
+
+
+def test_the_models_of_other_tests_cover_every_wiring() -> None:
+    def wiring(case: Any) -> tuple[Any, ...]:
+        model = build(*case.values, dtype=torch.float32)
+        block, arch = model.blocks[0], model.graph.arch
+        return arch.parallel_blocks, arch.has_mlp, block.qk_norm, block.post_norm is not None
+
+    def norms(case: Any) -> tuple[Any, ...]:
+        norm = build(*case.values, dtype=torch.float32).blocks[0].input_spec()
+        return norm.eps is None, norm.centred, norm.unit_offset
+
+    chosen = [case for case in CASES if case.id in _WIRED]
+    assert len(chosen) == len(_WIRED)
+    for facts in (wiring, norms):
+        assert {facts(case) for case in CASES} == {facts(case) for case in chosen}
 
 
 def test_stays_in_evaluation_mode() -> None:

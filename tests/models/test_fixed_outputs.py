@@ -11,7 +11,7 @@ from edgeprune.models.outputs import reader_inputs, writer_outputs
 from edgeprune.models.states import FixedOutputs
 from tests.models import reference
 from tests.models.reference import slow_logits
-from tests.models.test_conformance import CASES, build, prompts, random_gates
+from tests.models.test_conformance import WIRED, build, prompts, random_gates
 
 
 def given_groups(model: MaskedModel, ids: Tensor) -> list[FixedOutputs]:
@@ -21,7 +21,7 @@ def given_groups(model: MaskedModel, ids: Tensor) -> list[FixedOutputs]:
     return groups if states.mlps is None else [*groups, FixedOutputs(mlps={layer: states.mlps[layer]})]
 
 
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index"), WIRED)
 def test_giving_what_the_run_computes_changes_no_bit(family: Any, index: int) -> None:
     model = build(family, index)
     clean, corrupted = prompts()
@@ -34,7 +34,7 @@ def test_giving_what_the_run_computes_changes_no_bit(family: Any, index: int) ->
             assert torch.equal(logits, expected)
 
 
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index"), WIRED)
 def test_given_embeddings_of_other_prompts_give_the_run_on_them(family: Any, index: int) -> None:
     model = build(family, index)
     clean, corrupted = prompts()
@@ -45,7 +45,7 @@ def test_given_embeddings_of_other_prompts_give_the_run_on_them(family: Any, ind
 
 
 @pytest.mark.parametrize("relative", [False, True])
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index"), WIRED)
 def test_values_and_gradients_equal_the_sum_over_edges(family: Any, index: int, relative: bool) -> None:
     model = build(family, index)
     clean, corrupted = prompts(2, 5)
@@ -64,7 +64,7 @@ def test_values_and_gradients_equal_the_sum_over_edges(family: Any, index: int, 
         assert fast[model.graph.exists].abs().sum() > 0
 
 
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index"), WIRED)
 def test_outputs_and_inputs_of_a_run(family: Any, index: int) -> None:
     model = build(family, index)
     clean, _ = prompts()

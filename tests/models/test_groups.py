@@ -7,7 +7,7 @@ import torch
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.models import stack
-from tests.models.test_conformance import CASES, build, prompts
+from tests.models.test_conformance import WIRED, build, prompts
 
 POSITIONS = torch.tensor([[6, 2], [1, 1], [0, 5], [3, 6]])
 
@@ -15,7 +15,7 @@ POSITIONS = torch.tensor([[6, 2], [1, 1], [0, 5], [3, 6]])
 @pytest.mark.parametrize("chunk_bytes", [2**23, 600])
 @pytest.mark.parametrize("some", [False, True])
 @pytest.mark.parametrize("groups", [2, 4])
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index"), WIRED)
 def test_groups_equal_runs_of_their_own(
     family: Any, index: int, groups: int, some: bool, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -41,7 +41,7 @@ def test_groups_equal_runs_of_their_own(
 
 
 def test_groups_must_divide_the_batch() -> None:
-    model = build(*CASES[0].values)
+    model = build(*WIRED[0].values)
     clean, corrupted = prompts(batch=4)
     for count in (3, 0):
         with pytest.raises(EdgepruneError, match=f"4 examples do not fall into {count} groups"):

@@ -22,7 +22,7 @@ from edgeprune.reading import attention_by_role, attention_patterns
 from edgeprune.reading.attention import circuit_heads
 from edgeprune.reading.figure import draw_attention
 from tests.methods.small_problems import tiny
-from tests.models.test_conformance import CASES, KV, build
+from tests.models.test_conformance import KV, WIRED, build
 from tests.reading.small import circuit_of, evaluator, pairs
 
 Spy = list[Tensor]
@@ -54,7 +54,7 @@ def eager_copy(family: Any, index: int, **options: Any) -> MaskedModel:
 
 
 @pytest.mark.parametrize("kv_readers", KV)
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index"), WIRED)
 def test_with_open_edges_it_is_the_eager_attention_of_transformers(
     family: Any, index: int, kv_readers: str, eager_weights: Spy
 ) -> None:
@@ -78,7 +78,7 @@ def test_with_open_edges_it_is_the_eager_attention_of_transformers(
 
 
 @pytest.mark.parametrize("kv_readers", KV)
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index"), WIRED)
 def test_in_a_circuit_it_is_what_the_masked_model_s_run_uses(
     family: Any, index: int, kv_readers: str, eager_weights: Spy
 ) -> None:
@@ -120,7 +120,7 @@ def test_rows_of_a_model_with_sinks_sum_to_what_its_sinks_leave(index: int, eage
 
 
 def test_the_compiled_transformer_is_among_the_families() -> None:
-    names = {family.__name__ for family, _ in (case.values for case in CASES)}
+    names = {family.__name__ for family, _ in (case.values for case in WIRED)}
     assert {"Compiled", "GPT2", "Llama"} <= names
     assert compiled_transformer.CompiledTransformer.config_class is CompiledConfig
 

@@ -16,7 +16,7 @@ from edgeprune.reading import direct_attribution
 from edgeprune.reading.direct import ATTENTION_BIAS, HEAD_BIAS
 from tests.methods.small_problems import tiny
 from tests.models.reference import output_bias, writer_outputs
-from tests.models.test_conformance import CASES, KV, build
+from tests.models.test_conformance import KV, WIRED, build
 from tests.reading.small import circuit_of, evaluator, pairs
 
 CLOSE: dict[str, float] = {"atol": 1e-9, "rtol": 0}
@@ -35,7 +35,7 @@ def logit_differences(model: MaskedModel, judge: Any, gates: torch.Tensor) -> to
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("ablation", ["interchange", "zero"])
 @pytest.mark.parametrize("kv_readers", KV)
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index"), WIRED)
 def test_contributions_sum_to_the_logit_difference(family: Any, index: int, kv_readers: str, ablation: str) -> None:
     model = build(family, index, kv_readers=kv_readers)
     judge, circuit = evaluator(model, ablation), circuit_of(model, 0.5)
@@ -121,7 +121,7 @@ def test_other_directions() -> None:
 
 
 def test_in_single_precision_the_sum_holds_up_to_rounding() -> None:
-    model = build(*CASES[-1].values, dtype=torch.float32)
+    model = build(*WIRED[-1].values, dtype=torch.float32)
     found = direct_attribution(evaluator(model), circuit_of(model))
     torch.testing.assert_close(found.values.sum(0), found.logits, atol=1e-4, rtol=1e-4)
 

@@ -20,7 +20,7 @@ from edgeprune.reading import role_effects
 from edgeprune.reading.prompts import positions_by_part
 from edgeprune.reading.role_effects import ALL_POSITIONS, first_order_effects
 from tests.methods.small_problems import linear_model, tiny
-from tests.models.test_conformance import CASES, KV, build, prompts
+from tests.models.test_conformance import KV, WIRED, build, prompts
 from tests.reading.small import SPANS, circuit_of, evaluator, pairs, some_edges
 
 ROLES = tuple(SPANS)
@@ -30,7 +30,7 @@ CLOSE: dict[str, float] = {"atol": 1e-9, "rtol": 1e-9}
 # -------------------------------------------------------------------- gates of single tokens
 @pytest.mark.parametrize("chunk_bytes", [2**23, 600])
 @pytest.mark.parametrize("some", [False, True])
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index"), WIRED)
 def test_equal_gates_of_all_tokens_are_the_gates_of_the_batch(
     family: Any, index: int, some: bool, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,7 +87,7 @@ def test_every_real_token_is_in_one_part() -> None:
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("measure", ["logit_difference", "kl"])
 @pytest.mark.parametrize("kv_readers", KV)
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index"), WIRED)
 def test_roles_add_up_to_the_whole_edge(family: Any, index: int, kv_readers: str, measure: Any) -> None:
     model = build(family, index, kv_readers=kv_readers)
     judge, keep = evaluator(model), some_edges(model)
@@ -137,7 +137,7 @@ def test_in_a_linear_model_first_order_is_exact() -> None:
 # -------------------------------------------------------------------- exact
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("ablation", ["interchange", "zero"])
-@pytest.mark.parametrize(("family", "index"), CASES)
+@pytest.mark.parametrize(("family", "index"), WIRED)
 def test_exact_effects_are_those_of_the_masked_model(family: Any, index: int, ablation: str) -> None:
     model = build(family, index)
     judge, circuit = evaluator(model, ablation), circuit_of(model)
