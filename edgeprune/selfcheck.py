@@ -158,7 +158,7 @@ def _check(
         expected = _library(model, corrupted)
         closed = _relative(model(clean, _gates(model, 0.0), ablated), expected)
         total = torch.stack(list(writer_outputs(model, model.record(clean)))).double().sum(0)
-        total = total + sum(_output_bias(model)).double()
+        total = total + torch.stack(_output_bias(model)).double().sum(0)
         writers = _relative(total, model.run(clean).double())
     report(what, 2, 5)
     gradient, slope_error = _gradient(model, clean, ablated)
@@ -267,7 +267,7 @@ def steps(model: MaskedModel, clean: Tensor, corrupted: Tensor) -> dict[str, Cal
 
     def plain() -> None:
         embedding = hf.get_input_embeddings()
-        hook = embedding.register_forward_hook(lambda module, inputs, found: found.detach().requires_grad_())
+        hook = embedding.register_forward_hook(_with_gradient)
         try:
             if hf.base_model is hf:  # a model of ours: no body apart from the head
                 logits = hf(clean).logits[:, -1:]
@@ -284,6 +284,11 @@ def steps(model: MaskedModel, clean: Tensor, corrupted: Tensor) -> dict[str, Cal
         kl_divergence(reference, logits.float()).mean().backward()
 
     return {"plain": plain, "step": step}
+
+
+def _with_gradient(module: torch.nn.Module, inputs: Any, found: Tensor) -> Tensor:
+    """A hook behind the embedding, from which gradients are taken."""
+    return found.detach().requires_grad_()
 
 
 def timed(things: dict[str, Callable[[], None]], rounds: int = ROUNDS) -> dict[str, list[float]]:
