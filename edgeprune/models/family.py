@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from edgeprune.errors import EdgepruneError, UnsupportedFamilyError
 from edgeprune.graph import ArchSpec, KVReaders
 from edgeprune.models.block import Block
+from edgeprune.models.unsupported import reason
 from edgeprune.models.weights import check_plain
 
+NOTHING: Mapping[str, Any] = {}
 ATTENTION_IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 
 
@@ -125,13 +127,21 @@ def _below(family: type[AbstractFamily]) -> Iterator[type[AbstractFamily]]:
         yield from _below(found)
 
 
-def find_family(model_type: str) -> type[AbstractFamily]:
-    """The adapter for a `config.model_type`; `UnsupportedFamilyError` if there is none."""
+def find_family(model_type: str, values: Mapping[str, Any] = NOTHING) -> type[AbstractFamily]:
+    """The adapter for a `config.model_type`; `UnsupportedFamilyError`, with the reason, if there is none.
+
+    Args:
+        model_type: The type.
+        values: What else the config says: for the reason.
+    """
     known = registry()
     if model_type not in known:
+        names, why = ", ".join(sorted(known)), reason(model_type, known, values)
         raise UnsupportedFamilyError(
-            f"no adapter for model_type {model_type!r}; known: {', '.join(sorted(known))}. "
+            f"no adapter for model_type {model_type!r}; known: {names}. "
             f"Add edgeprune/models/families/{model_type}.py to support it"
+            if why is None
+            else f"no adapter for model_type {model_type!r}: {why}; known: {names}"
         )
     return known[model_type]
 

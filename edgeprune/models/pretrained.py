@@ -4,20 +4,18 @@ Its own words for what goes wrong are tables, questions and advice, and its exce
 """
 
 import contextlib
-import io
 import json
 import os
 import pickle
-import sys
 import textwrap
-import warnings
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any, final
 
-from edgeprune.errors import EdgepruneError, NoTokenizerError
+from edgeprune.errors import EdgepruneError, NoTokenizerError, UnsupportedFamilyError
 from edgeprune.models.family import find_family
 from edgeprune.models.hub import cached_folder, unreachable
+from edgeprune.models.quiet import quiet
 from edgeprune.models.weights import check_complete, check_plain
 
 VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
@@ -32,7 +30,7 @@ def read_model(name: str, path: str, options: dict[str, Any]) -> Any:
         options: Any of `dtype`, `gguf_file`, `revision`, `attn_implementation` of `from_pretrained`; None is left out.
 
     Raises:
-        UnsupportedFamilyError: No adapter for the architecture.
+        UnsupportedFamilyError: No adapter for the architecture, or for weights as they are packed.
         EdgepruneError: There is no model, or a file of it is damaged.
     """
     from transformers import AutoModelForCausalLM, GgufConfig
@@ -40,7 +38,9 @@ def read_model(name: str, path: str, options: dict[str, Any]) -> Any:
     gguf_file, options = options.get("gguf_file"), {key: value for key, value in options.items() if value is not None}
     source = _Source(name, path, gguf_file or "config.json", options.pop("revision", None))
     if gguf_file is None:
-        find_family(source.model_type())
+        config = source.config()
+        find_family(config["model_type"], config)
+        _check_unpacked(name, config)
     else:
         options["quantization_config"] = GgufConfig(dequantize=True)  # or it stays packed, where kernels are installed
     with source.one_line("cannot load model"):
@@ -51,6 +51,17 @@ def read_model(name: str, path: str, options: dict[str, Any]) -> Any:
     check_plain(hf)  # first, for such models have other weights than they should
     check_complete(hf, found, name)
     return hf
+
+
+def _check_unpacked(name: str, config: dict[str, Any]) -> None:
+    """Refuse MXFP4, which transformers unpacks on some machines, to a dtype of its own, and not on others."""
+    packing = config.get("quantization_config")
+    if isinstance(packing, dict) and packing.get("quant_method") == "mxfp4":
+        raise UnsupportedFamilyError(
+            f"{name!r} has weights quantised to MXFP4; give a copy in bfloat16, or load it unpacked, with "
+            "AutoModelForCausalLM.from_pretrained(NAME, dtype='bfloat16', quantization_config="
+            "Mxfp4Config(dequantize=True)), and give load_model what that returns"
+        )
 
 
 def read_tokenizer(name: str, path: str, revision: str | None) -> Any:
@@ -120,8 +131,8 @@ class _Source:
                 f"there is no folder {self.name[:80]!r}, and no model on a hub can have this name; check the spelling"
             ) from None
 
-    def model_type(self) -> str:
-        """What `config.json` says that the model is; nothing is loaded or run for that."""
+    def config(self) -> dict[str, Any]:
+        """What `config.json` says, with a `model_type`; nothing is loaded or run for that."""
         from transformers import PreTrainedConfig
 
         with self.one_line("cannot load model"):
@@ -136,13 +147,13 @@ class _Source:
             self.is_quantised = isinstance(config, dict) and "quantization_config" in config
             if not isinstance(known, str):
                 raise ValueError("there is no config.json that names a model_type")
-        return known
+        return config
 
     @contextlib.contextmanager
     def one_line(self, what: str) -> Generator[None]:
         """Without the library's own messages; every exception becomes one line that begins with `what`."""
         try:
-            with _quiet():
+            with quiet():
                 yield
         except EdgepruneError:
             raise
@@ -187,19 +198,3 @@ def _opens(file: Path) -> bool:
     except OSError:
         pass
     return True
-
-
-@contextlib.contextmanager
-def _quiet() -> Generator[None]:
-    """No tables, advice or (outside a terminal) bars: what matters is said by what comes out of the files."""
-    from transformers.utils import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    bars = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
-    try:
-        with bars, warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # those of deprecations are for us
-            yield
-    finally:
-        logging.set_verbosity(verbosity)

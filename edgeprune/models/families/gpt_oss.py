@@ -46,8 +46,8 @@ class GptOss(ExpertsDecoder):
             "factor": 4.0,
             "beta_fast": 4.0,
             "truncate": False,
+            "original_max_position_embeddings": 16,
         }
-        yarn["original_max_position_embeddings"] = 16
         kinds = ["full_attention", "full_attention", "sliding_attention"]
         return [
             GptOssConfig(**shape, num_key_value_heads=2, rope_parameters=yarn),
