@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from edgeprune.errors import UnsupportedFamilyError
+from edgeprune.models.limits import Limits
 from edgeprune.models.masked import MaskedModel
 
 TRIED = 8  # tokens that a model is asked for its own logits of
@@ -55,8 +56,8 @@ def check_same_logits(masked: MaskedModel, model: Any) -> None:
     Raises:
         UnsupportedFamilyError: The message says by how much.
     """
-    seq = min(TRIED, masked.family.num_positions(masked.hf.config) or TRIED)
-    ids = torch.arange(seq, device=masked.device)[None] % masked.hf.config.vocab_size
+    limits = Limits.of(masked)
+    ids = torch.arange(min(TRIED, limits.num_positions or TRIED), device=masked.device)[None] % limits.num_inputs
     own = model(ids, attention_mask=torch.ones_like(ids), return_type="logits")  # given, or tokens may be taken for one
     off = (masked.full(ids) - own).abs().max() / (1 + own.abs().max())
     if off > torch.finfo(own.dtype).eps ** 0.5:  # not where weights are NaN, which has a message of its own

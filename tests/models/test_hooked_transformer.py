@@ -14,6 +14,7 @@ import edgeprune as ep
 from datamodules.pairs import collate
 from datamodules.tasks.induction import Induction
 from edgeprune.errors import EdgepruneError, UnsupportedFamilyError
+from edgeprune.memory import BatchShape, activations_per_example, evaluation_terms, plan_of
 from edgeprune.models.families.hooked_transformer import HookedModel, HookedTransformer
 from edgeprune.models.limits import Limits
 from edgeprune.models.loading import fingerprint
@@ -189,6 +190,15 @@ def test_names_limits_and_tokenizer() -> None:
     assert ep.load_tokenizer(model) is None
     model.tokenizer = tokenizer = object()
     assert ep.load_tokenizer(model) is tokenizer
+
+
+def test_memory_is_planned() -> None:
+    model = hooked(attn_only=True)
+    masked = ep.load_model(model)
+    shape = BatchShape(batch=4, seq=8, positions=1)
+    plan = plan_of(masked, evaluation_terms(masked, shape), kept=0)
+    assert plan.weights == sum(own.nbytes for own in model.parameters())
+    assert activations_per_example(masked, shape, lambda full, found: (full - found).square().mean((1, 2))) > 0
 
 
 def test_embeddings_can_be_two_writers() -> None:
