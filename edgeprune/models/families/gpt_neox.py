@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import GPTNeoXConfig
 
-from edgeprune.models.block import NormSpec, Projected
+from edgeprune.models.block import Projected
 from edgeprune.models.families.rotary import RotaryBlock, RotaryDecoder
 
 
@@ -29,10 +29,6 @@ class GPTNeoXBlock(RotaryBlock):
     @property
     def output(self) -> Any:
         return self.attention.dense
-
-    def spec_of(self, norm: Any) -> NormSpec:
-        """LayerNorm."""
-        return NormSpec(norm.eps, True, norm.weight, norm.bias)
 
     def project(self, normed: Tensor) -> Projected:
         heads = (self.config.num_attention_heads, 3, self.attention.head_size)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from transformers import GPTJConfig
 
 from edgeprune.graph import KVReaders
-from edgeprune.models.block import NormSpec
 from edgeprune.models.families.rotary import Context, Rotary, RotaryBlock, RotaryDecoder
 from edgeprune.models.family import cached, dense, require
 
@@ -33,10 +32,6 @@ class GPTJBlock(RotaryBlock):
     @property
     def input_norm(self) -> nn.Module | None:
         return self.module.ln_1
-
-    def spec_of(self, norm: Any) -> NormSpec:
-        """LayerNorm."""
-        return NormSpec(norm.eps, True, norm.weight, norm.bias)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         q, k = (self._rotated(dense(part), context.rotary[self.layer]) for part in (q, k))

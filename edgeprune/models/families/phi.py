@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PhiConfig
 
-from edgeprune.models.block import NormSpec, Projected
+from edgeprune.models.block import Projected
 from edgeprune.models.families.rotary import Rotary, RotaryBlock, RotaryDecoder
 
 
@@ -28,10 +28,6 @@ class PhiBlock(RotaryBlock):
     def output(self) -> Any:
         return self.attention.dense
 
-    def spec_of(self, norm: Any) -> NormSpec:
-        """LayerNorm."""
-        return NormSpec(norm.eps, True, norm.weight, norm.bias)
-
     def heads(self, q: Tensor, k: Tensor, v: Tensor) -> Projected:
         if self.qk_norm is None:
             return q, k, v
@@ -42,9 +38,6 @@ class PhiBlock(RotaryBlock):
         first = super().rotate(q[..., :width], k[..., :width], rotary)
         q, k = (torch.cat((own, part[..., width:]), -1) for own, part in zip(first, (q, k), strict=True))
         return q, k
-
-    def mlp(self, stream: Tensor) -> Tensor:
-        return self.module.mlp(self.norm(stream))
 
     def join(self, stream: Tensor, attention: Tensor, mlp: Tensor | None) -> Tensor:
         assert mlp is not None
