@@ -48,7 +48,8 @@ def test_the_stack_and_the_states_have_their_sizes(model: MaskedModel) -> None:
     ids = torch.zeros(SHAPE.batch, SHAPE.seq, dtype=torch.long)
     states = model.record(ids)
     stream = states.embeddings[0].flatten(0, 1)
-    reads = LayerReads(model, torch.full((1, *model.graph.shape), 0.5), stream, Workspace())
+    closed = torch.full((1, *model.graph.shape), 0.5)
+    reads = LayerReads(model.graph, model.blocks, model.projections, closed, stream, Workspace())
     size = states.embeddings.nbytes + states.heads.nbytes + (0 if states.mlps is None else states.mlps.nbytes)
     terms = training_terms(model, SHAPE, 1000)
     assert terms["stack"] == terms["its gradient"] == reads.stack.delta.nbytes == reads.stack.take_grad().nbytes
