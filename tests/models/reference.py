@@ -113,6 +113,13 @@ class Float64Norm(nn.Module):
         return gain * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
 
 
+class Float64LayerNorm(nn.Module):
+    """LayerNorm without weights, and without the cast to float32 that OLMo's has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.layer_norm(x, x.shape[-1:], eps=1e-5)
+
+
 _softmax = torch.nn.functional.softmax
 
 
@@ -129,4 +136,6 @@ def in_float64(hf: nn.Module) -> nn.Module:
         for name, child in parent.named_children():
             if type(child).__name__.endswith("RMSNorm"):
                 setattr(parent, name, Float64Norm(child))
+            elif type(child).__name__ == "OlmoLayerNorm":
+                setattr(parent, name, Float64LayerNorm())
     return hf
