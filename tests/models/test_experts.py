@@ -8,12 +8,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from edgeprune.models.families.gpt_oss import GptOss
-from edgeprune.models.families.mixtral import Mixtral, Qwen2Moe, Qwen3Moe
+from edgeprune.models.families.mixtral import Mixtral, Olmoe, Qwen2Moe, Qwen3Moe
 from edgeprune.models.loading import load_model
 from edgeprune.models.masked import MaskedModel
 from tests.models.test_conformance import build, prompts, random_gates
 
-FAMILIES = [Mixtral, Qwen2Moe, Qwen3Moe, GptOss]
+FAMILIES = [Mixtral, Qwen2Moe, Qwen3Moe, Olmoe, GptOss]
 
 
 def is_exact(model: MaskedModel) -> bool:

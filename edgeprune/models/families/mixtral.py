@@ -1,4 +1,4 @@
-"""Mixtral, Qwen2-MoE and Qwen3-MoE: the MLP is a router and experts, in all layers or some; together they write once.
+"""Mixtral, Qwen2-MoE, Qwen3-MoE and OLMoE: the MLP is a router and experts, in all layers or some, and one writer.
 
 A token goes to the experts that its router scores highest, so the MLP jumps where two of them change places, and has no
 gradient there.
@@ -8,11 +8,14 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from transformers import MixtralConfig, Qwen2MoeConfig, Qwen3MoeConfig
+from transformers import MixtralConfig, OlmoeConfig, Qwen2MoeConfig, Qwen3MoeConfig
 
 from edgeprune.graph import KVReaders
 from edgeprune.models.block import Projected
+from edgeprune.models.families.olmo2 import normed_together
+from edgeprune.models.families.qwen3 import Qwen3Block
 from edgeprune.models.families.rotary import RotaryBlock, RotaryDecoder
+from edgeprune.models.family import require
 
 
 class ExpertsDecoder(RotaryDecoder):
@@ -35,13 +38,13 @@ class Qwen2MoeBlock(RotaryBlock):
         return {}
 
 
-class Qwen3MoeBlock(RotaryBlock):
-    """Queries and keys of each head are normed."""
+class OlmoeBlock(RotaryBlock):
+    """Queries and keys of all heads are normed together."""
 
-    qk_norm = "head"
+    qk_norm = "layer"
 
     def heads(self, q: Tensor, k: Tensor, v: Tensor) -> Projected:
-        return self.attention.q_norm(q), self.attention.k_norm(k), v
+        return normed_together(self.attention.q_norm, q), normed_together(self.attention.k_norm, k), v
 
 
 @final
@@ -97,7 +100,7 @@ class Qwen3Moe(ExpertsDecoder):
     """References into a `Qwen3MoeForCausalLM`."""
 
     model_types = ("qwen3_moe",)
-    block = Qwen3MoeBlock
+    block = Qwen3Block
 
     @classmethod
     def tiny(cls) -> list[Any]:
@@ -114,4 +117,25 @@ class Qwen3Moe(ExpertsDecoder):
                 decoder_sparse_step=2,
                 mlp_only_layers=[2],
             ),
+        ]
+
+
+@final
+class Olmoe(ExpertsDecoder):
+    """References into an `OlmoeForCausalLM`."""
+
+    model_types = ("olmoe",)
+    block = OlmoeBlock
+
+    def __init__(self, hf: Any, kv_readers: KVReaders) -> None:
+        super().__init__(hf, kv_readers)
+        require(hf.config.clip_qkv is None, "clip_qkv: queries, keys and values that are cut off")
+
+    @classmethod
+    def tiny(cls) -> list[Any]:
+        sizes = {"intermediate_size": 16, "rms_norm_eps": 1e-3, "num_experts": 5, "num_experts_per_tok": 2}
+        shape: dict[str, Any] = {**cls.shape(), **sizes}
+        return [
+            OlmoeConfig(**shape, num_key_value_heads=4),
+            OlmoeConfig(**shape, num_key_value_heads=2, attention_bias=True, norm_topk_prob=True),
         ]

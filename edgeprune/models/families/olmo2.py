@@ -26,13 +26,13 @@ class Olmo2Block(RotaryBlock):
         return self.module.post_attention_layernorm
 
     def heads(self, q: Tensor, k: Tensor, v: Tensor) -> Projected:
-        return _normed(self.attention.q_norm, q), _normed(self.attention.k_norm, k), v
+        return normed_together(self.attention.q_norm, q), normed_together(self.attention.k_norm, k), v
 
     def mlp(self, stream: Tensor) -> Tensor:
         return self.module.post_feedforward_layernorm(self.module.mlp(stream))
 
 
-def _normed(norm: Any, heads: Tensor) -> Tensor:
+def normed_together(norm: Any, heads: Tensor) -> Tensor:
     """All heads' queries or keys `[B, S, n, C]` under one norm, whose mean is over heads and widths.
 
     The norm's weight is `[K * C]`. With one key for each query head there are n > K: each has the weight of the head
