@@ -63,8 +63,8 @@ def load_model(
         known = ", ".join(ATTENTION_IMPLEMENTATIONS)
         raise EdgepruneError(f"attn_implementation must be one of {known}, got {attn_implementation!r}")
     _check_device(device)
-    given = None if isinstance(name, (str, os.PathLike)) else name
-    if given is not None:
+    given = name
+    if not isinstance(name, (str, os.PathLike)):
         name, hf = f"the {type(given).__name__} given", _given(given)
     elif (hf := _compiled(str(name))) is not None:
         hf = hf if dtype == "auto" else hf.to(getattr(torch, dtype))
