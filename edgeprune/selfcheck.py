@@ -127,6 +127,7 @@ def selfcheck(
     Raises:
         UnsupportedFamilyError: No adapter fits; the message lists those that there are.
     """
+    target: Tensor | None = None
     exact_gradient: Tensor | None = None
     for number, dtype in enumerate(sorted(dtypes, key=lambda item: getattr(torch, item).itemsize, reverse=True)):
         report("loading", number, len(dtypes))
@@ -140,17 +141,24 @@ def selfcheck(
             model.hf.set_attn_implementation(kernel)
             arch = model.graph.arch
             model = MaskedModel(model.hf, split_embedding=arch.split_embedding, kv_readers=arch.kv_readers)
-            found, gradient = _check(model, dtype, kernel, exact_gradient, report)
+            clean, corrupted = _tokens(model)
+            target = _target(model, clean) if target is None else target
+            found, gradient = _check(model, dtype, (clean, corrupted, target), exact_gradient, report)
             exact_gradient = gradient if exact_gradient is None and model.dtype not in HALF else exact_gradient
             yield found
     report("loading", len(dtypes), len(dtypes))
 
 
 def _check(
-    model: MaskedModel, dtype: str, kernel: str, exact: Tensor | None, report: Callable[[str, int, int], None]
+    model: MaskedModel,
+    dtype: str,
+    tokens: tuple[Tensor, Tensor, Tensor],
+    exact: Tensor | None,
+    report: Callable[[str, int, int], None],
 ) -> tuple[SelfCheck, Tensor]:
-    """All checks of one loaded model, and its gates' gradient."""
-    what, clean, corrupted = f"{dtype}, {kernel}", *_tokens(model)
+    """All checks of one loaded model on clean, corrupted and next tokens, and its gates' gradient."""
+    (clean, corrupted, target), kernel = tokens, str(model.hf.config._attn_implementation)
+    what = f"{dtype}, {kernel}"
     opened = tuple(_opened(model, clean, padding) for padding in ("none", "left", "right"))
     report(what, 1, 5)
     ablated = model.record(corrupted)
@@ -161,7 +169,7 @@ def _check(
         total = total + torch.stack(_output_bias(model)).double().sum(0)
         writers = _relative(total, model.run(clean).double())
     report(what, 2, 5)
-    gradient, slope_error = _gradient(model, clean, ablated)
+    gradient, slope_error = _gradient(model, clean, ablated, target)
     if model.dtype in HALF:
         slope_error = None if exact is None else float((gradient - exact).norm() / exact.norm())
     report(what, 3, 5)
@@ -190,6 +198,12 @@ def _tokens(model: MaskedModel) -> tuple[Tensor, Tensor]:
     vocabulary = model.hf.get_input_embeddings().weight.shape[0]
     both = torch.randint(0, vocabulary, (2, BATCH, min(SEQ, limit)), generator=generator)
     return both[0].to(model.device), both[1].to(model.device)
+
+
+@torch.no_grad()
+def _target(model: MaskedModel, clean: Tensor) -> Tensor:
+    """What the model says next after the last token, `[BATCH, 1, 1]`: the same for all dtypes."""
+    return model.full(clean)[:, -1:].argmax(-1, keepdim=True)
 
 
 def _gates(model: MaskedModel, value: float) -> Tensor:
@@ -228,22 +242,19 @@ def _output_bias(model: MaskedModel) -> list[Tensor]:
     return [block.sum_heads(nothing)[0, 0] for block in model.blocks]
 
 
-def _gradient(model: MaskedModel, clean: Tensor, ablated: Any) -> tuple[Tensor, float]:
-    """The gates' gradient of a loss at half open gates, `[reader, writer]`, and how far central differences are off.
+def _gradient(model: MaskedModel, clean: Tensor, ablated: Any, target: Tensor) -> tuple[Tensor, float]:
+    """The gates' gradient of a loss at gates of .8, `[reader, writer]`, and how far central differences are off.
 
     Along the gradient itself, relative to its length; one step and half a step are extrapolated to none.
     """
     exact = torch.promote_types(model.dtype, torch.float32)
     positions = torch.full((len(clean), 1), clean.shape[1] - 1, device=clean.device)
-    with torch.no_grad():
-        target = model.full(clean, positions=positions).argmax(-1, keepdim=True)
 
     def loss(gates: Tensor) -> Tensor:
         logits = model(clean, gates, ablated, positions=positions).to(exact)
         return -logits.log_softmax(-1).gather(-1, target).mean()
 
-    gates = (0.5 + 0.5 * model.graph.exists.to(model.device, exact)).requires_grad_()
-    gates = (gates.detach() * 0.8).requires_grad_()
+    gates = torch.full(model.graph.shape, 0.8, dtype=exact, device=model.device, requires_grad=True)
     (gradient,) = torch.autograd.grad(loss(gates), gates)
     length = gradient.norm()
     direction = gradient / length

@@ -43,13 +43,17 @@ class AbstractFamily(ABC):
         """Check that `hf` has nothing that the adapter does not know; raise `UnsupportedFamilyError` if it has."""
         self.hf = hf
         self.kv_readers: KVReaders = kv_readers
-        implementation = hf.config._attn_implementation
-        if implementation not in self.attention_implementations:
-            raise UnsupportedFamilyError(
-                f"attention implementation {implementation!r} is not supported; "
-                f"load the model with one of {', '.join(self.attention_implementations)}"
-            )
+        self.check_attention(hf.config._attn_implementation)
         check_plain(hf)
+
+    @classmethod
+    def check_attention(cls, implementation: str) -> None:
+        """Refuse an attention implementation that the library's model does not have, or the adapter does not follow."""
+        if implementation not in cls.attention_implementations:
+            raise UnsupportedFamilyError(
+                f"attention implementation {implementation!r} is not supported by {', '.join(cls.model_types)}; "
+                f"load the model with one of {', '.join(cls.attention_implementations)}"
+            )
 
     @classmethod
     @abstractmethod

@@ -39,7 +39,9 @@ def read_model(name: str, path: str, options: dict[str, Any]) -> Any:
     source = _Source(name, path, gguf_file or "config.json", options.pop("revision", None))
     if gguf_file is None:
         config = source.config()
-        find_family(config["model_type"], config)
+        family = find_family(config["model_type"], config)
+        if "attn_implementation" in options:
+            family.check_attention(options["attn_implementation"])
         _check_unpacked(name, config)
     else:
         options["quantization_config"] = GgufConfig(dequantize=True)  # or it stays packed, where kernels are installed

@@ -1,11 +1,13 @@
 """GPT-NeoX, Phi and GPT-J: layers whose attention and MLP read the same stream; what is refused."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import edgeprune as ep
 from edgeprune.errors import EdgepruneError, UnsupportedFamilyError
 from edgeprune.models.families.gpt_neox import GPTNeoX
 from edgeprune.models.families.gptj import GPTJ
@@ -42,7 +44,11 @@ def test_a_head_moves_the_mlp_of_its_layer_only_where_there_is_an_edge(name: str
     ("flags", "implementation", "said"),
     [
         ({"rotary_dim": 0}, "eager", "^rotary_dim=0: a table as wide as the model is not supported"),
-        ({}, "flash_attention_2", "^attention implementation 'flash_attention_2' is not supported; .* one of eager$"),
+        (
+            {},
+            "flash_attention_2",
+            "^attention implementation 'flash_attention_2' is not supported by gptj; .* one of eager$",
+        ),
     ],
 )
 def test_what_gptj_has_and_the_adapter_does_not_follow_is_refused(
@@ -54,3 +60,11 @@ def test_what_gptj_has_and_the_adapter_does_not_follow_is_refused(
     hf.config._attn_implementation_internal = implementation
     with pytest.raises(UnsupportedFamilyError, match=said):
         MaskedModel(hf)
+
+
+def test_a_kernel_that_the_library_lacks_is_refused_before_weights_are_read(tmp_path: Path) -> None:
+    build(GPTJ, 0, torch.float32).hf.save_pretrained(tmp_path)
+    with pytest.raises(
+        UnsupportedFamilyError, match="'sdpa' is not supported by gptj; load the model with one of eager"
+    ):
+        ep.load_model(tmp_path, attn_implementation="sdpa")
