@@ -45,7 +45,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "parallel": {"parallel_attn_mlp": True, "normalization_type": "RMSPre", "act_fn": "relu"},
     "grouped": {"n_key_value_heads": 2, "gated_mlp": True, "act_fn": "silu", "post_embedding_ln": True},
 }
-CASES = [pytest.param(HookedTransformer, index, id=name) for index, name in enumerate(KINDS)]
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
 
 
@@ -83,11 +82,27 @@ def among_the_families(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(test_conformance.AutoModelForCausalLM, "from_config", from_config)
 
 
+def cases(names: tuple[str, ...]) -> list[Any]:
+    """These models as the suites name what they run on: family, index, perhaps k and v readers and a kernel."""
+    found: list[Any] = []
+    for index, (kind, options) in enumerate(KINDS.items()):
+        both = "kv_readers" in names and "n_key_value_heads" in options
+        for kv_readers in test_conformance.KV if both else test_conformance.KV[:1]:
+            known = {
+                **{"family": HookedTransformer, "index": index, "kv_readers": kv_readers},
+                **{"kernel": "eager", "implementation": "eager"},
+            }
+            found.append(pytest.param(*(known[name] for name in names), id=f"{kind}-{kv_readers}" if both else kind))
+    return found
+
+
 def on_these(function: FunctionType) -> Callable[..., None] | None:
     """A test of a suite with these models in place of the families; None if it has none."""
     marks = list(getattr(function, "pytestmark", ()))
     ours = [
-        pytest.mark.parametrize(mark.args[0], CASES).mark if mark.args[:1] == (("family", "index"),) else mark
+        pytest.mark.parametrize(mark.args[0], cases(mark.args[0])).mark
+        if mark.name == "parametrize" and mark.args[0][:2] == ("family", "index")
+        else mark
         for mark in marks
     ]
     if ours == marks:
@@ -97,6 +112,7 @@ def on_these(function: FunctionType) -> Callable[..., None] | None:
     return test
 
 
+OTHERS = ("test_kernels_get_what_the_library_hands_them",)  # these models call none of transformers' attention kernels
 for suite in (
     *("models.test_conformance", "models.test_projections", "models.test_fixed_outputs", "models.test_groups"),
     *("models.test_circuit_run", "methods.test_acdc_partial", "methods.test_eap", "methods.test_hisp"),
@@ -104,9 +120,9 @@ for suite in (
     *("reading.test_attention", "reading.test_direct", "reading.test_role_effects"),
 ):
     for name, value in list(vars(importlib.import_module(f"tests.{suite}")).items()):
-        test = on_these(value) if name.startswith("test_") and isinstance(value, FunctionType) else None
-        if test is not None:
-            globals()[f"{name}_{suite.rpartition('.')[2]}"] = test
+        ours = on_these(value) if isinstance(value, FunctionType) and name not in OTHERS else None
+        if ours is not None:
+            globals()[f"{name}_{suite.rpartition('.')[2]}"] = ours
 
 
 # ---------------------------------------------------------------- its own logits
