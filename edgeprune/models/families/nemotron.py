@@ -26,7 +26,8 @@ class Nemotron(RotaryDecoder):
 
     @classmethod
     def tiny(cls) -> list[Any]:
-        shape: dict[str, Any] = {**cls.shape(), "norm_eps": 1e-3, "head_dim": 12, "partial_rotary_factor": 0.5}
+        narrow = {**cls.shape(), "hidden_size": 16}  # norms start with the gain 2, and scores with 4 times the usual
+        shape: dict[str, Any] = {**narrow, "norm_eps": 1e-3, "head_dim": 12, "partial_rotary_factor": 0.5}
         biases: dict[str, Any] = {"attention_bias": True, "mlp_bias": True}
         return [
             NemotronConfig(**shape, num_key_value_heads=2),
