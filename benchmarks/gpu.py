@@ -40,6 +40,11 @@ def made(case: Any, dtype: torch.dtype, implementation: str, kv_readers: str, de
     return build(family, index, dtype, implementation, kv_readers=kv_readers).to(device)
 
 
+def kernels(case: Any) -> tuple[str, ...]:
+    """Attention implementations that its family has."""
+    return tuple(name for name in ("eager", "sdpa") if name in case.values[0].attention_implementations)
+
+
 def readers(case: Any) -> tuple[str, ...]:
     """The ways in which its k and v can be read."""
     config = case.values[0].tiny()[case.values[1]]
@@ -55,7 +60,7 @@ def fail(*row: Any) -> None:
 @torch.no_grad()
 def exact(case: Any, device: str, quick: bool) -> None:
     """Every length with every batch in float32; each of them once in other dtypes, and with padding."""
-    for dtype, implementation, kv in product(DTYPES, ("eager", "sdpa"), readers(case)):
+    for dtype, implementation, kv in product(DTYPES, kernels(case), readers(case)):
         model = made(case, dtype, implementation, kv, device)
         opened, zero = model.graph.all_open().to(device), ablations.zero(model)
         some = [(1, 1), (3, 9), (8, 9), (5, 17)] if quick else [(BATCHES[3 * seq % 8], seq) for seq in LENGTHS]
@@ -92,7 +97,7 @@ def exact(case: Any, device: str, quick: bool) -> None:
 def closed(case: Any, device: str) -> None:
     """All gates closed: the corrupted run."""
     limits = {torch.float64: 1e-10, torch.float32: 2e-4, torch.bfloat16: 0.3, torch.float16: 0.05}
-    for dtype, implementation, kv in product(limits, ("eager", "sdpa"), readers(case)):
+    for dtype, implementation, kv in product(limits, kernels(case), readers(case)):
         model = made(case, dtype, implementation, kv, device)
         for batch, seq in ((1, 1), (3, 9), (8, 16)):
             clean, corrupted = prompts(batch, seq, device)
@@ -106,7 +111,7 @@ def closed(case: Any, device: str) -> None:
 
 def slow(case: Any, device: str) -> None:
     """Fractional gates in float64 against explicit sums over edges, values and gradients."""
-    for implementation, kv in product(("eager", "sdpa"), readers(case)):
+    for implementation, kv in product(kernels(case), readers(case)):
         model = made(case, torch.float64, implementation, kv, device)
         clean, corrupted = prompts(3, 7, device)
         ablated = model.record(corrupted)
