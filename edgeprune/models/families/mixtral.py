@@ -15,7 +15,6 @@ from edgeprune.models.block import Projected
 from edgeprune.models.families.olmo2 import normed_together
 from edgeprune.models.families.qwen3 import Qwen3Block
 from edgeprune.models.families.rotary import RotaryBlock, RotaryDecoder
-from edgeprune.models.family import require
 
 
 class ExpertsDecoder(RotaryDecoder):
@@ -39,12 +38,14 @@ class Qwen2MoeBlock(RotaryBlock):
 
 
 class OlmoeBlock(RotaryBlock):
-    """Queries and keys of all heads are normed together."""
+    """Queries and keys of all heads are normed together; then they and the values may be cut off at a bound."""
 
     qk_norm = "layer"
 
     def heads(self, q: Tensor, k: Tensor, v: Tensor) -> Projected:
-        return normed_together(self.attention.q_norm, q), normed_together(self.attention.k_norm, k), v
+        q, k = normed_together(self.attention.q_norm, q), normed_together(self.attention.k_norm, k)
+        bound = self.config.clip_qkv
+        return (q, k, v) if bound is None else (q.clamp(-bound, bound), k.clamp(-bound, bound), v.clamp(-bound, bound))
 
 
 @final
@@ -127,15 +128,11 @@ class Olmoe(ExpertsDecoder):
     model_types = ("olmoe",)
     block = OlmoeBlock
 
-    def __init__(self, hf: Any, kv_readers: KVReaders) -> None:
-        super().__init__(hf, kv_readers)
-        require(hf.config.clip_qkv is None, "clip_qkv: queries, keys and values that are cut off")
-
     @classmethod
     def tiny(cls) -> list[Any]:
         sizes = {"intermediate_size": 16, "rms_norm_eps": 1e-3, "num_experts": 5, "num_experts_per_tok": 2}
         shape: dict[str, Any] = {**cls.shape(), **sizes}
         return [
             OlmoeConfig(**shape, num_key_value_heads=4),
-            OlmoeConfig(**shape, num_key_value_heads=2, attention_bias=True, norm_topk_prob=True),
+            OlmoeConfig(**shape, num_key_value_heads=2, attention_bias=True, norm_topk_prob=True, clip_qkv=2.5),
         ]
