@@ -14,7 +14,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
     ("hyperclovax", {"use_post_norm": False}, "use_post_norm: false"),
     ("hyperclovax", {"attention_bias": True}, "attention_bias: a bias under the norm behind the attention"),
-    ("olmo", {"clip_qkv": 8.0}, "clip_qkv: queries, keys and values that are cut off"),
     ("smollm3", {"layer_types": SLIDING, "sliding_window": 3}, "a layer type without the window"),
 ]
 
