@@ -95,8 +95,8 @@ def _other_layers(config: Any) -> str | None:
 
 
 def _no_language_model(config: Any) -> str | None:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     if _value(config, "is_decoder") is False and _value(config, "type_vocab_size"):
         return "it is an encoder, whose tokens see those behind them"
-    return None if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "it is no causal language model"
+    return None if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else "it is no causal language model"

@@ -41,6 +41,7 @@ _WIRED = (
     "Gemma3-gemma3_text0",
     "Olmo2-olmo21",
     "Mixtral-mixtral0",
+    "Olmoe-olmoe0",
     "GptOss-gpt_oss0",
     "Nemotron-nemotron0",
 )
