@@ -151,6 +151,7 @@ MISTAKES = {
     "edges read": (["--reading-edges", "-1"], "--reading-edges must be at least 0, got -1"),
     "memory": (["--cache-gb", "nan"], "--cache-gb must be at least 0, got nan"),
     "measure that the pairs have not": (["--measures", "kl,logit_difference"], "'logit_difference' is not defined"),
+    "one convention": (["--edges-before-norm"], "has no norm behind its attention, so there is one convention"),
     "another model": (["--model", "compiled:hist"], "num_layers"),
 }
 

@@ -8,11 +8,14 @@ from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.before_norm import EdgesBeforeNorm
+from edgeprune.models.circuit_run import CircuitRun
 from edgeprune.models.family import registry
 from edgeprune.models.masked import MaskedModel
-from tests.models.test_conformance import CASES, KV, build, prompts, random_gates
+from edgeprune.models.outputs import writer_outputs
+from tests.methods.small_problems import problem
+from tests.models.test_conformance import KV, WIRED, build, prompts, random_gates
 
-COUPLED = [case for case in CASES if build(*case.values).blocks[0].post_norm is not None]
+COUPLED = [case for case in WIRED if build(*case.values).blocks[0].post_norm is not None]
 
 
 def by_hand(model: MaskedModel, clean: Tensor, corrupted: Tensor, gates: Tensor) -> Tensor:
@@ -105,3 +108,15 @@ def test_groups_positions_and_what_the_logits_read() -> None:
 def test_a_model_without_such_a_norm_is_refused() -> None:
     with pytest.raises(EdgepruneError, match="llama has no norm behind its attention"):
         EdgesBeforeNorm(build(registry()["llama"], 0))
+
+
+def test_what_rests_on_writers_that_add_up_is_refused() -> None:
+    additive = build(registry()["gemma3_text"], 0)
+    model = EdgesBeforeNorm(additive)
+    ((batch, _, ablated),) = problem(additive, cuts=()).frozen()
+    with pytest.raises(
+        EdgepruneError, match="single edges of a circuit's run is not defined for edges before the norm"
+    ):
+        CircuitRun(model, batch, ablated, model.graph.exists)
+    with pytest.raises(EdgepruneError, match="what each writer puts on the stream is not defined"):
+        next(writer_outputs(model, ablated))
