@@ -5,8 +5,8 @@ pytest tests/models/test_conformance.py --junitxml families.xml && python benchm
 Methods, patching, ablations and reading count too where they were run (EDGEPRUNE_ALL_FAMILIES=1 for all families).
 """
 
+import argparse
 import re
-import sys
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from pathlib import Path
@@ -32,9 +32,12 @@ def counted(path: Path) -> dict[str, Counter[str]]:
 
 def main() -> None:
     """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("xml", type=Path, help="what pytest wrote")
+    options = parser.parse_args()
     print("| family | conformance | methods, patching, reading, ... | failed |")
     print("|---|---|---|---|")
-    for family, count in counted(Path(sys.argv[1])).items():
+    for family, count in counted(options.xml).items():
         print(f"| {family} | {count['conformance']} | {count['others']} | {count['failed']} |")
 
 
