@@ -28,7 +28,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.memory import resident
 from edgeprune.models.loading import load_model
 from edgeprune.models.masked import MaskedModel, position_ids
-from edgeprune.models.outputs import writer_outputs
+from edgeprune.models.outputs import output_biases, writer_outputs
 from edgeprune.objectives import kl_divergence
 
 HALF = (torch.bfloat16, torch.float16)
@@ -166,7 +166,7 @@ def _check(
         expected = _library(model, corrupted)
         closed = _relative(model(clean, _gates(model, 0.0), ablated), expected)
         total = torch.stack(list(writer_outputs(model, model.record(clean)))).double().sum(0)
-        total = total + torch.stack(_output_bias(model)).double().sum(0)
+        total = total + output_biases(model).double().sum(0)
         writers = _relative(total, model.run(clean).double())
     report(what, 2, 5)
     gradient, slope_error = _gradient(model, clean, ablated, target)
@@ -233,13 +233,6 @@ def _opened(model: MaskedModel, clean: Tensor, padding: str) -> Open:
 
 def _relative(found: Tensor, expected: Tensor) -> float:
     return float((found.double() - expected.double()).abs().max() / expected.double().abs().max())
-
-
-def _output_bias(model: MaskedModel) -> list[Tensor]:
-    """What no writer owns: the bias of every attention output, `[d_model]` each."""
-    weight = model.blocks[0].projection_weight()
-    nothing = weight.new_zeros(1, 1, *weight.shape[:2])
-    return [block.sum_heads(nothing)[0, 0] for block in model.blocks]
 
 
 def _gradient(model: MaskedModel, clean: Tensor, ablated: Any, target: Tensor) -> tuple[Tensor, float]:

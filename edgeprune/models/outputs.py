@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from edgeprune.models.masked import MaskedModel
@@ -27,6 +28,13 @@ def writer_outputs(model: MaskedModel, states: WriterStates) -> Iterator[Tensor]
             yield states.heads[layer][:, :, head] @ weight[head].to(states.heads.dtype)
         if states.mlps is not None:
             yield states.mlps[layer]
+
+
+def output_biases(model: MaskedModel) -> Tensor:
+    """What attention adds where its heads write nothing: the biases that no writer owns, `[layer, d_model]`."""
+    weight = model.blocks[0].projection_weight()
+    nothing = weight.new_zeros(1, 1, *weight.shape[:2])
+    return torch.stack([block.sum_heads(nothing)[0, 0] for block in model.blocks])
 
 
 def reader_inputs(model: MaskedModel, states: WriterStates) -> Iterator[ReaderInput]:

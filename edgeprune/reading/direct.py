@@ -28,7 +28,7 @@ from edgeprune.circuit_views import library
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.evaluator import Evaluator
 from edgeprune.models.circuit_run import CircuitRun
-from edgeprune.models.masked import MaskedModel
+from edgeprune.models.outputs import output_biases
 from edgeprune.nodes import writer_kind
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def _attribute(run: CircuitRun, vectors: Tensor, weights: Tensor) -> tuple[Tenso
     own = _own_outputs(run)
     kept = run.keep[-1].to(own.device)[:, None, None]
     written = torch.where(kept, own, own + run.delta[:, run.tokens])
-    found = torch.cat([written, _attention_bias(run.model).expand_as(written[:1])])
+    found = torch.cat([written, output_biases(run.model).sum(0).expand_as(written[:1])])
     added = torch.einsum("rpd,pd->rp", found.double(), slopes)
     added = torch.cat([added, final[None]]).view(len(found) + 1, *weights.shape)
     logits = (run.logits.double() * vectors).sum(-1)
@@ -256,10 +256,3 @@ def _own_outputs(run: CircuitRun) -> Tensor:
         if values.mlp is not None:
             outputs.append(values.mlp[tokens])
     return torch.stack(outputs)
-
-
-def _attention_bias(model: MaskedModel) -> Tensor:
-    """Sum of the biases of all attention outputs, `[D]`: what they give for no input."""
-    weight = model.blocks[0].projection_weight()
-    nothing = weight.new_zeros(1, 1, *weight.shape[:2])
-    return torch.stack([block.sum_heads(nothing)[0, 0] for block in model.blocks]).sum(0)

@@ -2,26 +2,18 @@
 
 from typing import Any, final
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Exaone4Config
 
 from edgeprune.models.block import Projected
-from edgeprune.models.families.rotary import Rotary, RotaryBlock, RotaryDecoder
+from edgeprune.models.families.rotary import NormsBehindBlock, Rotary, RotaryDecoder
 
 
 @final
-class Exaone4Block(RotaryBlock):
+class Exaone4Block(NormsBehindBlock):
     """An `Exaone4DecoderLayer`."""
 
     qk_norm = "head"
-
-    @property
-    def input_norm(self) -> nn.Module | None:
-        return None
-
-    @property
-    def post_norm(self) -> nn.Module | None:
-        return self.module.post_attention_layernorm
 
     @property
     def window(self) -> int | None:
@@ -34,9 +26,6 @@ class Exaone4Block(RotaryBlock):
 
     def heads(self, q: Tensor, k: Tensor, v: Tensor) -> Projected:
         return self.attention.q_norm(q), self.attention.k_norm(k), v
-
-    def mlp(self, stream: Tensor) -> Tensor:
-        return self.module.post_feedforward_layernorm(self.module.mlp(stream))
 
 
 @final

@@ -2,34 +2,23 @@
 
 from typing import Any, final
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from transformers import Olmo2Config, Olmo3Config
 
 from edgeprune.graph import KVReaders
 from edgeprune.models.block import Projected
-from edgeprune.models.families.rotary import RotaryBlock, RotaryDecoder
+from edgeprune.models.families.rotary import NormsBehindBlock, RotaryDecoder
 from edgeprune.models.family import require
 
 
-class Olmo2Block(RotaryBlock):
+class Olmo2Block(NormsBehindBlock):
     """An `Olmo2DecoderLayer` or `Olmo3DecoderLayer`."""
 
     qk_norm = "layer"
 
-    @property
-    def input_norm(self) -> nn.Module | None:
-        return None
-
-    @property
-    def post_norm(self) -> nn.Module | None:
-        return self.module.post_attention_layernorm
-
     def heads(self, q: Tensor, k: Tensor, v: Tensor) -> Projected:
         return normed_together(self.attention.q_norm, q), normed_together(self.attention.k_norm, k), v
-
-    def mlp(self, stream: Tensor) -> Tensor:
-        return self.module.post_feedforward_layernorm(self.module.mlp(stream))
 
 
 def normed_together(norm: Any, heads: Tensor) -> Tensor:

@@ -131,6 +131,21 @@ class RotaryBlock(Block):
         return self.module.mlp(norm(stream))
 
 
+class NormsBehindBlock(RotaryBlock):
+    """A layer with norms behind attention and MLP, and none before them."""
+
+    @property
+    def input_norm(self) -> nn.Module | None:
+        return None
+
+    @property
+    def post_norm(self) -> nn.Module | None:
+        return self.module.post_attention_layernorm
+
+    def mlp(self, stream: Tensor) -> Tensor:
+        return self.module.post_feedforward_layernorm(self.module.mlp(stream))
+
+
 def num_kv_heads(config: Any) -> int:
     """Key/value heads of a model, which a config without grouped ones does not name."""
     return getattr(config, "num_key_value_heads", config.num_attention_heads)
