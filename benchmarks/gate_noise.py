@@ -25,7 +25,7 @@ from edgeprune.circuit import Circuit
 from edgeprune.cli.data import read_data_config
 from edgeprune.cli.pairs import pair_batches
 from edgeprune.gates import HardConcrete, uniform_noise
-from edgeprune.metrics.evaluate import gated_logits
+from edgeprune.metrics.measure import gated_logits
 from edgeprune.models.loading import load_model
 from edgeprune.models.masked import MaskedModel
 from edgeprune.objectives import OBJECTIVES, masked_mean

@@ -31,7 +31,7 @@ from edgeprune.circuit import Circuit
 from edgeprune.compiled import minimal_circuits, programs
 from edgeprune.compiled.tracr_format import read_circuit, read_circuits
 from edgeprune.errors import EdgepruneError
-from edgeprune.metrics.brute_force import brute_force
+from edgeprune.evaluation.brute_force import brute_force
 from edgeprune.models.loading import load_model
 
 ROOT = Path(__file__).resolve().parents[1]

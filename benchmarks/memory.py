@@ -34,11 +34,11 @@ from edgeprune.memory import (
     training_terms,
 )
 from edgeprune.methods import EdgePruning
-from edgeprune.metrics.evaluate import gated_logits
 from edgeprune.metrics.faithfulness import faithfulness
+from edgeprune.metrics.measure import gated_logits
 from edgeprune.models.masked import MaskedModel
 from edgeprune.objectives import masked_mean
-from edgeprune.objectives.faithfulness import kl_divergence
+from edgeprune.objectives.losses import kl_divergence
 from edgeprune.objectives.sparsity import GeometricPenalty
 
 SMOLLM2 = LlamaConfig(

@@ -37,7 +37,7 @@ from edgeprune.circuit import Circuit
 from edgeprune.cli.data import read_data_config
 from edgeprune.cli.pairs import pair_batches
 from edgeprune.methods.selection import prune_dangling, top_n
-from edgeprune.metrics.evaluate import evaluate_gates
+from edgeprune.metrics.measure import evaluate_gates
 from edgeprune.models.loading import load_model
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -38,9 +38,9 @@ from edgeprune.circuit import Circuit
 from edgeprune.cli import main as edgeprune
 from edgeprune.cli.data import read_data_config
 from edgeprune.cli.pairs import pair_batches
+from edgeprune.comparison.roc import roc
 from edgeprune.methods import EdgePruning
-from edgeprune.metrics.evaluate import gated_logits, measure_examples
-from edgeprune.metrics.roc import roc
+from edgeprune.metrics.measure import gated_logits, measure_examples
 from edgeprune.models.loading import load_model
 from edgeprune.objectives import OBJECTIVES, GeometricPenalty, masked_mean
 

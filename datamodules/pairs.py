@@ -22,7 +22,7 @@ from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair, TokenPair
 from edgeprune.ablations.homes import Homes
 from edgeprune.batch import IGNORE, PairBatch
 from edgeprune.errors import EdgepruneError, NoTokenizerError
-from edgeprune.metrics.evaluate import TOKENS_AT_ONCE
+from edgeprune.metrics.measure import TOKENS_AT_ONCE
 from edgeprune.models.limits import Limits
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from edgeprune.lazy import on_first_use
 if TYPE_CHECKING:
     from edgeprune import ablations as ablations
     from edgeprune import canonical as canonical
+    from edgeprune import comparison as comparison
     from edgeprune import compiled as compiled
     from edgeprune import drawing as drawing
     from edgeprune import evaluation as evaluation
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from edgeprune import objectives as objectives
     from edgeprune import patching as patching
     from edgeprune import reading as reading
+    from edgeprune import report as report
+    from edgeprune import statistics as statistics
     from edgeprune.ablations.runs import ReferenceRuns as ReferenceRuns
     from edgeprune.circuit import Circuit as Circuit
     from edgeprune.errors import EdgepruneError as EdgepruneError
@@ -48,6 +51,7 @@ _HOMES = {
 _PACKAGES = (
     "ablations",
     "canonical",
+    "comparison",
     "compiled",
     "drawing",
     "evaluation",
@@ -58,6 +62,8 @@ _PACKAGES = (
     "objectives",
     "patching",
     "reading",
+    "report",
+    "statistics",
 )
 __all__ = ["__version__", *_PACKAGES, *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 __getattr__ = on_first_use(__name__, _HOMES, _PACKAGES)

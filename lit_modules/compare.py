@@ -10,8 +10,8 @@ import lightning.pytorch as pl
 from rich.table import Table
 
 from edgeprune.circuit import Circuit
+from edgeprune.comparison.overlap import by_chance, edge_overlap, scientific
 from edgeprune.errors import EdgepruneError
-from edgeprune.metrics.overlap import by_chance, edge_overlap, scientific
 from edgeprune.models.loading import COMPILED
 from edgeprune.reference import ablated_positions, read_reference
 from lit_modules.progress import show

@@ -15,7 +15,7 @@ from edgeprune.memory import (
     plan_of,
     training_terms,
 )
-from edgeprune.metrics.evaluate import TOKENS_AT_ONCE
+from edgeprune.metrics.measure import TOKENS_AT_ONCE
 from edgeprune.objectives import OBJECTIVES
 from lit_modules.pruning import PruningModule
 

@@ -16,8 +16,8 @@ from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import KVReaders
 from edgeprune.methods import AbstractRecipe
-from edgeprune.metrics.evaluate import gated_logits
 from edgeprune.metrics.faithfulness import faithfulness
+from edgeprune.metrics.measure import gated_logits
 from edgeprune.models.loading import fingerprint, load_model
 from edgeprune.objectives import OBJECTIVES, Objective, masked_mean
 from lit_modules.checkpoints import last_good

@@ -12,11 +12,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
-from edgeprune.metrics.evaluate import measure_examples
-from edgeprune.metrics.frontier import frontier_row, frontier_table, write_frontier
-from edgeprune.metrics.table import MEASURES
+from edgeprune.metrics.measure import measure_examples
 from edgeprune.objectives import Objective
 from edgeprune.paths import check_writable
+from edgeprune.report.circuits_table import MEASURES
+from edgeprune.report.frontier import frontier_row, frontier_table, write_frontier
 from edgeprune.runs import asked_name
 from lit_modules.checkpoints import run_checkpoint
 from lit_modules.progress import counted, show

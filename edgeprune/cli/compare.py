@@ -58,7 +58,7 @@ def run(arguments: list[str]) -> None:
 def compare_files(options: argparse.Namespace) -> dict[str, Any]:
     """Plain figures: `circuits`, one entry each, and `pairs`, one entry for every two of them."""
     from edgeprune.cli.circuits import CircuitFiles
-    from edgeprune.metrics.overlap import compare_every_two, nodes
+    from edgeprune.comparison.overlap import compare_every_two
 
     files = CircuitFiles.open(options.circuits, options.holds)
     name, model = "", None
@@ -74,7 +74,7 @@ def compare_files(options: argparse.Namespace) -> dict[str, Any]:
                 "edges": circuit.num_edges,
                 "sparsity": circuit.sparsity,
                 "dangling": circuit.num_dangling,
-                "nodes": len(nodes(circuit)),
+                "nodes": len(circuit.nodes()),
             }
             for path, circuit in zip(options.circuits, circuits, strict=True)
         ],
@@ -104,7 +104,7 @@ def _only(circuit: "Circuit", other: "Circuit") -> list[str]:
 
 def _match(left: "Circuit", right: "Circuit") -> "tuple[Circuit, Circuit] | None":
     """Both at the size of the smaller; None where they have one size, or the larger has no scores to be cut by."""
-    from edgeprune.metrics.overlap import cut_to
+    from edgeprune.comparison.overlap import cut_to
 
     size = min(left.num_edges, right.num_edges)
     larger = left if left.num_edges > right.num_edges else right
@@ -114,7 +114,7 @@ def _match(left: "Circuit", right: "Circuit") -> "tuple[Circuit, Circuit] | None
 
 
 def _matched_figures(left: "Circuit", right: "Circuit") -> dict[str, Any]:
-    from edgeprune.metrics.overlap import by_chance, edge_overlap
+    from edgeprune.comparison.overlap import by_chance, edge_overlap
 
     size, existing = left.num_edges, left.graph.num_edges
     overlap = edge_overlap(left.keep, right.keep, left.graph.exists)
@@ -136,7 +136,7 @@ def _add_measures(
     from edgeprune.ablations.runs import ReferenceRuns
     from edgeprune.cli.data import read_data_config
     from edgeprune.cli.pairs import prepare_runs
-    from edgeprune.metrics.evaluate import evaluate_gates
+    from edgeprune.metrics.measure import evaluate_gates
     from edgeprune.models.limits import Limits
 
     data = read_data_config(options.config, tokenizer=name)
@@ -251,7 +251,7 @@ def _circuit_table(result: dict[str, Any]) -> "Table":
 
 
 def _pair_table(result: dict[str, Any]) -> "Table":
-    from edgeprune.metrics.overlap import scientific
+    from edgeprune.comparison.overlap import scientific
 
     columns = ["both", "by chance", "p", "only 1st", "only 2nd"]
     table = _table("Shared edges", ["pair"], columns)
@@ -277,7 +277,7 @@ def _share_table(result: dict[str, Any]) -> "Table":
 
 def _matched_table(result: dict[str, Any]) -> "Table":
     """Two lines for every pair, one for each circuit."""
-    from edgeprune.metrics.overlap import scientific
+    from edgeprune.comparison.overlap import scientific
 
     shown = _shown_measures(result)
     columns = ["edges", "both", "Jaccard", "p", *_headings(shown)]

@@ -30,13 +30,13 @@ from edgeprune.graph import KVReaders
 from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
 from edgeprune.methods.problem import Metric, Problem
 from edgeprune.methods.selection import Selection
-from edgeprune.metrics.evaluate import evaluate_gates
-from edgeprune.metrics.frontier import Row, frontier_row, frontier_table, write_frontier
+from edgeprune.metrics.measure import evaluate_gates
 from edgeprune.models.limits import Limits
 from edgeprune.models.loading import fingerprint, load_model
 from edgeprune.models.masked import MaskedModel
 from edgeprune.objectives import Objective
 from edgeprune.paths import check_writable, whole_file
+from edgeprune.report.frontier import Row, frontier_row, frontier_table, write_frontier
 
 __all__ = ["make_parser", "run"]
 _ = edgeprune.methods  # imported so that configs can name its classes without a path

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from edgeprune.circuit import Circuit
     from edgeprune.cli.circuits import CircuitFiles
     from edgeprune.evaluation.evaluator import Evaluator, Progress
-    from edgeprune.evaluation.summary import Questions
-    from edgeprune.evaluation.uncertainty import Resampling
     from edgeprune.formats import Holds
     from edgeprune.graph import EdgeGraph
     from edgeprune.models.masked import MaskedModel
+    from edgeprune.report.summary import Questions
+    from edgeprune.statistics.uncertainty import Resampling
 
 ALL = "all"
 EVERY_ABLATION = (
@@ -40,7 +40,7 @@ EVERY_ABLATION = (
     "mean:both:positional",
     "optimal",
 )
-TESTS = ("controls", "completeness", "minimality", "suffix", "hypothesis", "mib")  # as edgeprune.evaluation.summary's
+TESTS = ("controls", "completeness", "minimality", "suffix", "hypothesis", "mib")  # as edgeprune.report.summary's
 LEAST = {
     "limit": 1,
     "batch_size": 1,
@@ -64,7 +64,7 @@ def run(arguments: list[str]) -> None:
     if options.json:
         write_json(options.json, circuits)
     if options.report:
-        from edgeprune.evaluation.report import write_report
+        from edgeprune.report import write_report
 
         write_report(circuits, options.report)
 
@@ -166,10 +166,10 @@ def evaluate_files(options: argparse.Namespace) -> dict[str, Any]:
     from edgeprune.cli.pairs import pair_batches
     from edgeprune.console import Work
     from edgeprune.evaluation.evaluator import Evaluator
-    from edgeprune.evaluation.summary import evaluate_circuits
-    from edgeprune.evaluation.uncertainty import Resampling
     from edgeprune.models.limits import Limits
     from edgeprune.models.loading import fingerprint
+    from edgeprune.report.summary import evaluate_circuits
+    from edgeprune.statistics.uncertainty import Resampling
 
     start, names = time.perf_counter(), _short_names(options.circuits)
     files = CircuitFiles.open(options.circuits, options.holds)
@@ -328,7 +328,7 @@ def _with_values(evaluator: "Evaluator", names: tuple[str, ...]) -> tuple[str, .
 def _questions(
     options: argparse.Namespace, data: "PairDataModule", graph: "EdgeGraph", num_examples: int, resampling: "Resampling"
 ) -> "Questions":
-    from edgeprune.evaluation.summary import Questions
+    from edgeprune.report.summary import Questions
 
     labels = {name: values[:num_examples] for name, values in data.labels(options.split).items()}
     return Questions(
@@ -356,8 +356,8 @@ def _known(asked: list[str], graph: "EdgeGraph", holds: "Holds | None") -> "Mapp
 
 # -------------------------------------------------------------------- tables
 def _print(result: dict[str, Any]) -> None:
-    from edgeprune.cli.evaluation_tables import notes, tables
     from edgeprune.console import report_console
+    from edgeprune.report.tables import notes, tables
 
     console = report_console()
     for table in tables(result):

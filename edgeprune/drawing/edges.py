@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from edgeprune.circuit import Circuit
+from edgeprune.comparison.overlap import cut_to
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
-from edgeprune.metrics.overlap import cut_to
 from edgeprune.nodes import reader_kind
 
 MAX_EDGES = 10_000

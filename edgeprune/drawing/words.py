@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgeprune.circuit import Circuit
-from edgeprune.evaluation.report.text import counted, finite, number
+from edgeprune.report.text import counted, finite, number
 
 _MEASURES = {
     "kl": "KL, nats",

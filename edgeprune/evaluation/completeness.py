@@ -27,10 +27,10 @@ from torch import Tensor
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.controls import circuit_nodes, columns, complement, without_nodes
 from edgeprune.evaluation.evaluator import Evaluator, open_edges
-from edgeprune.evaluation.faithfulness import normalise
-from edgeprune.evaluation.plain import plain, plain_figures
 from edgeprune.evaluation.random_sets import Nodes, at_most, draw, edge_sets, random_sets
+from edgeprune.json_numbers import json_number, json_numbers
 from edgeprune.metrics.examples import ExampleValues
+from edgeprune.metrics.normalise import normalise
 
 Kind = Literal["nothing", "random", "single", "role", "greedy", "edges"]
 KINDS: tuple[Kind, ...] = ("nothing", "random", "single", "role", "greedy", "edges")
@@ -62,10 +62,10 @@ class ComplementAblated:
         measures, ends = self.values.measures, self.ends.figures()
         return {
             "num_examples": self.values.num_examples,
-            "full": plain_figures(measures, ends[0]),
-            "empty": plain_figures(measures, ends[1]),
-            "without_circuit": plain_figures(measures, self.values.figures()[0]),
-            "remaining": plain_figures(measures, self.remaining),
+            "full": json_numbers(measures, ends[0]),
+            "empty": json_numbers(measures, ends[1]),
+            "without_circuit": json_numbers(measures, self.values.figures()[0]),
+            "remaining": json_numbers(measures, self.remaining),
         }
 
 
@@ -137,7 +137,11 @@ class KnockOut:
 
     def to_dict(self) -> dict[str, Any]:
         """`kind`, `name`, `nodes`, `size`, `circuit`, `model` and `score`; None where not defined."""
-        figures = {"circuit": plain(self.circuit), "model": plain(self.model), "score": plain(self.score)}
+        figures = {
+            "circuit": json_number(self.circuit),
+            "model": json_number(self.model),
+            "score": json_number(self.score),
+        }
         return asdict(self) | {"nodes": list(self.nodes)} | figures
 
 

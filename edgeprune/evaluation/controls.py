@@ -19,10 +19,10 @@ from torch import Tensor
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.evaluator import Evaluator, open_edges
-from edgeprune.evaluation.faithfulness import normalise
-from edgeprune.evaluation.plain import plain_figures
 from edgeprune.graph import EdgeGraph
+from edgeprune.json_numbers import json_numbers
 from edgeprune.metrics.examples import ExampleValues
+from edgeprune.metrics.normalise import normalise
 
 ATTEMPTS = 20  # swaps tried per edge; in 7,000 random edges of 70,651 half succeed, and from 10 on no more edges move
 
@@ -206,7 +206,7 @@ class ControlFigures:
         num_swaps: Swaps that made each; 0 where it was not rewired.
         moved: Share of the circuit's edges that each lacks; 0 to 1, 0 where the circuit has none.
         figures: Float64 `[circuit, measure]`.
-        faithfulness: Normalised (`edgeprune.evaluation.faithfulness`), float64 `[circuit, measure]`.
+        faithfulness: Normalised (`edgeprune.metrics.normalise`), float64 `[circuit, measure]`.
     """
 
     control: Control
@@ -226,9 +226,9 @@ class ControlFigures:
             "num_open": list(self.num_open),
             "num_swaps": list(self.num_swaps),
             "moved": list(self.moved),
-            "figures": plain_figures(measures, self.figures.mean(0)),
-            "faithfulness": plain_figures(measures, self.faithfulness.mean(0)),
-            "each": [plain_figures(measures, row) for row in self.figures],
+            "figures": json_numbers(measures, self.figures.mean(0)),
+            "faithfulness": json_numbers(measures, self.faithfulness.mean(0)),
+            "each": [json_numbers(measures, row) for row in self.figures],
         }
 
 
@@ -268,8 +268,8 @@ class Controls:
             "num_examples": self.values.num_examples,
             "num_edges": self.num_edges,
             "nodes": list(self.nodes),
-            "full": plain_figures(measures, ends[0]),
-            "empty": plain_figures(measures, ends[1]),
+            "full": json_numbers(measures, ends[0]),
+            "empty": json_numbers(measures, ends[1]),
             "controls": {item.control.name: item.to_dict(measures) for item in self.controls},
         }
 

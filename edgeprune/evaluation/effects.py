@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from edgeprune.evaluation.one_less import Edge
-from edgeprune.evaluation.plain import plain
 from edgeprune.graph import EdgeGraph
+from edgeprune.json_numbers import json_number
 from edgeprune.metrics.examples import ExampleValues
 
 ROUNDING = 1e-6  # of a figure, or absolute below 1: logits are compared in float32, so equal circuits differ by less
@@ -124,7 +124,7 @@ class MarginalEffects:
         return {
             "measure": self.measure,
             "better": self.better,
-            "figure": plain(self.figure),
+            "figure": json_number(self.figure),
             "num_edges": self.num_edges,
             "num_dangling": self.num_dangling,
             "num_examples": self.num_examples,
@@ -138,9 +138,9 @@ class MarginalEffects:
             "edges": [
                 {
                     "edge": names[place],
-                    "effect": plain(float(self.effects[place])),
-                    "standard_error": plain(float(self.standard_errors[place])),
-                    "figure": plain(float(self.figures[place])),
+                    "effect": json_number(float(self.effects[place])),
+                    "standard_error": json_number(float(self.standard_errors[place])),
+                    "figure": json_number(float(self.figures[place])),
                     "redundant": bool(redundant[place]),
                     "idle": bool(self.idle[place]),
                 }

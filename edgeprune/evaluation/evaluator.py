@@ -1,5 +1,6 @@
 """A model on fixed pairs under one ablation, ready to judge any number of circuits."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +13,8 @@ from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
-from edgeprune.metrics.evaluate import measure_examples
 from edgeprune.metrics.examples import ExampleValues
+from edgeprune.metrics.measure import measure_examples
 from edgeprune.metrics.registry import STANDARD
 from edgeprune.models.masked import MaskedModel
 
@@ -104,3 +105,18 @@ def open_edges(evaluator: Evaluator, keep: Tensor) -> Tensor:
             f"keep has shape {tuple(keep.shape)}, this model's graph is [reader, writer] = {evaluator.graph.shape}"
         )
     return keep.to("cpu", torch.bool) & evaluator.graph.exists
+
+
+def answer_measure(evaluator: Evaluator) -> str:
+    """What is measured where a score of the circuit alone is asked for: the first that is defined on these pairs."""
+    return _first(evaluator, ("logit_difference", "probability_difference", "accuracy", "squared_error"))
+
+
+def divergence_measure(evaluator: Evaluator) -> str:
+    """What is measured where the distance from the full model is asked for: KL, or squared error of raw outputs."""
+    return _first(evaluator, ("kl", "squared_error"))
+
+
+def _first(evaluator: Evaluator, names: Sequence[str]) -> str:
+    found = evaluator([None], "the full model", names).figures()[0].tolist()
+    return next(name for name, value in zip(names, found, strict=True) if not math.isnan(value))

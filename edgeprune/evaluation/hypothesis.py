@@ -1,7 +1,7 @@
-"""Run the hypothesis tests of `edgeprune.evaluation.hypothesis_tests` on a circuit, with one call of the evaluator.
+"""Run the hypothesis tests of `edgeprune.statistics.tests` on a circuit, with one call of the evaluator.
 
 Minimality needs the effects of edges and is apart: `edgeprune.evaluation.random_paths.inflations` gives the circuits to
-be run, `edgeprune.evaluation.edge_significance.minimality` the test.
+be run, `edgeprune.statistics.significance.minimality` the test.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,11 @@ from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.effects import badness
 from edgeprune.evaluation.evaluator import Evaluator, open_edges
-from edgeprune.evaluation.hypothesis_tests import (
+from edgeprune.evaluation.random_paths import path_circuit
+from edgeprune.graph import EdgeGraph
+from edgeprune.metrics.examples import ExampleValues
+from edgeprune.metrics.registry import measure_named
+from edgeprune.statistics.tests import (
     EPSILON,
     LEVEL,
     PERMUTATIONS,
@@ -25,10 +29,6 @@ from edgeprune.evaluation.hypothesis_tests import (
     partial_necessity,
     sufficiency,
 )
-from edgeprune.evaluation.random_paths import path_circuit
-from edgeprune.graph import EdgeGraph
-from edgeprune.metrics.examples import ExampleValues
-from edgeprune.metrics.registry import measure_named
 
 SQUARED_SCORE = "squared_score_difference"  # the paper's faithfulness
 

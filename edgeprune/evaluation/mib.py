@@ -25,11 +25,11 @@ from torch import Tensor
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.evaluator import Evaluator
-from edgeprune.evaluation.faithfulness import normalise
-from edgeprune.evaluation.plain import plain
 from edgeprune.graph import EdgeGraph
+from edgeprune.json_numbers import json_number
 from edgeprune.methods.selection import greedy, prune_dangling, top_n
 from edgeprune.metrics.examples import ExampleValues
+from edgeprune.metrics.normalise import normalise
 
 Rule = Literal["top_n", "greedy"]
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # of the edges, as MIB asks for them
@@ -165,11 +165,11 @@ class MibCurve:
         """Plain values; see the class."""
         full, empty = self.figures[:2].tolist()
         return {
-            **{name: plain(value) for name, value in self.areas.items()},
+            **{name: json_number(value) for name, value in self.areas.items()},
             "smallest_share": self.kept_shares[0],
             "measure": self.values.measures[0],
-            "full": plain(full),
-            "empty": plain(empty),
+            "full": json_number(full),
+            "empty": json_number(empty),
             "split": self.split,
             "ablation": self.ablation,
             "num_examples": self.values.num_examples,
@@ -181,7 +181,7 @@ class MibCurve:
             "missing": list(self.missing),
             "unused": list(self.unused),
             "points": [
-                {**point._asdict(), "value": plain(point.value), "faithfulness": plain(point.faithfulness)}
+                {**point._asdict(), "value": json_number(point.value), "faithfulness": json_number(point.faithfulness)}
                 for point in self.points
             ],
         }

@@ -8,7 +8,7 @@ limit, the block stays closed and the next one is twice as long; beyond it, the 
 is passed over. Effects of several edges do not add up, so only what was run counts: every circuit on the path was.
 
 With `exhaustive` there are rounds until one closes nothing: then no single edge can go. Several together still might;
-finding the smallest circuit takes all subsets (`edgeprune.metrics.brute_force`).
+finding the smallest circuit takes all subsets (`edgeprune.evaluation.brute_force`).
 """
 
 import math
@@ -23,7 +23,7 @@ from edgeprune.evaluation.effects import Better, MarginalEffects, badness, round
 from edgeprune.evaluation.evaluator import Evaluator, open_edges
 from edgeprune.evaluation.minimality import marginal_effects
 from edgeprune.evaluation.one_less import Edge, idle_edges
-from edgeprune.evaluation.plain import plain
+from edgeprune.json_numbers import json_number
 from edgeprune.metrics.registry import measure_named
 
 
@@ -78,11 +78,11 @@ class Reduction:
             "num_evaluations": self.num_evaluations,
             "irreducible": self.irreducible,
             "num_edges_before": first.num_edges,
-            "figure_before": plain(first.figure),
+            "figure_before": json_number(first.figure),
             "num_edges": last.num_edges,
-            "figure": plain(last.figure),
+            "figure": json_number(last.figure),
             "share_removed": 1 - last.num_edges / first.num_edges if first.num_edges else None,
-            "path": [{"num_edges": step.num_edges, "figure": plain(step.figure)} for step in self.path],
+            "path": [{"num_edges": step.num_edges, "figure": json_number(step.figure)} for step in self.path],
         }
 
 

@@ -27,9 +27,9 @@ from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.controls import circuit_nodes, columns, without_nodes
 from edgeprune.evaluation.evaluator import Evaluator, open_edges
-from edgeprune.evaluation.plain import plain
 from edgeprune.graph import EdgeGraph
-from edgeprune.metrics.evaluate import logits_of_each
+from edgeprune.json_numbers import json_number
+from edgeprune.metrics.measure import logits_of_each
 from edgeprune.models.masked import MaskedModel
 
 SPACES = ("stream", "logits", "logits_centred")
@@ -105,7 +105,8 @@ class SuffixAblation:
             "random": _named(figures[2:].mean(0)),
             "each_random": [_named(row) for row in figures[2:]],
             "verdict": {
-                space: {name: plain(value) for name, value in row.items()} for space, row in self.verdict().items()
+                space: {name: json_number(value) for name, value in row.items()}
+                for space, row in self.verdict().items()
             },
         }
 
@@ -113,7 +114,7 @@ class SuffixAblation:
 def _named(figures: Tensor) -> dict[str, dict[str, float | None]]:
     """Figures `[space, figure]` by name."""
     return {
-        space: {name: plain(value) for name, value in zip(FIGURES, row, strict=True)}
+        space: {name: json_number(value) for name, value in zip(FIGURES, row, strict=True)}
         for space, row in zip(SPACES, figures.tolist(), strict=True)
     }
 

@@ -11,7 +11,7 @@ from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.metrics import registry
-from edgeprune.metrics.evaluate import gated_logits
+from edgeprune.metrics.measure import gated_logits
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.states import WriterStates
 

@@ -1,7 +1,7 @@
 """Attention patterns of heads in a circuit's run, beside those of the full model.
 
 Weights are those of the run itself: queries and keys are what the partly closed edges make of them, and the model's own
-kernel weighs them (`edgeprune.evaluation.attention_roles.kernel_weights`), so that mask, scale, rotary positions and
+kernel weighs them (`edgeprune.reading.attention_roles.kernel_weights`), so that mask, scale, rotary positions and
 windows are the model's own whatever its family and kernel.
 """
 
@@ -18,12 +18,12 @@ from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.circuit_views import library
 from edgeprune.errors import EdgepruneError
-from edgeprune.evaluation.attention_roles import HeadRoles, attention_to, head_roles, kernel_weights
 from edgeprune.evaluation.evaluator import Evaluator
 from edgeprune.graph import EdgeGraph
 from edgeprune.models.circuit_run import CircuitRun
 from edgeprune.models.masked import MaskedModel
 from edgeprune.nodes import writer_kind
+from edgeprune.reading.attention_roles import HeadRoles, attention_to, head_roles, kernel_weights
 from edgeprune.reading.prompts import Prompt, prompts_of, real_tokens
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
-from edgeprune.evaluation.attention_roles import OTHER, role_tokens
+from edgeprune.reading.attention_roles import OTHER, role_tokens
 
 _ESCAPES = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t", " ": "\u00b7"})
 

@@ -26,15 +26,15 @@ from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.circuit_views import library
 from edgeprune.errors import EdgepruneError
-from edgeprune.evaluation.attention_roles import role_names
 from edgeprune.evaluation.effects import compare
 from edgeprune.evaluation.evaluator import Evaluator
 from edgeprune.evaluation.one_less import Edge, each_without_at
-from edgeprune.evaluation.plain import plain
 from edgeprune.graph import EdgeGraph
+from edgeprune.json_numbers import json_number
 from edgeprune.methods.attribution import closing_effects
 from edgeprune.methods.problem import Metric, Problem
 from edgeprune.metrics.registry import measure_named
+from edgeprune.reading.attention_roles import role_names
 from edgeprune.reading.prompts import parts_of, positions_by_part
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class RoleEffects:
             }
             if place in run:
                 for name, values in (("exact", self.exact), ("standard_error", self.standard_errors)):
-                    row[name] = dict(zip(names, map(plain, values[run[place]].tolist()), strict=True))
+                    row[name] = dict(zip(names, map(json_number, values[run[place]].tolist()), strict=True))
             found.append(row)
         return found
 
@@ -139,7 +139,7 @@ class RoleEffects:
         return {
             "measure": self.measure,
             "better": measure_named(self.measure).better,
-            "figure": plain(self.figure),
+            "figure": json_number(self.figure),
             "num_examples": self.num_examples,
             "num_edges": len(self.edges),
             "num_exact": len(self.exact_edges),

@@ -8,13 +8,12 @@ from rich.console import Group
 
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
-from edgeprune.evaluation.attention_roles import HeadRoles
-from edgeprune.evaluation.evaluator import Evaluator
-from edgeprune.evaluation.plain import plain
-from edgeprune.evaluation.summary import divergence_measure
+from edgeprune.evaluation.evaluator import Evaluator, divergence_measure
+from edgeprune.json_numbers import json_number
 from edgeprune.methods.problem import Metric
 from edgeprune.metrics.registry import measure_named
 from edgeprune.reading.attention import AttentionPatterns, attention_by_role, attention_patterns, circuit_heads
+from edgeprune.reading.attention_roles import HeadRoles
 from edgeprune.reading.direct import LOGIT_DIFFERENCE, TARGET, DirectAttribution, direct_attribution
 from edgeprune.reading.role_effects import MAX_EXACT, RoleEffects, role_effects
 
@@ -72,7 +71,7 @@ class Reading:
         first = self.by_role[0]
 
         def of(roles: HeadRoles, head: str) -> list[list[float | None]]:
-            return [[plain(value) for value in row] for row in roles.patterns[roles.heads.index(head)].tolist()]
+            return [[json_number(value) for value in row] for row in roles.patterns[roles.heads.index(head)].tolist()]
 
         heads = {head: dict(zip(("circuit", "full"), (of(one, head) for one in self.by_role), strict=True))
                  for head in self.attention.heads}  # fmt: skip

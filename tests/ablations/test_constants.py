@@ -12,7 +12,7 @@ from edgeprune.ablations.constants import replaced_run
 from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
-from edgeprune.metrics.evaluate import evaluate_gates
+from edgeprune.metrics.measure import evaluate_gates
 from edgeprune.models.families.compiled import Compiled
 from edgeprune.models.families.gpt2 import GPT2
 from edgeprune.models.loading import load_model

@@ -12,7 +12,7 @@ from datamodules.tasks.base import TokenPair
 from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
-from edgeprune.metrics.evaluate import evaluate_gates, gated_logits
+from edgeprune.metrics.measure import evaluate_gates, gated_logits
 from edgeprune.models.masked import MaskedModel
 from edgeprune.objectives import kl_divergence
 from tests.ablations.cases import KINDS, PAIRS, UNEQUAL, against_the_right_edge, batch_of, fields, padded, runs_of

@@ -14,7 +14,7 @@ from edgeprune.ablations import mean_of_pairs, save_states
 from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.circuit import Circuit
 from edgeprune.cli import main
-from edgeprune.metrics.evaluate import evaluate_gates
+from edgeprune.metrics.measure import evaluate_gates
 from edgeprune.models.loading import load_model
 from tests.cli.test_discover import arguments as discover
 from tests.cli.test_discover import error_line

@@ -9,9 +9,9 @@ import torch
 
 from edgeprune.circuit import Circuit
 from edgeprune.cli import main
+from edgeprune.comparison.overlap import by_chance, cut_to, edge_overlap
 from edgeprune.compiled import true_circuit
 from edgeprune.graph import ArchSpec, EdgeGraph
-from edgeprune.metrics.overlap import by_chance, cut_to, edge_overlap
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"

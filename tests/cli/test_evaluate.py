@@ -15,13 +15,13 @@ from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.circuit import Circuit
 from edgeprune.cli import main
 from edgeprune.cli.evaluate import EVERY_ABLATION
-from edgeprune.evaluation.report import report_html
-from edgeprune.evaluation.summary import SCHEMA, TESTS
+from edgeprune.comparison.overlap import compare_circuits
 from edgeprune.methods.selection import top_n
-from edgeprune.metrics.evaluate import evaluate_gates
-from edgeprune.metrics.overlap import compare_circuits
+from edgeprune.metrics.measure import evaluate_gates
 from edgeprune.metrics.registry import MEASURES
 from edgeprune.models.loading import load_model
+from edgeprune.report import report_html
+from edgeprune.report.summary import SCHEMA, TESTS
 from tests.cli.test_compare import error_line
 
 TASK = {"class_path": "CompiledTask", "init_args": {"program": "reverse", "lengths": [3]}}

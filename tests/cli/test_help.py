@@ -11,8 +11,8 @@ from typing import Any, get_args
 import pytest
 
 from edgeprune.cli import COMMANDS, circuits, evaluate, main, short_help
-from edgeprune.evaluation import summary
 from edgeprune.formats import Holds
+from edgeprune.report import summary
 
 # Lightning's own command-line class calls jsonargparse in a way that jsonargparse is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")

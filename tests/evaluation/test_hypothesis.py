@@ -11,12 +11,12 @@ from torch import Tensor
 from datamodules.tasks.base import TokenPair
 from edgeprune.compiled import true_circuit
 from edgeprune.errors import EdgepruneError
-from edgeprune.evaluation.edge_significance import minimality
 from edgeprune.evaluation.evaluator import Evaluator
 from edgeprune.evaluation.hypothesis import SQUARED_SCORE, HypothesisOptions, run_tests
 from edgeprune.evaluation.random_paths import inflations, path_circuit
 from edgeprune.methods.problem import Problem
 from edgeprune.metrics.examples import ExampleValues
+from edgeprune.statistics.significance import minimality
 from tests.methods.small_problems import compiled_problem, problem, random_pairs, tiny
 
 FEW = HypothesisOptions(num_random=3, permutations=50)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.circuit import Circuit
+from edgeprune.comparison.mib_roc import mib_roc
 from edgeprune.compiled import true_circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.evaluator import Evaluator
@@ -24,7 +25,6 @@ from edgeprune.evaluation.mib import (
     mib_faithfulness,
     mib_graph,
 )
-from edgeprune.evaluation.mib_roc import mib_roc
 from edgeprune.graph import ArchSpec, EdgeGraph
 from edgeprune.methods.selection import greedy, prune_dangling, top_n
 from tests.methods.small_problems import compiled_problem, problem, random_pairs, tiny

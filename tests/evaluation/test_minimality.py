@@ -14,14 +14,14 @@ from edgeprune.batch import IGNORE
 from edgeprune.compiled import true_circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation import one_less
+from edgeprune.evaluation.brute_force import BruteForce, brute_force
 from edgeprune.evaluation.effects import MarginalEffects, compare
 from edgeprune.evaluation.evaluator import Evaluator
 from edgeprune.evaluation.minimality import marginal_effects
-from edgeprune.metrics.brute_force import BruteForce, brute_force
 from edgeprune.metrics.examples import ExampleValues
 from edgeprune.models.loading import load_model
 from edgeprune.models.masked import MaskedModel
-from edgeprune.objectives.faithfulness import squared_error
+from edgeprune.objectives.losses import squared_error
 from tests.methods.small_problems import problem, random_pairs, tiny
 
 ABLATIONS = ("interchange", "zero")

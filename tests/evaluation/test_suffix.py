@@ -14,7 +14,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.controls import columns, without_nodes
 from edgeprune.evaluation.evaluator import Evaluator
 from edgeprune.evaluation.suffix import SPACES, SuffixAblation, ablate_suffix, change
-from edgeprune.metrics.evaluate import gated_logits
+from edgeprune.metrics.measure import gated_logits
 from tests.methods.small_problems import compiled_problem, linear_model, problem, tiny
 
 

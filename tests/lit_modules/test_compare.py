@@ -13,8 +13,8 @@ import yaml
 
 from edgeprune.circuit import Circuit
 from edgeprune.cli import main
+from edgeprune.comparison.overlap import by_chance, edge_overlap
 from edgeprune.compiled import true_circuit
-from edgeprune.metrics.overlap import by_chance, edge_overlap
 from edgeprune.models.loading import load_model
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"

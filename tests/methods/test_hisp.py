@@ -16,7 +16,7 @@ from edgeprune.methods import HISP
 from edgeprune.methods.hisp import circuit_after, node_slopes, node_values, normalized
 from edgeprune.methods.node_gates import NodeMap
 from edgeprune.methods.problem import Problem
-from edgeprune.metrics.evaluate import gated_logits
+from edgeprune.metrics.measure import gated_logits
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.states import WriterStates
 from tests.methods.small_problems import compiled_problem, ignore_progress, problem, tiny

@@ -13,8 +13,8 @@ from edgeprune.compiled.builder import Description, Head, Layer, Move, Unit, bui
 from edgeprune.methods import ACDC, EAP, EAPIG, EdgePruning, ExactEdgePatching
 from edgeprune.methods.attribution import closing_effects
 from edgeprune.methods.problem import Problem
-from edgeprune.metrics.evaluate import gated_logits
 from edgeprune.metrics.functional import logit_difference
+from edgeprune.metrics.measure import gated_logits
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.states import FixedOutputs, WriterStates
 from edgeprune.objectives import GeometricPenalty

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.metrics.evaluate import evaluate_gates, measure_examples
 from edgeprune.metrics.examples import ExampleValues
 from edgeprune.metrics.faithfulness import faithfulness
+from edgeprune.metrics.measure import evaluate_gates, measure_examples
 from edgeprune.metrics.registry import MEASURES
 from tests.methods.small_problems import problem, tiny
 
@@ -47,7 +47,7 @@ def test_circuits_run_together_are_those_run_alone(family: str, monkeypatch: pyt
     gates += [asked.model.graph.exists]
     every = tuple(name for name, measure in MEASURES.items() if measure.task is None)
     together = measure_examples(asked.model, asked.runs, asked.batches, gates, "train", every)
-    monkeypatch.setattr("edgeprune.metrics.evaluate.TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr("edgeprune.metrics.measure.TOKENS_AT_ONCE", 1)
     alone = measure_examples(asked.model, asked.runs, asked.batches, gates, "train", every)
     torch.testing.assert_close(together.values, alone.values, rtol=1e-4, atol=1e-5, equal_nan=True)
     assert together.figure("kl", 5) == pytest.approx(0, abs=1e-6)

@@ -25,14 +25,14 @@ from edgeprune.memory import (
     spare_memory,
     training_terms,
 )
-from edgeprune.metrics.evaluate import gated_logits
 from edgeprune.metrics.faithfulness import faithfulness
+from edgeprune.metrics.measure import gated_logits
 from edgeprune.models.family import registry
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.reads import LayerReads
 from edgeprune.models.stack import Workspace
 from edgeprune.objectives import masked_mean
-from edgeprune.objectives.faithfulness import kl_divergence
+from edgeprune.objectives.losses import kl_divergence
 from tests.models.test_conformance import build
 
 SHAPE = BatchShape(batch=5, seq=7, positions=2, masks=3)

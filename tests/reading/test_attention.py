@@ -14,12 +14,12 @@ from edgeprune.circuit_views import library
 from edgeprune.compiled import CompiledConfig
 from edgeprune.compiled import transformer as compiled_transformer
 from edgeprune.errors import EdgepruneError
-from edgeprune.evaluation.attention_roles import SCORED, head_roles
 from edgeprune.models.families.gpt2 import GPT2
 from edgeprune.models.families.gpt_oss import GptOss
 from edgeprune.models.masked import MaskedModel
 from edgeprune.reading import attention_by_role, attention_patterns
 from edgeprune.reading.attention import circuit_heads
+from edgeprune.reading.attention_roles import SCORED, head_roles
 from edgeprune.reading.figure import draw_attention
 from tests.methods.small_problems import tiny
 from tests.models.test_conformance import KV, WIRED, build

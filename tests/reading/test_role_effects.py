@@ -9,7 +9,6 @@ from torch import Tensor
 
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
-from edgeprune.evaluation.attention_roles import OTHER
 from edgeprune.evaluation.minimality import marginal_effects
 from edgeprune.methods.attribution import closing_effects, mean_over_examples
 from edgeprune.methods.problem import Problem
@@ -17,6 +16,7 @@ from edgeprune.metrics.registry import measure_named
 from edgeprune.models import stack
 from edgeprune.models.masked import MaskedModel
 from edgeprune.reading import role_effects
+from edgeprune.reading.attention_roles import OTHER
 from edgeprune.reading.prompts import positions_by_part
 from edgeprune.reading.role_effects import ALL_POSITIONS, first_order_effects
 from tests.methods.small_problems import linear_model, tiny

@@ -10,12 +10,12 @@ import edgeprune as ep
 from edgeprune.batch import IGNORE
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
-from edgeprune.evaluation.report import report_html
 from edgeprune.reading import Reading, read_circuit
-from tests.evaluation.example_result import reading as example_reading
-from tests.evaluation.test_report import read, table
+from edgeprune.report import report_html
 from tests.methods.small_problems import linear_model, tiny
 from tests.reading.small import circuit_of, evaluator, pairs
+from tests.report.example_result import reading as example_reading
+from tests.report.test_report import read, table
 
 Json = dict[str, Any]
 

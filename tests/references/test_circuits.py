@@ -9,7 +9,7 @@ from torch import Tensor
 from edgeprune.circuit import Circuit
 from edgeprune.formats import read_circuit
 from edgeprune.methods.selection import above, greedy, prune_dangling, top_n
-from edgeprune.metrics.evaluate import gated_logits
+from edgeprune.metrics.measure import gated_logits
 from edgeprune.models.masked import MaskedModel
 from edgeprune.objectives import OBJECTIVES
 from tests.references.tiny_models import FILES, MODELS, close, matrix, model, numbers, problem

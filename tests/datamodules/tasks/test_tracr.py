@@ -13,7 +13,7 @@ from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import IGNORE
 from edgeprune.compiled.tracr_format import read_circuits
 from edgeprune.errors import EdgepruneError
-from edgeprune.metrics.evaluate import evaluate_gates
+from edgeprune.metrics.measure import evaluate_gates
 from tests.files import KNOWN_MODELS
 
 

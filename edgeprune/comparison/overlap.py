@@ -1,0 +1,188 @@
+"""How far two circuits have the same edges and nodes, and how much of that chance would give."""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgeprune.circuit import Circuit
+from edgeprune.errors import EdgepruneError
+from edgeprune.graph import EdgeGraph
+from edgeprune.nodes import reader_kind, writer_kind
+
+EXACT = 2**20  # numbers of ones up to 2^24 are exact in float32
+
+
+def edge_overlap(found: Tensor, reference: Tensor, exists: Tensor) -> dict[str, float]:
+    """Compare the edges of a circuit with those of a reference.
+
+    With B edges in both, F in `found` and R in `reference`: precision is B/F, recall B/R, jaccard B/(F+R-B)
+    and f1 2B/(F+R). Where a denominator is 0, the value is 1 if both circuits are empty (they agree), else 0.
+
+    Args:
+        found: Bool `[reader, writer]`, the circuit to judge.
+        reference: Bool `[reader, writer]`, what it is held against.
+        exists: Bool `[reader, writer]`; entries outside it do not count.
+
+    Returns:
+        `precision`, `recall`, `jaccard`, `f1`, and the edge counts `both`, `only_found`, `only_reference`.
+    """
+    if not found.shape == reference.shape == exists.shape:
+        shapes = ", ".join(str(tuple(matrix.shape)) for matrix in (found, reference, exists))
+        raise EdgepruneError(f"found, reference and exists must be matrices of one graph, got shapes {shapes}")
+    found, reference = found.bool() & exists.bool(), reference.bool() & exists.bool()
+    both, in_found, in_reference = (int(edges.sum()) for edges in (found & reference, found, reference))
+    return _shares(both, in_found, in_reference)
+
+
+def _shares(both: int, in_found: int, in_reference: int) -> dict[str, float]:
+    """The measures of `edge_overlap` from the three counts."""
+    empty = float(in_found == in_reference == 0)
+    return {
+        "precision": both / in_found if in_found else empty,
+        "recall": both / in_reference if in_reference else empty,
+        "jaccard": both / (in_found + in_reference - both) if in_found or in_reference else empty,
+        "f1": 2 * both / (in_found + in_reference) if in_found or in_reference else empty,
+        "both": both,
+        "only_found": in_found - both,
+        "only_reference": in_reference - both,
+    }
+
+
+# -------------------------------------------------------------------- chance
+def by_chance(both: int, in_found: int, in_reference: int, existing: int) -> dict[str, float]:
+    """What circuits of these sizes share when their edges are drawn at random from all that exist.
+
+    The number of shared edges is then hypergeometric. It is summed up in log space, so that the p-value of a large
+    overlap, far below the smallest float, keeps its exponent.
+
+    Args:
+        both: Edges that the circuits share.
+        in_found: Edges of the one.
+        in_reference: Edges of the other.
+        existing: Edges of the graph.
+
+    Returns:
+        `expected`: shared edges by chance. `log10_p_value`: log10 of the probability to share `both` or more;
+        `p_value`: the same as a number, 0 where it underflows.
+    """
+    if not 0 <= both <= min(in_found, in_reference) or max(in_found, in_reference) > existing:
+        raise EdgepruneError(f"of {existing} edges, {in_found} and {in_reference} cannot share {both}")
+    if both <= in_found + in_reference - existing:  # that many are shared whatever is drawn
+        log_p = 0.0
+    else:
+        shared = torch.arange(both, min(in_found, in_reference) + 1, dtype=torch.float64)
+        ways = _log_choose(in_reference, shared) + _log_choose(existing - in_reference, in_found - shared)
+        total = _log_choose(existing, torch.tensor(float(in_found), dtype=torch.float64))
+        log_p = min(0.0, float((ways - total).logsumexp(0)))
+    return {
+        "expected": in_found * in_reference / existing if existing else 0.0,
+        "log10_p_value": log_p / math.log(10),
+        "p_value": math.exp(log_p),
+    }
+
+
+def _log_choose(n: int, k: Tensor) -> Tensor:
+    """Log of the binomial coefficients n over k, for float64 k in [0, n]."""
+    return math.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
+
+
+def scientific(log10: float) -> str:
+    """A probability from its logarithm, in a form that does not underflow: 1.2e-1234."""
+    if log10 > -3:
+        return f"{10**log10:.3f}"
+    exponent = math.floor(log10)
+    mantissa = f"{10 ** (log10 - exponent):.1f}"
+    return f"1.0e{exponent + 1}" if mantissa == "10.0" else f"{mantissa}e{exponent}"
+
+
+# -------------------------------------------------------------------- kinds of edges, layers
+def edge_kinds(graph: EdgeGraph) -> Iterator[tuple[str, Tensor]]:
+    """Each kind of edge that the graph has, such as `head->q` or `mlp->logits`, with its edges `[reader, writer]`."""
+    writers, readers = [writer_kind(name) for name in graph.writers], [reader_kind(name) for name in graph.readers]
+    for writer in dict.fromkeys(writers):
+        for reader in dict.fromkeys(readers):
+            edges = torch.tensor([name == reader for name in readers])[:, None]
+            edges = edges & torch.tensor([name == writer for name in writers]) & graph.exists
+            if edges.any():
+                yield f"{writer}->{reader}", edges
+
+
+def reader_layers(graph: EdgeGraph) -> Iterator[tuple[str, Tensor]]:
+    """Each layer, and `logits` at the end, with the edges `[reader, writer]` that are read there."""
+    for layer in range(graph.arch.num_layers):
+        edges, rows = torch.zeros_like(graph.exists), graph.rows(layer)
+        edges[rows.q.start : rows.mlp.stop] = True
+        yield str(layer), edges & graph.exists
+    edges = torch.zeros_like(graph.exists)
+    edges[-1] = True
+    yield "logits", edges & graph.exists
+
+
+# -------------------------------------------------------------------- two circuits
+def compare_circuits(found: Circuit, reference: Circuit) -> dict[str, Any]:
+    """All there is to say about two circuits of one graph without running the model.
+
+    Returns:
+        The figures of `edge_overlap` and `by_chance`; `nodes`: the former for nodes; `kinds` and `layers`: the former
+        for each kind of edge and for each layer that reads.
+
+    Raises:
+        EdgepruneError: The circuits are of different graphs.
+    """
+    return next(compare_every_two([found, reference]))
+
+
+def compare_every_two(circuits: Sequence[Circuit]) -> Iterator[dict[str, Any]]:
+    """`compare_circuits` of every two of these circuits: 0 and 1, 0 and 2, ...
+
+    Raises:
+        EdgepruneError: The circuits are of different graphs.
+    """
+    if not circuits:
+        return
+    graph = circuits[0].graph
+    for other in circuits[1:]:
+        other.check_fits(graph, "the other one")
+    keeps = torch.stack([circuit.keep & graph.exists for circuit in circuits])
+    shared = _shared(keeps, graph.exists)
+    kinds = {name: _shared(keeps, edges) for name, edges in edge_kinds(graph)}
+    layers = {name: _shared(keeps, edges) for name, edges in reader_layers(graph)}
+    entered = [set(circuit.nodes()) for circuit in circuits]
+    for a, b in combinations(range(len(circuits)), 2):
+        yield {
+            **_shares(shared[a][b], shared[a][a], shared[b][b]),
+            **by_chance(shared[a][b], shared[a][a], shared[b][b], graph.num_edges),
+            "nodes": _shares(len(entered[a] & entered[b]), len(entered[a]), len(entered[b])),
+            "kinds": {name: _shares(part[a][b], part[a][a], part[b][b]) for name, part in kinds.items()},
+            "layers": {name: _shares(part[a][b], part[a][a], part[b][b]) for name, part in layers.items()},
+        }
+
+
+def _shared(keeps: Tensor, edges: Tensor) -> list[list[int]]:
+    """How many of these edges every two circuits `[circuit, reader, writer]` share, and a circuit with itself has."""
+    part, number = keeps[:, edges], torch.zeros(len(keeps), len(keeps), dtype=torch.float64)
+    for block in part.split(EXACT, dim=1):
+        number += block.float() @ block.float().T
+    return number.long().tolist()
+
+
+def cut_to(circuit: Circuit, num_edges: int) -> Circuit:
+    """The `num_edges` kept edges with the best scores (`Circuit.ranking`); ties go to the earlier edge.
+
+    Raises:
+        EdgepruneError: The circuit has no scores, or fewer edges.
+    """
+    ranking = circuit.ranking
+    if ranking is None:
+        raise EdgepruneError("the circuit has no scores to be cut by; compare it at its own size")
+    if num_edges > circuit.num_edges:
+        raise EdgepruneError(f"the circuit has {circuit.num_edges} edges, it cannot be cut to {num_edges}")
+    kept = circuit.keep.nonzero()
+    order = ranking[circuit.keep].double().argsort(descending=True, stable=True)
+    keep = torch.zeros_like(circuit.keep)
+    keep[tuple(kept[order[:num_edges]].T)] = True
+    return Circuit(circuit.graph, keep, circuit.scores, circuit.header)

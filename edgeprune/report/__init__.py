@@ -1,0 +1,27 @@
+"""How figures are shown: the result of an evaluation as one value, as tables in a terminal, and as a page.
+
+The names load on first use.
+"""
+
+from typing import TYPE_CHECKING
+
+from edgeprune.lazy import on_first_use
+
+if TYPE_CHECKING:
+    from edgeprune.report.page import report_html as report_html
+    from edgeprune.report.page import write_report as write_report
+    from edgeprune.report.summary import Questions as Questions
+    from edgeprune.report.summary import evaluate_circuits as evaluate_circuits
+
+_HOMES = {
+    "Questions": "edgeprune.report.summary",
+    "evaluate_circuits": "edgeprune.report.summary",
+    "report_html": "edgeprune.report.page",
+    "write_report": "edgeprune.report.page",
+}
+__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+__getattr__ = on_first_use(__name__, _HOMES)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

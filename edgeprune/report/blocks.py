@@ -1,0 +1,125 @@
+"""What the page is made of: sections of tables, lists of facts and figures. The template knows these and no more."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final
+
+from edgeprune.report.heatmaps import Heatmaps
+from edgeprune.report.plots import Key, Plot
+
+RowKind = Literal["circuit", "end", "control"]
+
+
+@final
+@dataclass(frozen=True)
+class Cell:
+    """One value of a table.
+
+    Attributes:
+        text: What is read first.
+        small: Below it: an interval, a number of examples.
+        title: All of it in words, shown when pointed at.
+        sort: What the column is sorted by; None (not defined) comes last.
+        heat: Strength of the background, 0 to 1; below 0, to -1, in the colour of the other sign; None for none.
+        bar: Length of a bar below the text, to the right of its middle, or below 0 to the left, -1 to 1; None for none.
+    """
+
+    text: str
+    small: str = ""
+    title: str = ""
+    sort: float | str | None = None
+    heat: float | None = None
+    bar: float | None = None
+
+
+@final
+@dataclass(frozen=True)
+class Column:
+    """The head of a column: heading, unit and direction below it, definition when pointed at."""
+
+    heading: str
+    small: str = ""
+    title: str = ""
+    numeric: bool = True
+
+
+@final
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: its head, then one cell per further column."""
+
+    head: str
+    cells: Sequence[Cell] = ()
+    kind: RowKind = "circuit"
+    title: str = ""
+
+
+@final
+@dataclass(frozen=True)
+class Table:
+    """A table. `columns` has the column of row heads first.
+
+    Attributes:
+        caption: What the table shows.
+        columns: One more than a row has cells.
+        rows: From top to bottom.
+        folded: Shown when asked for.
+    """
+
+    block: ClassVar = "table"
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    folded: bool = False
+
+
+@final
+@dataclass(frozen=True)
+class Facts:
+    """Terms, each with a text; `code` names the terms whose text is typed into a terminal."""
+
+    block: ClassVar = "facts"
+    items: Sequence[tuple[str, str]]
+    code: Sequence[str] = ()
+
+
+@final
+@dataclass(frozen=True)
+class Figure:
+    """Plots side by side that share a legend."""
+
+    block: ClassVar = "figure"
+    caption: str
+    plots: Sequence[Plot]
+    keys: Sequence[Key] = ()
+
+
+@final
+@dataclass(frozen=True)
+class Maps:
+    """Heat maps of one prompt, one pair for each head."""
+
+    block: ClassVar = "maps"
+    caption: str
+    drawings: Sequence[Heatmaps]
+
+
+Block = Table | Facts | Figure | Maps
+
+
+@final
+@dataclass(frozen=True)
+class Section:
+    """A heading, a sentence or two that say how to read what follows, and the blocks.
+
+    Attributes:
+        name: Its anchor; letters and hyphens.
+        title: Heading.
+        intro: How to read it.
+        blocks: From top to bottom.
+    """
+
+    name: str
+    title: str
+    intro: str
+    blocks: Sequence[Block]

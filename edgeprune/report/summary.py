@@ -1,0 +1,269 @@
+"""All there is to say about circuits of one model on the same pairs, as plain values: what `edgeprune evaluate` writes.
+
+The form of the result (schema `edgeprune-evaluation/1`) is described in docs/guides/evaluation.md.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import combinations
+from typing import Any, final
+
+from torch import Tensor
+
+from edgeprune.canonical import CanonicalCircuit
+from edgeprune.circuit import Circuit
+from edgeprune.comparison.known import against_known
+from edgeprune.comparison.overlap import compare_every_two, edge_kinds, reader_layers
+from edgeprune.errors import EdgepruneError
+from edgeprune.evaluation.completeness import KnockOutOptions, find_completeness
+from edgeprune.evaluation.controls import run_controls
+from edgeprune.evaluation.evaluator import Evaluator, Progress, answer_measure, divergence_measure
+from edgeprune.evaluation.hypothesis import HypothesisOptions, run_tests
+from edgeprune.evaluation.mib import mib_curves
+from edgeprune.evaluation.minimality import marginal_effects
+from edgeprune.evaluation.random_paths import inflations
+from edgeprune.evaluation.suffix import ablate_suffix
+from edgeprune.metrics.examples import ExampleValues
+from edgeprune.metrics.normalise import normalise
+from edgeprune.metrics.registry import measure_named
+from edgeprune.statistics.paired import paired_differences
+from edgeprune.statistics.seeds import spread_of_seeds
+from edgeprune.statistics.significance import minimality
+from edgeprune.statistics.uncertainty import Intervals, Resampling, bootstrap, bootstrap_of, by_label, over_seeds
+
+SCHEMA = "edgeprune-evaluation/1"
+Section = dict[str, Any]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """What is asked of every circuit.
+
+    Attributes:
+        tests: Names in `TESTS`.
+        seeds: Random circuits of the same size, for the controls.
+        pairs: Whether every two circuits are compared.
+        resampling: How intervals are made.
+        labels: What is known about the pairs, such as their template: by name one value per pair.
+        known: Known circuits to compare with, by name.
+        num_test_examples: The tests run on the first so many pairs.
+        num_minimality_edges: Edges whose own effect is found: of more, those with the lowest scores.
+        num_random: Random circuits, and random edges, that the tests of hypotheses compare with.
+        knock_outs: How many sets of nodes the test of completeness knocks out.
+    """
+
+    tests: tuple[str, ...] = ()
+    seeds: int = 5
+    pairs: bool = True
+    resampling: Resampling = field(default_factory=Resampling)
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
+    known: Mapping[str, CanonicalCircuit | Circuit] = field(default_factory=dict[str, CanonicalCircuit | Circuit])
+    num_test_examples: int = 50
+    num_minimality_edges: int = 200
+    num_random: int = 40
+    knock_outs: KnockOutOptions = field(default_factory=lambda: KnockOutOptions(max_singles=20, restarts=2, steps=4))
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.tests if name not in TESTS]:
+            raise EdgepruneError(f"tests are {', '.join(TESTS)}, or all; got {unknown[0]!r}")
+        for name in ("seeds", "num_test_examples", "num_minimality_edges", "num_random"):
+            if getattr(self, name) < 1:
+                raise EdgepruneError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+# -------------------------------------------------------------------- everything
+def evaluate_circuits(
+    evaluators: Mapping[str, Evaluator], circuits: Mapping[str, Circuit], questions: Questions
+) -> Section:
+    """Judge circuits under every ablation; tests, labels and comparisons are made under the first.
+
+    Args:
+        evaluators: By name of the ablation; all of one model, on the same pairs.
+        circuits: By name.
+        questions: What to ask.
+
+    Returns:
+        `schema`, `measures`, `ends`, `circuits`, `pairs` and `seeds`; the caller adds `about`.
+    """
+    rows: list[Section] = [{"name": name, **_about(circuit)} for name, circuit in circuits.items()]
+    chosen = list(circuits.values())
+    found = {name: _Found.run(evaluator, name, chosen, questions) for name, evaluator in evaluators.items()}
+    for place, row in enumerate(rows):
+        row["ablations"] = {name: one.section(place) for name, one in found.items()}
+    ends = {name: {"full": one.named(0), "empty": one.named(1)} for name, one in found.items()}
+    main = next(iter(evaluators))
+    _add_labels(rows, found[main].values, questions)
+    progress = evaluators[main].progress
+    pairs = list(_pairs(chosen, found[main].values, questions.resampling, progress)) if questions.pairs else []
+    tested = evaluators[main].limited(questions.num_test_examples)
+    for row, circuit in zip(rows, chosen, strict=True):
+        row["known"] = {name: against_known(circuit, truth).to_dict() for name, truth in questions.known.items()}
+        for name in questions.tests:
+            row[name] = TESTS[name](tested, circuit, questions)
+    return {
+        "schema": SCHEMA,
+        "measures": _definitions(tested),
+        "ends": ends,
+        "circuits": rows,
+        "pairs": pairs,
+        "seeds": list(spread_of_seeds(chosen, rows)),
+    }
+
+
+def _about(circuit: Circuit) -> Section:
+    """What is known of a circuit without running it."""
+    graph, header = circuit.graph, circuit.header
+    return {
+        "method": header.get("method"),
+        "seed": header.get("seed"),
+        "objective": header.get("objective", "kl"),
+        "edges": circuit.num_edges,
+        "all_edges": graph.num_edges,
+        "sparsity": circuit.sparsity,
+        "dangling": circuit.num_dangling,
+        "nodes": len(circuit.nodes()),
+        "layers": {name: _counts(circuit, edges) for name, edges in reader_layers(graph)},
+        "kinds": {name: _counts(circuit, edges) for name, edges in edge_kinds(graph)},
+    }
+
+
+def _counts(circuit: Circuit, edges: Tensor) -> dict[str, int]:
+    return {"kept": int((circuit.keep & edges).sum()), "existing": int(edges.sum())}
+
+
+def _definitions(evaluator: Evaluator) -> Section:
+    measures = [measure_named(name) for name in evaluator.measures]
+    names = ("heading", "unit", "better", "range", "definition", "source")
+    return {measure.name: {name: getattr(measure, name) for name in names} for measure in measures}
+
+
+# -------------------------------------------------------------------- under one ablation
+@final
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """Values of the full model (0), the empty circuit (1), the circuits (from 2 on), then the random ones.
+
+    `random` has for every circuit the places of the random circuits of its size.
+    """
+
+    values: ExampleValues
+    random: list[list[int]]
+    intervals: Intervals
+    normalised: Intervals
+
+    @classmethod
+    def run(cls, evaluator: Evaluator, ablation: str, circuits: Sequence[Circuit], questions: Questions) -> "_Found":
+        graph = evaluator.graph
+        matrices: list[Tensor | None] = [None, graph.all_closed(), *(circuit.keep for circuit in circuits)]
+        places: dict[int, list[int]] = {}
+        for size in dict.fromkeys(circuit.num_edges for circuit in circuits):
+            places[size] = list(range(len(matrices), len(matrices) + questions.seeds))
+            matrices += [Circuit.random(graph, size, seed).keep for seed in range(questions.seeds)]
+        values = evaluator(matrices, f"circuits, {ablation}")
+        draws = vars(questions.resampling)
+        judged = values.circuits(slice(len(circuits) + 2))
+        normalised = bootstrap_of(judged, lambda figures: normalise(figures[:, 2:], figures[:, :2]), **draws)
+        random = [places[circuit.num_edges] for circuit in circuits]
+        return cls(values, random, bootstrap(judged, **draws), normalised)
+
+    def named(self, place: int) -> Section:
+        """Figures of one circuit by measure."""
+        return {name: self.intervals.of(name, place).to_dict() for name in self.values.measures}
+
+    def section(self, circuit: int) -> Section:
+        """Of one circuit: its figures, normalised ones, and those of random circuits of its size."""
+        measures = self.values.measures
+        defined = self.values.defined()[[0, 1, circuit + 2]].amin(0).tolist()
+        normalised = {
+            name: self.normalised.at(circuit, place).to_dict() | {"num_examples": defined[place]}
+            for place, name in enumerate(measures)
+        }
+        rows = self.values.circuits(self.random[circuit]).as_dicts()
+        spread = over_seeds([{name: row[name] for name in measures} for row in rows])
+        return {
+            "measures": self.named(circuit + 2),
+            "normalised": normalised,
+            "random": {name: found.to_dict() for name, found in spread.items()},
+        }
+
+
+def _add_labels(rows: list[Section], values: ExampleValues, questions: Questions) -> None:
+    """Figures by template, order, ...; the first circuits in `values` are the full model and the empty circuit."""
+    judged = values.circuits(slice(2, 2 + len(rows)))
+    found = by_label(judged, questions.labels, **vars(questions.resampling)).to_dict()
+    for place, row in enumerate(rows):
+        row["labels"] = {
+            name: {
+                value: {"num_examples": group["num_examples"], "measures": group["circuits"][place]}
+                for value, group in groups.items()
+            }
+            for name, groups in found["groups"].items()
+        }
+        row["labels_skipped"] = found["skipped"]
+
+
+def _pairs(
+    circuits: Sequence[Circuit], values: ExampleValues, resampling: Resampling, progress: Progress
+) -> Iterator[Section]:
+    """Every two circuits: what they share, and how their figures differ on the same pairs."""
+    judged = values.circuits(slice(2, 2 + len(circuits)))
+    differences = paired_differences(judged, **vars(resampling), report=partial(progress, "every two circuits"))
+    places = combinations(range(len(circuits)), 2)
+    for (a, b), overlap, found in zip(places, compare_every_two(circuits), differences, strict=True):
+        yield {"a": a, "b": b, **overlap, "differences": {name: one.to_dict() for name, one in found.items()}}
+
+
+# -------------------------------------------------------------------- tests
+def _controls(evaluator: Evaluator, circuit: Circuit, questions: Questions) -> Section:
+    return run_controls(evaluator, circuit.keep, range(questions.seeds)).to_dict()
+
+
+def _completeness(evaluator: Evaluator, circuit: Circuit, questions: Questions) -> Section:
+    roles = {
+        role: members
+        for known in questions.known.values()
+        if isinstance(known, CanonicalCircuit)
+        for role, members in known.roles.items()
+    }
+    measure = answer_measure(evaluator)
+    return find_completeness(evaluator, circuit.keep, measure, roles, questions.knock_outs).to_dict()
+
+
+def _minimality(evaluator: Evaluator, circuit: Circuit, questions: Questions) -> Section:
+    """Effects of edges, and whether they are larger than those of random edges (`significance`)."""
+    measure = divergence_measure(evaluator)
+    found = marginal_effects(
+        evaluator, circuit.keep, measure, scores=circuit.ranking, max_edges=questions.num_minimality_edges
+    )
+    section = found.to_dict()
+    if 0 < circuit.num_edges < circuit.graph.num_edges:
+        others = inflations(circuit.graph, circuit.keep, questions.num_random)
+        losses = evaluator(others.gates, "random edges", [measure]).figures()[:, 0]
+        section["significance"] = minimality(found.effects, others.effects(losses), found.names).to_dict()
+    return section
+
+
+def _suffix(evaluator: Evaluator, circuit: Circuit, questions: Questions) -> Section:
+    return ablate_suffix(evaluator, circuit.keep).to_dict()
+
+
+def _hypothesis(evaluator: Evaluator, circuit: Circuit, questions: Questions) -> Section:
+    options = HypothesisOptions(num_random=questions.num_random)
+    scores = answer_measure(evaluator), divergence_measure(evaluator)
+    return run_tests(evaluator, circuit.keep, *scores, options).to_dict()
+
+
+def _mib(evaluator: Evaluator, circuit: Circuit, questions: Questions) -> Section | None:
+    return None if circuit.scores is None else mib_curves(evaluator, circuit, answer_measure(evaluator)).to_dict()
+
+
+TESTS: dict[str, Callable[[Evaluator, Circuit, Questions], Section | None]] = {
+    "controls": _controls,
+    "completeness": _completeness,
+    "minimality": _minimality,
+    "suffix": _suffix,
+    "hypothesis": _hypothesis,
+    "mib": _mib,
+}

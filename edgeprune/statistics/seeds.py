@@ -1,0 +1,74 @@
+"""Circuits that differ in little but the seed that they were found with: how far their figures lie apart.
+
+A group has circuits of one method, objective and ablation, each of another seed, whose numbers of edges are within 10 %
+of the smallest: a method that trains keeps not quite as many edges with every seed.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from edgeprune.circuit import Circuit
+from edgeprune.statistics.uncertainty import over_seeds
+
+ALIKE = 1.1  # most edges of a group / fewest
+KINDS = ("measures", "normalised")
+SETTINGS = ("method", "objective", "ablation")  # of a header
+
+Section = dict[str, Any]
+
+
+def seed_groups(circuits: Sequence[Circuit]) -> list[list[int]]:
+    """Places of the circuits of each group, by their number of edges; circuits without seed or company are in none."""
+    order = sorted(range(len(circuits)), key=lambda place: circuits[place].num_edges)
+    groups: list[list[int]] = []
+    for place in order:
+        circuit = circuits[place]
+        if circuit.header.get("seed") is None:
+            continue
+        group = next((group for group in groups if _belongs(circuit, [circuits[other] for other in group])), None)
+        if group is None:
+            groups.append([place])
+        else:
+            group.append(place)
+    return [group for group in groups if len(group) > 1]
+
+
+def _belongs(circuit: Circuit, group: Sequence[Circuit]) -> bool:
+    first, seeds = group[0], [other.header["seed"] for other in group]
+    same = circuit.graph == first.graph and all(circuit.header.get(name) == first.header.get(name) for name in SETTINGS)
+    return same and circuit.num_edges <= ALIKE * first.num_edges and circuit.header["seed"] not in seeds
+
+
+def spread_of_seeds(circuits: Sequence[Circuit], rows: Sequence[Mapping[str, Any]]) -> Iterator[Section]:
+    """For each group, figures over its seeds.
+
+    Args:
+        circuits: The circuits.
+        rows: Of each circuit, `ablations`: by name `measures` and `normalised`, figures by measure.
+
+    Yields:
+        `method`, `objective`, `ablation` (from the headers); `circuits` (places), `seeds` and `edges` of each;
+        `ablations`: by name `measures` and `normalised`, by measure as `Spread.to_dict`.
+    """
+    for group in seed_groups(circuits):
+        header = circuits[group[0]].header
+        yield {
+            **{name: header.get(name) for name in SETTINGS},
+            "circuits": group,
+            "seeds": [circuits[place].header["seed"] for place in group],
+            "edges": [circuits[place].num_edges for place in group],
+            "ablations": {
+                name: {kind: _spread([rows[place]["ablations"][name][kind] for place in group]) for kind in KINDS}
+                for name in rows[group[0]]["ablations"]
+            },
+        }
+
+
+def _spread(figures: Sequence[Mapping[str, Mapping[str, float | None]]]) -> Section:
+    values = [{name: _number(figure["value"]) for name, figure in row.items()} for row in figures]
+    return {name: spread.to_dict() for name, spread in over_seeds(values).items()}
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -1,0 +1,47 @@
+"""Circuits that differ in their seed: which belong together, and their spread."""
+
+import statistics
+from typing import Any
+
+import pytest
+
+from edgeprune.circuit import Circuit
+from edgeprune.graph import ArchSpec, EdgeGraph
+from edgeprune.statistics.seeds import seed_groups, spread_of_seeds
+
+GRAPH = EdgeGraph(ArchSpec(num_layers=2, num_heads=4, num_kv_heads=4))
+
+
+def circuit(num_edges: int, seed: int | None, **header: Any) -> Circuit:
+    keep = Circuit.random(GRAPH, num_edges, 0).keep
+    return Circuit(GRAPH, keep, None, {"method": "edge_pruning", "ablation": "zero", "seed": seed, **header})
+
+
+def test_sizes_within_a_tenth_and_other_seeds_go_together() -> None:
+    circuits = [circuit(44, 0), circuit(40, 1), circuit(45, 2), circuit(41, 1), circuit(49, 3), circuit(60, 4)]
+    assert seed_groups(circuits) == [[1, 0], [3, 2]]
+
+
+@pytest.mark.parametrize("other", [{"method": "acdc"}, {"objective": "nll"}, {"ablation": "mean"}])
+def test_what_else_differs_keeps_them_apart(other: dict[str, Any]) -> None:
+    assert seed_groups([circuit(20, 0), circuit(20, 1, **other), circuit(20, None)]) == []
+    assert seed_groups([circuit(20, 0, **other), circuit(20, 1, **other)]) == [[0, 1]]
+
+
+def test_spread_over_the_seeds_that_have_a_figure() -> None:
+    def row(kl: float, faithfulness: float | None) -> dict[str, Any]:
+        return {
+            "ablations": {"zero": {"measures": {"kl": {"value": kl}}, "normalised": {"kl": {"value": faithfulness}}}}
+        }
+
+    kl = [0.5, 0.25, 0.125]
+    rows = [row(kl[0], 0.5), row(kl[1], None), row(kl[2], 0.75)]
+    (found,) = spread_of_seeds([circuit(20, seed) for seed in (3, 1, 2)], rows)
+    assert (found["method"], found["seeds"], found["edges"], found["circuits"]) == (
+        "edge_pruning", [3, 1, 2], [20, 20, 20], [0, 1, 2],
+    )  # fmt: skip
+    spread = found["ablations"]["zero"]["measures"]["kl"]
+    assert spread["mean"] == pytest.approx(statistics.mean(kl))
+    assert spread["deviation"] == pytest.approx(statistics.stdev(kl))
+    assert (spread["minimum"], spread["maximum"], spread["num_seeds"]) == (0.125, 0.5, 3)
+    assert found["ablations"]["zero"]["normalised"]["kl"]["num_seeds"] == 2
