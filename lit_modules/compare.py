@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from rich.table import Table
 
 from edgeprune.circuit import Circuit
-from edgeprune.comparison.overlap import by_chance, edge_overlap, scientific
+from edgeprune.comparison.overlap import compare_edges, edge_overlap, scientific
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.loading import COMPILED
 from edgeprune.reference import ablated_positions, read_reference
@@ -95,11 +95,10 @@ class CompareToReference(pl.Callback):
 
     def _compare(self, trainer: pl.Trainer, module: PruningModule, snapshot: Snapshot) -> Compared:
         circuit = snapshot.circuit
-        known, overlap = self._nearest(trainer, module, circuit)
-        size, existing = known.circuit.num_edges, circuit.graph.num_edges
-        overlap |= by_chance(int(overlap["both"]), circuit.num_edges, size, existing)
+        known = self._nearest(trainer, module, circuit)
+        overlap = compare_edges(circuit, known.circuit)
         scores = circuit.keep.float() if circuit.scores is None else circuit.scores
-        best = Circuit.from_scores(circuit.graph, scores, num_edges=size)
+        best = Circuit.from_scores(circuit.graph, scores, num_edges=known.circuit.num_edges)
         cut = edge_overlap(best.keep, known.circuit.keep, circuit.graph.exists)
         return Compared(snapshot, known, overlap, cut, *judge(trainer, module, [best]))
 
@@ -143,13 +142,13 @@ class CompareToReference(pl.Callback):
         verdict = "exactly the true circuit" if ours == theirs else "not the same circuit"
         yield f"recovered {len(ours & theirs)} of {len(theirs)} edges, {len(ours - theirs)} extra: {verdict}"
 
-    def _nearest(self, trainer: pl.Trainer, module: PruningModule, circuit: Circuit) -> tuple[Known, dict[str, float]]:
-        """The reference that shares most with `circuit`, and the overlap: programs may have several equal circuits."""
+    def _nearest(self, trainer: pl.Trainer, module: PruningModule, circuit: Circuit) -> Known:
+        """The reference that shares most with `circuit`: programs may have several equal circuits."""
         if not self._known:
             measures = judge(trainer, module, self._circuits)
             self._known = [Known(*pair) for pair in zip(self._circuits, measures, strict=True)]
-        overlaps = [edge_overlap(circuit.keep, known.circuit.keep, circuit.graph.exists) for known in self._known]
-        return max(zip(self._known, overlaps, strict=True), key=lambda pair: pair[1]["jaccard"])
+        exists = circuit.graph.exists
+        return max(self._known, key=lambda known: edge_overlap(circuit.keep, known.circuit.keep, exists)["jaccard"])
 
     def _read(self, module: PruningModule) -> list[Circuit]:
         graph: Any = module.masked.graph

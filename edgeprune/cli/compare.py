@@ -56,9 +56,9 @@ def run(arguments: list[str]) -> None:
 
 # -------------------------------------------------------------------- figures
 def compare_files(options: argparse.Namespace) -> dict[str, Any]:
-    """Plain figures: `circuits`, one entry each, and `pairs`, one entry for every two of them."""
+    """Plain figures: `circuits`, one entry each; `pairs`, one for every two; `core`, the edges that all have."""
     from edgeprune.cli.circuits import CircuitFiles
-    from edgeprune.comparison.overlap import compare_every_two
+    from edgeprune.comparison.overlap import common_core, compare_edges, compare_every_two
 
     files = CircuitFiles.open(options.circuits, options.holds)
     name, model = "", None
@@ -85,10 +85,11 @@ def compare_files(options: argparse.Namespace) -> dict[str, Any]:
                 **overlap,
                 "edges_only_a": _only(circuits[left], circuits[right]),
                 "edges_only_b": _only(circuits[right], circuits[left]),
-                "matched": None if cut is None else _matched_figures(*cut),
+                "matched": None if cut is None else {"edges": cut[0].num_edges, **compare_edges(*cut)},
             }
             for ((left, right), cut), overlap in zip(matched.items(), compare_every_two(circuits), strict=True)
         ],
+        "core": common_core(circuits),
     }
     if model is not None and options.config:
         ablation = options.ablation or files.header.get("ablation", "interchange")
@@ -111,14 +112,6 @@ def _match(left: "Circuit", right: "Circuit") -> "tuple[Circuit, Circuit] | None
     if left.num_edges == right.num_edges or larger.scores is None:
         return None
     return cut_to(left, size) if larger is left else left, cut_to(right, size) if larger is right else right
-
-
-def _matched_figures(left: "Circuit", right: "Circuit") -> dict[str, Any]:
-    from edgeprune.comparison.overlap import by_chance, edge_overlap
-
-    size, existing = left.num_edges, left.graph.num_edges
-    overlap = edge_overlap(left.keep, right.keep, left.graph.exists)
-    return {"edges": size, **overlap, **by_chance(int(overlap["both"]), size, size, existing)}
 
 
 def _add_measures(
@@ -163,6 +156,8 @@ def _print(result: dict[str, Any], options: argparse.Namespace) -> None:
     from edgeprune.console import report_console
 
     tables = [_circuit_table(result), _pair_table(result), _share_table(result)]
+    if any(pair["ranks"]["spearman_all"] is not None for pair in result["pairs"]):
+        tables.append(_score_table(result))
     if any(pair["matched"] for pair in result["pairs"]):
         tables.append(_matched_table(result))
     console = report_console()
@@ -170,6 +165,9 @@ def _print(result: dict[str, Any], options: argparse.Namespace) -> None:
         console.print(f"{_letter(number)}: {row['circuit']}", soft_wrap=True, highlight=False, markup=False)
     for table in tables:
         console.print(table)
+    if len(result["circuits"]) > 2:
+        core = "all {} have {num_edges:,} edges in common (by chance {expected:.1f}), of {union:,} that any has"
+        console.print(core.format(len(result["circuits"]), **result["core"]), soft_wrap=True, highlight=False)
     for note in filter(None, (_unmatched(pair, result["circuits"]) for pair in result["pairs"])):
         console.print(note, soft_wrap=True, highlight=False, markup=False)
     for pair in result["pairs"]:
@@ -272,6 +270,17 @@ def _share_table(result: dict[str, Any]) -> "Table":
     for pair in result["pairs"]:
         shares = (f"{pair[name]:.3f}" for name in _SHARES)
         table.add_row(_pair_name(pair), *shares, f"{pair['nodes']['jaccard']:.3f}")
+    return table
+
+
+def _score_table(result: dict[str, Any]) -> "Table":
+    """Weights and rank correlations; a dash where one is not defined."""
+    columns = ["Ruzicka", "same sign", "rho, all", "rho, kept", "tau, all", "tau, kept"]
+    table = _table("Scores: shared weight; Spearman's rho and Kendall's tau of all or kept edges", ["pair"], columns)
+    for pair in result["pairs"]:
+        ranks = [pair["ranks"][f"{name}_{edges}"] for name in ("spearman", "kendall") for edges in ("all", "kept")]
+        values = (*pair["weights"].values(), *ranks)
+        table.add_row(_pair_name(pair), *("-" if value is None else f"{value:.3f}" for value in values))
     return table
 
 

@@ -11,33 +11,30 @@ if TYPE_CHECKING:
     from edgeprune.comparison import conventions as conventions
     from edgeprune.comparison import mib_roc as mib_roc
     from edgeprune.comparison import roc as roc
-    from edgeprune.comparison import role_recall as role_recall
     from edgeprune.comparison.across import Candidate as Candidate
     from edgeprune.comparison.across import cross_model as cross_model
-    from edgeprune.comparison.across import cross_task as cross_task
+    from edgeprune.comparison.across import transfer_circuits as transfer_circuits
     from edgeprune.comparison.known import against_known as against_known
+    from edgeprune.comparison.known import role_recall as role_recall
+    from edgeprune.comparison.overlap import common_core as common_core
     from edgeprune.comparison.overlap import compare_circuits as compare_circuits
     from edgeprune.comparison.overlap import cut_to as cut_to
     from edgeprune.comparison.overlap import edge_overlap as edge_overlap
-    from edgeprune.comparison.overlaps import common_core as common_core
-    from edgeprune.comparison.overlaps import overlap_matrix as overlap_matrix
-    from edgeprune.comparison.roc import rocs as rocs
     from edgeprune.comparison.roles import compare_roles as compare_roles
 
 _HOMES = {
     "Candidate": "edgeprune.comparison.across",
     "against_known": "edgeprune.comparison.known",
-    "common_core": "edgeprune.comparison.overlaps",
+    "common_core": "edgeprune.comparison.overlap",
     "compare_circuits": "edgeprune.comparison.overlap",
     "compare_roles": "edgeprune.comparison.roles",
     "cross_model": "edgeprune.comparison.across",
-    "cross_task": "edgeprune.comparison.across",
     "cut_to": "edgeprune.comparison.overlap",
     "edge_overlap": "edgeprune.comparison.overlap",
-    "overlap_matrix": "edgeprune.comparison.overlaps",
-    "rocs": "edgeprune.comparison.roc",
+    "role_recall": "edgeprune.comparison.known",
+    "transfer_circuits": "edgeprune.comparison.across",
 }
-_MODULES = ("conventions", "mib_roc", "role_recall", "roc")
+_MODULES = ("conventions", "mib_roc", "roc")
 __all__ = [*_MODULES, *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 __getattr__ = on_first_use(__name__, _HOMES, _MODULES)
 

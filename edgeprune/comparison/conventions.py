@@ -11,6 +11,7 @@ for nodes, a random order has no area of 0.5 below its ROC curve. Take the same 
 such as those of `Circuit.random`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -100,6 +101,10 @@ def node_values(graph: EdgeGraph, values: Tensor, convention: Convention) -> Ten
     entering = torch.cat((inputs.amax((1, 3)), mlps.amax(-1)), 1).flatten()
     embeddings = _embeddings(leaving[None, :num_embeddings], convention)[0]
     return torch.cat((embeddings, leaving[num_embeddings:].maximum(entering)))
+
+
+Level = Literal["edges", "nodes"]
+LEVELS: dict[Level, Callable[[EdgeGraph, Tensor, Convention], Tensor]] = {"edges": edge_values, "nodes": node_values}
 
 
 def _edges(graph: EdgeGraph, values: Tensor, convention: Convention) -> Tensor:

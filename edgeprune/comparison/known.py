@@ -1,22 +1,20 @@
 """A circuit against a known one: rates, curves and areas in every counting convention, and the roles that were found.
 
-Everything is computed by `edgeprune.metrics`: conventions say which edges and nodes count, `edge_overlap` has the
-rates, `roc` the curves, `role_recall` the roles. This module puts it together. In conventions that merge edges, and for
-nodes, random scores have no `auc` of 0.5: compare with the same figure of random circuits.
+In conventions that merge edges, and for nodes, random scores have no `auc` of 0.5: compare with the same figure of
+random circuits.
 """
 
 from dataclasses import dataclass
-from typing import Any, final, get_args
+from typing import Any, final
 
 import torch
 
 from edgeprune.canonical import CanonicalCircuit, load
 from edgeprune.circuit import Circuit
-from edgeprune.comparison.conventions import CONVENTIONS, convention_of, edge_values, node_values
+from edgeprune.comparison.conventions import CONVENTIONS, LEVELS, Level, convention_of
 from edgeprune.comparison.mib_roc import mib_roc
 from edgeprune.comparison.overlap import by_chance, edge_overlap
-from edgeprune.comparison.roc import Curve, Level, roc
-from edgeprune.comparison.role_recall import role_recall
+from edgeprune.comparison.roc import Curve, roc
 from edgeprune.json_numbers import json_number
 
 OWN = "own"  # the edges of the graph as they are
@@ -145,7 +143,7 @@ def against_known(circuit: Circuit, truth: CanonicalCircuit | Circuit | str) -> 
     """Hold a circuit against a known one.
 
     Args:
-        circuit: The circuit to judge, with scores or without.
+        circuit: With scores or without.
         truth: A published circuit or its name (`edgeprune.canonical.names`), which is put on the graph of `circuit`; or
             any circuit on that graph.
 
@@ -156,10 +154,11 @@ def against_known(circuit: Circuit, truth: CanonicalCircuit | Circuit | str) -> 
     published = isinstance(known, CanonicalCircuit)
     edges = known.circuit(circuit.graph) if published else known
     circuit.check_fits(edges.graph, "the known circuit")
-    own = _match(circuit, edges, None, "edges")
-    levels: tuple[Level, ...] = get_args(Level)
-    matches: dict[str, dict[Level, Match]] = {OWN: {"edges": own, "nodes": _match(circuit, edges, None, "nodes")}}
-    matches |= {name: {level: _match(circuit, edges, name, level) for level in levels} for name in CONVENTIONS}
+    conventions = {OWN: None, **{name: name for name in CONVENTIONS}}
+    matches = {
+        label: {level: _match(circuit, edges, name, level) for level in LEVELS} for label, name in conventions.items()
+    }
+    own = matches[OWN]["edges"]
     return AgainstKnown(
         known.name if published else str(known.header.get("circuit", "reference")),
         published,
@@ -172,8 +171,7 @@ def against_known(circuit: Circuit, truth: CanonicalCircuit | Circuit | str) -> 
 
 def _match(circuit: Circuit, truth: Circuit, convention: str | None, level: Level) -> Match:
     graph, counted = circuit.graph, convention_of(circuit.graph, convention)
-    values = edge_values if level == "edges" else node_values
-    found, true = (values(graph, keep, counted) > 0 for keep in (circuit.keep, truth.keep))
+    found, true = (LEVELS[level](graph, keep, counted) > 0 for keep in (circuit.keep, truth.keep))
     overlap = edge_overlap(found, true, torch.ones_like(true))
     num_counted, num_true, num_found = true.numel(), int(true.sum()), int(found.sum())
     mixed = 0 < num_true < num_counted
@@ -201,3 +199,52 @@ def _mib_auroc(circuit: Circuit, truth: Circuit) -> dict[str, float | None]:
     mixed = 0 < truth.num_edges < truth.graph.num_edges
     rankings = {"signed": False, "absolute": True}
     return {name: mib_roc(circuit, truth, absolute=how).auroc if mixed else None for name, how in rankings.items()}
+
+
+# -------------------------------------------------------------------- roles
+def role_recall(circuit: Circuit, known: CanonicalCircuit) -> dict[str, Any]:
+    """Which roles of a published circuit were found.
+
+    A node is found when a kept edge leaves or enters it that is not dangling (that lies on a path of kept edges from an
+    embedding to the logits). A role is found when at least one of its nodes is; it is complete when all are.
+
+    Args:
+        circuit: The circuit to look at.
+        known: The published one, of the same model.
+
+    Returns:
+        `roles`: for each role `found` and `complete` (whether), `nodes_found`, `nodes_missed` (names) and `recall`
+        (share of its nodes). `num_roles`, `roles_found`, `roles_complete`; `summary`, such as "5 of 5 component types".
+        `node_recall`: share of all nodes with a role. `edges`: `edge_overlap` of all kept edges with the published
+        ones, on the circuit's graph; `edges_not_dangling`: that of the kept edges that are not dangling.
+
+    Raises:
+        EdgepruneError: The circuit's graph is of another shape than the model's.
+    """
+    truth, graph = known.circuit(circuit.graph), circuit.graph
+    useful = Circuit(graph, circuit.keep & ~graph.dangling(circuit.keep))
+    present = set(useful.nodes())
+    roles = {name: _role(members, present) for name, members in known.roles.items()}
+    found = sum(role["found"] for role in roles.values())
+    named = [node for members in known.roles.values() for node in members]
+    return {
+        "roles": roles,
+        "num_roles": len(roles),
+        "roles_found": found,
+        "roles_complete": sum(role["complete"] for role in roles.values()),
+        "summary": f"{found} of {len(roles)} component types",
+        "node_recall": len(present.intersection(named)) / len(named),
+        "edges": edge_overlap(circuit.keep, truth.keep, graph.exists),
+        "edges_not_dangling": edge_overlap(useful.keep, truth.keep, graph.exists),
+    }
+
+
+def _role(members: tuple[str, ...], present: set[str]) -> dict[str, Any]:
+    found = [node for node in members if node in present]
+    return {
+        "found": bool(found),
+        "complete": len(found) == len(members),
+        "nodes_found": found,
+        "nodes_missed": [node for node in members if node not in present],
+        "recall": len(found) / len(members),
+    }

@@ -1,4 +1,4 @@
-"""How far two circuits have the same edges and nodes, and how much of that chance would give."""
+"""What circuits of one graph share: edges, nodes, weight and ranks, and how much of that chance would give."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -6,14 +6,18 @@ from itertools import combinations
 from typing import Any
 
 import torch
+from scipy.stats import rankdata
 from torch import Tensor
 
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
+from edgeprune.json_numbers import json_number
 from edgeprune.nodes import reader_kind, writer_kind
+from edgeprune.statistics.correlation import kendall, spearman
 
 EXACT = 2**20  # numbers of ones up to 2^24 are exact in float32
+FEW = 10  # circuits; among more, of the rank correlations only `spearman_all` is made, which takes next to no time
 
 
 def edge_overlap(found: Tensor, reference: Tensor, exists: Tensor) -> dict[str, float]:
@@ -23,7 +27,7 @@ def edge_overlap(found: Tensor, reference: Tensor, exists: Tensor) -> dict[str, 
     and f1 2B/(F+R). Where a denominator is 0, the value is 1 if both circuits are empty (they agree), else 0.
 
     Args:
-        found: Bool `[reader, writer]`, the circuit to judge.
+        found: Bool `[reader, writer]`, the circuit to evaluate.
         reference: Bool `[reader, writer]`, what it is held against.
         exists: Bool `[reader, writer]`; entries outside it do not count.
 
@@ -122,13 +126,80 @@ def reader_layers(graph: EdgeGraph) -> Iterator[tuple[str, Tensor]]:
     yield "logits", edges & graph.exists
 
 
+# -------------------------------------------------------------------- weights
+def edge_weights(circuit: Circuit) -> Tensor:
+    """What each edge weighs in a circuit, float64 `[reader, writer]`, in all 1 (0 for a circuit without weight).
+
+    The absolute value of the score of a kept edge, or 1 in a circuit without scores; 0 for the others; divided by the
+    sum. Scores that are a location, such as the log-odds that Edge Pruning learns, have no meaningful size or zero:
+    read their rank correlation instead.
+    """
+    weights = circuit.keep.double()
+    if circuit.scores is not None:
+        weights = circuit.scores.detach().cpu().double().abs().where(circuit.keep, 0.0)
+    total = weights.sum()
+    return weights / total if total > 0 else weights
+
+
+def ruzicka(first: Tensor, second: Tensor) -> float:
+    """Weighted overlap: sum over edges of the smaller weight / sum of the larger; NaN if all weights are 0.
+
+    With equal weights in circuits of one size it is the Jaccard index.
+
+    >>> ruzicka(torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0.5, 0.25, 0.25]))
+    0.6
+    """
+    larger = float(torch.maximum(first, second).sum())
+    return float(torch.minimum(first, second).sum()) / larger if larger else math.nan
+
+
+def _weight_overlap(circuits: tuple[Circuit, Circuit], weights: tuple[Tensor, Tensor]) -> dict[str, float | None]:
+    first, second = circuits
+    shared, both = ruzicka(*weights), first.keep & second.keep
+    if any(circuit.keep.any() and not weight.any() for circuit, weight in zip(circuits, weights, strict=True)):
+        shared = math.nan
+    elif not first.keep.any() and not second.keep.any():
+        shared = 1.0
+    same = math.nan
+    if first.scores is not None and second.scores is not None and both.any():
+        same = float((first.scores[both].sign() == second.scores[both].sign()).double().mean())
+    return {"ruzicka": json_number(shared), "same_sign": json_number(same)}
+
+
+# -------------------------------------------------------------------- ranks
+def _spearman_of_all(rankings: Sequence[Tensor | None], exists: Tensor) -> list[list[float]]:
+    """Rank correlation over all edges of every two rankings `[reader, writer]`, `[circuit][circuit]`; NaN for None."""
+    none = torch.zeros(int(exists.sum()))
+    values = torch.stack([none if ranking is None else ranking[exists].detach().cpu() for ranking in rankings])
+    ranks = torch.as_tensor(rankdata(values.double().numpy(), axis=1))
+    ranks = ranks - ranks.mean(1, keepdim=True)
+    norms = ranks.norm(dim=1)  # 0 where all are equal, whose correlation is 0 / 0
+    return (ranks @ ranks.T / torch.outer(norms, norms)).clamp(-1, 1).tolist()
+
+
+def _rank_correlations(first: Circuit, second: Circuit, spearman_all: float, *, every: bool) -> dict[str, float | None]:
+    """The `ranks` of `compare_circuits`."""
+    found = {"spearman_all": spearman_all, **dict.fromkeys(("kendall_all", "spearman_kept", "kendall_kept"), math.nan)}
+    left, right = first.ranking, second.ranking
+    if every and left is not None and right is not None:
+        kept, exists = first.keep | second.keep, first.graph.exists
+        found["kendall_all"] = kendall(left[exists], right[exists])
+        found["spearman_kept"] = spearman(left[kept], right[kept])
+        found["kendall_kept"] = kendall(left[kept], right[kept])
+    return {name: json_number(value) for name, value in found.items()}
+
+
 # -------------------------------------------------------------------- two circuits
 def compare_circuits(found: Circuit, reference: Circuit) -> dict[str, Any]:
     """All there is to say about two circuits of one graph without running the model.
 
     Returns:
         The figures of `edge_overlap` and `by_chance`; `nodes`: the former for nodes; `kinds` and `layers`: the former
-        for each kind of edge and for each layer that reads.
+        for each kind of edge and for each layer that reads. `weights`: `ruzicka` of `edge_weights`, None where a
+        circuit with edges has no weight; `same_sign`, the share of common edges whose scores have one sign. `ranks`:
+        Spearman's and Kendall's (tau-b) correlation of `Circuit.ranking`, over all edges of the graph (`spearman_all`,
+        `kendall_all`) and over those that one of the two keeps (`spearman_kept`, `kendall_kept`); None without scores,
+        or where all are equal.
 
     Raises:
         EdgepruneError: The circuits are of different graphs.
@@ -139,6 +210,8 @@ def compare_circuits(found: Circuit, reference: Circuit) -> dict[str, Any]:
 def compare_every_two(circuits: Sequence[Circuit]) -> Iterator[dict[str, Any]]:
     """`compare_circuits` of every two of these circuits: 0 and 1, 0 and 2, ...
 
+    Of more than `FEW` circuits, all `ranks` but `spearman_all` are None, as they take ten times as long as the rest.
+
     Raises:
         EdgepruneError: The circuits are of different graphs.
     """
@@ -147,19 +220,31 @@ def compare_every_two(circuits: Sequence[Circuit]) -> Iterator[dict[str, Any]]:
     graph = circuits[0].graph
     for other in circuits[1:]:
         other.check_fits(graph, "the other one")
-    keeps = torch.stack([circuit.keep & graph.exists for circuit in circuits])
+    keeps = torch.stack([circuit.keep for circuit in circuits])
     shared = _shared(keeps, graph.exists)
     kinds = {name: _shared(keeps, edges) for name, edges in edge_kinds(graph)}
     layers = {name: _shared(keeps, edges) for name, edges in reader_layers(graph)}
-    entered = [set(circuit.nodes()) for circuit in circuits]
+    nodes = [set(circuit.nodes()) for circuit in circuits]
+    weights = [edge_weights(circuit) for circuit in circuits]
+    spearman_all = _spearman_of_all([circuit.ranking for circuit in circuits], graph.exists)
+    every = len(circuits) <= FEW
     for a, b in combinations(range(len(circuits)), 2):
+        pair = circuits[a], circuits[b]
         yield {
             **_shares(shared[a][b], shared[a][a], shared[b][b]),
             **by_chance(shared[a][b], shared[a][a], shared[b][b], graph.num_edges),
-            "nodes": _shares(len(entered[a] & entered[b]), len(entered[a]), len(entered[b])),
+            "nodes": _shares(len(nodes[a] & nodes[b]), len(nodes[a]), len(nodes[b])),
             "kinds": {name: _shares(part[a][b], part[a][a], part[b][b]) for name, part in kinds.items()},
             "layers": {name: _shares(part[a][b], part[a][a], part[b][b]) for name, part in layers.items()},
+            "weights": _weight_overlap(pair, (weights[a], weights[b])),
+            "ranks": _rank_correlations(*pair, spearman_all[a][b], every=every),
         }
+
+
+def compare_edges(found: Circuit, reference: Circuit) -> dict[str, float]:
+    """The figures of `edge_overlap` and `by_chance` alone, of two circuits of one graph."""
+    overlap = edge_overlap(found.keep, reference.keep, found.graph.exists)
+    return overlap | by_chance(int(overlap["both"]), found.num_edges, reference.num_edges, found.graph.num_edges)
 
 
 def _shared(keeps: Tensor, edges: Tensor) -> list[list[int]]:
@@ -168,6 +253,39 @@ def _shared(keeps: Tensor, edges: Tensor) -> list[list[int]]:
     for block in part.split(EXACT, dim=1):
         number += block.float() @ block.float().T
     return number.long().tolist()
+
+
+# -------------------------------------------------------------------- several circuits, parts of one
+def common_core(circuits: Sequence[Circuit]) -> dict[str, Any]:
+    """Edges that all of several circuits of one graph keep, and how many chance gives.
+
+    With E edges in the graph and n_i in circuit i, drawn at random, an edge is in all of them with probability
+    p = prod n_i / E, and two edges are with q = prod n_i (n_i - 1) / (E (E - 1)). Hence a mean of E p and a variance of
+    E p + E (E - 1) q - (E p)^2.
+
+    Returns:
+        `edges` (names), `num_edges`; `union`: edges that at least one circuit keeps; `jaccard`: num_edges / union, 1
+        for empty circuits; `expected` and `deviation` of num_edges by chance; `z`: (num_edges - expected) / deviation,
+        None if undefined. The number is not normal: read z as a size, not as a probability.
+    """
+    graph, keeps = circuits[0].graph, torch.stack([circuit.keep for circuit in circuits])
+    existing, sizes = graph.num_edges, [circuit.num_edges for circuit in circuits]
+    expected = existing * math.prod(size / existing for size in sizes)
+    pairs = existing * (existing - 1)
+    of_two = pairs * math.prod(size * (size - 1) / pairs for size in sizes) if pairs else 0.0
+    variance = expected + of_two - expected**2
+    noise = 1e-12 * expected**2  # rounding of the difference of large numbers, where nothing is left to chance
+    deviation = math.sqrt(variance) if variance > noise else 0.0
+    edges, union = Circuit(graph, keeps.all(0)).edges(), int(keeps.any(0).sum())
+    return {
+        "edges": edges,
+        "num_edges": len(edges),
+        "union": union,
+        "jaccard": len(edges) / union if union else 1.0,
+        "expected": expected,
+        "deviation": deviation,
+        "z": (len(edges) - expected) / deviation if deviation else None,
+    }
 
 
 def cut_to(circuit: Circuit, num_edges: int) -> Circuit:

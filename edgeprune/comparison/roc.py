@@ -13,20 +13,15 @@ another one beats in both rates. The area below is taken twice:
 A random order has the share of true edges.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from edgeprune.circuit import Circuit
-from edgeprune.comparison.conventions import CONVENTIONS, Convention, convention_of, edge_values, node_values
+from edgeprune.comparison.conventions import LEVELS, Level, convention_of
 from edgeprune.errors import EdgepruneError
-from edgeprune.graph import EdgeGraph
-
-Level = Literal["edges", "nodes"]
-_VALUES: dict[Level, Callable[[EdgeGraph, Tensor, Convention], Tensor]] = {"edges": edge_values, "nodes": node_values}
 
 
 @dataclass(frozen=True)
@@ -70,12 +65,12 @@ class Curve:
     @property
     def auc(self) -> float:
         """Area below straight lines between the points."""
-        return trapezoid_auc(self.fpr, self.tpr)
+        return float(torch.trapezoid(self.tpr, self.fpr))
 
     @property
     def pessimistic_auc(self) -> float:
         """Area of the staircase below the points."""
-        return pessimistic_auc(self.fpr, self.tpr)
+        return float(((1 - self.fpr[1:]) * self.tpr.diff()).sum())
 
     @property
     def average_precision(self) -> float:
@@ -91,25 +86,6 @@ class Curve:
             "num_true": self.num_true,
             "num_false": self.num_false,
         }
-
-
-# -------------------------------------------------------------------- areas
-def trapezoid_auc(fpr: Tensor, tpr: Tensor) -> float:
-    """Area below straight lines between points, both rates `[points]` and rising.
-
-    >>> trapezoid_auc(torch.tensor([0, 0.5, 1]), torch.tensor([0, 1.0, 1]))
-    0.75
-    """
-    return float(torch.trapezoid(tpr, fpr))
-
-
-def pessimistic_auc(fpr: Tensor, tpr: Tensor) -> float:
-    """Area of the staircase below points, both rates `[points]` and rising.
-
-    >>> pessimistic_auc(torch.tensor([0, 0.5, 1]), torch.tensor([0, 1.0, 1]))
-    0.5
-    """
-    return float(((1 - fpr[1:]) * tpr.diff()).sum())
 
 
 # -------------------------------------------------------------------- curves
@@ -170,9 +146,9 @@ def roc(
         EdgepruneError: A circuit of another graph, one without scores, no such convention or level, or nothing to tell
             apart.
     """
-    if level not in get_args(Level):
-        raise EdgepruneError(f"level must be one of {', '.join(get_args(Level))}, got {level!r}")
-    graph, counted, values = truth.graph, convention_of(truth.graph, convention), _VALUES[level]
+    if level not in LEVELS:
+        raise EdgepruneError(f"level must be one of {', '.join(LEVELS)}, got {level!r}")
+    graph, counted, values = truth.graph, convention_of(truth.graph, convention), LEVELS[level]
     circuits = [found] if isinstance(found, Circuit) else list(found)
     for circuit in circuits:
         circuit.check_fits(graph, "the known one")
@@ -183,20 +159,3 @@ def roc(
     if ranking is None:
         raise EdgepruneError("the circuit has no scores to rank its edges by; give it in a list, as a single point")
     return curve_of_scores(values(graph, ranking, counted), true)
-
-
-def rocs(found: Circuit | Sequence[Circuit], truth: Circuit) -> dict[str, dict[Level, dict[str, float]]]:
-    """`Curve.measures` in every convention, of edges and of nodes.
-
-    Where nothing is to be told apart (all edges of a convention are true, or none), there is no entry.
-    """
-    table: dict[str, dict[Level, dict[str, float]]] = {}
-    for name in CONVENTIONS:
-        counted = convention_of(truth.graph, name)
-        told: list[Level] = [level for level in _VALUES if _mixed(_VALUES[level](truth.graph, truth.keep, counted) > 0)]
-        table[name] = {level: roc(found, truth, name, level).measures() for level in told}
-    return table
-
-
-def _mixed(truth: Tensor) -> bool:
-    return bool(truth.any()) and not bool(truth.all())

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
-from edgeprune.json_numbers import json_number
+from edgeprune.json_numbers import json_number, json_values
 from edgeprune.reading.attention_roles import HeadRoles, RoleProfile
 
 
@@ -28,60 +29,41 @@ class HeadMatch:
     similarity: float
 
 
-def match_heads(first: RoleProfile, second: RoleProfile, *, one_to_one: bool = True) -> list[HeadMatch]:
+def match_heads(
+    first: RoleProfile,
+    second: RoleProfile,
+    *,
+    one_to_one: bool = True,
+    heads: tuple[Sequence[str], Sequence[str]] | None = None,
+) -> list[HeadMatch]:
     """Match heads of two circuits by what they attend to.
 
-    Role vectors hold the attention between all parts that both models know. Pairs are taken by descending similarity
-    (ties: the earlier heads first).
+    Role vectors hold the attention between all parts that both models know.
 
     Args:
         first: One circuit.
         second: The other.
-        one_to_one: Take a pair only if neither head is taken, until one circuit has no head left: greedy, so the sum
-            of similarities need not be the largest possible. False: to every head of `first` its most similar one, in
-            the order of heads; a head of `second` may be taken often.
+        one_to_one: The pairs with the largest sum of similarities in which every head of the smaller circuit is taken
+            once, by descending similarity. False: to every head of `first` its most similar one, in the order of heads;
+            a head of `second` may be taken often.
+        heads: Match these heads of the two models instead of the circuits'.
     """
-    return _match(first, second, (first.heads, second.heads), one_to_one)
-
-
-def _match(
-    first: RoleProfile, second: RoleProfile, heads: tuple[Sequence[str], Sequence[str]], one_to_one: bool
-) -> list[HeadMatch]:
-    similarity = _similarity(first, second, heads)
-    if not similarity.numel():
-        return []
-    if not one_to_one:
-        best, which = similarity.max(1)
-        triples = zip(range(len(best)), which.tolist(), best.tolist(), strict=True)
-    else:
-        triples = _greedy(similarity)
-    return [HeadMatch(heads[0][row], heads[1][column], value) for row, column, value in triples]
-
-
-def _similarity(first: RoleProfile, second: RoleProfile, heads: tuple[Sequence[str], Sequence[str]]) -> Tensor:
-    """Cosine of role vectors on the common parts, `[head, head]`."""
+    heads = (first.heads, second.heads) if heads is None else heads
     queries, keys = common_parts(first.attention, second.attention)
-    vectors = (
+    left, right = (
         profile.attention.vectors(names, queries, keys) for profile, names in zip((first, second), heads, strict=True)
     )
-    left, right = vectors
-    return left @ right.T
-
-
-def _greedy(similarity: Tensor) -> list[tuple[int, int, float]]:
-    """Rows and columns in pairs, by descending similarity, each used once."""
-    pairs: list[tuple[int, int, float]] = []
-    rows, columns = set[int](), set[int]()
-    for place in similarity.flatten().argsort(descending=True, stable=True).tolist():
-        row, column = divmod(place, similarity.shape[1])
-        if row in rows or column in columns:
-            continue
-        rows.add(row)
-        columns.add(column)
-        pairs.append((row, column, float(similarity[row, column])))
-        if len(pairs) == min(similarity.shape):
-            break
-    return pairs
+    similarity = left @ right.T  # [head, head]
+    if not similarity.numel():
+        return []
+    if one_to_one:
+        rows, columns = (torch.as_tensor(places) for places in linear_sum_assignment(similarity, maximize=True))
+        order = similarity[rows, columns].argsort(descending=True, stable=True)
+        rows, columns = rows[order], columns[order]
+    else:
+        rows, columns = torch.arange(len(similarity)), similarity.argmax(1)
+    places = zip(rows.tolist(), columns.tolist(), similarity[rows, columns].tolist(), strict=True)
+    return [HeadMatch(heads[0][row], heads[1][column], value) for row, column, value in places]
 
 
 def common_parts(first: HeadRoles, second: HeadRoles) -> tuple[list[str], list[str]]:
@@ -135,22 +117,13 @@ class ImportanceSimilarity:
 
     def to_dict(self) -> dict[str, Any]:
         """The attributes as plain values, and the means `random_mean` and `random_above_graph_mean`."""
-        return {
-            "cosine": json_number(self.cosine),
-            "cosine_of_scores": json_number(self.cosine_of_scores),
-            "cosine_above_graph": json_number(self.cosine_above_graph),
-            "random": [json_number(value) for value in self.random],
-            "random_mean": json_number(mean(self.random)),
-            "random_above_graph": [json_number(value) for value in self.random_above_graph],
-            "random_above_graph_mean": json_number(mean(self.random_above_graph)),
-            "seeds": list(self.seeds),
-        }
+        means = {f"{name}_mean": json_number(mean(getattr(self, name))) for name in ("random", "random_above_graph")}
+        return json_values(self) | means
 
 
 def mean(values: Iterable[float]) -> float:
     """Mean of the values that are numbers; NaN if none is."""
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
+    return float(torch.tensor(list(values), dtype=torch.float64).nanmean())
 
 
 SECOND_SEED = 1000  # added to the seeds of the second model, so that equal graphs do not get equal random circuits
@@ -182,8 +155,7 @@ def importance_similarity(
 
     found, above = compare(first.importance, second.importance)
     random = [compare(drawn(first, seed), drawn(second, seed + SECOND_SEED)) for seed in seeds]
-    scores = first.score_importance, second.score_importance
-    by_score = math.nan
+    scores, by_score = (first.score_importance, second.score_importance), math.nan
     if scores[0] is not None and scores[1] is not None:
         by_score = compare(scores[0], scores[1])[0]
     return ImportanceSimilarity(
@@ -217,7 +189,7 @@ class RoleComparison:
         second: The other.
         best_of_first: For every head of the first circuit its most similar one in the second.
         best_of_second: The reverse; here too `HeadMatch.first` is the head of the first circuit.
-        one_to_one: Greedy matching, by descending similarity.
+        one_to_one: The matching with the largest sum, by descending similarity.
         random_one_to_one: Mean similarity of a one-to-one matching of as many heads drawn at random from each whole
             model, one value for each seed: what heads of any two circuits have in common.
         importance: Of role-importance vectors.
@@ -246,15 +218,17 @@ class RoleComparison:
             "best_of_first": _plain_matches(self.best_of_first),
             "best_of_second": _plain_matches(self.best_of_second),
             "one_to_one": _plain_matches(self.one_to_one),
-            "random_one_to_one": [json_number(value) for value in self.random_one_to_one],
+            "random_one_to_one": json_values(self.random_one_to_one),
             "random_one_to_one_mean": json_number(mean(self.random_one_to_one)),
             "importance": self.importance.to_dict(),
         }
 
 
 def _plain_matches(matches: Sequence[HeadMatch]) -> dict[str, Any]:
-    rows = [{"first": item.first, "second": item.second, "similarity": item.similarity} for item in matches]
-    return {"mean_similarity": json_number(mean(item.similarity for item in matches)), "matches": rows}
+    return {
+        "mean_similarity": json_number(mean(item.similarity for item in matches)),
+        "matches": json_values(list(matches)),
+    }
 
 
 def compare_roles(first: RoleProfile, second: RoleProfile, seeds: Sequence[int] = range(10)) -> RoleComparison:
@@ -289,5 +263,4 @@ def _random_matching(first: RoleProfile, second: RoleProfile, seed: int) -> floa
         order: list[int] = torch.randperm(len(names), generator=generator).tolist()
         return [names[place] for place in sorted(order[: len(profile.heads)])]
 
-    matches = _match(first, second, (draw(first), draw(second)), one_to_one=True)
-    return mean(item.similarity for item in matches)
+    return mean(item.similarity for item in match_heads(first, second, heads=(draw(first), draw(second))))

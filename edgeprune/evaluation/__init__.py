@@ -42,12 +42,10 @@ _MOVED = {  # names that were offered here before; they still load
     "Resampling": "edgeprune.statistics.uncertainty",
     "against_known": "edgeprune.comparison.known",
     "bootstrap": "edgeprune.statistics.uncertainty",
-    "common_core": "edgeprune.comparison.overlaps",
+    "common_core": "edgeprune.comparison.overlap",
     "compare_roles": "edgeprune.comparison.roles",
     "cross_model": "edgeprune.comparison.across",
-    "cross_task": "edgeprune.comparison.across",
     "evaluate_circuits": "edgeprune.report.summary",
-    "overlap_matrix": "edgeprune.comparison.overlaps",
     "paired_difference": "edgeprune.statistics.paired",
     "write_report": "edgeprune.report.page",
 }

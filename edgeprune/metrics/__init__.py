@@ -38,7 +38,6 @@ _MOVED = {  # names that were offered here before; they still load
     "edge_overlap": "edgeprune.comparison.overlap",
     "kendall": "edgeprune.statistics.correlation",
     "pearson": "edgeprune.statistics.correlation",
-    "rocs": "edgeprune.comparison.roc",
     "spearman": "edgeprune.statistics.correlation",
 }
 _MODULES = ("faithfulness", "functional", "greater_than")

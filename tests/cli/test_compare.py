@@ -1,6 +1,7 @@
 """`edgeprune compare` on circuits of a compiled model."""
 
 import json
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from edgeprune.circuit import Circuit
 from edgeprune.cli import main
-from edgeprune.comparison.overlap import by_chance, cut_to, edge_overlap
+from edgeprune.comparison.overlap import by_chance, compare_circuits, cut_to, edge_overlap
 from edgeprune.compiled import true_circuit
 from edgeprune.graph import ArchSpec, EdgeGraph
 
@@ -58,7 +59,15 @@ def test_figures_of_every_pair(tmp_path: Path, files: list[str], capsys: pytest.
     assert sorted(pair["edges_only_b"]) == sorted(set(scored.edges()) - set(truth.edges()))
     assert sum(part["both"] for part in pair["kinds"].values()) == 11
     assert sum(part["only_reference"] for part in pair["layers"].values()) == 19
+    partial = Circuit.from_edges(GRAPH, json.loads(Path(files[2]).read_text()))
+    for row, two in zip(result["pairs"], combinations((truth, scored, partial), 2), strict=True):
+        assert row == {**row, **compare_circuits(*two)}
+    assert pair["weights"]["same_sign"] is None
+    assert result["core"]["edges"] == sorted(set(partial.edges()), key=partial.edges().index)
+    assert (result["core"]["num_edges"], result["core"]["union"]) == (9, 30)
     shown = capsys.readouterr().out
+    assert "all 3 have 9 edges in common (by chance 0.3), of 30 that any has" in shown
+    assert "Scores" not in shown
     assert "only in B of A, B: 19 edges" in shown
     assert pair["edges_only_b"][0] in shown
 
@@ -76,6 +85,19 @@ def test_the_larger_is_cut_to_the_smaller_by_its_scores(
     assert matched[2]["edges"] == 9
     best = set(cut_to(Circuit.load(files[1]), 9).edges())
     assert matched[2]["both"] == len(best & set(json.loads(Path(files[2]).read_text())))
+
+
+def test_scores_are_compared_by_weight_and_rank(
+    tmp_path: Path, files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise = torch.rand(GRAPH.shape, generator=torch.Generator().manual_seed(1))
+    other = Circuit.from_scores(GRAPH, noise, num_edges=20, header=HEADER).save(tmp_path / "other.safetensors")
+    (pair,) = compare(tmp_path, files[1], str(other))["pairs"]
+    assert pair["ranks"] == compare_circuits(Circuit.load(files[1]), Circuit.load(other))["ranks"]
+    shown = capsys.readouterr().out
+    for value in (*pair["weights"].values(), *pair["ranks"].values()):
+        assert f"{value:.3f}" in shown
+    assert max(map(len, (line for line in shown.splitlines() if line[:3] not in ("A: ", "B: ")))) <= 80
 
 
 def test_two_circuits_are_broken_down(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:

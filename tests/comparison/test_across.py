@@ -12,27 +12,16 @@ from torch import Tensor
 from datamodules.pairs import collate
 from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.circuit import Circuit
-from edgeprune.comparison.across import Candidate, align_performance, cross_model, cross_task
-from edgeprune.comparison.overlaps import common_core, edge_weights, overlap_matrix, pair_overlap, ruzicka
+from edgeprune.comparison.across import Candidate, cross_model, transfer_circuits
+from edgeprune.comparison.overlap import compare_circuits
+from edgeprune.comparison.performance import align_performance
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.evaluator import Evaluator
-from edgeprune.graph import ArchSpec, EdgeGraph
 from edgeprune.metrics.examples import ExampleValues
 from edgeprune.models.masked import MaskedModel
 from edgeprune.statistics.correlation import average_ranks, kendall, pearson, spearman
 from tests.methods.small_problems import random_pairs, tiny
 from tests.reading.test_attention_roles import batches_with_roles, small_llama
-
-SMALL = EdgeGraph(ArchSpec(num_layers=1, num_heads=1, num_kv_heads=1))  # embed, a0.h0, m0; 8 edges
-EDGES = ["embed->a0.h0.q", "embed->a0.h0.k", "embed->a0.h0.v", "a0.h0->m0", "m0->logits"]
-
-
-def scored(values: dict[str, float], keep: list[str] | None = None, header: dict[str, Any] | None = None) -> Circuit:
-    """A circuit of the small graph with scores; other edges have 0."""
-    scores = torch.zeros(SMALL.shape)
-    for edge, value in values.items():
-        scores[SMALL.index(edge)] = value
-    return Circuit(SMALL, SMALL.keep_matrix(values if keep is None else keep), scores, header or {})
 
 
 # -------------------------------------------------------------------- correlations
@@ -72,119 +61,6 @@ def test_correlations_that_are_not_defined(function: Any) -> None:
     assert function(left, right) == pytest.approx(1)
     with pytest.raises(EdgepruneError, match="two lists of one length"):
         function(torch.ones(3), torch.ones(4))
-
-
-# -------------------------------------------------------------------- overlap
-def test_ruzicka_by_hand() -> None:
-    """Weights .5 .5 0 and .25 0 .75: .25 / (.5 + .5 + .75); the sign does not matter, edges outside do not count."""
-    first = scored({EDGES[0]: 2.0, EDGES[1]: -2.0})
-    second = scored({EDGES[0]: 1.0, EDGES[4]: 3.0, EDGES[2]: 9.0}, keep=[EDGES[0], EDGES[4]])
-    assert edge_weights(second)[SMALL.index(EDGES[4])] == 0.75
-    assert edge_weights(second).sum() == 1
-    found = pair_overlap(first, second)
-    assert found.weighted_overlap == pytest.approx(0.25 / 1.75)
-    assert (found.edges_first, found.edges_second, found.edges_both) == (2, 2, 1)
-    assert found.edge_jaccard == pytest.approx(1 / 3)
-    assert found.same_sign == 1
-    assert pair_overlap(first, scored({EDGES[1]: 1.0})).same_sign == 0
-
-
-def test_weighted_overlap_without_scores_is_the_jaccard_index() -> None:
-    first, second = (Circuit.from_edges(SMALL, edges) for edges in (EDGES[:3], EDGES[1:4]))
-    found = pair_overlap(first, second)
-    assert found.weighted_overlap == pytest.approx(found.edge_jaccard) == pytest.approx(0.5)
-    assert math.isnan(found.spearman_all)
-    assert math.isnan(found.same_sign)
-
-
-def test_containment_nodes_and_chance_by_hand() -> None:
-    """Two edges inside three: of 8 edges, 3 * 2 / 8 are shared by chance, both with probability C(6, 1) / C(8, 3)."""
-    small, large = (Circuit.from_edges(SMALL, edges) for edges in (EDGES[3:], EDGES[2:]))
-    found = overlap_matrix({"small": small, "large": large})
-    pair = found.pair("large", "small")
-    assert (pair.share_of_first, pair.share_of_second) == (1, pytest.approx(2 / 3))
-    assert SMALL.num_edges == 8
-    assert pair.expected_both == pytest.approx(6 / 8)
-    assert pair.log10_p_value == pytest.approx(math.log10(6 / 56))
-    assert pair.node_jaccard == pytest.approx(3 / 4)  # a0.h0, m0, logits of these and embed
-    matrix = found.matrix("containment")
-    assert matrix[0, 1] == 1
-    assert matrix[1, 0] == pytest.approx(2 / 3)
-    assert torch.equal(found.matrix("edge_jaccard").nan_to_num(0), torch.tensor([[0, 2], [2, 0]]).double() / 3)
-    with pytest.raises(EdgepruneError, match="no pair of small, large"):
-        found.pair("small", "other")
-
-
-def test_rank_correlations_over_all_edges_and_over_kept_ones() -> None:
-    graph = tiny("gpt2").graph
-    generator = torch.Generator().manual_seed(0)
-    scores = [torch.randn(graph.shape, generator=generator) for _ in range(2)]
-    scores[1] += scores[0]
-    header = {"selection": {"absolute": True}}
-    circuits = [
-        Circuit.from_scores(graph, scores[0].abs(), num_edges=50),
-        Circuit.from_scores(graph, scores[1], num_edges=80),
-    ]
-    signed = Circuit(graph, circuits[0].keep, scores[0], header)  # ranked by absolute value, says the header
-    found = pair_overlap(signed, circuits[1])
-    either = circuits[0].keep | circuits[1].keep
-    for name, function in (("spearman", spearmanr), ("kendall", kendalltau)):
-        for place, edges in (("all", graph.exists), ("kept", either)):
-            expected = function(scores[0].abs()[edges], scores[1][edges]).statistic
-            assert getattr(found, f"{name}_{place}") == pytest.approx(expected, abs=1e-9)
-
-
-def test_both_ends() -> None:
-    """The same circuit, disjoint ones, empty ones, and weights that are all 0."""
-    one = scored({edge: float(place + 1) for place, edge in enumerate(EDGES[:3])})
-    same = pair_overlap(one, one)
-    for name in ("edge_jaccard", "node_jaccard", "share_of_first", "weighted_overlap", "spearman_all", "kendall_kept"):
-        assert getattr(same, name) == pytest.approx(1), name
-    apart = pair_overlap(one, scored(dict.fromkeys(EDGES[3:], 1.0)))
-    assert (apart.edges_both, apart.edge_jaccard, apart.weighted_overlap, apart.log10_p_value) == (0, 0, 0, 0)
-    empty = Circuit.from_edges(SMALL, [])
-    nothing = pair_overlap(empty, empty)
-    assert (nothing.edge_jaccard, nothing.node_jaccard, nothing.weighted_overlap) == (1, 1, 1)
-    half = pair_overlap(one, empty)
-    assert (half.edge_jaccard, half.share_of_first, half.share_of_second, half.weighted_overlap) == (0, 0, 0, 0)
-    flat = pair_overlap(one, scored(dict.fromkeys(EDGES[:2], 0.0)))
-    assert flat.to_dict()["weighted_overlap"] is None
-    assert math.isnan(ruzicka(torch.zeros(2), torch.zeros(2)))
-    json.dumps(overlap_matrix({"a": one, "b": empty, "c": empty}).to_dict(), allow_nan=False)
-
-
-def test_common_core_by_enumeration() -> None:
-    """Mean and deviation over all circuits of 2, 3 and 4 of 8 edges, drawn one after the other."""
-    circuits = [Circuit.from_edges(SMALL, edges) for edges in (EDGES[:2], EDGES[:3], EDGES[1:])]
-    found = common_core(circuits)
-    assert found.edges == (EDGES[1],)
-    assert found.union == 5
-    sizes = (2, 3, 4)
-
-    def inside(drawn: int, marked: int) -> list[float]:
-        """Probability of each number of marked ones among so many drawn of 8."""
-        return [
-            math.comb(marked, hit) * math.comb(8 - marked, drawn - hit) / math.comb(8, drawn) if hit <= drawn else 0.0
-            for hit in range(marked + 1)
-        ]
-
-    moments = [0.0, 0.0]
-    for common, likely in enumerate(inside(sizes[1], sizes[0])):
-        for core, then in enumerate(inside(sizes[2], common)):
-            moments = [moments[0] + likely * then * core, moments[1] + likely * then * core**2]
-    core = common_core([*circuits[:2], Circuit.from_edges(SMALL, EDGES[:4])])
-    assert core.expected == pytest.approx(moments[0])
-    assert core.deviation == pytest.approx(math.sqrt(moments[1] - moments[0] ** 2))
-    whole = common_core([Circuit(SMALL, SMALL.exists)] * 3)
-    assert (whole.expected, whole.deviation, whole.to_dict()["z"]) == (8, 0, None)
-
-
-def test_other_graphs_are_sent_to_roles() -> None:
-    other = small_llama().graph
-    with pytest.raises(EdgepruneError, match=r"'one' and 'other' are of different graphs.*roles of their heads"):
-        overlap_matrix({"one": Circuit(SMALL, SMALL.exists), "other": Circuit(other, other.exists)})
-    with pytest.raises(EdgepruneError, match="two circuits or more, got 1"):
-        overlap_matrix({"one": Circuit(SMALL, SMALL.exists)})
 
 
 # -------------------------------------------------------------------- performance
@@ -238,7 +114,7 @@ def test_the_same_circuit_in_the_same_model() -> None:
     found = cross_model(Candidate("a", circuit, judge(model)), Candidate("b", circuit, judge(model)), seeds=[0, 1])
     assert found.overlap is not None
     assert found.roles is not None
-    assert found.overlap.edge_jaccard == 1
+    assert found.overlap["jaccard"] == 1
     assert [match.similarity for match in found.roles.one_to_one] == pytest.approx([1] * len(found.roles.one_to_one))
     assert found.roles.importance.cosine == pytest.approx(1)
     assert found.performance.pearson == pytest.approx(1)
@@ -291,25 +167,24 @@ def test_transfer_between_tasks() -> None:
     model = tiny("gpt2")
     circuits = {"one": Circuit.random(model.graph, 90, 5), "all": Circuit(model.graph, model.graph.exists)}
     judges = {"one": judge(model, 0), "all": judge(model, 1)}
-    found = cross_task(circuits, judges, seeds=[0, 1])
-    assert [(item.circuit, item.task) for item in found.transfers] == [
-        (circuit, task) for task in circuits for circuit in circuits
+    found = transfer_circuits(circuits, judges, seeds=[0, 1])
+    assert [(item.circuit, item.place) for item in found] == [
+        (circuit, place) for place in circuits for circuit in circuits
     ]
-    own = found.transfer("one", "one")
-    assert torch.equal(own.figures, own.own)
-    assert torch.equal(found.transfer("all", "one").own, own.own)
+    transfers = {(item.circuit, item.place): item for item in found}
+    stayed = transfers["one", "one"]
+    assert torch.equal(stayed.figures, stayed.original)
+    assert torch.equal(transfers["all", "one"].original, stayed.original)
     expected = judges["all"]([circuits["one"].keep, *(Circuit.random(model.graph, 90, seed).keep for seed in (0, 1))])
-    moved = found.transfer("one", "all")
+    moved = transfers["one", "all"]
     _close(moved.figures, expected.figures()[0])
     _close(moved.random, expected.figures()[1:])
-    whole = found.transfer("all", "one").to_dict()
+    whole = transfers["all", "one"].to_dict()
     assert whole["faithfulness"]["logit_difference"] == pytest.approx(1)
-    assert whole["own_faithfulness"]["logit_difference"] != pytest.approx(1, abs=1e-3)
+    assert whole["original_faithfulness"]["logit_difference"] != pytest.approx(1, abs=1e-3)
     assert whole["figures"]["logit_difference"] == pytest.approx(whole["full"]["logit_difference"])
-    assert found.overlap.pair("one", "all").share_of_first == 1
-    json.dumps(found.to_dict(), allow_nan=False)
-    with pytest.raises(EdgepruneError, match="no circuit 'two' on task 'one'"):
-        found.transfer("two", "one")
+    assert compare_circuits(circuits["one"], circuits["all"])["precision"] == 1
+    json.dumps([item.to_dict() for item in found], allow_nan=False)
 
 
 def _close(found: Tensor, expected: Tensor) -> None:
@@ -320,8 +195,8 @@ def test_tasks_that_do_not_fit() -> None:
     model, other = tiny("gpt2"), small_llama()
     circuits = {"one": Circuit.random(model.graph, 9), "two": Circuit.random(model.graph, 9, 1)}
     with pytest.raises(EdgepruneError, match="circuits are for one, two, pairs for one"):
-        cross_task(circuits, {"one": judge(model, 0)})
+        transfer_circuits(circuits, {"one": judge(model, 0)})
     with pytest.raises(EdgepruneError, match="at least one seed"):
-        cross_task(circuits, {"one": judge(model, 0), "two": judge(model, 1)}, seeds=[])
+        transfer_circuits(circuits, {"one": judge(model, 0), "two": judge(model, 1)}, seeds=[])
     with pytest.raises(EdgepruneError, match="the model of 'two' has 2"):
-        cross_task(circuits, {"one": judge(model, 0), "two": judge(other, 1)})
+        transfer_circuits(circuits, {"one": judge(model, 0), "two": judge(other, 1)})

@@ -11,15 +11,16 @@ from torch import Tensor
 from edgeprune import canonical
 from edgeprune.circuit import Circuit
 from edgeprune.comparison.conventions import CONVENTIONS
-from edgeprune.comparison.known import AgainstKnown, against_known, plotted
+from edgeprune.comparison.known import AgainstKnown, against_known, plotted, role_recall
 from edgeprune.comparison.mib_roc import mib_roc
 from edgeprune.comparison.overlap import by_chance
-from edgeprune.comparison.roc import curve_of_scores, roc, rocs
+from edgeprune.comparison.roc import curve_of_scores, roc
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import ArchSpec, EdgeGraph
 
 SMALL = EdgeGraph(ArchSpec(num_layers=2, num_heads=4, num_kv_heads=2))
 DOCSTRING = canonical.load("docstring")
+GREATER_THAN = canonical.load("greater_than")
 
 
 def noise(graph: EdgeGraph, seed: int = 0) -> Tensor:
@@ -102,11 +103,10 @@ def test_curves_and_areas_are_those_of_the_measures() -> None:
     truth = Circuit.from_edges(SMALL, ["embed->a0.h0.q", "a0.h0->m1", "m1->logits"])
     found = Circuit(SMALL, SMALL.exists, noise(SMALL))
     result = against_known(found, truth)
-    table = rocs(found, truth)
     for convention in CONVENTIONS:
         for level, match in result.matches[convention].items():
-            areas = {name: table[convention][level][name] for name in ("auc", "pessimistic_auc", "average_precision")}
-            written = match.to_dict()
+            measures, written = roc(found, truth, convention, level).measures(), match.to_dict()
+            areas = {name: measures[name] for name in ("auc", "pessimistic_auc", "average_precision")}
             assert {name: written[name] for name in areas} == areas
     own = result.matches["own"]["edges"].curve
     assert own is not None
@@ -172,3 +172,61 @@ def test_what_is_refused() -> None:
         against_known(
             Circuit(SMALL, circuit.keep, torch.full(SMALL.shape, torch.nan)), Circuit.random(SMALL, 5, seed=1)
         )
+
+
+# ---------------------------------------------------------------- roles
+@pytest.mark.parametrize("name", canonical.names())
+def test_a_published_circuit_has_its_roles(name: str) -> None:
+    known = canonical.load(name)
+    result = role_recall(known.circuit(), known)
+    number = len(known.roles)
+    assert result["summary"] == f"{number} of {number} component types"
+    assert (result["roles_found"], result["roles_complete"], result["num_roles"]) == (number, number, number)
+    assert (result["node_recall"], result["edges"]["recall"], result["edges"]["precision"]) == (1, 1, 1)
+    assert result["edges_not_dangling"] == result["edges"]
+
+
+def test_nothing_is_found_in_an_empty_circuit() -> None:
+    result = role_recall(Circuit.from_edges(GREATER_THAN.graph, []), GREATER_THAN)
+    assert result["summary"] == "0 of 5 component types"
+    assert (result["node_recall"], result["edges"]["recall"], result["roles_complete"]) == (0, 0, 0)
+
+
+def test_roles_by_hand() -> None:
+    edges = ["embed->a0.h1.v", "a0.h1->a5.h5.k", "a5.h5->m9", "m9->logits", "embed->a1.h0.q", "embed->m2", "m3->m4"]
+    result = role_recall(Circuit.from_edges(GREATER_THAN.graph, edges), GREATER_THAN)
+    assert {name: role["nodes_found"] for name, role in result["roles"].items()} == {
+        "early_heads": [],
+        "early_head_of_mlps": ["a0.h1"],
+        "early_mlps": [],  # two kept edges touch them, but they lead nowhere
+        "year_heads": ["a5.h5"],
+        "late_mlps": ["m9"],
+    }
+    assert result["roles"]["late_mlps"] == {
+        "found": True,
+        "complete": False,
+        "nodes_found": ["m9"],
+        "nodes_missed": ["m8", "m10", "m11"],
+        "recall": 1 / 4,
+    }
+    assert (result["roles_found"], result["roles_complete"]) == (3, 1)
+    assert result["summary"] == "3 of 5 component types"
+    assert result["node_recall"] == 3 / 17
+    assert (result["edges"]["both"], result["edges"]["only_found"]) == (6, 1)
+    assert result["edges"]["recall"] == 6 / 235
+    assert (result["edges_not_dangling"]["both"], result["edges_not_dangling"]["only_found"]) == (4, 0)
+
+
+def test_a_circuit_with_two_embeddings_is_held_against_the_one_that_was_published() -> None:
+    ioi = canonical.load("ioi")
+    split = EdgeGraph(ArchSpec(num_layers=12, num_heads=12, num_kv_heads=12, split_embedding=True))
+    result = role_recall(Circuit.from_edges(split, ["tok_embed->a9.h9.v", "a9.h9->logits"]), ioi)
+    assert result["summary"] == "1 of 7 component types"
+    assert (result["edges"]["precision"], result["edges"]["recall"]) == (1, 2 / 1021)
+
+
+def test_a_circuit_of_another_model() -> None:
+    with pytest.raises(
+        EdgepruneError, match="'docstring' is one of attn-only-4l, with num_layers=4; this graph has 12"
+    ):
+        role_recall(Circuit.from_edges(GREATER_THAN.graph, []), canonical.load("docstring"))

@@ -1,3 +1,4 @@
+import json
 import math
 from fractions import Fraction
 from itertools import combinations, product
@@ -5,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.stats import kendalltau, spearmanr
 from torchmetrics.functional.classification import (
     binary_f1_score,
     binary_jaccard_index,
@@ -14,16 +16,22 @@ from torchmetrics.functional.classification import (
 
 from edgeprune.circuit import Circuit
 from edgeprune.comparison.overlap import (
+    FEW,
     by_chance,
+    common_core,
     compare_circuits,
+    compare_every_two,
     cut_to,
     edge_kinds,
     edge_overlap,
+    edge_weights,
     reader_layers,
+    ruzicka,
     scientific,
 )
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import ArchSpec, EdgeGraph
+from tests.methods.small_problems import tiny
 
 EXISTS = torch.tensor([[1, 1, 0], [1, 1, 1]]).bool()
 
@@ -216,3 +224,127 @@ def test_a_circuit_is_cut_as_it_was_made(header: dict[str, Any]) -> None:
     assert torch.equal(cut_to(circuit, 9).keep, expected)
     signed = Circuit(GRAPH, GRAPH.exists, scores, {**header, "selection": {"absolute": False}})
     assert torch.equal(cut_to(signed, 9).keep, Circuit.from_scores(GRAPH, scores, num_edges=9).keep)
+
+
+# ---------------------------------------------------------------- weights, ranks, several circuits
+SMALL = EdgeGraph(ArchSpec(num_layers=1, num_heads=1, num_kv_heads=1))  # embed, a0.h0, m0; 8 edges
+EDGES = ["embed->a0.h0.q", "embed->a0.h0.k", "embed->a0.h0.v", "a0.h0->m0", "m0->logits"]
+
+
+def scored(values: dict[str, float], keep: list[str] | None = None, header: dict[str, Any] | None = None) -> Circuit:
+    """A circuit of the small graph with scores; other edges have 0."""
+    scores = torch.zeros(SMALL.shape)
+    for edge, value in values.items():
+        scores[SMALL.index(edge)] = value
+    return Circuit(SMALL, SMALL.keep_matrix(values if keep is None else keep), scores, header or {})
+
+
+def test_ruzicka_by_hand() -> None:
+    """Weights .5 .5 0 and .25 0 .75: .25 / (.5 + .5 + .75); the sign does not matter, edges outside do not count."""
+    first = scored({EDGES[0]: 2.0, EDGES[1]: -2.0})
+    second = scored({EDGES[0]: 1.0, EDGES[4]: 3.0, EDGES[2]: 9.0}, keep=[EDGES[0], EDGES[4]])
+    assert edge_weights(second)[SMALL.index(EDGES[4])] == 0.75
+    assert edge_weights(second).sum() == 1
+    found = compare_circuits(first, second)
+    assert found["weights"] == {"ruzicka": pytest.approx(0.25 / 1.75), "same_sign": 1}
+    assert (found["both"], found["only_found"], found["only_reference"]) == (1, 1, 1)
+    assert found["jaccard"] == pytest.approx(1 / 3)
+    assert compare_circuits(first, scored({EDGES[1]: 1.0}))["weights"]["same_sign"] == 0
+
+
+def test_weighted_overlap_without_scores_is_the_jaccard_index() -> None:
+    first, second = (Circuit.from_edges(SMALL, edges) for edges in (EDGES[:3], EDGES[1:4]))
+    found = compare_circuits(first, second)
+    assert found["weights"] == {"ruzicka": pytest.approx(0.5), "same_sign": None}
+    assert found["jaccard"] == 0.5
+    assert set(found["ranks"].values()) == {None}
+
+
+def test_containment_nodes_and_chance_by_hand() -> None:
+    """Two edges inside three: of 8 edges, 3 * 2 / 8 are shared by chance, both with probability C(6, 1) / C(8, 3)."""
+    small, large = (Circuit.from_edges(SMALL, edges) for edges in (EDGES[3:], EDGES[2:]))
+    pair, back = compare_circuits(small, large), compare_circuits(large, small)
+    assert (pair["precision"], pair["recall"]) == (1, pytest.approx(2 / 3))
+    assert (back["precision"], back["recall"]) == (pytest.approx(2 / 3), 1)
+    assert SMALL.num_edges == 8
+    assert pair["expected"] == pytest.approx(6 / 8)
+    assert pair["log10_p_value"] == pytest.approx(math.log10(6 / 56))
+    assert pair["nodes"]["jaccard"] == pytest.approx(3 / 4)  # a0.h0, m0, logits of these and embed
+    assert pair["jaccard"] == back["jaccard"] == pytest.approx(2 / 3)
+
+
+def test_rank_correlations_over_all_edges_and_over_kept_ones() -> None:
+    graph = tiny("gpt2").graph
+    generator = torch.Generator().manual_seed(0)
+    scores = [torch.randn(graph.shape, generator=generator) for _ in range(2)]
+    scores[1] += scores[0]
+    header = {"selection": {"absolute": True}}
+    circuits = [
+        Circuit.from_scores(graph, scores[0].abs(), num_edges=50),
+        Circuit.from_scores(graph, scores[1], num_edges=80),
+    ]
+    signed = Circuit(graph, circuits[0].keep, scores[0], header)  # ranked by absolute value, says the header
+    found = compare_circuits(signed, circuits[1])
+    either = circuits[0].keep | circuits[1].keep
+    for name, function in (("spearman", spearmanr), ("kendall", kendalltau)):
+        for place, edges in (("all", graph.exists), ("kept", either)):
+            expected = function(scores[0].abs()[edges], scores[1][edges]).statistic
+            assert found["ranks"][f"{name}_{place}"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_both_ends() -> None:
+    """The same circuit, disjoint ones, empty ones, and weights that are all 0."""
+    one = scored({edge: float(place + 1) for place, edge in enumerate(EDGES[:3])})
+    same = compare_circuits(one, one)
+    for value in (same["jaccard"], same["nodes"]["jaccard"], same["precision"], same["weights"]["ruzicka"]):
+        assert value == pytest.approx(1)
+    assert list(same["ranks"].values()) == [pytest.approx(1)] * 4
+    apart = compare_circuits(one, scored(dict.fromkeys(EDGES[3:], 1.0)))
+    assert (apart["both"], apart["jaccard"], apart["weights"]["ruzicka"], apart["log10_p_value"]) == (0, 0, 0, 0)
+    empty = Circuit.from_edges(SMALL, [])
+    nothing = compare_circuits(empty, empty)
+    assert (nothing["jaccard"], nothing["nodes"]["jaccard"], nothing["weights"]["ruzicka"]) == (1, 1, 1)
+    half = compare_circuits(one, empty)
+    assert (half["jaccard"], half["precision"], half["recall"], half["weights"]["ruzicka"]) == (0, 0, 0, 0)
+    flat = compare_circuits(one, scored(dict.fromkeys(EDGES[:2], 0.0)))
+    assert flat["weights"]["ruzicka"] is None
+    assert flat["ranks"]["spearman_all"] is None
+    assert math.isnan(ruzicka(torch.zeros(2), torch.zeros(2)))
+    json.dumps([*compare_every_two([one, empty, empty]), common_core([one, empty, empty])], allow_nan=False)
+
+
+def test_of_many_circuits_one_rank_correlation_is_made() -> None:
+    graph = tiny("gpt2").graph
+    many = [Circuit.random(graph, 30, seed) for seed in range(FEW + 1)]
+    found = list(compare_every_two(many))
+    alone = compare_circuits(many[0], many[1])
+    assert found[0]["ranks"]["spearman_all"] == pytest.approx(alone["ranks"].pop("spearman_all"), abs=1e-12)
+    assert found[0]["ranks"] == {**found[0]["ranks"], **dict.fromkeys(alone["ranks"])}
+    assert None not in alone["ranks"].values()
+    assert {**found[0], "ranks": None} == {**alone, "ranks": None}
+
+
+def test_common_core_by_enumeration() -> None:
+    """Mean and deviation over all circuits of 2, 3 and 4 of 8 edges, drawn one after the other."""
+    circuits = [Circuit.from_edges(SMALL, edges) for edges in (EDGES[:2], EDGES[:3], EDGES[1:])]
+    found = common_core(circuits)
+    assert (found["edges"], found["num_edges"]) == ([EDGES[1]], 1)
+    assert (found["union"], found["jaccard"]) == (5, 1 / 5)
+    sizes = (2, 3, 4)
+
+    def inside(drawn: int, marked: int) -> list[float]:
+        """Probability of each number of marked ones among so many drawn of 8."""
+        return [
+            math.comb(marked, hit) * math.comb(8 - marked, drawn - hit) / math.comb(8, drawn) if hit <= drawn else 0.0
+            for hit in range(marked + 1)
+        ]
+
+    moments = [0.0, 0.0]
+    for common, likely in enumerate(inside(sizes[1], sizes[0])):
+        for core, then in enumerate(inside(sizes[2], common)):
+            moments = [moments[0] + likely * then * core, moments[1] + likely * then * core**2]
+    core = common_core([*circuits[:2], Circuit.from_edges(SMALL, EDGES[:4])])
+    assert core["expected"] == pytest.approx(moments[0])
+    assert core["deviation"] == pytest.approx(math.sqrt(moments[1] - moments[0] ** 2))
+    whole = common_core([Circuit(SMALL, SMALL.exists)] * 3)
+    assert (whole["expected"], whole["deviation"], whole["z"]) == (8, 0, None)

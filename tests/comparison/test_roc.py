@@ -5,8 +5,9 @@ from torchmetrics.functional.classification import binary_auroc, binary_average_
 
 from edgeprune import canonical
 from edgeprune.circuit import Circuit
-from edgeprune.comparison.conventions import CONVENTIONS
-from edgeprune.comparison.roc import Level, curve_of_scores, curve_of_sets, pessimistic_auc, roc, rocs, trapezoid_auc
+from edgeprune.comparison.conventions import CONVENTIONS, Level
+from edgeprune.comparison.known import against_known
+from edgeprune.comparison.roc import Curve, curve_of_scores, curve_of_sets, roc
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import ArchSpec, EdgeGraph
 from edgeprune.methods import ACDC
@@ -37,8 +38,10 @@ def _truth(graph: EdgeGraph = GRAPH) -> Circuit:
     ],
 )
 def test_closed_forms(fpr: list[float], tpr: list[float], pessimistic: float, trapezoid: float) -> None:
-    assert pessimistic_auc(torch.tensor(fpr), torch.tensor(tpr)) == pytest.approx(pessimistic, abs=1e-7)
-    assert trapezoid_auc(torch.tensor(fpr), torch.tensor(tpr)) == pytest.approx(trapezoid, abs=1e-7)
+    true, false = ((4 * torch.tensor(rates)).long() for rates in (tpr, fpr))
+    curve = Curve(true, false)
+    assert curve.pessimistic_auc == pytest.approx(pessimistic, abs=1e-7)
+    assert curve.auc == pytest.approx(trapezoid, abs=1e-7)
 
 
 @pytest.mark.parametrize("levels", [3, 10, 10_000])  # few levels: many ties
@@ -167,16 +170,6 @@ def test_the_rate_of_a_circuit_in_acdcs_count() -> None:
     assert (curve.num_true, curve.num_true + curve.num_false) == (39, 157)  # embedding, 26 heads, 12 MLPs
 
 
-def test_all_conventions_at_once() -> None:
-    truth = _truth()
-    found = [Circuit.random(GRAPH, size, seed=3) for size in (5, 20, 80)]
-    table = rocs(found, truth)
-    assert list(table) == list(CONVENTIONS)
-    for name, row in table.items():
-        for level, measures in row.items():
-            assert measures == roc(found, truth, name, level).measures()
-
-
 @pytest.mark.parametrize(("ablation", "published"), [("zero", 1.0), ("interchange", 0.2)])
 def test_acdcs_published_areas_on_reverse(ablation: str, published: float) -> None:
     """Under interchange it finds 2 of 11 edges, with 1 of 4 direct ones: 3 of 15 at no false one."""
@@ -200,13 +193,16 @@ def test_random_scores_where_edges_are_merged() -> None:
     assert float(acdc.mean()) > 0.58
 
 
-def test_conventions_with_nothing_to_tell_apart_have_no_entry() -> None:
-    truth = Circuit.from_edges(GRAPH, ["embed->logits"])
-    table = rocs([truth], truth)
-    assert table["no_embedding"] == {}
-    assert set(table["acdc"]) == {"edges", "nodes"}
-    full = Circuit(GRAPH, GRAPH.exists)
-    assert all(row == {} for row in rocs([full], full).values())
+def test_conventions_with_nothing_to_tell_apart_have_no_curve() -> None:
+    def curves(truth: Circuit) -> dict[str, set[str]]:
+        scored = Circuit(GRAPH, truth.keep, truth.keep.double())
+        matches = against_known(scored, truth).matches
+        return {name: {level for level, one in row.items() if one.curve is not None} for name, row in matches.items()}
+
+    table = curves(Circuit.from_edges(GRAPH, ["embed->logits"]))
+    assert table["no_embedding"] == set()
+    assert table["acdc"] == {"edges", "nodes"}
+    assert set(map(len, curves(Circuit(GRAPH, GRAPH.exists)).values())) == {0}
 
 
 def test_mistakes() -> None:
