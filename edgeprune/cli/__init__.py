@@ -17,6 +17,7 @@ COMMANDS = {
     "discover": ("edgeprune.cli.discover", "find a circuit with a method that does not train: --config X.yaml"),
     "evaluate": ("edgeprune.cli.evaluate", "score circuit files on pairs: CIRCUIT... --config DATA.yaml"),
     "compare": ("edgeprune.cli.compare", "what circuits have in common: CIRCUIT CIRCUIT..."),
+    "across": ("edgeprune.cli.across", "circuits of two models on one task: CIRCUIT CIRCUIT --config DATA.yaml"),
     "convert": ("edgeprune.cli.convert", "circuits to and from the files of other tools: IN OUT"),
     "draw": ("edgeprune.cli.draw", "circuits as a page, an image or DOT, patching as heat maps: FILE... --out X.html"),
     "data": ("edgeprune.cli.data", "show some pairs of a data config: CONFIG"),

@@ -68,15 +68,15 @@ class CircuitFiles:
         """That of the first own file; empty without one."""
         return next((circuit.header for circuit in self.own.values()), {})
 
-    def model_name(self, asked: str | None) -> str:
-        """The model asked for, or that of the first own file.
+    def model_name(self, given: str | None, option: str = "--model") -> str:
+        """The model given on the command line by `option`, or that of the first own file.
 
         Raises:
             EdgepruneError: Neither is known.
         """
-        name = asked or self.header.get("model")
+        name = given or self.header.get("model")
         if name is None:
-            raise EdgepruneError(f"{self.paths[0]} does not say which model it is of; give --model")
+            raise EdgepruneError(f"{self.paths[0]} does not say which model it is of; give {option}")
         return str(name)
 
     def load_model(self, name: str, device: str, *, split_embedding: bool = False) -> "MaskedModel":

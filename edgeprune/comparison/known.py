@@ -154,9 +154,9 @@ def against_known(circuit: Circuit, truth: CanonicalCircuit | Circuit | str) -> 
     published = isinstance(known, CanonicalCircuit)
     edges = known.circuit(circuit.graph) if published else known
     circuit.check_fits(edges.graph, "the known circuit")
-    conventions = {OWN: None, **{name: name for name in CONVENTIONS}}
-    matches = {
-        label: {level: _match(circuit, edges, name, level) for level in LEVELS} for label, name in conventions.items()
+    matches: dict[str, dict[Level, Match]] = {
+        name: {level: _match(circuit, edges, None if name == OWN else name, level) for level in LEVELS}
+        for name in (OWN, *CONVENTIONS)
     }
     own = matches[OWN]["edges"]
     return AgainstKnown(

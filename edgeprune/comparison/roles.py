@@ -48,12 +48,9 @@ def match_heads(
             a head of `second` may be taken often.
         heads: Match these heads of the two models instead of the circuits'.
     """
-    heads = (first.heads, second.heads) if heads is None else heads
+    ours, theirs = (first.heads, second.heads) if heads is None else heads
     queries, keys = common_parts(first.attention, second.attention)
-    left, right = (
-        profile.attention.vectors(names, queries, keys) for profile, names in zip((first, second), heads, strict=True)
-    )
-    similarity = left @ right.T  # [head, head]
+    similarity = first.attention.vectors(ours, queries, keys) @ second.attention.vectors(theirs, queries, keys).T
     if not similarity.numel():
         return []
     if one_to_one:
@@ -62,8 +59,8 @@ def match_heads(
         rows, columns = rows[order], columns[order]
     else:
         rows, columns = torch.arange(len(similarity)), similarity.argmax(1)
-    places = zip(rows.tolist(), columns.tolist(), similarity[rows, columns].tolist(), strict=True)
-    return [HeadMatch(heads[0][row], heads[1][column], value) for row, column, value in places]
+    pairs: list[list[int]] = torch.stack((rows, columns), 1).tolist()
+    return [HeadMatch(ours[row], theirs[column], float(similarity[row, column])) for row, column in pairs]
 
 
 def common_parts(first: HeadRoles, second: HeadRoles) -> tuple[list[str], list[str]]:

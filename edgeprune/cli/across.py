@@ -1,0 +1,244 @@
+"""`edgeprune across A B --config DATA`: circuits of two models, compared by what heads attend to and by performance."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from edgeprune.cli.arguments import Arguments, check_ablation, check_file, write_json
+from edgeprune.cli.circuits import add_reading_options
+from edgeprune.errors import EdgepruneError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from datamodules import PairDataModule
+    from edgeprune.cli.circuits import CircuitFiles
+    from edgeprune.comparison.across import Candidate
+    from edgeprune.comparison.performance import Labels
+
+MOST_HEADS = 20  # more matched heads than that are not all in the table
+CACHE_GB = 1.0  # memory for the runs that circuits share, of each model
+
+
+class Side(NamedTuple):
+    """One of the two circuit files, its model's name, and the pairs for that model's tokenizer."""
+
+    files: "CircuitFiles"
+    model: str
+    data: "PairDataModule"
+
+
+def run(arguments: list[str]) -> None:
+    """Compare, print tables, and optionally write JSON."""
+    parser = Arguments(prog="edgeprune across", description=__doc__)
+    add = parser.add_argument
+    add("first", metavar="A", help="circuit file of any format that `edgeprune convert` reads")
+    add("second", metavar="B", help="another, of the same or another model")
+    add("--config", required=True, help="YAML file with a `data` section, or its name; made for each model's tokenizer")
+    add("--models", nargs=2, metavar=("A", "B"), default=(None, None), help="default: those in the files' headers")
+    add("--split", choices=["train", "validation", "test"], default="test")
+    add("--limit", type=int, help="use the first so many pairs, or all if there are no more")
+    add("--measure", default="logit_difference", help="by which performance is compared (default: logit_difference)")
+    add("--labels", metavar="NAMES", help="compare figures by these labels of the pairs, with commas between")
+    add("--ablation", help="such as interchange, zero or mean; default: what each file says")
+    add("--device", default="cpu")
+    add_reading_options(parser)
+    add("--seeds", type=int, default=5, help="random circuits, and choices of heads, to compare with (default: 5)")
+    add("--json", type=Path, help="also write all figures here")
+    options = parser.parse_args(arguments[1:])
+    from edgeprune.metrics.registry import measure_named  # not for --help: it is slow
+
+    for name in ("limit", "seeds"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise EdgepruneError(f"--{name} must be at least 1, got {value}")
+    measure_named(options.measure)
+    check_ablation(options.ablation)
+    check_file(options.json, "--json")
+    result = compare_across(options)
+    _print(result)
+    if options.json:
+        write_json(options.json, result)
+
+
+# -------------------------------------------------------------------- figures
+def compare_across(options: argparse.Namespace) -> dict[str, Any]:
+    """Plain figures: `circuits`, one entry each; what `cross_model` gives; and `transfers` between equal graphs."""
+    from edgeprune.comparison.across import cross_model, transfer_circuits
+    from edgeprune.console import Work
+
+    paths, seeds = (options.first, options.second), range(options.seeds)
+    sides = [_open(path, model, options) for path, model in zip(paths, options.models, strict=True)]
+    labels = _labels(sides, options)
+    with Work(stderr=True) as work:
+        pair = [_candidate(name, side, options, work.report) for name, side in zip("AB", sides, strict=True)]
+        found = cross_model(*pair, measure=options.measure, seeds=seeds, labels=labels, same_texts=labels is None)
+        if not found.performance.num_units:
+            raise EdgepruneError(f"measure {options.measure!r} is not defined on these pairs; give another --measure")
+        transfers = []
+        if pair[0].circuit.graph == pair[1].circuit.graph:
+            circuits, evaluators = ({one.name: getattr(one, what) for one in pair} for what in ("circuit", "evaluator"))
+            transfers = transfer_circuits(circuits, evaluators, seeds)
+    rows = [
+        {
+            "name": one.name,
+            "circuit": path,
+            "model": side.model,
+            "ablation": one.evaluator.runs.ablation,
+            "edges": one.circuit.num_edges,
+            "nodes": len(one.circuit.nodes()),
+            "num_examples": one.evaluator.num_examples,
+        }
+        for one, side, path in zip(pair, sides, paths, strict=True)
+    ]
+    about = {"circuits": rows, "config": options.config, "split": options.split, "measure": options.measure}
+    return {**about, **found.to_dict(), "transfers": [item.to_dict() for item in transfers]}
+
+
+def _open(path: str, model: str | None, options: argparse.Namespace) -> Side:
+    from edgeprune.cli.circuits import CircuitFiles
+    from edgeprune.cli.data import read_data_config
+
+    files = CircuitFiles.open([path], options.holds)
+    name = files.model_name(model, "--models")
+    data = read_data_config(options.config)
+    data.tokenizer = name  # whatever the config names: each model reads its own tokens
+    data.setup()
+    return Side(files, name, data)
+
+
+def _labels(sides: Sequence[Side], options: argparse.Namespace) -> "Labels | None":
+    """The labels asked for, of every pair; None where both models get the same prompts, to be compared one by one."""
+    known = [side.data.labels(options.split) for side in sides]
+    common = [name for name in known[0] if name in known[1]]
+    if options.labels is None:
+        left, right = (
+            [(pair.clean, pair.corrupted) for pair in islice(splits[options.split], options.limit)]
+            for splits in (side.data.task.splits(side.data.tokenizer_object) for side in sides)
+        )
+        if left != right:
+            remedy = f"give --labels, of {', '.join(common)}" if common else "give a --config of fixed prompts"
+            raise EdgepruneError(
+                f"the task's {options.split} prompts for {sides[0].model} and {sides[1].model} are not the same, so "
+                f"examples cannot be compared one by one; {remedy}"
+            )
+        return None
+    names = [name.strip() for name in options.labels.split(",")]
+    if unknown := [name for name in names if name not in common]:
+        raise EdgepruneError(f"--labels {unknown[0]}: the pairs' labels are {', '.join(common) or 'none'}")
+    first, second = (
+        [" ".join(values) for values in islice(zip(*(one[name] for name in names), strict=True), options.limit)]
+        for one in known
+    )
+    return first, second
+
+
+def _candidate(
+    name: str, side: Side, options: argparse.Namespace, report: Callable[[str, int, int], None]
+) -> "Candidate":
+    from edgeprune.ablations.runs import ReferenceRuns
+    from edgeprune.cli.pairs import pair_batches, prepare_runs
+    from edgeprune.comparison.across import Candidate
+    from edgeprune.evaluation.evaluator import Evaluator
+    from edgeprune.models.limits import Limits
+
+    files, data = side.files, side.data
+    model = files.load_model(side.model, options.device, split_embedding=options.split_embedding)
+    data.check(Limits.of(model), options.split, options.limit)
+    (circuit,) = files.circuits(model)
+    ablation = options.ablation or files.header.get("ablation", "interchange")
+    files.warn_of_positions(model, [circuit], [ablation])
+    runs = ReferenceRuns(model, ablation, CACHE_GB)
+    prepare_runs(runs, data, options.split, report=report)
+    batches = pair_batches(data, options.split, options.limit, data.eval_batch_size)
+    return Candidate(name, circuit, Evaluator(model, runs, batches, options.split, (options.measure,), report))
+
+
+# -------------------------------------------------------------------- tables
+def _print(result: dict[str, Any]) -> None:
+    from edgeprune.console import report_console
+
+    console = report_console()
+    for row in result["circuits"]:
+        line = "{name}: {circuit}, {edges:,} edges of {model}, {ablation} ablation, {num_examples:,} pairs"
+        console.print(line.format(**row), soft_wrap=True, highlight=False, markup=False)
+    parts = [_overlap(result["overlap"]), *_roles(result["roles"]), *_performance(result), _transfers(result)]
+    for part in filter(None, parts):
+        console.print(part, soft_wrap=True, highlight=False, markup=False)
+
+
+def _overlap(found: dict[str, Any] | None) -> str | None:
+    from edgeprune.comparison.overlap import scientific
+
+    if found is None:
+        return "the graphs differ: edges are not compared, and no circuit is run in the other model"
+    shared = "{both:,} edges in common (by chance {expected:.1f}, p = {p}), Jaccard {jaccard:.3f}"
+    return shared.format(p=scientific(found["log10_p_value"]), **found)
+
+
+def _roles(found: dict[str, Any] | None) -> "list[Table | str]":
+    """The matched heads, and the importance of roles."""
+    if found is None:
+        return ["the task marks no roles: heads are not matched"]
+    first, second = (profile["heads"] for profile in found["profiles"])
+    matches, importance = found["one_to_one"]["matches"], found["importance"]
+    title = "Heads matched by what they attend to"
+    if len(matches) > MOST_HEADS:
+        title += f" ({MOST_HEADS} of {len(matches)}; --json has all)"
+    heads = [
+        (one["first"], first[one["first"]]["class"], one["second"], second[one["second"]]["class"], one["similarity"])
+        for one in matches[:MOST_HEADS]
+    ]
+    shares = [profile["importance"] for profile in found["profiles"]]
+    roles = [(name, *(share.get(name) for share in shares)) for name in dict.fromkeys((*shares[0], *shares[1]))]
+    return [
+        _table(title, ("head of A", "attends to", "head of B", "attends to", "similarity"), heads, words=4),
+        f"mean similarity {_number(found['one_to_one']['mean_similarity'])}, "
+        f"of random heads {_number(found['random_one_to_one_mean'])}",
+        _table("Share of each role in the ends of kept edges", ("role", "A", "B"), roles),
+        f"cosine of these {_number(importance['cosine'])}, of random circuits {_number(importance['random_mean'])}; "
+        f"above the whole graph's {_number(importance['cosine_above_graph'])}, "
+        f"of random circuits {_number(importance['random_above_graph_mean'])}",
+    ]
+
+
+def _performance(result: dict[str, Any]) -> "list[Table | str]":
+    from edgeprune.metrics.registry import measure_named
+
+    found = result["performance"]
+    heading = measure_named(result["measure"]).heading
+    rows = [(heading, *found["figures"]), ("faithfulness", *found["faithfulness"])]
+    correlations = [_number(found[name]) for name in ("pearson", "spearman", "pearson_full", "spearman_full")]
+    return [
+        _table("Performance, each in its own model", ("", "A", "B"), rows),
+        "correlation over {} {}s: Pearson {}, Spearman {}; of the full models {}, {}".format(
+            found["num_units"], found["unit"], *correlations
+        ),
+    ]
+
+
+def _transfers(result: dict[str, Any]) -> "Table | None":
+    shares = ("faithfulness", "original_faithfulness", "random_faithfulness")
+    rows = [
+        (one["circuit"], one["place"], *(one[name][result["measure"]] for name in ("figures", *shares)))
+        for one in result["transfers"]
+    ]
+    columns = ("circuit", "model", "figure", "faithfulness", "that found there", "random ones")
+    return _table(f"Transfer by {result['measure'].replace('_', ' ')}", columns, rows, words=2) if rows else None
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], words: int = 1) -> "Table":
+    """The first columns hold words, the others numbers."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for place, heading in enumerate(columns):
+        table.add_column(heading, justify="left" if place < words else "right")
+    for row in rows:
+        table.add_row(*row[:words], *map(_number, row[words:]))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
