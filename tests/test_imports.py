@@ -24,6 +24,7 @@ LAYERS = {
     "edgeprune.json_numbers": 0,
     "edgeprune.lazy": 0,
     "edgeprune.pages": 0,
+    "edgeprune.tables": 0,
     "edgeprune.paths": 1,
     "edgeprune.parsing": 1,
     "edgeprune.graph": 1,

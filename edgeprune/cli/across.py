@@ -1,13 +1,13 @@
 """`edgeprune across A B --config DATA`: circuits of two models, compared by what heads attend to and by performance."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeprune.cli.arguments import Arguments, check_ablation, check_file, write_json
-from edgeprune.cli.circuits import add_reading_options
+from edgeprune.cli.circuits import add_reading_options, circuit_row
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
@@ -83,11 +83,9 @@ def compare_across(options: argparse.Namespace) -> dict[str, Any]:
     rows = [
         {
             "name": one.name,
-            "circuit": path,
+            **circuit_row(path, one.circuit),
             "model": side.model,
             "ablation": one.evaluator.runs.ablation,
-            "edges": one.circuit.num_edges,
-            "nodes": len(one.circuit.nodes()),
             "num_examples": one.evaluator.num_examples,
         }
         for one, side, path in zip(pair, sides, paths, strict=True)
@@ -163,82 +161,62 @@ def _print(result: dict[str, Any]) -> None:
     for row in result["circuits"]:
         line = "{name}: {circuit}, {edges:,} edges of {model}, {ablation} ablation, {num_examples:,} pairs"
         console.print(line.format(**row), soft_wrap=True, highlight=False, markup=False)
-    parts = [_overlap(result["overlap"]), *_roles(result["roles"]), *_performance(result), _transfers(result)]
-    for part in filter(None, parts):
+    for part in (*_overlap(result["overlap"]), *_roles(result["roles"]), *_performance(result)):
         console.print(part, soft_wrap=True, highlight=False, markup=False)
 
 
-def _overlap(found: dict[str, Any] | None) -> str | None:
+def _overlap(found: dict[str, Any] | None) -> "Iterator[Table | str]":
     from edgeprune.comparison.overlap import scientific
 
     if found is None:
-        return "the graphs differ: edges are not compared, and no circuit is run in the other model"
+        yield "the graphs differ: edges are not compared, and no circuit is run in the other model"
+        return
     shared = "{both:,} edges in common (by chance {expected:.1f}, p = {p}), Jaccard {jaccard:.3f}"
-    return shared.format(p=scientific(found["log10_p_value"]), **found)
+    yield shared.format(p=scientific(found["log10_p_value"]), **found)
 
 
-def _roles(found: dict[str, Any] | None) -> "list[Table | str]":
+def _roles(found: dict[str, Any] | None) -> "Iterator[Table | str]":
     """The matched heads, and the importance of roles."""
+    from edgeprune.tables import Numbers, number, table
+
     if found is None:
-        return ["the task marks no roles: heads are not matched"]
+        yield "the task marks no roles: heads are not matched"
+        return
     first, second = (profile["heads"] for profile in found["profiles"])
     matches, importance = found["one_to_one"]["matches"], found["importance"]
     title = "Heads matched by what they attend to"
     if len(matches) > MOST_HEADS:
         title += f" ({MOST_HEADS} of {len(matches)}; --json has all)"
     heads = [
-        (one["first"], first[one["first"]]["class"], one["second"], second[one["second"]]["class"], one["similarity"])
+        (a := one["first"], first[a]["class"], b := one["second"], second[b]["class"], one["similarity"])
         for one in matches[:MOST_HEADS]
     ]
-    shares = [profile["importance"] for profile in found["profiles"]]
-    roles = [(name, *(share.get(name) for share in shares)) for name in dict.fromkeys((*shares[0], *shares[1]))]
-    return [
-        _table(title, ("head of A", "attends to", "head of B", "attends to", "similarity"), heads, words=4),
-        f"mean similarity {_number(found['one_to_one']['mean_similarity'])}, "
-        f"of random heads {_number(found['random_one_to_one_mean'])}",
-        _table("Share of each role in the ends of kept edges", ("role", "A", "B"), roles),
-        f"cosine of these {_number(importance['cosine'])}, of random circuits {_number(importance['random_mean'])}; "
-        f"above the whole graph's {_number(importance['cosine_above_graph'])}, "
-        f"of random circuits {_number(importance['random_above_graph_mean'])}",
-    ]
+    yield table(title, ["head of A", "attends to", "head of B", "attends to", Numbers("similarity")], heads)
+    mean, random = found["one_to_one"]["mean_similarity"], found["random_one_to_one_mean"]
+    yield f"mean similarity {number(mean)}, of random heads {number(random)}"
+    left, right = (profile["importance"] for profile in found["profiles"])
+    roles = [(name, left.get(name), right.get(name)) for name in {**left, **right}]
+    yield table("Share of each role in the ends of kept edges", ["role", Numbers("A"), Numbers("B")], roles)
+    for what, name in (("shares", "cosine"), ("shares - the whole graph's", "cosine_above_graph")):
+        mean = importance[f"{name.replace('cosine', 'random')}_mean"]
+        yield f"cosine of {what}: {number(importance[name])}, of random circuits {number(mean)}"
 
 
-def _performance(result: dict[str, Any]) -> "list[Table | str]":
+def _performance(result: dict[str, Any]) -> "Iterator[Table | str]":
+    """Each circuit in its own model, and in the other one where that is possible."""
     from edgeprune.metrics.registry import measure_named
+    from edgeprune.tables import Numbers, number, table
 
-    found = result["performance"]
-    heading = measure_named(result["measure"]).heading
+    found, heading = result["performance"], measure_named(result["measure"]).heading
     rows = [(heading, *found["figures"]), ("faithfulness", *found["faithfulness"])]
-    correlations = [_number(found[name]) for name in ("pearson", "spearman", "pearson_full", "spearman_full")]
-    return [
-        _table("Performance, each in its own model", ("", "A", "B"), rows),
-        "correlation over {} {}s: Pearson {}, Spearman {}; of the full models {}, {}".format(
-            found["num_units"], found["unit"], *correlations
-        ),
-    ]
-
-
-def _transfers(result: dict[str, Any]) -> "Table | None":
-    shares = ("faithfulness", "original_faithfulness", "random_faithfulness")
+    yield table("Performance, each in its own model", ["", Numbers("A"), Numbers("B")], rows)
+    values = [number(found[name]) for name in ("pearson", "spearman", "pearson_full", "spearman_full")]
+    units = f"{found['num_units']:,} {found['unit']}s"
+    yield "correlation over {}: Pearson {}, Spearman {}; of the full models {}, {}".format(units, *values)
+    keys = ("figures", "faithfulness", "original_faithfulness", "random_faithfulness")
     rows = [
-        (one["circuit"], one["place"], *(one[name][result["measure"]] for name in ("figures", *shares)))
-        for one in result["transfers"]
+        (one["circuit"], one["place"], *(one[key][result["measure"]] for key in keys)) for one in result["transfers"]
     ]
-    columns = ("circuit", "model", "figure", "faithfulness", "that found there", "random ones")
-    return _table(f"Transfer by {result['measure'].replace('_', ' ')}", columns, rows, words=2) if rows else None
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], words: int = 1) -> "Table":
-    """The first columns hold words, the others numbers."""
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for place, heading in enumerate(columns):
-        table.add_column(heading, justify="left" if place < words else "right")
-    for row in rows:
-        table.add_row(*row[:words], *map(_number, row[words:]))
-    return table
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    if rows:
+        columns = map(Numbers, (heading, "faithfulness", "that found there", "random ones"))
+        yield table("Transfer: each circuit in each model", ["circuit", "model", *columns], rows)

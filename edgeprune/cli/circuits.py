@@ -30,6 +30,17 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def circuit_row(path: str, circuit: "Circuit") -> dict[str, Any]:
+    """What commands write of a circuit file."""
+    return {
+        "circuit": path,
+        "edges": circuit.num_edges,
+        "sparsity": circuit.sparsity,
+        "dangling": circuit.num_dangling,
+        "nodes": len(circuit.nodes()),
+    }
+
+
 @final
 @dataclass(frozen=True)
 class CircuitFiles:

@@ -8,7 +8,7 @@ from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.cli.arguments import Arguments, check_ablation, check_file, write_json
-from edgeprune.cli.circuits import add_reading_options
+from edgeprune.cli.circuits import add_reading_options, circuit_row
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
@@ -68,16 +68,7 @@ def compare_files(options: argparse.Namespace) -> dict[str, Any]:
     circuits = files.circuits(model)
     matched = {pair: _match(circuits[pair[0]], circuits[pair[1]]) for pair in combinations(range(len(circuits)), 2)}
     result: dict[str, Any] = {
-        "circuits": [
-            {
-                "circuit": str(path),
-                "edges": circuit.num_edges,
-                "sparsity": circuit.sparsity,
-                "dangling": circuit.num_dangling,
-                "nodes": len(circuit.nodes()),
-            }
-            for path, circuit in zip(options.circuits, circuits, strict=True)
-        ],
+        "circuits": [circuit_row(path, circuit) for path, circuit in zip(options.circuits, circuits, strict=True)],
         "pairs": [
             {
                 "a": left,
@@ -197,6 +188,18 @@ def _unmatched(pair: dict[str, Any], circuits: list[dict[str, Any]]) -> str | No
     return f"{_pair_name(pair)}: not compared at one size, for {larger} is larger and has no scores to be cut by"
 
 
+def _score_table(result: dict[str, Any]) -> "Table":
+    from edgeprune.tables import Numbers, table
+
+    keys = [f"{name}_{edges}" for name in ("spearman", "kendall") for edges in ("all", "kept")]
+    columns = map(Numbers, ("Ruzicka", "same sign", "rho, all", "rho, kept", "tau, all", "tau, kept"))
+    rows = [
+        [_pair_name(pair), *pair["weights"].values(), *map(pair["ranks"].__getitem__, keys)] for pair in result["pairs"]
+    ]
+    title = "Scores: shared weight; Spearman's rho and Kendall's tau of all or kept edges"
+    return table(title, ["pair", *columns], rows)
+
+
 def _letter(number: int) -> str:
     """A, B, ..., Z, A1, B1, ..."""
     return ascii_uppercase[number % 26] + str(number // 26 or "")
@@ -270,17 +273,6 @@ def _share_table(result: dict[str, Any]) -> "Table":
     for pair in result["pairs"]:
         shares = (f"{pair[name]:.3f}" for name in _SHARES)
         table.add_row(_pair_name(pair), *shares, f"{pair['nodes']['jaccard']:.3f}")
-    return table
-
-
-def _score_table(result: dict[str, Any]) -> "Table":
-    """Weights and rank correlations; a dash where one is not defined."""
-    columns = ["Ruzicka", "same sign", "rho, all", "rho, kept", "tau, all", "tau, kept"]
-    table = _table("Scores: shared weight; Spearman's rho and Kendall's tau of all or kept edges", ["pair"], columns)
-    for pair in result["pairs"]:
-        ranks = [pair["ranks"][f"{name}_{edges}"] for name in ("spearman", "kendall") for edges in ("all", "kept")]
-        values = (*pair["weights"].values(), *ranks)
-        table.add_row(_pair_name(pair), *("-" if value is None else f"{value:.3f}" for value in values))
     return table
 
 

@@ -13,7 +13,7 @@ from edgeprune.comparison.performance import Labels, PerformanceAlignment, align
 from edgeprune.comparison.roles import RoleComparison, compare_roles
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.evaluator import Evaluator
-from edgeprune.json_numbers import json_numbers
+from edgeprune.json_numbers import json_fields, json_numbers
 from edgeprune.metrics.normalise import normalise
 from edgeprune.reading.attention_roles import role_profile
 
@@ -59,13 +59,7 @@ class CrossModel:
 
     def to_dict(self) -> dict[str, Any]:
         """The attributes as plain values."""
-        return {
-            "first": self.first,
-            "second": self.second,
-            "overlap": self.overlap,
-            "roles": None if self.roles is None else self.roles.to_dict(),
-            "performance": self.performance.to_dict(),
-        }
+        return json_fields(self)
 
 
 def cross_model(
@@ -174,13 +168,9 @@ class Transfer:
         shares = normalise(torch.stack(list(rows.values())), self.ends)
         rows |= {"full": self.ends[0], "empty": self.ends[1]}
         rows |= dict(zip(("faithfulness", "original_faithfulness", "random_faithfulness"), shares, strict=True))
-        return {
-            "circuit": self.circuit,
-            "place": self.place,
-            "num_edges": self.num_edges,
-            **{name: json_numbers(self.measures, row) for name, row in rows.items()},
-            "random": [json_numbers(self.measures, row) for row in self.random],
-        }
+        figures = {name: json_numbers(self.measures, row) for name, row in rows.items()}
+        random = [json_numbers(self.measures, row) for row in self.random]
+        return json_fields(self, "measures", "ends", **figures, random=random)
 
 
 def transfer_circuits(

@@ -15,7 +15,7 @@ from edgeprune.comparison.conventions import CONVENTIONS, LEVELS, Level, convent
 from edgeprune.comparison.mib_roc import mib_roc
 from edgeprune.comparison.overlap import by_chance, edge_overlap
 from edgeprune.comparison.roc import Curve, roc
-from edgeprune.json_numbers import json_number
+from edgeprune.json_numbers import json_fields
 
 OWN = "own"  # the edges of the graph as they are
 NUM_POINTS = 200  # of a curve in a file: a plot shows no more
@@ -56,9 +56,8 @@ class Match:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; see the class."""
-        rates = {name: value for name, value in vars(self).items() if name != "curve"}
-        areas = {} if self.curve is None else self.curve.measures()
-        return rates | {name: areas[name] for name in ("auc", "pessimistic_auc", "average_precision") if name in areas}
+        areas = () if self.curve is None else ("auc", "pessimistic_auc", "average_precision")
+        return json_fields(self, "curve", **{name: getattr(self.curve, name) for name in areas})
 
 
 @final
@@ -103,23 +102,13 @@ class AgainstKnown:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; see the class."""
-        found: dict[str, Any] = {
-            **(self.roles or {}),
-            "name": self.name,
-            "published": self.published,
-            "summary": self.summary,
-            "conventions": {
-                convention: {level: match.to_dict() for level, match in levels.items()}
-                for convention, levels in self.matches.items()
-            },
-            "chance": {name: json_number(value) for name, value in self.chance.items()},
-        }
+        found = json_fields(self, "matches", "mib_auroc", "roles", summary=self.summary, conventions=self.matches)
         curves = {level: match.curve for level, match in self.matches[OWN].items() if match.curve is not None}
         if curves:
             found["roc"] = {level: plotted(curve) for level, curve in curves.items()}
         if self.mib_auroc:
             found["mib_auroc"] = self.mib_auroc
-        return found
+        return {**(self.roles or {}), **found}
 
 
 def plotted(curve: Curve, most: int = NUM_POINTS) -> dict[str, list[float]]:

@@ -17,6 +17,7 @@ from edgeprune.comparison.roc import Curve
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.mib import SHARES, Rule, chosen_rule, counted_edges, cuts
 from edgeprune.graph import EdgeGraph
+from edgeprune.json_numbers import json_fields
 
 
 @final
@@ -54,16 +55,15 @@ class MibRoc:
         kept = self.curve.true_positives + self.curve.false_positives
         rates = (values.tolist() for values in (kept, self.curve.tpr, self.curve.fpr, self.curve.precision))
         names = ("requested", "num_asked", "num_kept", "tpr", "fpr", "precision")
-        return {
-            "auroc": self.auroc,
-            "rule": self.rule,
-            "ranking": self.ranking,
-            "pruned": self.pruned,
-            "num_edges": self.graph.num_edges,
-            "num_true": self.curve.num_true,
-            "edges": counted_edges(self.graph),
-            "points": [dict(zip(names, point, strict=True)) for point in zip(SHARES, self.sizes, *rates, strict=True)],
-        }
+        return json_fields(
+            self,
+            *("graph", "curve", "sizes"),
+            auroc=self.auroc,
+            num_edges=self.graph.num_edges,
+            num_true=self.curve.num_true,
+            edges=counted_edges(self.graph),
+            points=[dict(zip(names, point, strict=True)) for point in zip(SHARES, self.sizes, *rates, strict=True)],
+        )
 
 
 def mib_roc(

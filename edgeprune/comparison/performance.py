@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.json_numbers import json_values
+from edgeprune.json_numbers import json_fields
 from edgeprune.metrics.examples import ExampleValues
 from edgeprune.metrics.normalise import normalise
 from edgeprune.statistics.correlation import pearson, spearman
@@ -51,7 +51,7 @@ class PerformanceAlignment:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return json_values(self)
+        return json_fields(self)
 
 
 def align_performance(

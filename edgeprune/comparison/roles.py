@@ -15,7 +15,7 @@ from torch import Tensor
 
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
-from edgeprune.json_numbers import json_number, json_values
+from edgeprune.json_numbers import json_fields
 from edgeprune.reading.attention_roles import HeadRoles, RoleProfile
 
 
@@ -114,8 +114,8 @@ class ImportanceSimilarity:
 
     def to_dict(self) -> dict[str, Any]:
         """The attributes as plain values, and the means `random_mean` and `random_above_graph_mean`."""
-        means = {f"{name}_mean": json_number(mean(getattr(self, name))) for name in ("random", "random_above_graph")}
-        return json_values(self) | means
+        means = {f"{name}_mean": mean(getattr(self, name)) for name in ("random", "random_above_graph")}
+        return json_fields(self, **means)
 
 
 def mean(values: Iterable[float]) -> float:
@@ -208,24 +208,23 @@ class RoleComparison:
         `random_one_to_one_mean`; `importance`, see `ImportanceSimilarity`.
         """
         queries, keys = common_parts(self.first.attention, self.second.attention)
-        return {
-            "queries": queries,
-            "keys": keys,
-            "profiles": [self.first.to_dict(), self.second.to_dict()],
-            "best_of_first": _plain_matches(self.best_of_first),
-            "best_of_second": _plain_matches(self.best_of_second),
-            "one_to_one": _plain_matches(self.one_to_one),
-            "random_one_to_one": json_values(self.random_one_to_one),
-            "random_one_to_one_mean": json_number(mean(self.random_one_to_one)),
-            "importance": self.importance.to_dict(),
+        matches = {
+            name: _plain_matches(getattr(self, name)) for name in ("best_of_first", "best_of_second", "one_to_one")
         }
+        return json_fields(
+            self,
+            "first",
+            "second",
+            queries=queries,
+            keys=keys,
+            profiles=[self.first, self.second],
+            random_one_to_one_mean=mean(self.random_one_to_one),
+            **matches,
+        )
 
 
 def _plain_matches(matches: Sequence[HeadMatch]) -> dict[str, Any]:
-    return {
-        "mean_similarity": json_number(mean(item.similarity for item in matches)),
-        "matches": json_values(list(matches)),
-    }
+    return {"mean_similarity": mean(item.similarity for item in matches), "matches": list(matches)}
 
 
 def compare_roles(first: RoleProfile, second: RoleProfile, seeds: Sequence[int] = range(10)) -> RoleComparison:

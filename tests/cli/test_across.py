@@ -112,7 +112,7 @@ def test_models_of_one_graph(folder: Path, tmp_path: Path, capsys: pytest.Captur
     assert [(one["circuit"], one["place"]) for one in result["transfers"]] == [
         (circuit, place) for place in "AB" for circuit in "AB"
     ]
-    for text in ("edges in common", "Transfer by logit difference"):
+    for text in ("edges in common", "Transfer: each circuit in each model"):
         assert text in shown
     common = ["--config", str(folder / "data.yaml"), "--limit", "5", "--seeds", "1", "--draws", "5"]
     assert main(["evaluate", str(folder / "gpt2.safetensors"), *common, "--json", str(evaluated)]) == 0
