@@ -21,7 +21,7 @@ HOLDS = ("scores", "circuit")  # as `edgeprune.formats.Holds`, which is slow to 
 def add_reading_options(parser: argparse.ArgumentParser) -> None:
     """How files of other tools are read."""
     parser.add_argument(
-        "--holds", choices=HOLDS, help="what files hold that do not tell: EAP-IG's in which no edge is in the graph"
+        "--holds", choices=HOLDS, help="what is in files that do not say it: EAP-IG's in which no edge is in the graph"
     )
     parser.add_argument(
         "--split-embedding",
@@ -44,21 +44,21 @@ def circuit_row(path: str, circuit: "Circuit") -> dict[str, Any]:
 @final
 @dataclass(frozen=True)
 class CircuitFiles:
-    """Paths, of which our own files are read at once; others need a graph, and so perhaps the model.
+    """Circuit files. Native ones are read at once; others need a graph, and so perhaps the model.
 
     Attributes:
         paths: As given.
-        own: Those of our own format.
-        holds: What files hold that do not tell.
+        native: Circuits of the native files, by path.
+        holds: What is in files that do not say it themselves.
     """
 
     paths: list[str]
-    own: "dict[str, Circuit]"
+    native: "dict[str, Circuit]"
     holds: "Holds | None" = None
 
     @classmethod
     def open(cls, paths: list[str], holds: "Holds | None" = None) -> "CircuitFiles":
-        """Read our own files.
+        """Read the native files.
 
         Raises:
             EdgepruneError: One is damaged, or any path is missing or a folder without just one circuit.
@@ -76,11 +76,11 @@ class CircuitFiles:
 
     @property
     def header(self) -> dict[str, Any]:
-        """That of the first own file; empty without one."""
-        return next((circuit.header for circuit in self.own.values()), {})
+        """That of the first native file; empty without one."""
+        return next((circuit.header for circuit in self.native.values()), {})
 
     def model_name(self, given: str | None, option: str = "--model") -> str:
-        """The model given on the command line by `option`, or that of the first own file.
+        """The model given on the command line by `option`, or that of the first native file.
 
         Raises:
             EdgepruneError: Neither is known.
@@ -91,7 +91,7 @@ class CircuitFiles:
         return str(name)
 
     def load_model(self, name: str, device: str, *, split_embedding: bool = False) -> "MaskedModel":
-        """The model, wired as the first own circuit is; warns of circuits that were found on other weights.
+        """The model, wired as the first native circuit is; warns of circuits that were found on other weights.
 
         Args:
             name: Of the model.
@@ -104,7 +104,7 @@ class CircuitFiles:
         from edgeprune.models.loading import fingerprint, load_model
 
         loading: dict[str, Any] = {"device": device}
-        for circuit in list(self.own.values())[:1]:
+        for circuit in list(self.native.values())[:1]:
             arch = circuit.graph.arch
             loading = {**circuit.header.get("model_options", {}), **loading}
             loading |= {"split_embedding": arch.split_embedding, "kv_readers": arch.kv_readers}
@@ -112,28 +112,30 @@ class CircuitFiles:
             loading["split_embedding"] = True
         model = load_model(name, **loading)
         weights = fingerprint(model)
-        for path, circuit in self.own.items():
+        for path, circuit in self.native.items():
             circuit.check_fits(model.graph, f"{name!r}, asked to run {path},")
             if circuit.header.get("model_fingerprint", weights) != weights:
                 sys.stderr.write(f"edgeprune: warning: {path} was found on other weights than those of {name!r}\n")
         return model
 
     def circuits(self, model: "MaskedModel | None") -> "list[Circuit]":
-        """All circuits, on the graph of the model or of the first own file.
+        """All circuits, on the graph of the model or of the first native file.
 
         Raises:
             EdgepruneError: A file is damaged or of another graph.
         """
         from edgeprune.reference import read_reference
 
-        first = next(iter(self.own), "the model")
-        graph = self.own[first].graph if model is None else model.graph
-        for path, circuit in self.own.items():
+        first = next(iter(self.native), "the model")
+        graph = self.native[first].graph if model is None else model.graph
+        for path, circuit in self.native.items():
             try:
                 circuit.check_fits(graph, first)
             except EdgepruneError as error:
                 raise EdgepruneError(f"{path}: {error}") from None
-        return [self.own[path] if path in self.own else read_reference(path, graph, self.holds) for path in self.paths]
+        return [
+            self.native[path] if path in self.native else read_reference(path, graph, self.holds) for path in self.paths
+        ]
 
     def warn_of_positions(self, model: "MaskedModel", circuits: "Sequence[Circuit]", ablations: Sequence[str]) -> None:
         """Warn of circuits that never close a position embedding where they came from, and do here."""

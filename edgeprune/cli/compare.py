@@ -34,8 +34,8 @@ def run(arguments: list[str]) -> None:
     )
     parser.add_argument("--config", help="YAML file with a `data` section, or its name: also run circuits on its pairs")
     parser.add_argument("--split", choices=["train", "validation", "test"], default="test")
-    parser.add_argument("--model", help="model of the circuits; by default the one in the first own file's header")
-    parser.add_argument("--ablation", help="such as interchange, zero or mean; default: the first own file's")
+    parser.add_argument("--model", help="model of the circuits; by default the one in the first native file's header")
+    parser.add_argument("--ablation", help="such as interchange, zero or mean; default: the first native file's")
     parser.add_argument("--device", default="cpu")
     add_reading_options(parser)
     parser.add_argument("--edges", action="store_true", help="list the edges that only one of two circuits has")
@@ -62,7 +62,7 @@ def compare_files(options: argparse.Namespace) -> dict[str, Any]:
 
     files = CircuitFiles.open(options.circuits, options.holds)
     name, model = "", None
-    if options.config or options.model or options.split_embedding or not files.own:
+    if options.config or options.model or options.split_embedding or not files.native:
         name = files.model_name(options.model)
         model = files.load_model(name, options.device, split_embedding=options.split_embedding)
     circuits = files.circuits(model)

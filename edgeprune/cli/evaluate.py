@@ -77,7 +77,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--split", choices=["train", "validation", "test"], default="test")
     add("--limit", type=int, help="use the first so many pairs, or all if there are no more")
     add("--batch-size", type=int, help="pairs in one run; default: the config's eval_batch_size")
-    add("--model", help="model to run; by default the one in the first own file's header")
+    add("--model", help="model to run; by default the one in the first native file's header")
     add("--device", default="cpu")
     add_reading_options(parser)
     add(
@@ -85,7 +85,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         action="store_true",
         help="where a norm follows the attention: mix heads before it, as EAP-IG and MIB do (slow, for comparison)",
     )
-    add("--ablation", help="such as interchange, zero or mean; default: the first own file's")
+    add("--ablation", help="such as interchange, zero or mean; default: the first native file's")
     names: dict[str, Any] = {"action": "append", "default": []}
     add("--ablations", **names, help="others to show beside it: names with commas between, or all")
     add("--measures", **names, help="names with commas between; default: all that are defined on the first pairs")
@@ -287,7 +287,7 @@ def _prepared(
 
 
 def _warn_of_other_ablations(files: "CircuitFiles", main: str) -> None:
-    for path, circuit in files.own.items():
+    for path, circuit in files.native.items():
         other = circuit.header.get("ablation", main)
         if other != main:
             sys.stderr.write(

@@ -17,7 +17,7 @@ from edgeprune.comparison.overlap import by_chance, edge_overlap
 from edgeprune.comparison.roc import Curve, roc
 from edgeprune.json_numbers import json_fields
 
-OWN = "own"  # the edges of the graph as they are
+AS_IS = "own"  # name of the count of the graph's edges as they are
 NUM_POINTS = 200  # of a curve in a file: a plot shows no more
 
 
@@ -72,7 +72,7 @@ class AgainstKnown:
     - `conventions`: for `"own"` (the edges of the graph) and each of `edgeprune.comparison.conventions.CONVENTIONS` the
       `Match` of `edges` and of `nodes`;
     - `chance`: shared edges that a random circuit of the same size would have, and the p-value (`by_chance`);
-    - with scores, `roc`: `fpr` and `tpr` of at most 200 points of the own curve, for `edges` and `nodes`;
+    - with scores, `roc`: `fpr` and `tpr` of at most 200 points of that curve, for `edges` and `nodes`;
     - with scores, `mib_auroc`: of edges by `signed` and by `absolute` score (`mib_roc`), None where nothing is to be
       told apart;
     - with roles, all that `role_recall` gives: `roles`, `num_roles`, `roles_found`, `roles_complete`, `node_recall`,
@@ -97,13 +97,13 @@ class AgainstKnown:
     @property
     def summary(self) -> str:
         """In a few words."""
-        own = self.matches[OWN]["edges"]
-        return str(self.roles["summary"]) if self.roles else f"{own.num_both:,} of {own.num_true:,} edges"
+        as_is = self.matches[AS_IS]["edges"]
+        return str(self.roles["summary"]) if self.roles else f"{as_is.num_both:,} of {as_is.num_true:,} edges"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; see the class."""
         found = json_fields(self, "matches", "mib_auroc", "roles", summary=self.summary, conventions=self.matches)
-        curves = {level: match.curve for level, match in self.matches[OWN].items() if match.curve is not None}
+        curves = {level: match.curve for level, match in self.matches[AS_IS].items() if match.curve is not None}
         if curves:
             found["roc"] = {level: plotted(curve) for level, curve in curves.items()}
         if self.mib_auroc:
@@ -144,15 +144,15 @@ def against_known(circuit: Circuit, truth: CanonicalCircuit | Circuit | str) -> 
     edges = known.circuit(circuit.graph) if published else known
     circuit.check_fits(edges.graph, "the known circuit")
     matches: dict[str, dict[Level, Match]] = {
-        name: {level: _match(circuit, edges, None if name == OWN else name, level) for level in LEVELS}
-        for name in (OWN, *CONVENTIONS)
+        name: {level: _match(circuit, edges, None if name == AS_IS else name, level) for level in LEVELS}
+        for name in (AS_IS, *CONVENTIONS)
     }
-    own = matches[OWN]["edges"]
+    as_is = matches[AS_IS]["edges"]
     return AgainstKnown(
         known.name if published else str(known.header.get("circuit", "reference")),
         published,
         matches,
-        by_chance(own.num_both, own.num_found, own.num_true, own.num_counted),
+        by_chance(as_is.num_both, as_is.num_found, as_is.num_true, as_is.num_counted),
         _mib_auroc(circuit, edges),
         role_recall(circuit, known) if published and known.roles else None,
     )
