@@ -141,29 +141,37 @@ def edge_weights(circuit: Circuit) -> Tensor:
     return weights / total if total > 0 else weights
 
 
-def ruzicka(first: Tensor, second: Tensor) -> float:
-    """Weighted overlap: sum over edges of the smaller weight / sum of the larger; NaN if all weights are 0.
+def ruzicka(first: Tensor, second: Tensor) -> Tensor:
+    """Weighted overlap, `[...]` of weights `[..., edge]`: sum of the smaller weights / sum of the larger.
 
-    With equal weights in circuits of one size it is the Jaccard index.
+    NaN if all weights are 0. With equal weights in circuits of one size it is the Jaccard index.
 
     >>> ruzicka(torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0.5, 0.25, 0.25]))
-    0.6
+    tensor(0.6000)
     """
-    larger = float(torch.maximum(first, second).sum())
-    return float(torch.minimum(first, second).sum()) / larger if larger else math.nan
+    return torch.minimum(first, second).sum(-1) / torch.maximum(first, second).sum(-1)
 
 
-def _weight_overlap(circuits: tuple[Circuit, Circuit], weights: tuple[Tensor, Tensor]) -> dict[str, float | None]:
-    first, second = circuits
-    shared, both = ruzicka(*weights), first.keep & second.keep
-    if any(circuit.keep.any() and not weight.any() for circuit, weight in zip(circuits, weights, strict=True)):
-        shared = math.nan
-    elif not first.keep.any() and not second.keep.any():
-        shared = 1.0
-    same = math.nan
-    if first.scores is not None and second.scores is not None and both.any():
-        same = float((first.scores[both].sign() == second.scores[both].sign()).double().mean())
-    return {"ruzicka": json_number(shared), "same_sign": json_number(same)}
+def _weight_overlaps(
+    circuits: Sequence[Circuit], keeps: Tensor, shared: list[list[int]]
+) -> dict[tuple[int, int], dict[str, float | None]]:
+    """The `weights` of `compare_circuits` for every two circuits, by their places."""
+    exists, unscored = circuits[0].graph.exists, torch.zeros(circuits[0].graph.shape)
+    weights = torch.stack([edge_weights(circuit)[exists] for circuit in circuits])
+    similar = [ruzicka(row, weights).tolist() for row in weights]
+    scores = [unscored if circuit.scores is None else circuit.scores.detach().cpu() for circuit in circuits]
+    signs = torch.stack([matrix.sign() for matrix in scores])
+    same = [_shared(keeps & (signs == sign), exists) for sign in (-1, 0, 1)]
+    weightless = [bool(shared[place][place]) and not row.any() for place, row in enumerate(weights)]
+    found: dict[tuple[int, int], dict[str, float | None]] = {}
+    for a, b in combinations(range(len(circuits)), 2):
+        value = similar[a][b] if shared[a][a] or shared[b][b] else 1.0
+        known = shared[a][b] and circuits[a].scores is not None and circuits[b].scores is not None
+        found[a, b] = {
+            "ruzicka": None if weightless[a] or weightless[b] else value,
+            "same_sign": sum(counts[a][b] for counts in same) / shared[a][b] if known else None,
+        }
+    return found
 
 
 # -------------------------------------------------------------------- ranks
@@ -225,19 +233,18 @@ def compare_every_two(circuits: Sequence[Circuit]) -> Iterator[dict[str, Any]]:
     kinds = {name: _shared(keeps, edges) for name, edges in edge_kinds(graph)}
     layers = {name: _shared(keeps, edges) for name, edges in reader_layers(graph)}
     nodes = [set(circuit.nodes()) for circuit in circuits]
-    weights = [edge_weights(circuit) for circuit in circuits]
+    weights = _weight_overlaps(circuits, keeps, shared)
     spearman_all = _spearman_of_all([circuit.ranking for circuit in circuits], graph.exists)
     every = len(circuits) <= FEW
     for a, b in combinations(range(len(circuits)), 2):
-        pair = circuits[a], circuits[b]
         yield {
             **_shares(shared[a][b], shared[a][a], shared[b][b]),
             **by_chance(shared[a][b], shared[a][a], shared[b][b], graph.num_edges),
             "nodes": _shares(len(nodes[a] & nodes[b]), len(nodes[a]), len(nodes[b])),
             "kinds": {name: _shares(part[a][b], part[a][a], part[b][b]) for name, part in kinds.items()},
             "layers": {name: _shares(part[a][b], part[a][a], part[b][b]) for name, part in layers.items()},
-            "weights": _weight_overlap(pair, (weights[a], weights[b])),
-            "ranks": _rank_correlations(*pair, spearman_all[a][b], every=every),
+            "weights": weights[a, b],
+            "ranks": _rank_correlations(circuits[a], circuits[b], spearman_all[a][b], every=every),
         }
 
 
