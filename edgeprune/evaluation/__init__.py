@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from edgeprune.evaluation.mib import mib_curve as mib_curve
     from edgeprune.evaluation.mib import mib_curves as mib_curves
     from edgeprune.evaluation.minimality import marginal_effects as marginal_effects
-    from edgeprune.evaluation.reduction import reduce_circuit as reduce_circuit
     from edgeprune.evaluation.suffix import ablate_suffix as ablate_suffix
 
 _HOMES = {
@@ -32,7 +31,6 @@ _HOMES = {
     "mib_curve": "edgeprune.evaluation.mib",
     "mib_curves": "edgeprune.evaluation.mib",
     "open_edges": "edgeprune.evaluation.evaluator",
-    "reduce_circuit": "edgeprune.evaluation.reduction",
     "run_controls": "edgeprune.evaluation.controls",
     "run_tests": "edgeprune.evaluation.hypothesis",
 }

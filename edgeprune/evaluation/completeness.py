@@ -1,7 +1,6 @@
 r"""Completeness: does the circuit hold everything that the model uses, or does a backup outside it take over?
 
-Two tests. Without the circuit's edges the model should do no more than with every edge closed (`complement_ablated`).
-And the circuit C should break as the model M does whatever is knocked out of both (`find_completeness`):
+The circuit C should break as the model M does whatever is knocked out of both:
 
     score(K) = |F(C \ K) - F(M \ K)|        incompleteness, IOI (arXiv 2211.00593), section 4.2
 
@@ -25,54 +24,13 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.evaluation.controls import circuit_nodes, columns, complement, without_nodes
+from edgeprune.evaluation.controls import circuit_nodes, columns, without_nodes
 from edgeprune.evaluation.evaluator import Evaluator, open_edges
 from edgeprune.evaluation.random_sets import Nodes, at_most, draw, edge_sets, random_sets
-from edgeprune.json_numbers import json_number, json_numbers
-from edgeprune.metrics.examples import ExampleValues
-from edgeprune.metrics.normalise import normalise
+from edgeprune.json_numbers import json_number
 
 Kind = Literal["nothing", "random", "single", "role", "greedy", "edges"]
 KINDS: tuple[Kind, ...] = ("nothing", "random", "single", "role", "greedy", "edges")
-
-
-# -------------------------------------------------------------------- without the circuit
-@dataclass(frozen=True, eq=False)
-class ComplementAblated:
-    """The model without the circuit's edges, beside the full model and the empty circuit.
-
-    `to_dict`: `num_examples`; by measure `full`, `empty` and `without_circuit`, and `remaining`, the normalised
-    faithfulness of what is left: 0 if nothing is, 1 if the model does not need the circuit; None where not defined.
-
-    Attributes:
-        values: Of the model without the circuit, example by example, `[1, measure, example]`.
-        ends: Of the full model and the empty circuit.
-    """
-
-    values: ExampleValues
-    ends: ExampleValues
-
-    @property
-    def remaining(self) -> Tensor:
-        """Normalised faithfulness of what is left, float64 `[measure]`."""
-        return normalise(self.values.figures(), self.ends.figures())[0]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values; see the class."""
-        measures, ends = self.values.measures, self.ends.figures()
-        return {
-            "num_examples": self.values.num_examples,
-            "full": json_numbers(measures, ends[0]),
-            "empty": json_numbers(measures, ends[1]),
-            "without_circuit": json_numbers(measures, self.values.figures()[0]),
-            "remaining": json_numbers(measures, self.remaining),
-        }
-
-
-def complement_ablated(evaluator: Evaluator, keep: Tensor) -> ComplementAblated:
-    """Close the circuit's edges, bool `[reader, writer]`, and leave all others open."""
-    gates = complement(evaluator.graph, open_edges(evaluator, keep))
-    return ComplementAblated(evaluator([gates], "model without the circuit"), evaluator.ends)
 
 
 # -------------------------------------------------------------------- knock-outs

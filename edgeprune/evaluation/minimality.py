@@ -5,8 +5,7 @@ Of a measure with figure f, and badness b(f) = f, -f or |f - 100| for measures w
     effect(edge) = b(f of the circuit without the edge) - b(f of the circuit)                                      (1)
 
 is how much worse closing the edge makes the circuit. Every circuit is run for real. An edge with an effect of at most
-0 is redundant: the circuit does as well without it, though perhaps not without two such edges, for which see
-`edgeprune.evaluation.reduction`.
+0 is redundant: the circuit does as well without it, though perhaps not without two such edges.
 
 Source: minimality in IOI (arXiv 2211.00593, section 4). Deviations: edges instead of nodes; each is closed alone, where
 IOI first takes out others that do the same and so may find an effect where there is none here.

@@ -58,29 +58,6 @@ class Faithfulness(Metric):
         return self.total / self.weight
 
 
-@final
-class EdgeSparsity(Metric):
-    """Closed edges / existing edges."""
-
-    full_state_update = False
-    kept: Tensor
-    existing: Tensor
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.add_state("kept", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
-        self.add_state("existing", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
-
-    def update(self, keep: Tensor, exists: Tensor) -> None:
-        """Add a circuit: bool matrices `[reader, writer]`."""
-        self.kept += (keep & exists).sum()
-        self.existing += exists.sum()
-
-    def compute(self) -> Tensor:
-        """The share."""
-        return 1 - self.kept / self.existing
-
-
 def faithfulness(prefix: str | None = None, measures: Sequence[str] = STANDARD) -> MetricCollection:
     """Several measures together.
 

@@ -161,17 +161,3 @@ def measure_named(name: str) -> Measure:
 def measures_for(task: str | None = None) -> tuple[str, ...]:
     """Names of the measures that are meant for any task, and of those for this one."""
     return tuple(measure.name for measure in _ALL if measure.task in (None, task))
-
-
-def markdown_table() -> str:
-    """All measures, one line each, as in the page of measures."""
-    lines = [
-        "| name | definition | range, worst to best | unit | better | where it comes from |",
-        "|---|---|---|---|---|---|",
-    ]
-    for item in _ALL:
-        better = f"near {item.better}" if item.higher_is_better is None else item.better
-        cells = (f"`{item.name}`", item.definition, item.range, item.unit or "-", better, item.source)
-        escaped = [cell.replace("|", "\\|") for cell in cells]
-        lines.append(f"| {' | '.join(escaped)} |")
-    return "\n".join(lines)

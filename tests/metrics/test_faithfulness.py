@@ -10,7 +10,7 @@ from torchmetrics.regression import KLDivergence
 
 from edgeprune.batch import IGNORE, PairBatch
 from edgeprune.metrics import functional
-from edgeprune.metrics.faithfulness import EdgeSparsity, faithfulness
+from edgeprune.metrics.faithfulness import faithfulness
 
 ROWS, POSITIONS, VOCAB = 6, 3, 11
 
@@ -143,11 +143,3 @@ def test_means_do_not_depend_on_the_batch_size(size: int) -> None:
         split.update(FULL[part], CIRCUIT[part], batch.rows(part))
     # values of an example are float32 sums, whose order may depend on the shape
     torch.testing.assert_close(split.compute(), whole.compute(), rtol=1e-6, atol=1e-7)
-
-
-def test_edge_sparsity_counts_existing_edges_only() -> None:
-    exists = torch.tensor([[True, False], [True, True], [True, True]])
-    keep = torch.tensor([[True, True], [False, False], [True, False]])
-    metric = EdgeSparsity()
-    metric.update(keep, exists)
-    assert float(metric.compute()) == pytest.approx(1 - 2 / 5)

@@ -1,14 +1,12 @@
 """Normalised faithfulness: by hand, at both ends, sample by sample, and what is not defined."""
 
-import json
 import math
 
 import pytest
 import torch
 
-from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.evaluator import Evaluator
-from edgeprune.metrics.normalise import normalise, normalised_faithfulness
+from edgeprune.metrics.normalise import normalise
 from edgeprune.metrics.registry import measures_for
 from tests.methods.small_problems import compiled_problem, problem, tiny
 
@@ -45,54 +43,39 @@ def test_samples_of_examples_are_normalised_together(judge: Evaluator) -> None:
     together = normalise(figures, ends)
     assert together.shape == (4, 3, len(judge.measures))
     for chosen, expected in zip(samples, together, strict=True):
-        alone = normalised_faithfulness(values.examples(chosen), judge.ends.examples(chosen))
-        torch.testing.assert_close(alone.values, expected, equal_nan=True)
+        alone = normalise(values.examples(chosen).figures(), judge.ends.examples(chosen).figures())
+        torch.testing.assert_close(alone, expected, equal_nan=True)
 
 
 def test_ends_and_the_form_for_divergences(judge: Evaluator) -> None:
     half = torch.full(judge.graph.shape, 0.5)
-    found = normalised_faithfulness(judge([judge.graph.all_open(), judge.graph.all_closed(), half]), judge.ends)
-    defined = ~found.values[0].isnan()
+    figures, ends = judge([judge.graph.all_open(), judge.graph.all_closed(), half]).figures(), judge.ends.figures()
+    values = normalise(figures, ends)
+    defined = ~values[0].isnan()
     assert defined[[judge.measures.index(name) for name in ("kl", "logit_difference", "probability_difference")]].all()
-    torch.testing.assert_close(found.values[0, defined], torch.ones(int(defined.sum()), dtype=torch.float64))
-    assert not found.values[1, defined].any()
-    for name in ("kl", "js", "squared_error"):
-        own, empty = (
-            float(table[row, judge.measures.index(name)]) for table, row in ((found.figures, 2), (found.ends, 1))
-        )
-        assert found.value(name, 2) == pytest.approx(1 - own / empty, abs=1e-5)  # float32 puts KL(full || full) near 0
+    torch.testing.assert_close(values[0, defined], torch.ones(int(defined.sum()), dtype=torch.float64))
+    assert not values[1, defined].any()
+    for place in map(judge.measures.index, ("kl", "js", "squared_error")):
+        # float32 puts KL(full || full) near 0
+        assert float(values[2, place]) == pytest.approx(float(1 - figures[2, place] / ends[1, place]), abs=1e-5)
 
 
 def test_a_ratio_of_means_does_not_depend_on_the_unit(judge: Evaluator) -> None:
     """The logit difference in percent of the full model's is the same ratio."""
-    found = normalised_faithfulness(judge([torch.full(judge.graph.shape, 0.5)]), judge.ends)
-    assert found.value("logit_difference_percent") == pytest.approx(found.value("logit_difference"), rel=1e-6)
-    whole = judge([torch.full(judge.graph.shape, 0.5)]).of("logit_difference").mean()
+    circuit = judge([torch.full(judge.graph.shape, 0.5)])
+    values = dict(zip(judge.measures, normalise(circuit.figures(), judge.ends.figures())[0].tolist(), strict=True))
+    assert values["logit_difference_percent"] == pytest.approx(values["logit_difference"], rel=1e-6)
+    whole = circuit.of("logit_difference").mean()
     full, empty = judge.ends.of("logit_difference").mean(1)
-    assert found.value("logit_difference") == pytest.approx(float((whole - empty) / (full - empty)), rel=1e-9)
+    assert values["logit_difference"] == pytest.approx(float((whole - empty) / (full - empty)), rel=1e-9)
 
 
-def test_plain_values_and_measures_that_a_program_does_not_have() -> None:
+def test_measures_that_a_program_does_not_have() -> None:
     asked = compiled_problem("or_gate", "zero", 10)
     judge = Evaluator(asked.model, asked.runs, asked.batches, "train")
-    found = normalised_faithfulness(judge([judge.graph.all_open()]), judge.ends)
-    plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert plain["num_examples"] == 10
-    assert plain["measures"]["kl"] == {"full": None, "empty": None, "circuits": [None], "faithfulness": [None]} | {
-        "defined": [0]
-    }
-    assert plain["measures"]["squared_error"]["faithfulness"] == [1.0]
-    assert plain["measures"]["squared_error"]["defined"] == [10]
-    assert found.value("kl") is None
-
-
-def test_what_is_refused(judge: Evaluator) -> None:
-    circuits = judge([judge.graph.all_open()])
-    with pytest.raises(EdgepruneError, match="different examples"):
-        normalised_faithfulness(circuits, judge.limited(3).ends)
-    with pytest.raises(EdgepruneError, match="the ends by"):
-        normalised_faithfulness(judge([judge.graph.all_open()], measures=["kl"]), judge.ends)
-    with pytest.raises(EdgepruneError, match="got 1 circuits"):
-        normalised_faithfulness(circuits, circuits)
-    with pytest.raises(EdgepruneError, match="was not taken"):
-        normalised_faithfulness(circuits, judge.ends).value("greater_than")
+    circuit = judge([judge.graph.all_open()])
+    values = dict(zip(judge.measures, normalise(circuit.figures(), judge.ends.figures())[0].tolist(), strict=True))
+    assert math.isnan(values["kl"])
+    assert values["squared_error"] == 1.0
+    defined = dict(zip(judge.measures, circuit.defined()[0].tolist(), strict=True))
+    assert (defined["kl"], defined["squared_error"]) == (0, 10)

@@ -12,7 +12,7 @@ from torch import Tensor
 from edgeprune.batch import IGNORE, PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.metrics.faithfulness import Faithfulness, faithfulness
-from edgeprune.metrics.registry import MEASURES, STANDARD, markdown_table, measures_for
+from edgeprune.metrics.registry import MEASURES, STANDARD, measures_for
 from tests.metrics.test_functional import BATCH, CIRCUIT, FULL, LENGTHS, POSITIONS, ROWS
 from tests.metrics.test_greater_than import YEARS, by_tails
 from tests.metrics.test_greater_than import logits as year_logits
@@ -245,6 +245,22 @@ def test_an_unknown_name_is_refused() -> None:
 
 
 # -------------------------------------------------------------------- the page
+
+
+def markdown_table() -> str:
+    """All measures, one line each."""
+    lines = [
+        "| name | definition | range, worst to best | unit | better | where it comes from |",
+        "|---|---|---|---|---|---|",
+    ]
+    for item in MEASURES.values():
+        better = f"near {item.better}" if item.higher_is_better is None else item.better
+        cells = (f"`{item.name}`", item.definition, item.range, item.unit or "-", better, item.source)
+        escaped = [cell.replace("|", "\\|") for cell in cells]
+        lines.append(f"| {' | '.join(escaped)} |")
+    return "\n".join(lines)
+
+
 def test_names_and_headings_are_unique() -> None:
     assert len({measure.heading for measure in MEASURES.values()}) == len(MEASURES)
     assert all(name == measure.name for name, measure in MEASURES.items())
