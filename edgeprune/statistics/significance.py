@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, final
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
@@ -28,8 +29,6 @@ from edgeprune.statistics.tests import (
     QUANTILE,
     HypothesisTest,
     check_share,
-    log_binomial,
-    log_sum,
 )
 
 Correction = Literal["benjamini_hochberg", "bonferroni"]
@@ -125,11 +124,10 @@ def minimality(
     effects, references = effects.double(), references[~references.isnan()].double()
     known = ~effects.isnan() if len(references) else torch.zeros_like(effects, dtype=torch.bool)
     beaten, rivals = _counts(effects[known], references)
-    tails = log_binomial(len(references), quantile).logcumsumexp(0).clamp(max=0.0).exp()
     p_values, adjusted, superfluous = (torch.full_like(effects, math.nan) for _ in range(3))
     p_values[known] = (1 + rivals.double()) / (1 + len(references))
     adjusted[known] = _CORRECTIONS[correction](p_values[known])
-    superfluous[known] = tails[beaten]
+    superfluous[known] = torch.as_tensor(stats.binom.cdf(beaten.numpy(), len(references), quantile))
     test = _whole_circuit(
         superfluous[known], beaten.double() / max(len(references), 1), quantile, level, len(references)
     )
@@ -157,25 +155,13 @@ def _whole_circuit(p_values: Tensor, shares: Tensor, quantile: float, level: flo
         "no edge is shown to be superfluous",
         level,
         {"quantile": quantile, "correction": "bonferroni"},
-        {
-            "num_references": references,
-            "least_p_value": min(1.0, n * math.exp(log_sum(_none_beaten(references, quantile)))),
-        },
+        {"num_references": references, "least_p_value": min(1.0, n * (1 - quantile) ** references)},
     )
-
-
-def _none_beaten(references: int, quantile: float) -> Tensor:
-    return log_binomial(references, quantile)[:1]
 
 
 def benjamini_hochberg(p_values: Tensor) -> Tensor:
     """P-values adjusted for their number, float64 `[test]`: at a level, the false discovery rate is bounded by it."""
-    if not len(p_values):
-        return p_values
-    ordered, order = p_values.sort()
-    raised = ordered * len(ordered) / torch.arange(1, len(ordered) + 1)
-    smallest_above = raised.flip(0).cummin(0).values.flip(0)
-    return torch.empty_like(p_values).scatter_(0, order, smallest_above.clamp(max=1))
+    return torch.as_tensor(stats.false_discovery_control(p_values.numpy()))
 
 
 def bonferroni(p_values: Tensor) -> Tensor:

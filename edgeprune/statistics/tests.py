@@ -19,7 +19,9 @@ from dataclasses import dataclass, field
 from itertools import permutations as orders
 from typing import Any, final
 
+import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
@@ -95,19 +97,6 @@ class HypothesisTest:
         return {**vars(self), **figures, **outcome, "reading": self.reading}
 
 
-# -------------------------------------------------------------------- binomial tails
-def log_binomial(n: int, p: float) -> Tensor:
-    """Log of the probability of 0 to n successes in n tries of probability 0 < p < 1, float64 `[n + 1]`."""
-    k = torch.arange(n + 1, dtype=torch.float64)
-    ways = math.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
-    return ways + k * math.log(p) + (n - k) * math.log1p(-p)
-
-
-def log_sum(log_probabilities: Tensor) -> float:
-    """Log of a sum of probabilities, at most 0; minus infinity for none."""
-    return min(0.0, float(log_probabilities.logsumexp(0))) if len(log_probabilities) else -math.inf
-
-
 # -------------------------------------------------------------------- equivalence
 def equivalence(
     circuit: Tensor, model: Tensor, epsilon: float = EPSILON, level: float = LEVEL, ties: float = TIES
@@ -159,10 +148,11 @@ def equivalence(
 
 def _equivalence_tail(n: int, lead: int, epsilon: float) -> float:
     """Log of the probability of a lead (successes - failures) as large, either way; NaN without examples."""
-    if not n:
-        return math.nan
-    leads = 2 * torch.arange(n + 1) - n
-    return log_sum(log_binomial(n, 0.5 + epsilon)[leads.abs() >= abs(lead)])
+    if not n or not lead:
+        return 0.0 if n else math.nan
+    successes = np.arange(n + 1)
+    as_large = successes[abs(2 * successes - n) >= abs(lead)]
+    return min(0.0, float(np.logaddexp.reduce(stats.binom.logpmf(as_large, n, 0.5 + epsilon))))
 
 
 def _both_defined(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -319,7 +309,7 @@ def _against_random(
     own, others = merits[0], merits[1][~merits[1].isnan()].double()
     n, known = len(others), not math.isnan(own) and len(others) > 0
     rivals, beaten = int((others >= own).sum()), int((others <= own).sum())
-    tail = math.exp(log_sum(log_binomial(n, quantile)[beaten:])) if known else math.nan
+    tail = float(stats.binom.sf(beaten - 1, n, quantile)) if known else math.nan
     p_value = (1 + rivals) / (1 + n) if known else math.nan
     details = {"num_rivals": rivals, "quantile_p_value": tail, "least_p_value": 1 / (1 + n)} if known else {}
     share = rivals / n if known else math.nan

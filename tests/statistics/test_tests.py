@@ -13,7 +13,6 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.statistics.tests import (
     equivalence,
     independence,
-    log_binomial,
     partial_necessity,
     sufficiency,
 )
@@ -194,12 +193,6 @@ def test_partial_necessity_is_the_rank_of_what_is_lost() -> None:
     for nothing in (partial_necessity(NAN, torch.ones(3)), partial_necessity(1.0, torch.ones(0))):
         assert nothing.to_dict()["p_value"] is None
         assert nothing.rejected is None
-
-
-def test_log_binomial() -> None:
-    torch.testing.assert_close(log_binomial(3, 0.5).exp() * 8, torch.tensor([1.0, 3, 3, 1], dtype=torch.float64))
-    assert log_binomial(0, 0.9).tolist() == [0.0]
-    assert log_binomial(2000, 0.9).logsumexp(0).item() == pytest.approx(0, abs=1e-9)
 
 
 def test_what_is_refused() -> None:
