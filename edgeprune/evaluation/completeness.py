@@ -27,7 +27,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.controls import circuit_nodes, columns, without_nodes
 from edgeprune.evaluation.evaluator import Evaluator, open_edges
 from edgeprune.evaluation.random_sets import Nodes, at_most, draw, edge_sets, random_sets
-from edgeprune.json_numbers import json_number
+from edgeprune.json_numbers import json_fields
 
 Kind = Literal["nothing", "random", "single", "role", "greedy", "edges"]
 KINDS: tuple[Kind, ...] = ("nothing", "random", "single", "role", "greedy", "edges")
@@ -95,12 +95,7 @@ class KnockOut:
 
     def to_dict(self) -> dict[str, Any]:
         """`kind`, `name`, `nodes`, `size`, `circuit`, `model` and `score`; None where not defined."""
-        figures = {
-            "circuit": json_number(self.circuit),
-            "model": json_number(self.model),
-            "score": json_number(self.score),
-        }
-        return asdict(self) | {"nodes": list(self.nodes)} | figures
+        return json_fields(self, score=self.score)
 
 
 @dataclass(frozen=True)
@@ -151,20 +146,7 @@ class Completeness:
     def to_dict(self) -> dict[str, Any]:
         """Plain values; see the class."""
         summary = {kind: _summary(self.of(kind)) for kind in KINDS if self.of(kind)}
-        worst = self.worst
-        return {
-            "measure": self.measure,
-            "ablation": self.ablation,
-            "num_examples": self.num_examples,
-            "num_runs": self.num_runs,
-            "options": asdict(self.options),
-            "nodes": list(self.nodes),
-            "roles_without_nodes": list(self.roles_without_nodes),
-            "summary": summary,
-            "max": None if worst is None else worst.score,
-            "worst": None if worst is None else worst.to_dict(),
-            "knock_outs": [item.to_dict() for item in self.knock_outs],
-        }
+        return json_fields(self, summary=summary, **_worst_and_score(self.worst))
 
 
 def _worst(items: Sequence[KnockOut]) -> KnockOut | None:
@@ -174,13 +156,12 @@ def _worst(items: Sequence[KnockOut]) -> KnockOut | None:
 def _summary(items: Sequence[KnockOut]) -> dict[str, Any]:
     """Of one kind; the mean over the sets with a score."""
     scores = [item.score for item in items if math.isfinite(item.score)]
-    worst = _worst(items)
-    return {
-        "num": len(items),
-        "mean": sum(scores) / len(scores) if scores else None,
-        "max": None if worst is None else worst.score,
-        "worst": None if worst is None else worst.to_dict(),
-    }
+    mean = sum(scores) / len(scores) if scores else None
+    return {"num": len(items), "mean": mean, **_worst_and_score(_worst(items))}
+
+
+def _worst_and_score(worst: KnockOut | None) -> dict[str, Any]:
+    return {"max": None if worst is None else worst.score, "worst": worst}
 
 
 def find_completeness(

@@ -20,7 +20,7 @@ from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.evaluator import Evaluator, open_edges
 from edgeprune.graph import EdgeGraph
-from edgeprune.json_numbers import json_numbers
+from edgeprune.json_numbers import json_fields, json_numbers
 from edgeprune.metrics.examples import ExampleValues
 from edgeprune.metrics.normalise import normalise
 
@@ -220,16 +220,15 @@ class ControlFigures:
 
     def to_dict(self, measures: tuple[str, ...]) -> dict[str, Any]:
         """Plain values; see `Controls`."""
-        return {
-            "open": self.control.open,
-            "seeds": list(self.seeds),
-            "num_open": list(self.num_open),
-            "num_swaps": list(self.num_swaps),
-            "moved": list(self.moved),
-            "figures": json_numbers(measures, self.figures.mean(0)),
-            "faithfulness": json_numbers(measures, self.faithfulness.mean(0)),
-            "each": [json_numbers(measures, row) for row in self.figures],
-        }
+        return json_fields(
+            self,
+            "control",
+            "places",
+            open=self.control.open,
+            figures=json_numbers(measures, self.figures.mean(0)),
+            faithfulness=json_numbers(measures, self.faithfulness.mean(0)),
+            each=[json_numbers(measures, row) for row in self.figures],
+        )
 
 
 @dataclass(frozen=True, eq=False)

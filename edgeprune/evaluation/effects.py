@@ -12,7 +12,7 @@ from torch import Tensor
 
 from edgeprune.evaluation.one_less import Edge
 from edgeprune.graph import EdgeGraph
-from edgeprune.json_numbers import json_number
+from edgeprune.json_numbers import json_fields
 from edgeprune.metrics.examples import ExampleValues
 
 ROUNDING = 1e-6  # of a figure, or absolute below 1: logits are compared in float32, so equal circuits differ by less
@@ -120,34 +120,28 @@ class MarginalEffects:
             are None.
         """
         redundant = self.redundant(tolerance)
-        count, names = int(redundant.sum()), self.names
-        return {
-            "measure": self.measure,
-            "better": self.better,
-            "figure": json_number(self.figure),
-            "num_edges": self.num_edges,
-            "num_dangling": self.num_dangling,
-            "num_examples": self.num_examples,
-            "chosen": self.chosen,
-            "num_closed": len(self.edges),
-            "num_idle": int(self.idle.sum()),
-            "tolerance": tolerance,
-            "rounding": self.rounding,
-            "num_redundant": count,
-            "share_redundant": count / len(self.edges) if self.edges else None,
-            "edges": [
-                {
-                    "edge": names[place],
-                    "effect": json_number(float(self.effects[place])),
-                    "standard_error": json_number(float(self.standard_errors[place])),
-                    "figure": json_number(float(self.figures[place])),
-                    "redundant": bool(redundant[place]),
-                    "idle": bool(self.idle[place]),
-                }
-                for place in self.by_effect().tolist()
-            ],
-            "histogram": self.histogram()._asdict(),
+        count, names, order = int(redundant.sum()), self.names, self.by_effect()
+        columns = {
+            "effect": self.effects,
+            "standard_error": self.standard_errors,
+            "figure": self.figures,
+            "redundant": redundant,
+            "idle": self.idle,
         }
+        rows = zip(order.tolist(), *(column[order].tolist() for column in columns.values()), strict=True)
+        return json_fields(
+            self,
+            *("graph", "figures", "effects", "standard_errors", "changes", "index", "idle"),
+            num_examples=self.num_examples,
+            num_closed=len(self.edges),
+            num_idle=int(self.idle.sum()),
+            tolerance=tolerance,
+            rounding=self.rounding,
+            num_redundant=count,
+            share_redundant=count / len(self.edges) if self.edges else None,
+            edges=[{"edge": names[place], **dict(zip(columns, row, strict=True))} for place, *row in rows],
+            histogram=self.histogram(),
+        )
 
 
 def rounding(figure: float) -> float:

@@ -16,6 +16,7 @@ from edgeprune.evaluation.effects import badness
 from edgeprune.evaluation.evaluator import Evaluator, open_edges
 from edgeprune.evaluation.random_paths import path_circuit
 from edgeprune.graph import EdgeGraph
+from edgeprune.json_numbers import json_fields
 from edgeprune.metrics.examples import ExampleValues
 from edgeprune.metrics.registry import measure_named
 from edgeprune.statistics.tests import (
@@ -110,13 +111,8 @@ class HypothesisTests:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        names = ("score", "faithfulness", "ablation", "num_examples", "num_edges")
-        return {
-            **{name: getattr(self, name) for name in names},
-            "options": vars(self.options),
-            "random_edges": sum(self.sizes) / len(self.sizes) if self.sizes else None,
-            "tests": {test.name: test.to_dict() for test in self.tests},
-        }
+        random_edges = sum(self.sizes) / len(self.sizes) if self.sizes else None
+        return json_fields(self, "sizes", tests={test.name: test for test in self.tests}, random_edges=random_edges)
 
 
 def run_tests(

@@ -26,7 +26,7 @@ from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.evaluator import Evaluator
 from edgeprune.graph import EdgeGraph
-from edgeprune.json_numbers import json_number
+from edgeprune.json_numbers import json_fields
 from edgeprune.methods.selection import greedy, prune_dangling, top_n
 from edgeprune.metrics.examples import ExampleValues
 from edgeprune.metrics.normalise import normalise
@@ -164,27 +164,22 @@ class MibCurve:
     def to_dict(self) -> dict[str, Any]:
         """Plain values; see the class."""
         full, empty = self.figures[:2].tolist()
-        return {
-            **{name: json_number(value) for name, value in self.areas.items()},
-            "smallest_share": self.kept_shares[0],
-            "measure": self.values.measures[0],
-            "full": json_number(full),
-            "empty": json_number(empty),
-            "split": self.split,
-            "ablation": self.ablation,
-            "num_examples": self.values.num_examples,
-            "rule": self.rule,
-            "ranking": self.ranking,
-            "num_edges": self.graph.num_edges,
-            "num_edges_mib": mib_graph(self.graph).num_edges,
-            "edges": counted_edges(self.graph),
-            "missing": list(self.missing),
-            "unused": list(self.unused),
-            "points": [
-                {**point._asdict(), "value": json_number(point.value), "faithfulness": json_number(point.faithfulness)}
-                for point in self.points
-            ],
-        }
+        return json_fields(
+            self,
+            *("graph", "values", "chosen", "num_circuits"),
+            **self.areas,
+            smallest_share=self.kept_shares[0],
+            measure=self.values.measures[0],
+            full=full,
+            empty=empty,
+            num_examples=self.values.num_examples,
+            num_edges=self.graph.num_edges,
+            num_edges_mib=mib_graph(self.graph).num_edges,
+            edges=counted_edges(self.graph),
+            missing=self.missing,
+            unused=self.unused,
+            points=self.points,
+        )
 
 
 @final

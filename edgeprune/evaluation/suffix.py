@@ -28,7 +28,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.controls import circuit_nodes, columns, without_nodes
 from edgeprune.evaluation.evaluator import Evaluator, open_edges
 from edgeprune.graph import EdgeGraph
-from edgeprune.json_numbers import json_number
+from edgeprune.json_numbers import json_fields, json_numbers
 from edgeprune.metrics.measure import logits_of_each
 from edgeprune.models.masked import MaskedModel
 
@@ -91,32 +91,24 @@ class SuffixAblation:
     def to_dict(self) -> dict[str, Any]:
         """Plain values; see the class."""
         figures = self.figures()
-        return {
-            "ablation": self.ablation,
-            "num_examples": len(self.index),
-            "heads_only": self.heads_only,
-            "nodes": list(self.sets[0]),
-            "other_nodes": list(self.sets[1]),
-            "seeds": list(self.seeds),
-            "overlap": self.overlap,
-            "log10_num_sets": self.log10_num_sets,
-            "circuit": _named(figures[0]),
-            "others": _named(figures[1]),
-            "random": _named(figures[2:].mean(0)),
-            "each_random": [_named(row) for row in figures[2:]],
-            "verdict": {
-                space: {name: json_number(value) for name, value in row.items()}
-                for space, row in self.verdict().items()
-            },
-        }
+        return json_fields(
+            self,
+            *("sets", "values", "index"),
+            num_examples=len(self.index),
+            nodes=self.sets[0],
+            other_nodes=self.sets[1],
+            overlap=self.overlap,
+            circuit=_named(figures[0]),
+            others=_named(figures[1]),
+            random=_named(figures[2:].mean(0)),
+            each_random=[_named(row) for row in figures[2:]],
+            verdict=self.verdict(),
+        )
 
 
 def _named(figures: Tensor) -> dict[str, dict[str, float | None]]:
     """Figures `[space, figure]` by name."""
-    return {
-        space: {name: json_number(value) for name, value in zip(FIGURES, row, strict=True)}
-        for space, row in zip(SPACES, figures.tolist(), strict=True)
-    }
+    return {space: json_numbers(FIGURES, row) for space, row in zip(SPACES, figures, strict=True)}
 
 
 @torch.no_grad()

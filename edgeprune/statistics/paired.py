@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.json_numbers import json_number
+from edgeprune.json_numbers import json_fields
 from edgeprune.metrics.examples import ExampleValues
 from edgeprune.statistics.uncertainty import BLOCK, DRAWS, LEVEL, ROUNDING, Figure, Resampling, ends, only, resamples
 
@@ -44,8 +44,7 @@ class Difference:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        about = {"exact": self.exact, "permutations": self.permutations, **vars(self.resampling)}
-        return {"measure": self.measure, **self.figure.to_dict(), "p_value": json_number(self.p_value), **about}
+        return json_fields(self, "figure", "resampling", **vars(self.figure), **vars(self.resampling))
 
 
 def paired_difference(

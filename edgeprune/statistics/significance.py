@@ -23,7 +23,7 @@ from scipy import stats
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.json_numbers import json_number
+from edgeprune.json_numbers import json_value
 from edgeprune.statistics.tests import (
     LEVEL,
     QUANTILE,
@@ -91,7 +91,7 @@ class EdgeSignificance:
 
     def _edge(self, place: int) -> dict[str, Any]:
         figures = {"effect": self.effects, "p_value": self.p_values, "adjusted": self.adjusted}
-        return {"edge": self.edges[place], **{name: json_number(float(part[place])) for name, part in figures.items()}}
+        return json_value({"edge": self.edges[place], **{name: part[place] for name, part in figures.items()}})
 
 
 def minimality(

@@ -25,7 +25,7 @@ from scipy import stats
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.json_numbers import json_number
+from edgeprune.json_numbers import json_fields
 
 EPSILON = 0.1  # arXiv 2410.13032, table 1
 QUANTILE = 0.9  # q* in the paper's experiments
@@ -91,10 +91,7 @@ class HypothesisTest:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        figures = {"statistic": json_number(self.statistic), "p_value": json_number(self.p_value)}
-        details = {name: json_number(value) for name, value in self.details.items()}
-        outcome = {"settings": dict(self.settings), "details": details, "rejected": self.rejected}
-        return {**vars(self), **figures, **outcome, "reading": self.reading}
+        return json_fields(self, rejected=self.rejected, reading=self.reading)
 
 
 # -------------------------------------------------------------------- equivalence

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.json_numbers import json_number
+from edgeprune.json_numbers import json_fields
 from edgeprune.metrics.examples import ExampleValues
 
 DRAWS = 1000  # the ends of a 95 % interval then rest on 25 draws each
@@ -49,8 +49,7 @@ class Figure:
 
     def to_dict(self) -> dict[str, float | int | None]:
         """Plain values."""
-        ends = {name: json_number(getattr(self, name)) for name in ("value", "low", "high")}
-        return {**ends, "num_examples": self.num_examples}
+        return json_fields(self)
 
 
 @final
@@ -276,8 +275,7 @@ class Breakdown:
             }
             for name, parts in self.groups.items()
         }
-        rest = {"skipped": dict(self.skipped), "max_values": self.max_values}
-        return {"groups": groups, **rest, "resampling": self.resampling.to_dict()}
+        return json_fields(self, "sizes", groups=groups)
 
 
 def by_label(
@@ -331,7 +329,7 @@ class Spread:
 
     def to_dict(self) -> dict[str, float | int | None]:
         """Plain values."""
-        return {name: value if isinstance(value, int) else json_number(value) for name, value in vars(self).items()}
+        return json_fields(self)
 
 
 def over_seeds(figures: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
