@@ -37,7 +37,7 @@ from edgeprune.circuit import Circuit
 from edgeprune.cli.data import read_data_config
 from edgeprune.cli.pairs import pair_batches
 from edgeprune.methods.selection import prune_dangling, top_n
-from edgeprune.metrics.measure import evaluate_gates
+from edgeprune.metrics.measure import measure_examples
 from edgeprune.models.loading import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -233,7 +233,7 @@ def _measure(circuits: Sequence[Circuit], num_pairs: int) -> list[dict[str, floa
     batches = pair_batches(data, "test", num_pairs, data.eval_batch_size)
     gates = [circuit.gates() for circuit in circuits]
     shown = track(batches, description="judging", console=Console(stderr=True))
-    return evaluate_gates(model, ReferenceRuns(model, "interchange"), shown, gates, "test")
+    return measure_examples(model, ReferenceRuns(model, "interchange"), shown, gates, "test").as_dicts()
 
 
 def _row(circuit: Circuit, measures: dict[str, float]) -> dict[str, Any]:

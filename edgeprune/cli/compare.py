@@ -120,7 +120,7 @@ def _add_measures(
     from edgeprune.ablations.runs import ReferenceRuns
     from edgeprune.cli.data import read_data_config
     from edgeprune.cli.pairs import prepare_runs
-    from edgeprune.metrics.measure import evaluate_gates
+    from edgeprune.metrics.measure import measure_examples
     from edgeprune.models.limits import Limits
 
     data = read_data_config(options.config, tokenizer=name)
@@ -132,7 +132,7 @@ def _add_measures(
     gates = [model.graph.all_open(), *(circuit.gates() for circuit in (*circuits, *cuts))]
     loader: Any = data.ordered_dataloader(options.split)
     batches = track(loader, description="running circuits", transient=True)
-    full, *measured = evaluate_gates(model, runs, batches, gates, options.split)
+    full, *measured = measure_examples(model, runs, batches, gates, options.split).as_dicts()
     result |= {"model": name, "ablation": runs.ablation, "split": options.split, "full_model": full}
     measures = iter(measured)
     for row in result["circuits"]:

@@ -30,7 +30,7 @@ from edgeprune.graph import KVReaders
 from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
 from edgeprune.methods.problem import Metric, Problem
 from edgeprune.methods.selection import Selection
-from edgeprune.metrics.measure import evaluate_gates
+from edgeprune.metrics.measure import measure_examples
 from edgeprune.models.limits import Limits
 from edgeprune.models.loading import fingerprint, load_model
 from edgeprune.models.masked import MaskedModel
@@ -282,7 +282,7 @@ class Run:
         controls = [Circuit.random(item.graph, item.num_edges, self.control_seed) for item in circuits.values()]
         gates = [circuit.gates() for circuit in (*circuits.values(), *controls)]
         counted = _counted(batches, report)
-        measures = evaluate_gates(problem.model, problem.runs, counted, gates, "validation")
+        measures = measure_examples(problem.model, problem.runs, counted, gates, "validation").as_dicts()
         rows: list[Row] = []
         for (name, circuit), own, control in zip(
             circuits.items(), measures[: len(circuits)], measures[len(circuits) :], strict=True

@@ -71,9 +71,10 @@ class Evaluator:
             measures: Others than the evaluator's own.
         """
         chosen = self.measures if measures is None else measures
-        return measure_examples(self.model, self.runs, self._counted(what), gates, self.split, chosen)
+        return measure_examples(self.model, self.runs, self.counted(what), gates, self.split, chosen)
 
-    def _counted(self, what: str) -> Iterator[PairBatch]:
+    def counted(self, what: str) -> Iterator[PairBatch]:
+        """The batches, with a report of how many are done."""
         for number, batch in enumerate(self.batches):
             self.progress(what, number, len(self.batches))
             yield batch

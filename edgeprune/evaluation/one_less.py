@@ -8,6 +8,7 @@ from torch import Tensor
 from edgeprune.batch import PairBatch
 from edgeprune.evaluation.evaluator import Evaluator
 from edgeprune.metrics.examples import ExampleValues
+from edgeprune.metrics.measure import values_and_weights
 from edgeprune.metrics.registry import Measure, measure_named
 from edgeprune.models.circuit_run import CircuitRun, state_bytes
 
@@ -103,19 +104,19 @@ def _reused(
         full, ablated = evaluator.runs(batch, evaluator.split)
         run = CircuitRun(evaluator.model, batch, ablated, keep)
         at = None if sets_of_positions is None else sets_of_positions(batch).flatten(1)
-        found = torch.empty((2, 1 + len(edges), len(batch)), dtype=torch.float64)
-        found[:, 0] = _values(measure, full, run.logits, batch)
+        found = torch.empty((1 + len(edges), 2, 1, len(batch)), dtype=torch.float64)
+        found[0] = values_and_weights(full, run.logits, batch, [measure])
         done = number * len(edges)
         evaluator.progress(WHAT, done, len(batches) * len(edges))
         for reader, places in into.items():
             where = None if at is None else at[[place % len(at) for place in places]]
             logits_of_each = run.without(reader, [edges[place][1] for place in places], half_gb, where)
             for place, logits in zip(places, logits_of_each, strict=True):
-                found[:, 1 + place] = _values(measure, full, logits, batch)
+                found[1 + place] = values_and_weights(full, logits, batch, [measure])
             done += len(places)
             evaluator.progress(WHAT, done, len(batches) * len(edges))
         parts.append(found)
-    values, weights = torch.cat(parts, -1)[:, :, None].unbind(0)
+    values, weights = torch.cat(parts, -1).unbind(1)
     return ExampleValues((measure.name,), values, weights, torch.cat([batch.index for batch in batches]).cpu())
 
 
@@ -123,11 +124,6 @@ def _cut(batch: PairBatch, evaluator: Evaluator, half_gb: float) -> list[PairBat
     """The batch in parts whose state fits in memory; one example is the least."""
     size = max(1, int(half_gb * 1e9 / state_bytes(evaluator.model) / batch.clean.shape[1]))
     return [batch.rows(slice(start, start + size)) for start in range(0, len(batch), size)]
-
-
-def _values(measure: Measure, full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
-    """Values and weights, `[2, batch]`."""
-    return torch.stack([of(full, circuit, batch).double() for of in (measure.values, measure.weights)]).cpu()
 
 
 def idle_edges(evaluator: Evaluator, keep: Tensor) -> Tensor:

@@ -138,15 +138,13 @@ def ablate_suffix(
     ways = sum(math.log10(math.comb(len(stratum), size)) for stratum, size in zip(strata, sizes, strict=True))
     gates = [graph.exists, *(without_nodes(graph.exists, columns(graph, chosen)) for chosen in sets)]
     parts = list[Tensor]()
-    for number, batch in enumerate(evaluator.batches):
-        evaluator.progress("suffix ablation", number, len(evaluator.batches))
+    for batch in evaluator.counted("suffix ablation"):
         batch = batch.to(evaluator.model.device)
         ablated = evaluator.runs(batch, evaluator.split)[1]
         streams = logits_of_each(evaluator.model, batch, gates, ablated, head=False)
         outputs = (_spaces(evaluator.model, stream) for stream in streams)
         base = next(outputs)
         parts.append(torch.stack([_changes(base, output, batch) for output in outputs]).cpu())
-    evaluator.progress("suffix ablation", len(evaluator.batches), len(evaluator.batches))
     index = torch.cat([batch.index.cpu() for batch in evaluator.batches])
     return SuffixAblation(evaluator.runs.ablation, heads_only, sets, seeds, ways, torch.cat(parts, -1), index)
 

@@ -18,6 +18,7 @@ from edgeprune.methods.attribution import open_gates
 from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
 from edgeprune.methods.identity import identity_of
 from edgeprune.methods.problem import Problem
+from edgeprune.metrics.measure import gated_logits
 from edgeprune.sealed import SealedFile
 
 SAVE_SECONDS = 20.0  # between two saves of the state; an interruption by Ctrl-C saves too
@@ -55,8 +56,8 @@ class ExactEdgePatching(AbstractDiscovery):
                     continue
 
                 def losses(batch: PairBatch = batch, full: Tensor = full, ablated: Any = ablated) -> Tensor:
-                    logits = problem.model(batch.clean, gates, ablated, batch.attention_mask, batch.positions)
-                    return problem.losses(full, logits.float(), batch).double()
+                    logits = gated_logits(problem.model, batch, gates, ablated)
+                    return problem.losses(full, logits, batch).double()
 
                 baseline = losses()
                 for place in range(sweep.done - number * len(edges), len(edges)):

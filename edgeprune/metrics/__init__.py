@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from edgeprune.metrics import greater_than as greater_than
     from edgeprune.metrics.examples import ExampleValues as ExampleValues
     from edgeprune.metrics.faithfulness import Faithfulness as Faithfulness
-    from edgeprune.metrics.measure import evaluate_gates as evaluate_gates
     from edgeprune.metrics.measure import gated_logits as gated_logits
     from edgeprune.metrics.measure import measure_examples as measure_examples
     from edgeprune.metrics.registry import MEASURES as MEASURES
@@ -26,7 +25,6 @@ _HOMES = {
     "Faithfulness": "edgeprune.metrics.faithfulness",
     "MEASURES": "edgeprune.metrics.registry",
     "Measure": "edgeprune.metrics.registry",
-    "evaluate_gates": "edgeprune.metrics.measure",
     "gated_logits": "edgeprune.metrics.measure",
     "measure_examples": "edgeprune.metrics.measure",
     "measure_named": "edgeprune.metrics.registry",

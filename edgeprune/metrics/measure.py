@@ -58,7 +58,7 @@ def measure_examples(
     split: str,
     measures: Sequence[str] = STANDARD,
 ) -> ExampleValues:
-    """Measures of each gate matrix `[reader, writer]` on every example of all batches.
+    """Measures of each gate matrix `[reader, writer]` on every example of all batches; `as_dicts` gives the figures.
 
     Args:
         model: The masked model.
@@ -76,24 +76,15 @@ def measure_examples(
         full, ablated = runs(batch, split)
         index.append(batch.index.cpu())
         others = logits_of_each(model, batch, [matrix for matrix in gates if matrix is not None], ablated)
-        found = [_values(full, full if matrix is None else next(others), batch, functions) for matrix in gates]
+        found = [
+            values_and_weights(full, full if matrix is None else next(others), batch, functions) for matrix in gates
+        ]
         parts.append(torch.stack(found).cpu())
     values, weights = torch.cat(parts, -1).unbind(1)
     return ExampleValues(tuple(measures), values, weights, torch.cat(index))
 
 
-def _values(full: Tensor, circuit: Tensor, batch: PairBatch, measures: Sequence[Measure]) -> Tensor:
-    """Values and weights of every measure, float64 `[2, measure, batch]`."""
+def values_and_weights(full: Tensor, circuit: Tensor, batch: PairBatch, measures: Sequence[Measure]) -> Tensor:
+    """Of every measure, float64 `[2, measure, batch]`, from logits `[batch, positions, vocab]`."""
     both = ([of(full, circuit, batch).double() for of in (item.values, item.weights)] for item in measures)
     return torch.stack([torch.stack(pair) for pair in both], 1)
-
-
-def evaluate_gates(
-    model: MaskedModel, runs: ReferenceRuns, batches: Iterable[PairBatch], gates: Sequence[Tensor], split: str
-) -> list[dict[str, float]]:
-    """Faithfulness of each gate matrix `[reader, writer]` over all batches.
-
-    Returns:
-        Per matrix: `kl`, `squared_error`, `logit_difference`, `accuracy`, `exact_match`, and `num_examples`.
-    """
-    return measure_examples(model, runs, batches, gates, split).as_dicts()

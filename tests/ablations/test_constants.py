@@ -12,7 +12,7 @@ from edgeprune.ablations.constants import replaced_run
 from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
-from edgeprune.metrics.measure import evaluate_gates
+from edgeprune.metrics.measure import measure_examples
 from edgeprune.models.families.compiled import Compiled
 from edgeprune.models.families.gpt2 import GPT2
 from edgeprune.models.loading import load_model
@@ -42,7 +42,7 @@ def losses_of(model: MaskedModel, states: WriterStates, batch: PairBatch, measur
     runs = ReferenceRuns(model, "zero")
     runs._shared = states
     gates = [closing(model, writer) for writer in range(len(model.graph.writers))]
-    return torch.tensor([found[measure] for found in evaluate_gates(model, runs, [batch], gates, "train")])
+    return torch.tensor([found[measure] for found in measure_examples(model, runs, [batch], gates, "train").as_dicts()])
 
 
 # ---------------------------------------------------------------- the model with one writer replaced

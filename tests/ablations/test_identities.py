@@ -12,7 +12,7 @@ from datamodules.tasks.base import TokenPair
 from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
-from edgeprune.metrics.measure import evaluate_gates, gated_logits
+from edgeprune.metrics.measure import gated_logits, measure_examples
 from edgeprune.models.masked import MaskedModel
 from edgeprune.objectives import kl_divergence
 from tests.ablations.cases import KINDS, PAIRS, UNEQUAL, against_the_right_edge, batch_of, fields, padded, runs_of
@@ -123,7 +123,7 @@ def test_neither_batches_nor_order_matter(model: MaskedModel, kind: str, pairs: 
     expected = runs_of(model, kind, [whole], tmp_path)
     cut = runs_of(model, kind, parts, tmp_path)
     measures = [
-        evaluate_gates(model, runs, batches, [gates], "train")[0]
+        measure_examples(model, runs, batches, [gates], "train").as_dicts()[0]
         for runs, batches in ((expected, [whole]), (cut, parts), (cut, parts[::-1]))
     ]
     assert measures[1] == pytest.approx(measures[0], rel=1e-5, abs=1e-7, nan_ok=True)  # measures are made in float32

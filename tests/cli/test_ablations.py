@@ -14,7 +14,7 @@ from edgeprune.ablations import mean_of_pairs, save_states
 from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.circuit import Circuit
 from edgeprune.cli import main
-from edgeprune.metrics.measure import evaluate_gates
+from edgeprune.metrics.measure import measure_examples
 from edgeprune.models.loading import load_model
 from tests.cli.test_discover import arguments as discover
 from tests.cli.test_discover import error_line
@@ -55,10 +55,10 @@ def test_discover_takes_values_from_all_pairs_of_a_split(tmp_path: Path, ablatio
     runs = prepared(ablation, data)
     assert circuit.header["ablation"] == runs.ablation
     batch = collate(list(enumerate(data.pairs("validation"))))
-    (found,) = evaluate_gates(runs.model, runs, [batch], [circuit.gates()], "validation")
+    (found,) = measure_examples(runs.model, runs, [batch], [circuit.gates()], "validation").as_dicts()
     assert circuit.header["metrics"] == pytest.approx(found, rel=1e-4, abs=1e-6, nan_ok=True)
     other = ReferenceRuns(runs.model, "interchange")
-    (elsewhere,) = evaluate_gates(runs.model, other, [batch], [circuit.gates()], "validation")
+    (elsewhere,) = measure_examples(runs.model, other, [batch], [circuit.gates()], "validation").as_dicts()
     assert found["squared_error"] != pytest.approx(elsewhere["squared_error"], rel=1e-3)
 
 
@@ -122,7 +122,7 @@ def test_fit_validate_and_test_take_values_from_pairs(tmp_path: Path, config: Pa
     measured = dict(zip(names, values, strict=True))
     data = PairDataModule(CompiledTask("reverse"), cache=False)
     runs, batch = prepared(ablation, data), collate(list(enumerate(data.pairs("test"))))
-    (found,) = evaluate_gates(runs.model, runs, [batch], [circuit.gates()], "test")
+    (found,) = measure_examples(runs.model, runs, [batch], [circuit.gates()], "test").as_dicts()
     assert float(measured["test/kl"]) == pytest.approx(found["kl"], rel=1e-4)
     assert found["kl"] > 0.01
 

@@ -17,7 +17,7 @@ from edgeprune.cli import main
 from edgeprune.cli.evaluate import EVERY_ABLATION
 from edgeprune.comparison.overlap import compare_circuits
 from edgeprune.methods.selection import top_n
-from edgeprune.metrics.measure import evaluate_gates
+from edgeprune.metrics.measure import measure_examples
 from edgeprune.metrics.registry import MEASURES
 from edgeprune.models.loading import load_model
 from edgeprune.report import report_html
@@ -58,7 +58,7 @@ def test_figures_are_those_of_single_runs(folder: Path, tmp_path: Path, capsys: 
     circuits = [Circuit.load(folder / f"{name}.safetensors") for name in ("good", "scored")]
     gates = [circuit.gates() for circuit in circuits]
     gates += [Circuit.random(circuits[0].graph, 4, seed).gates() for seed in (0, 1)]
-    good, scored, *random = evaluate_gates(runs.model, runs, [collate(pairs)], gates, "validation")
+    good, scored, *random = measure_examples(runs.model, runs, [collate(pairs)], gates, "validation").as_dicts()
     for row, expected in zip(result["circuits"], (good, scored), strict=True):
         found = row["ablations"]["zero"]["measures"]
         for name in ("kl", "squared_error", "accuracy"):

@@ -6,7 +6,7 @@ import torch
 from edgeprune.errors import EdgepruneError
 from edgeprune.metrics.examples import ExampleValues
 from edgeprune.metrics.faithfulness import faithfulness
-from edgeprune.metrics.measure import evaluate_gates, measure_examples
+from edgeprune.metrics.measure import measure_examples
 from edgeprune.metrics.registry import MEASURES
 from tests.methods.small_problems import problem, tiny
 
@@ -57,5 +57,5 @@ def test_circuits_run_together_are_those_run_alone(family: str, monkeypatch: pyt
         metrics.update(full, circuit, batch)
     expected = {name: float(value) for name, value in metrics.compute().items()}
     assert together.as_dicts()[0] == pytest.approx(expected | {"num_examples": 5}, rel=1e-4, abs=1e-6, nan_ok=True)
-    (standard, *_) = evaluate_gates(asked.model, asked.runs, asked.batches, gates, "train")
+    (standard, *_) = measure_examples(asked.model, asked.runs, asked.batches, gates, "train").as_dicts()
     assert standard == pytest.approx({name: together.as_dicts()[0][name] for name in standard}, rel=1e-4, abs=1e-6)

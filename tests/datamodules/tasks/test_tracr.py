@@ -1,6 +1,7 @@
 """Pairs of ground-truth folders."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import IGNORE
 from edgeprune.compiled.tracr_format import read_circuits
 from edgeprune.errors import EdgepruneError
-from edgeprune.metrics.measure import evaluate_gates
+from edgeprune.metrics.measure import measure_examples
 from tests.files import KNOWN_MODELS
 
 
@@ -53,7 +54,8 @@ def test_the_true_circuit_says_the_same_on_every_stored_pair(folder: Path) -> No
         task = TracrTask(str(folder), pairs="none" if ablation == "zero" else ablation, held_out=False)
         data = PairDataModule(task, cache=False)
         runs = ReferenceRuns(model, "zero" if ablation == "zero" else "interchange")
-        (found,) = evaluate_gates(model, runs, data.ordered_dataloader("train"), [circuit.gates()], "train")  # pyright: ignore[reportArgumentType]
+        batches: Any = data.ordered_dataloader("train")
+        (found,) = measure_examples(model, runs, batches, [circuit.gates()], "train").as_dicts()
         assert found["squared_error"] < 1e-4, (folder.name, ablation)  # threshold 0.01 per output
 
 
