@@ -15,7 +15,7 @@ import torch
 from edgeprune.circuit import Circuit
 from edgeprune.comparison.roc import Curve
 from edgeprune.errors import EdgepruneError
-from edgeprune.evaluation.mib import SHARES, Rule, chosen_rule, counted_edges, cuts
+from edgeprune.evaluation.mib import SHARES, Rule, chosen_edges, counted_edges, rule_for
 from edgeprune.graph import EdgeGraph
 from edgeprune.json_numbers import json_fields
 
@@ -96,9 +96,9 @@ def mib_roc(
             f"the known circuit has {truth.num_edges} of {graph.num_edges} edges: rates need some that are in it and "
             "some that are not"
         )
-    chosen = chosen_rule(circuit, rule)
+    chosen = rule_for(circuit, rule)
     sizes = tuple(min(math.ceil(share * graph.num_edges), graph.num_edges) for share in SHARES)
-    keeps = list(cuts(circuit, sizes, chosen, absolute, prune=prune))
+    keeps = list(chosen_edges(circuit, sizes, chosen, absolute, prune=prune))
     true, false = (
         torch.tensor([int((keep & edges).sum()) for keep in keeps])
         for edges in (truth.keep, graph.exists & ~truth.keep)

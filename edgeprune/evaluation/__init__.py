@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from edgeprune.evaluation.evaluator import Evaluator as Evaluator
     from edgeprune.evaluation.evaluator import open_edges as open_edges
     from edgeprune.evaluation.hypothesis import HypothesisOptions as HypothesisOptions
-    from edgeprune.evaluation.hypothesis import run_tests as run_tests
+    from edgeprune.evaluation.hypothesis import run_hypothesis_tests as run_hypothesis_tests
     from edgeprune.evaluation.mib import mib_areas as mib_areas
     from edgeprune.evaluation.mib import mib_curve as mib_curve
     from edgeprune.evaluation.mib import mib_curves as mib_curves
@@ -32,7 +32,7 @@ _HOMES = {
     "mib_curves": "edgeprune.evaluation.mib",
     "open_edges": "edgeprune.evaluation.evaluator",
     "run_controls": "edgeprune.evaluation.controls",
-    "run_tests": "edgeprune.evaluation.hypothesis",
+    "run_hypothesis_tests": "edgeprune.evaluation.hypothesis",
 }
 _MOVED = {  # names that were offered here before; they still load
     "Candidate": "edgeprune.comparison.across",

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from edgeprune.evaluation.one_less import Edge
+from edgeprune.evaluation.leave_one_out import Edge
 from edgeprune.graph import EdgeGraph
 from edgeprune.json_numbers import json_fields
 from edgeprune.metrics.examples import ExampleValues

@@ -1,7 +1,7 @@
-"""Run the hypothesis tests of `edgeprune.statistics.tests` on a circuit, with one call of the evaluator.
+"""Run the hypothesis tests of `edgeprune.statistics.hypothesis_tests` on a circuit, with one call of the evaluator.
 
-Minimality needs the effects of edges and is apart: `edgeprune.evaluation.random_paths.inflations` gives the circuits to
-be run, `edgeprune.statistics.significance.minimality` the test.
+Minimality is apart, as it needs the effects of edges: `edgeprune.evaluation.random_paths.inflated_circuits` gives the
+circuits to run, `edgeprune.statistics.significance.minimality_test` the test.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from edgeprune.graph import EdgeGraph
 from edgeprune.json_numbers import json_fields
 from edgeprune.metrics.examples import ExampleValues
 from edgeprune.metrics.registry import measure_named
-from edgeprune.statistics.tests import (
+from edgeprune.statistics.hypothesis_tests import (
     EPSILON,
     LEVEL,
     PERMUTATIONS,
@@ -78,7 +78,7 @@ class HypothesisOptions:
 
 @final
 @dataclass(frozen=True)
-class HypothesisTests:
+class HypothesisResults:
     """The outcome for one circuit.
 
     `to_dict` has the keys `score`, `faithfulness`, `ablation`, `num_examples`, `num_edges`, `options` (as
@@ -115,13 +115,13 @@ class HypothesisTests:
         return json_fields(self, "sizes", tests={test.name: test for test in self.tests}, random_edges=random_edges)
 
 
-def run_tests(
+def run_hypothesis_tests(
     evaluator: Evaluator,
     keep: Tensor,
     score: str = "logit_difference",
     faithfulness: str = "kl",
     options: HypothesisOptions | None = None,
-) -> HypothesisTests:
+) -> HypothesisResults:
     """Test a circuit: the full model, the circuit and its complement, random circuits and theirs.
 
     Args:
@@ -152,7 +152,7 @@ def run_tests(
     )
     sizes = tuple(int(circuit.sum()) for circuit in random)
     about = (score, faithfulness, evaluator.runs.ablation, values.num_examples, int(keep.sum()))
-    return HypothesisTests(tests, *about, sizes, options)
+    return HypothesisResults(tests, *about, sizes, options)
 
 
 def _losses(values: ExampleValues, score: str, faithfulness: str) -> Tensor:

@@ -113,7 +113,7 @@ class MibCurve:
 
     graph: EdgeGraph
     values: ExampleValues
-    chosen: "tuple[Choice, ...]"
+    chosen: "tuple[ShareCircuit, ...]"
     rule: Literal["top_n", "greedy", "circuits"]
     ranking: Literal["signed", "absolute"] | None
     num_circuits: int
@@ -273,7 +273,7 @@ def mib_curves(
     return MibCurves(*_curves_of_scores(evaluator, circuit, measure, rule, (False, True)))
 
 
-class Choice(NamedTuple):
+class ShareCircuit(NamedTuple):
     """What stands for one share.
 
     Attributes:
@@ -300,12 +300,12 @@ def _curves_of_scores(
     evaluator: Evaluator, circuit: Circuit, measure: str, rule: Rule | None, rankings: Sequence[bool]
 ) -> list[MibCurve]:
     circuit.check_fits(evaluator.graph)
-    how = chosen_rule(circuit, rule)
+    how = rule_for(circuit, rule)
     sizes = [int(share * evaluator.graph.num_edges) for share in SHARES]
-    chosen: list[tuple[Choice, ...]] = []
+    chosen: list[tuple[ShareCircuit, ...]] = []
     for absolute in rankings:
-        keeps = cuts(circuit, sizes, how, absolute)
-        chosen.append(tuple(map(Choice, SHARES, sizes, keeps)))
+        keeps = chosen_edges(circuit, sizes, how, absolute)
+        chosen.append(tuple(map(ShareCircuit, SHARES, sizes, keeps)))
     values = _measure(evaluator, [choice for choices in chosen for choice in choices], measure)
     curves: list[MibCurve] = []
     for number, (choices, absolute) in enumerate(zip(chosen, rankings, strict=True)):
@@ -318,7 +318,7 @@ def _curves_of_scores(
 def _curve(
     evaluator: Evaluator,
     values: ExampleValues,
-    chosen: tuple[Choice, ...],
+    chosen: tuple[ShareCircuit, ...],
     rule: Literal["top_n", "greedy", "circuits"],
     ranking: Literal["signed", "absolute"] | None,
     num_circuits: int,
@@ -327,7 +327,7 @@ def _curve(
     return MibCurve(evaluator.graph, values, chosen, rule, ranking, num_circuits, *about)
 
 
-def _measure(evaluator: Evaluator, chosen: Sequence[Choice], measure: str) -> ExampleValues:
+def _measure(evaluator: Evaluator, chosen: Sequence[ShareCircuit], measure: str) -> ExampleValues:
     """Values of the full model, of the empty circuit, and of what was chosen; equal circuits run once."""
     graph = evaluator.graph
     numbers = {_key(graph.exists): 0, _key(torch.zeros_like(graph.exists)): 1}
@@ -346,7 +346,7 @@ def _key(keep: Tensor) -> bytes:
 
 
 # -------------------------------------------------------------------- choosing edges
-def chosen_rule(circuit: Circuit, rule: str | None) -> Rule:
+def rule_for(circuit: Circuit, rule: str | None) -> Rule:
     """The rule asked for; for None, MIB's for the method that made the circuit.
 
     Raises:
@@ -359,7 +359,9 @@ def chosen_rule(circuit: Circuit, rule: str | None) -> Rule:
     raise EdgepruneError(f"rule must be one of {', '.join(get_args(Rule))}, got {rule!r}")
 
 
-def cuts(circuit: Circuit, sizes: Sequence[int], rule: Rule, absolute: bool, *, prune: bool = True) -> Iterator[Tensor]:
+def chosen_edges(
+    circuit: Circuit, sizes: Sequence[int], rule: Rule, absolute: bool, *, prune: bool = True
+) -> Iterator[Tensor]:
     """Edges that the scores of a circuit choose, bool `[reader, writer]`, for each number of edges.
 
     Args:
@@ -382,14 +384,14 @@ def cuts(circuit: Circuit, sizes: Sequence[int], rule: Rule, absolute: bool, *, 
         yield prune_dangling(circuit.graph, keep) if prune else keep
 
 
-def _largest(graph: EdgeGraph, circuits: Sequence[Circuit]) -> Iterator[Choice]:
+def _largest(graph: EdgeGraph, circuits: Sequence[Circuit]) -> Iterator[ShareCircuit]:
     """For each share the largest circuit that is small enough."""
     for share in SHARES[:-1]:
         limit = int(share * graph.num_edges)
         fitting = [number for number, circuit in enumerate(circuits) if circuit.num_edges <= limit]
         if fitting:
             best = max(fitting, key=lambda number: circuits[number].num_edges)
-            yield Choice(share, limit, circuits[best].keep, best)
+            yield ShareCircuit(share, limit, circuits[best].keep, best)
         else:
-            yield Choice(share, limit, torch.zeros_like(graph.exists), stands_in=True)
-    yield Choice(SHARES[-1], graph.num_edges, graph.exists)
+            yield ShareCircuit(share, limit, torch.zeros_like(graph.exists), stands_in=True)
+    yield ShareCircuit(SHARES[-1], graph.num_edges, graph.exists)

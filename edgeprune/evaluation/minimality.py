@@ -20,7 +20,7 @@ from torch import Tensor
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.effects import CHANGES_BYTES, Compared, MarginalEffects, compare
 from edgeprune.evaluation.evaluator import Evaluator, open_edges
-from edgeprune.evaluation.one_less import Edge, each_without, idle_edges
+from edgeprune.evaluation.leave_one_out import Edge, each_without, idle_edges
 from edgeprune.graph import EdgeGraph
 from edgeprune.metrics.examples import ExampleValues
 from edgeprune.metrics.registry import measure_named

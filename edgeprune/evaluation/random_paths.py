@@ -103,7 +103,7 @@ def _matrix(graph: EdgeGraph, edges: set[Place]) -> Tensor:
 # -------------------------------------------------------------------- inflated circuits
 @final
 @dataclass(frozen=True, eq=False)
-class Inflations:
+class InflatedCircuits:
     """A circuit with a random path more, several times, and the same without one edge of that path.
 
     Attributes:
@@ -122,7 +122,7 @@ class Inflations:
         return losses[number:] - losses[:number]
 
 
-def inflations(graph: EdgeGraph, keep: Tensor, number: int, seed: int = 0) -> Inflations:
+def inflated_circuits(graph: EdgeGraph, keep: Tensor, number: int, seed: int = 0) -> InflatedCircuits:
     """Circuits with one more path: how much do edges matter that nobody chose?
 
     For each, an edge outside the circuit is drawn uniformly, and a random path through it is added, whether other edges
@@ -153,4 +153,4 @@ def inflations(graph: EdgeGraph, keep: Tensor, number: int, seed: int = 0) -> In
     without = [matrix.clone() for matrix in inflated]
     for matrix, (reader, writer) in zip(without, edges.tolist(), strict=True):
         matrix[reader, writer] = False
-    return Inflations(edges, (*inflated, *without))
+    return InflatedCircuits(edges, (*inflated, *without))

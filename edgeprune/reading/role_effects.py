@@ -28,7 +28,7 @@ from edgeprune.circuit_views import library
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.effects import compare
 from edgeprune.evaluation.evaluator import Evaluator
-from edgeprune.evaluation.one_less import Edge, each_without_at
+from edgeprune.evaluation.leave_one_out import Edge, each_without_at
 from edgeprune.graph import EdgeGraph
 from edgeprune.json_numbers import json_number
 from edgeprune.methods.attribution import closing_effects

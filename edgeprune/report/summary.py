@@ -19,17 +19,17 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.completeness import KnockOutOptions, find_completeness
 from edgeprune.evaluation.controls import run_controls
 from edgeprune.evaluation.evaluator import Evaluator, Progress, answer_measure, divergence_measure
-from edgeprune.evaluation.hypothesis import HypothesisOptions, run_tests
+from edgeprune.evaluation.hypothesis import HypothesisOptions, run_hypothesis_tests
 from edgeprune.evaluation.mib import mib_curves
 from edgeprune.evaluation.minimality import marginal_effects
-from edgeprune.evaluation.random_paths import inflations
+from edgeprune.evaluation.random_paths import inflated_circuits
 from edgeprune.evaluation.suffix import ablate_suffix
 from edgeprune.metrics.examples import ExampleValues
 from edgeprune.metrics.normalise import normalise
 from edgeprune.metrics.registry import measure_named
 from edgeprune.statistics.paired import paired_differences
 from edgeprune.statistics.seeds import spread_of_seeds
-from edgeprune.statistics.significance import minimality
+from edgeprune.statistics.significance import minimality_test
 from edgeprune.statistics.uncertainty import Intervals, Resampling, bootstrap, bootstrap_of, by_label, over_seeds
 
 SCHEMA = "edgeprune-evaluation/1"
@@ -239,9 +239,9 @@ def _minimality(evaluator: Evaluator, circuit: Circuit, questions: Questions) ->
     )
     section = found.to_dict()
     if 0 < circuit.num_edges < circuit.graph.num_edges:
-        others = inflations(circuit.graph, circuit.keep, questions.num_random)
+        others = inflated_circuits(circuit.graph, circuit.keep, questions.num_random)
         losses = evaluator(others.gates, "random edges", [measure]).figures()[:, 0]
-        section["significance"] = minimality(found.effects, others.effects(losses), found.names).to_dict()
+        section["significance"] = minimality_test(found.effects, others.effects(losses), found.names).to_dict()
     return section
 
 
@@ -252,7 +252,7 @@ def _suffix(evaluator: Evaluator, circuit: Circuit, questions: Questions) -> Sec
 def _hypothesis(evaluator: Evaluator, circuit: Circuit, questions: Questions) -> Section:
     options = HypothesisOptions(num_random=questions.num_random)
     scores = answer_measure(evaluator), divergence_measure(evaluator)
-    return run_tests(evaluator, circuit.keep, *scores, options).to_dict()
+    return run_hypothesis_tests(evaluator, circuit.keep, *scores, options).to_dict()
 
 
 def _mib(evaluator: Evaluator, circuit: Circuit, questions: Questions) -> Section | None:

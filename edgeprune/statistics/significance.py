@@ -1,7 +1,7 @@
 """Which edges of a circuit matter more than edges that nobody chose: minimality as a test (arXiv 2410.13032).
 
 The effect of an edge of the circuit is held against those of random edges, each on a random path that was added to the
-circuit and then removed (`edgeprune.evaluation.random_paths.inflations`). Two questions are asked of each edge:
+circuit and then removed (`edgeprune.evaluation.random_paths.inflated_circuits`). Two questions are asked of each edge:
 
 - Does it matter more than random edges? Its rank among them gives a p-value, corrected for the number of edges; the
   edges for which it stays high are listed. A low one is good.
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.json_numbers import json_value
-from edgeprune.statistics.tests import (
+from edgeprune.statistics.hypothesis_tests import (
     LEVEL,
     QUANTILE,
     HypothesisTest,
@@ -94,7 +94,7 @@ class EdgeSignificance:
         return json_value({"edge": self.edges[place], **{name: part[place] for name, part in figures.items()}})
 
 
-def minimality(
+def minimality_test(
     effects: Tensor,
     references: Tensor,
     edges: Sequence[str] | None = None,

@@ -12,11 +12,11 @@ from datamodules.tasks.base import TokenPair
 from edgeprune.compiled import true_circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.evaluator import Evaluator
-from edgeprune.evaluation.hypothesis import SQUARED_SCORE, HypothesisOptions, run_tests
-from edgeprune.evaluation.random_paths import inflations, path_circuit
+from edgeprune.evaluation.hypothesis import SQUARED_SCORE, HypothesisOptions, run_hypothesis_tests
+from edgeprune.evaluation.random_paths import inflated_circuits, path_circuit
 from edgeprune.methods.problem import Problem
 from edgeprune.metrics.examples import ExampleValues
-from edgeprune.statistics.significance import minimality
+from edgeprune.statistics.significance import minimality_test
 from tests.methods.small_problems import compiled_problem, problem, random_pairs, tiny
 
 FEW = HypothesisOptions(num_random=3, permutations=50)
@@ -39,7 +39,7 @@ def answered() -> Evaluator:
 
 
 def test_the_full_circuit_is_equivalent_and_leaves_the_corrupted_run(answered: Evaluator) -> None:
-    found = run_tests(answered, answered.graph.exists, options=FEW)
+    found = run_hypothesis_tests(answered, answered.graph.exists, options=FEW)
     assert found["equivalence"].details["num_equal"] == 40
     assert found["equivalence"].p_value == pytest.approx(1)
     assert found["sufficiency"].p_value == found["partial_necessity"].p_value == 1.0  # random ones have all edges, too
@@ -48,7 +48,7 @@ def test_the_full_circuit_is_equivalent_and_leaves_the_corrupted_run(answered: E
 
 def test_the_empty_circuit_is_not_equivalent_and_leaves_the_model(answered: Evaluator) -> None:
     """The corrupted run is behind on every example; what is left is the model itself."""
-    found = run_tests(answered, answered.graph.exists & False, options=FEW)
+    found = run_hypothesis_tests(answered, answered.graph.exists & False, options=FEW)
     assert found["equivalence"].details["num_below"] >= 38
     assert found["equivalence"].rejected is True
     assert found["independence"].p_value == 1 / 51
@@ -70,7 +70,7 @@ def test_one_call_of_the_evaluator(answered: Evaluator, monkeypatch: pytest.Monk
         return original(self, gates, what, measures)
 
     monkeypatch.setattr(Evaluator, "__call__", counted)
-    run_tests(answered, answered.graph.exists, options=FEW)
+    run_hypothesis_tests(answered, answered.graph.exists, options=FEW)
     assert asked == [(1 + 2 * 4, ("logit_difference", "kl"))]
 
 
@@ -89,7 +89,7 @@ def test_better_means_what_it_says_in_any_measure(answered: Evaluator) -> None:
     }
     for faithfulness, losses in worse.items():
         options = HypothesisOptions(num_random=5, permutations=5)
-        found = run_tests(judge, keep, faithfulness=faithfulness, options=options)
+        found = run_hypothesis_tests(judge, keep, faithfulness=faithfulness, options=options)
         assert found["sufficiency"].statistic == sum(float(loss) <= float(losses[0]) for loss in losses[1:]) / 5
 
 
@@ -98,13 +98,13 @@ def test_a_known_circuit_beats_random_ones_of_its_size() -> None:
     judge = evaluator_of(compiled_problem("reverse", number=40))
     keep = judge.graph.keep_matrix(true_circuit("reverse", "interchange"))
     options = HypothesisOptions(num_random=20, permutations=20)
-    found = run_tests(judge, keep, "nll", "squared_error", options)
+    found = run_hypothesis_tests(judge, keep, "nll", "squared_error", options)
     assert found["equivalence"].details["num_equal"] == 40
     assert found["sufficiency"].p_value == pytest.approx(1 / 21)
     sharing = sum(bool((path_circuit(judge.graph, 2, seed) & keep).any()) for seed in range(20))
     assert found["partial_necessity"].p_value == pytest.approx((1 + sharing) / 21)
     useless = judge.graph.keep_matrix(["tok_embed->logits"])
-    assert run_tests(judge, useless, "nll", "squared_error", FEW)["sufficiency"].p_value > 0.5
+    assert run_hypothesis_tests(judge, useless, "nll", "squared_error", FEW)["sufficiency"].p_value > 0.5
 
 
 def test_edges_of_a_known_circuit_matter_more_than_random_ones() -> None:
@@ -117,10 +117,10 @@ def test_edges_of_a_known_circuit_matter_more_than_random_ones() -> None:
     for name in (*names, idle):
         knocked_out.append(keep.clone())
         knocked_out[-1][judge.graph.index(name)] = False
-    random = inflations(judge.graph, keep, 60)
+    random = inflated_circuits(judge.graph, keep, 60)
     losses = judge([keep, *knocked_out, *random.gates], measures=["squared_error"]).figures()[:, 0]
     effects = losses[1 : 1 + len(knocked_out)] - losses[0]
-    found = minimality(effects, random.effects(losses[1 + len(knocked_out) :]), (*names, idle)).to_dict()
+    found = minimality_test(effects, random.effects(losses[1 + len(knocked_out) :]), (*names, idle)).to_dict()
     assert [row["edge"] for row in found["not_significant"]] == [idle] == found["superfluous"]
     assert found["rejected"] is True
 
@@ -128,12 +128,14 @@ def test_edges_of_a_known_circuit_matter_more_than_random_ones() -> None:
 def test_measures_that_are_not_defined_are_not_tested() -> None:
     """Pairs of a compiled program have no distractors, so no logit difference."""
     judge = evaluator_of(compiled_problem("reverse", number=8))
-    found = run_tests(judge, judge.graph.exists, faithfulness=SQUARED_SCORE, options=FEW)
+    found = run_hypothesis_tests(judge, judge.graph.exists, faithfulness=SQUARED_SCORE, options=FEW)
     assert [test.rejected for test in found.tests] == [None] * 4
 
 
 def test_without_random_circuits(answered: Evaluator) -> None:
-    found = run_tests(answered, answered.graph.exists, options=HypothesisOptions(num_random=0, permutations=5))
+    found = run_hypothesis_tests(
+        answered, answered.graph.exists, options=HypothesisOptions(num_random=0, permutations=5)
+    )
     assert (found["sufficiency"].rejected, found["equivalence"].rejected) == (None, False)
     assert found.to_dict()["random_edges"] is None
 
@@ -142,6 +144,6 @@ def test_what_is_refused(answered: Evaluator) -> None:
     with pytest.raises(EdgepruneError, match="random one of paths, edges, got 5 and 'nodes'"):
         HypothesisOptions(num_random=5, random="nodes")  # type: ignore[arg-type]
     with pytest.raises(EdgepruneError, match="measure must be one of"):
-        run_tests(answered, answered.graph.exists, "beauty", options=FEW)
+        run_hypothesis_tests(answered, answered.graph.exists, "beauty", options=FEW)
     with pytest.raises(EdgepruneError, match="keep has shape"):
-        run_tests(answered, torch.ones(2, 2), options=FEW)
+        run_hypothesis_tests(answered, torch.ones(2, 2), options=FEW)

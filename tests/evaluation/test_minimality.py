@@ -13,7 +13,7 @@ from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import IGNORE
 from edgeprune.compiled import true_circuit
 from edgeprune.errors import EdgepruneError
-from edgeprune.evaluation import one_less
+from edgeprune.evaluation import leave_one_out
 from edgeprune.evaluation.brute_force import BruteForce, brute_force
 from edgeprune.evaluation.effects import MarginalEffects, compare
 from edgeprune.evaluation.evaluator import Evaluator
@@ -130,7 +130,7 @@ def test_cuts_memory_and_order_change_nothing(reuse: bool, monkeypatch: pytest.M
     ((batch,), runs) = evaluator(model, cuts=()).batches, ReferenceRuns(model, "interchange")
     shuffled = marginal_effects(Evaluator(model, runs, [batch.rows(order)], "train"), keep, reuse=reuse)
     assert shuffled.index.tolist() == order.tolist()
-    monkeypatch.setattr(one_less, "VALUES_AT_ONCE", 25)
+    monkeypatch.setattr(leave_one_out, "VALUES_AT_ONCE", 25)
     in_parts = marginal_effects(judge, keep, reuse=reuse)
     assert expected.changes is not None
     assert shuffled.changes is not None

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.evaluation.random_paths import RandomPaths, inflations, path_circuit
+from edgeprune.evaluation.random_paths import RandomPaths, inflated_circuits, path_circuit
 from edgeprune.graph import ArchSpec, EdgeGraph
 
 GRAPHS = {
@@ -66,7 +66,7 @@ def test_every_edge_comes_up() -> None:
 def test_inflated_circuits(graph: EdgeGraph) -> None:
     """One path more, without one new edge of it; what was in the circuit stays."""
     keep = path_circuit(graph, graph.num_edges // 4)
-    found = inflations(graph, keep, 12, seed=3)
+    found = inflated_circuits(graph, keep, 12, seed=3)
     assert len(found.gates) == 24
     for number, (reader, writer) in enumerate(found.edges.tolist()):
         inflated, without = found.gates[number], found.gates[12 + number]
@@ -74,13 +74,13 @@ def test_inflated_circuits(graph: EdgeGraph) -> None:
         assert (inflated & ~without).nonzero().tolist() == [[reader, writer]]
         assert not (keep & ~without).any()
         assert not graph.dangling(inflated).any()
-    again = inflations(graph, keep, 12, seed=3)
+    again = inflated_circuits(graph, keep, 12, seed=3)
     assert all(torch.equal(one, other) for one, other in zip(found.gates, again.gates, strict=True))
 
 
 def test_effects_are_losses_without_minus_losses_with() -> None:
     graph = EdgeGraph(GRAPHS["plain"])
-    found = inflations(graph, graph.exists & False, 2)
+    found = inflated_circuits(graph, graph.exists & False, 2)
     assert found.effects(torch.tensor([1.0, 2.0, 5.0, 1.5])).tolist() == [4.0, -0.5]
     with pytest.raises(EdgepruneError, match=r"4 circuits need as many losses, got shape \(2,\)"):
         found.effects(torch.ones(2))
@@ -89,8 +89,8 @@ def test_effects_are_losses_without_minus_losses_with() -> None:
 def test_what_is_refused() -> None:
     graph = EdgeGraph(GRAPHS["plain"])
     with pytest.raises(EdgepruneError, match="of a circuit that lacks an edge"):
-        inflations(graph, graph.exists, 3)
+        inflated_circuits(graph, graph.exists, 3)
     with pytest.raises(EdgepruneError, match="cannot add 0 random paths"):
-        inflations(graph, graph.exists & False, 0)
+        inflated_circuits(graph, graph.exists & False, 0)
     with pytest.raises(EdgepruneError, match=f"num_edges must be 0 to {graph.num_edges}"):
         path_circuit(graph, graph.num_edges + 1)

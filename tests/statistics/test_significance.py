@@ -7,14 +7,14 @@ import torch
 from scipy.stats import binomtest
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.statistics.significance import benjamini_hochberg, bonferroni, minimality
+from edgeprune.statistics.significance import benjamini_hochberg, bonferroni, minimality_test
 
 NAN = float("nan")
 
 
 def test_ranks_among_random_edges() -> None:
     """Three references; a tie counts against the edge."""
-    found = minimality(torch.tensor([5.0, 2.0, 0.5, NAN]), torch.tensor([1.0, 2.0, 3.0, NAN]))
+    found = minimality_test(torch.tensor([5.0, 2.0, 0.5, NAN]), torch.tensor([1.0, 2.0, 3.0, NAN]))
     assert found.num_references == 3
     assert found.p_values[:3].tolist() == [1 / 4, 3 / 4, 4 / 4]
     assert found.p_values[3].isnan()
@@ -23,7 +23,7 @@ def test_ranks_among_random_edges() -> None:
 
 def test_superfluous_edges_are_those_of_the_paper() -> None:
     references = torch.arange(100.0)
-    found = minimality(torch.tensor([200.0, 95.5, 70.5]), references, ["a", "b", "c"])
+    found = minimality_test(torch.tensor([200.0, 95.5, 70.5]), references, ["a", "b", "c"])
     expected = [binomtest(count, 100, 0.9, alternative="less").pvalue for count in (100, 96, 71)]
     assert found.superfluous_p_values.tolist() == pytest.approx(expected)
     assert found.test.p_value == pytest.approx(3 * expected[2])
@@ -46,11 +46,11 @@ def test_corrections_by_hand() -> None:
 def test_a_minimal_circuit_and_one_of_random_edges() -> None:
     generator = torch.Generator().manual_seed(0)
     references = torch.randn(999, generator=generator)
-    good = minimality(10 + torch.randn(20, generator=generator), references, correction="bonferroni")
+    good = minimality_test(10 + torch.randn(20, generator=generator), references, correction="bonferroni")
     assert good.significant.all()
     assert good.test.rejected is False
     assert good.to_dict()["not_significant"] == good.to_dict()["superfluous"] == []
-    bad = minimality(torch.randn(20, generator=generator), references)
+    bad = minimality_test(torch.randn(20, generator=generator), references)
     assert bad.to_dict()["num_significant"] == 0
     assert bad.test.rejected is True
     assert len(bad.to_dict()["superfluous"]) > 10
@@ -60,11 +60,12 @@ def test_a_minimal_circuit_and_one_of_random_edges() -> None:
 
 
 def test_few_references_show_nothing() -> None:
-    found = minimality(torch.full((10,), 9.0), torch.zeros(20)).to_dict()
+    found = minimality_test(torch.full((10,), 9.0), torch.zeros(20)).to_dict()
     assert found["least_p_value"] == 1 / 21
     assert found["num_significant"] == 10  # false discoveries: 1/21 for all alike
     assert (
-        minimality(torch.full((10,), 9.0), torch.zeros(20), correction="bonferroni").to_dict()["num_significant"] == 0
+        minimality_test(torch.full((10,), 9.0), torch.zeros(20), correction="bonferroni").to_dict()["num_significant"]
+        == 0
     )
 
 
@@ -73,7 +74,7 @@ def test_few_references_show_nothing() -> None:
     [(torch.zeros(0), torch.ones(3)), (torch.ones(2), torch.ones(0)), (torch.tensor([NAN]), torch.ones(3))],
 )
 def test_nothing_to_test(effects: torch.Tensor, references: torch.Tensor) -> None:
-    found = minimality(effects, references)
+    found = minimality_test(effects, references)
     assert found.test.rejected is None
     plain = json.loads(json.dumps(found.to_dict()))
     assert plain["p_value"] is plain["statistic"] is None
@@ -82,8 +83,8 @@ def test_nothing_to_test(effects: torch.Tensor, references: torch.Tensor) -> Non
 
 def test_what_is_refused() -> None:
     with pytest.raises(EdgepruneError, match="correction must be one of benjamini_hochberg, bonferroni, got 'none'"):
-        minimality(torch.ones(1), torch.ones(1), correction="none")  # type: ignore[arg-type]
+        minimality_test(torch.ones(1), torch.ones(1), correction="none")  # type: ignore[arg-type]
     with pytest.raises(EdgepruneError, match="2 effects need as many names of edges, got 1"):
-        minimality(torch.ones(2), torch.ones(1), ["a"])
+        minimality_test(torch.ones(2), torch.ones(1), ["a"])
     with pytest.raises(EdgepruneError, match="quantile must be between 0 and 1, got 0"):
-        minimality(torch.ones(2), torch.ones(1), quantile=0)
+        minimality_test(torch.ones(2), torch.ones(1), quantile=0)

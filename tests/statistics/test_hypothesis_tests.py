@@ -10,7 +10,7 @@ from scipy.stats import binom, binomtest
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.statistics.tests import (
+from edgeprune.statistics.hypothesis_tests import (
     equivalence,
     independence,
     partial_necessity,
