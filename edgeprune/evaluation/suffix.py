@@ -27,6 +27,7 @@ from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.controls import circuit_nodes, columns, without_nodes
 from edgeprune.evaluation.evaluator import Evaluator, open_edges
+from edgeprune.evaluation.random_sets import Nodes, draw
 from edgeprune.graph import EdgeGraph
 from edgeprune.json_numbers import json_fields, json_numbers
 from edgeprune.metrics.measure import logits_of_each
@@ -35,7 +36,6 @@ from edgeprune.models.masked import MaskedModel
 SPACES = ("stream", "logits", "logits_centred")
 FIGURES = ("relative_change", "norm_ratio", "cosine")
 ROUNDING = 1e-6  # relative: changes of the same set, run beside other circuits, differ by so much in float32
-Nodes = tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +165,7 @@ def draw_like(graph: EdgeGraph, strata: list[Nodes], sizes: list[int], seed: int
     generator = torch.Generator().manual_seed(seed)
     drawn = set[str]()
     for stratum, size in zip(strata, sizes, strict=True):
-        drawn |= {stratum[place] for place in torch.randperm(len(stratum), generator=generator)[:size].tolist()}
+        drawn.update(draw(stratum, size, generator))
     return tuple(node for node in graph.writers if node in drawn)
 
 

@@ -68,7 +68,7 @@ def kl_answers(full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
     Mean over the positions with at least two answers; NaN for an example without any.
     """
     ids = _all_answers(batch)
-    first, second = (_at_sets(logits, ids, torch.finfo(logits.dtype).min) for logits in (full, circuit))
+    first, second = (at_ids(logits, ids, torch.finfo(logits.dtype).min) for logits in (full, circuit))
     return _mean(kl_divergence(first, second), _with_two(batch, ids))
 
 
@@ -112,9 +112,9 @@ def logit_difference_sets(logits: Tensor, batch: PairBatch) -> Tensor:
     Mean over the positions at which a right and a wrong answer are known; NaN for an example without any.
     """
     right, wrong = (
-        _at_sets(logits, ids, 0.0).sum(-1) / (ids != IGNORE).sum(-1) for ids in (batch.answers, batch.wrong_answers)
+        at_ids(logits, ids, 0.0).sum(-1) / (ids != IGNORE).sum(-1) for ids in (batch.answers, batch.wrong_answers)
     )
-    return _mean(right - wrong, batch.position_mask & _any(batch.answers) & _any(batch.wrong_answers))
+    return _mean(right - wrong, batch.position_mask & _known(batch.answers) & _known(batch.wrong_answers))
 
 
 def logit_difference_max(logits: Tensor, batch: PairBatch) -> Tensor:
@@ -123,7 +123,7 @@ def logit_difference_max(logits: Tensor, batch: PairBatch) -> Tensor:
     Mean over the positions at which the target and a wrong answer are known; NaN for an example without any.
     `logits` may be log-probabilities: the difference is the same.
     """
-    wrong = _at_sets(logits, batch.wrong_answers, -torch.inf).amax(-1)
+    wrong = at_ids(logits, batch.wrong_answers, -torch.inf).amax(-1)
     mask = batch.position_mask & (batch.targets != IGNORE) & wrong.isfinite()
     return _mean(_at(logits, batch.targets) - wrong, mask)
 
@@ -135,8 +135,8 @@ def probability_difference_sets(logits: Tensor, batch: PairBatch) -> Tensor:
     `logits` may be log-probabilities: their softmax is the same.
     """
     probabilities = logits.softmax(-1)
-    right, wrong = (_at_sets(probabilities, ids, 0.0).sum(-1) for ids in (batch.answers, batch.wrong_answers))
-    return _mean(right - wrong, batch.position_mask & _any(batch.answers))
+    right, wrong = (at_ids(probabilities, ids, 0.0).sum(-1) for ids in (batch.answers, batch.wrong_answers))
+    return _mean(right - wrong, batch.position_mask & _known(batch.answers))
 
 
 # -------------------------------------------------------------------- order
@@ -192,7 +192,7 @@ def kendall_tau(full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
     ids = _all_answers(batch)
     known = ids != IGNORE
     pairs = known[..., :, None] & known[..., None, :]
-    first, second = (_order(_at_sets(logits, ids, 0.0)).masked_fill(~pairs, 0.0) for logits in (full, circuit))
+    first, second = (_order(at_ids(logits, ids, 0.0)).masked_fill(~pairs, 0.0) for logits in (full, circuit))
     untied = first.abs().sum((-2, -1)) * second.abs().sum((-2, -1))
     return _mean((first * second).sum((-2, -1)) / untied.sqrt(), _with_two(batch, ids))
 
@@ -229,7 +229,7 @@ def _all_answers(batch: PairBatch) -> Tensor:
     return torch.cat([batch.answers, batch.wrong_answers], -1)
 
 
-def _any(ids: Tensor) -> Tensor:
+def _known(ids: Tensor) -> Tensor:
     return (ids != IGNORE).any(-1)
 
 
@@ -238,6 +238,6 @@ def _with_two(batch: PairBatch, ids: Tensor) -> Tensor:
     return batch.position_mask & ((ids != IGNORE).sum(-1) > 1)
 
 
-def _at_sets(values: Tensor, ids: Tensor, absent: float) -> Tensor:
+def at_ids(values: Tensor, ids: Tensor, absent: float) -> Tensor:
     """`values` at each token id of `[batch, positions, num]`; `absent` where there is none."""
     return values.gather(-1, ids.clamp(min=0)).masked_fill(ids == IGNORE, absent)

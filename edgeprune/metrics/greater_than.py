@@ -53,7 +53,8 @@ def probability_difference_two_digit(logits: Tensor, batch: PairBatch) -> Tensor
 
 def probability_difference_10(logits: Tensor, batch: PairBatch) -> Tensor:
     """P(YY < end <= YY + 10) - P(YY - 10 <= end < YY) among the two-digit numbers; NaN where digits are tokens."""
-    above, below = _numbers(logits, batch)
+    probs = logits[:, :1].log_softmax(-1).exp()
+    above, below = (functional.at_ids(probs, ids[:, :1], 0.0)[:, 0] for ids in (batch.answers, batch.wrong_answers))
     total = above.sum(-1) + below.sum(-1)
     num_below = _known(batch.wrong_answers[:, 0]).sum(-1, keepdim=True)  # with YY, the last
     distance = num_below - 1 - _places(below)  # of each number from YY
@@ -70,27 +71,18 @@ def kendall_tau(full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
 def _masses(logits: Tensor, batch: PairBatch) -> _Masses:
     """Sums over all numbers: those that a position decides count as often as its teacher-forced prefix is likely."""
     probs = logits.log_softmax(-1).exp()
-    above, wrong = (_at(probs, ids) for ids in (batch.answers, batch.wrong_answers))  # [batch, positions, tokens]
+    above, wrong = (
+        functional.at_ids(probs, ids, 0.0) for ids in (batch.answers, batch.wrong_answers)
+    )  # [batch, positions, tokens]
     ends = _places(batch.targets) == batch.position_mask.sum(-1, keepdim=True) - 1  # where the number ends
     undecided = (batch.answers == batch.targets[..., None]) & ~ends[..., None]
     above = above.masked_fill(undecided, 0.0)
-    target = _at(probs, batch.targets[..., None]).squeeze(-1)  # [batch, positions]
+    target = functional.at_ids(probs, batch.targets[..., None], 0.0).squeeze(-1)  # [batch, positions]
     reached = torch.cat([torch.ones_like(target[:, :1]), target[:, :-1]], -1).cumprod(-1) * batch.position_mask
     last = _known(batch.wrong_answers).sum(-1, keepdim=True) - 1
     own = wrong.gather(-1, last.clamp(min=0)).squeeze(-1)
     equal = (reached * own * ends).sum(-1)
     return _Masses((reached * above.sum(-1)).sum(-1), (reached * wrong.sum(-1)).sum(-1) - equal, equal)
-
-
-def _numbers(logits: Tensor, batch: PairBatch) -> tuple[Tensor, Tensor]:
-    """Probabilities of the right and of the wrong tokens of the first position, each `[batch, tokens]`."""
-    probs = logits[:, :1].log_softmax(-1).exp()
-    return _at(probs, batch.answers[:, :1])[:, 0], _at(probs, batch.wrong_answers[:, :1])[:, 0]
-
-
-def _at(probs: Tensor, ids: Tensor) -> Tensor:
-    """Probabilities at `ids`, 0 where there is none."""
-    return probs.gather(-1, ids.clamp(min=0)).masked_fill(~_known(ids), 0.0)
 
 
 def _known(ids: Tensor) -> Tensor:

@@ -28,9 +28,9 @@ from edgeprune.metrics.examples import ExampleValues
 from edgeprune.metrics.normalise import normalise
 from edgeprune.metrics.registry import measure_named
 from edgeprune.statistics.paired import paired_differences
-from edgeprune.statistics.seeds import spread_of_seeds
+from edgeprune.statistics.seeds import over_seeds, spread_of_seeds
 from edgeprune.statistics.significance import minimality_test
-from edgeprune.statistics.uncertainty import Intervals, Resampling, bootstrap, bootstrap_of, by_label, over_seeds
+from edgeprune.statistics.uncertainty import Intervals, Resampling, bootstrap, bootstrap_of, by_label
 
 SCHEMA = "edgeprune-evaluation/1"
 Section = dict[str, Any]

@@ -12,7 +12,16 @@ from torch import Tensor
 from edgeprune.errors import EdgepruneError
 from edgeprune.json_numbers import json_fields
 from edgeprune.metrics.examples import ExampleValues
-from edgeprune.statistics.uncertainty import BLOCK, DRAWS, LEVEL, ROUNDING, Figure, Resampling, ends, only, resamples
+from edgeprune.statistics.uncertainty import (
+    BLOCK,
+    DRAWS,
+    LEVEL,
+    ROUNDING,
+    Figure,
+    Resampling,
+    interval_bounds,
+    resamples,
+)
 
 PERMUTATIONS = 10_000  # the smallest p-value is then 1e-4
 AT_ONCE = 2**17  # numbers of several pairs of circuits in one step: 1 MB in float64, what stays in a processor's cache
@@ -74,7 +83,7 @@ def paired_difference(
         seed: Of the draws and of the exchanges.
         permutations: Random exchanges, and the most that are tried in turn.
     """
-    pair = only(values.circuits([first, second]), [measure])
+    pair = values.circuits([first, second]).only([measure])
     return paired_differences(pair, draws, level, seed, permutations)[0][measure]
 
 
@@ -107,7 +116,7 @@ def paired_differences(
     resampling = Resampling(draws, level, seed)
     pairs = torch.combinations(torch.arange(values.num_circuits)).T  # [2, pair], in the order of itertools
     found = [dict[str, Difference]() for _ in range(pairs.shape[1])]
-    groups = [group for name in values.measures for group in _groups(only(values, [name]), pairs)]
+    groups = [group for name in values.measures for group in _groups(values.only([name]), pairs)]
     done, total = 0.0, len(found) * len(values.measures)
     groups.sort(key=lambda group: group.num_examples)
     for num_examples, alike in groupby(groups, lambda group: group.num_examples):
@@ -217,7 +226,7 @@ class _Group:
             one, other = (drawn[circuits] for circuits in self.pairs[:, part])
             by = one - other
             by = by.masked_fill(by.abs() < ROUNDING * torch.maximum(one.abs(), other.abs()), 0.0)  # order of sums
-            low, high, _ = ends(self.found[part], by.T, level)
+            low, high, _ = interval_bounds(self.found[part], by.T, level)
             columns = (self.places[part], self.found[part], low, high, self.as_large[part])
             for place, value, lower, upper, as_large in zip(*(column.tolist() for column in columns), strict=True):
                 yield place, Figure(value, lower, upper, self.num_examples), as_large

@@ -6,10 +6,12 @@ of the smallest: a method that trains keeps not quite as many edges with every s
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any, final
 
 from edgeprune.circuit import Circuit
-from edgeprune.statistics.uncertainty import over_seeds
+from edgeprune.json_numbers import json_fields
 
 ALIKE = 1.1  # most edges of a group / fewest
 KINDS = ("measures", "normalised")
@@ -66,9 +68,53 @@ def spread_of_seeds(circuits: Sequence[Circuit], rows: Sequence[Mapping[str, Any
 
 
 def _spread(figures: Sequence[Mapping[str, Mapping[str, float | None]]]) -> Section:
-    values = [{name: _number(figure["value"]) for name, figure in row.items()} for row in figures]
+    values = [{name: figure["value"] for name, figure in row.items()} for row in figures]
     return {name: spread.to_dict() for name, spread in over_seeds(values).items()}
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
+# -------------------------------------------------------------------- figures over seeds
+@final
+@dataclass(frozen=True)
+class Spread:
+    """One figure over seeds.
+
+    `to_dict` has the same keys, None where undefined.
+
+    Attributes:
+        mean: Over the seeds for which the figure is defined; NaN where there is none.
+        deviation: Standard deviation with n - 1 in the denominator; NaN for fewer than two seeds.
+        minimum: The smallest.
+        maximum: The largest.
+        num_seeds: Seeds for which it is defined.
+    """
+
+    mean: float
+    deviation: float
+    minimum: float
+    maximum: float
+    num_seeds: int
+
+    def to_dict(self) -> dict[str, float | int | None]:
+        """Plain values."""
+        return json_fields(self)
+
+
+def over_seeds(figures: Sequence[Mapping[str, float | None]]) -> dict[str, Spread]:
+    """How a figure varies between circuits that differ in nothing but the seed they were found with.
+
+    Args:
+        figures: For each seed its figures by name; a name may be missing, None or NaN for some.
+    """
+    found: dict[str, list[float]] = {name: [] for row in figures for name in row}
+    for row in figures:
+        for name, value in row.items():
+            if value is not None and math.isfinite(value):
+                found[name].append(value)
+    return {name: _spread_of(values) for name, values in found.items()}
+
+
+def _spread_of(values: Sequence[float]) -> Spread:
+    if not values:
+        return Spread(math.nan, math.nan, math.nan, math.nan, 0)
+    deviation = stdev(values) if len(values) > 1 else math.nan
+    return Spread(fmean(values), deviation, min(values), max(values), len(values))

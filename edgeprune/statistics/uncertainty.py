@@ -1,11 +1,10 @@
-"""How sure a figure is: intervals over examples, figures by label, spread over seeds.
+"""How sure a figure is: intervals over examples, and figures by label.
 
 Examples are what is drawn at random. An interval says how far a figure would move on other examples of the same task;
-it says nothing about other seeds of a method (`over_seeds`) or other tasks. For the difference of two circuits see
+it says nothing about other seeds of a method (see `seeds`) or other tasks. For the difference of two circuits see
 `edgeprune.statistics.paired`.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -169,18 +168,10 @@ def bootstrap_of(
         that the function gets are defined, for all circuits.
     """
     resampling = Resampling(draws, level, seed)
-    chosen = values if measures is None else only(values, measures)
+    chosen = values if measures is None else values.only(measures)
     point, low, high, used = _bounds(chosen, function, resampling)
     number = int(chosen.known.all(0).all(0).sum())
     return Intervals(point, low, high, torch.full_like(used, number), used, resampling)
-
-
-def only(values: ExampleValues, measures: Sequence[str]) -> ExampleValues:
-    """Some of the measures, in the order asked for."""
-    if missing := [name for name in measures if name not in values.measures]:
-        raise EdgepruneError(f"measure {missing[0]!r} was not taken; there are {', '.join(values.measures)}")
-    places = [values.measures.index(name) for name in measures]
-    return ExampleValues(tuple(measures), values.values[:, places], values.weights[:, places], values.index)
 
 
 def _same(figures: Tensor) -> Tensor:
@@ -191,10 +182,10 @@ def _bounds(values: ExampleValues, function: Function, resampling: Resampling) -
     """Value, lower end, upper end of a function of figures, and the draws in which it is defined."""
     point = function(values.figures()[None])[0].double()
     drawn = torch.cat([function(figures).double() for figures in _drawn_figures(values, resampling)])
-    return point, *ends(point, drawn, resampling.level)
+    return point, *interval_bounds(point, drawn, resampling.level)
 
 
-def ends(point: Tensor, drawn: Tensor, level: float) -> tuple[Tensor, Tensor, Tensor]:
+def interval_bounds(point: Tensor, drawn: Tensor, level: float) -> tuple[Tensor, Tensor, Tensor]:
     """Lower and upper ends of intervals, and the draws that are finite, `[...]` each.
 
     Args:
@@ -243,7 +234,7 @@ def _percentiles(drawn: Tensor, shares: Sequence[float]) -> tuple[list[Tensor], 
     return found, used
 
 
-# -------------------------------------------------------------------- labels and seeds
+# -------------------------------------------------------------------- labels
 @final
 @dataclass(frozen=True, eq=False)
 class Breakdown:
@@ -304,48 +295,3 @@ def by_label(
     }
     sizes = {name: {value: part.num_examples for value, part in found.items()} for name, found in parts.items()}
     return Breakdown(groups, sizes, skipped, max_values, Resampling(draws, level, seed))
-
-
-@final
-@dataclass(frozen=True)
-class Spread:
-    """One figure over seeds.
-
-    `to_dict` has the same keys, None where undefined.
-
-    Attributes:
-        mean: Over the seeds for which the figure is defined; NaN where there is none.
-        deviation: Standard deviation with n - 1 in the denominator; NaN for fewer than two seeds.
-        minimum: The smallest.
-        maximum: The largest.
-        num_seeds: Seeds for which it is defined.
-    """
-
-    mean: float
-    deviation: float
-    minimum: float
-    maximum: float
-    num_seeds: int
-
-    def to_dict(self) -> dict[str, float | int | None]:
-        """Plain values."""
-        return json_fields(self)
-
-
-def over_seeds(figures: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
-    """How a figure varies between circuits that differ in nothing but the seed they were found with.
-
-    Args:
-        figures: For each seed its figures by name; a name may be missing or NaN for some.
-    """
-    names = dict.fromkeys(name for row in figures for name in row)
-    return {name: _spread([row[name] for row in figures if math.isfinite(row.get(name, math.nan))]) for name in names}
-
-
-def _spread(found: Sequence[float]) -> Spread:
-    if not found:
-        return Spread(math.nan, math.nan, math.nan, math.nan, 0)
-    mean = math.fsum(found) / len(found)
-    squares = math.fsum((value - mean) ** 2 for value in found)
-    deviation = math.sqrt(squares / (len(found) - 1)) if len(found) > 1 else math.nan
-    return Spread(mean, deviation, min(found), max(found), len(found))

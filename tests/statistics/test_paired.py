@@ -12,7 +12,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.metrics.examples import ExampleValues
 from edgeprune.statistics import paired
 from edgeprune.statistics.paired import paired_difference, paired_differences
-from edgeprune.statistics.uncertainty import Figure, bootstrap_of, only
+from edgeprune.statistics.uncertainty import Figure, bootstrap_of
 from tests.statistics.test_uncertainty import NAN, normal, of
 
 
@@ -90,7 +90,7 @@ def several(num_examples: int) -> ExampleValues:
 
 def one_pair(values: ExampleValues, measure: str, draws: int, permutations: int) -> tuple[float, float, float, float]:
     """Difference, interval and p-value of the two circuits, each exchange made as such."""
-    pair = only(values, [measure])
+    pair = values.only([measure])
     pair = pair.examples(pair.known.all(0)[0])
     interval = bootstrap_of(pair, lambda figures: figures[:, 0, 0] - figures[:, 1, 0], draws)
     number, exact = pair.num_examples, 2**pair.num_examples <= permutations

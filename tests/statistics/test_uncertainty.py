@@ -12,13 +12,13 @@ from torch import Tensor
 from edgeprune.errors import EdgepruneError
 from edgeprune.metrics.examples import ExampleValues
 from edgeprune.statistics import uncertainty
+from edgeprune.statistics.seeds import over_seeds
 from edgeprune.statistics.uncertainty import (
     Figure,
     Resampling,
     bootstrap,
     bootstrap_of,
     by_label,
-    over_seeds,
     resamples,
 )
 
