@@ -15,7 +15,7 @@ import torch
 from edgeprune.circuit import Circuit
 from edgeprune.comparison.roc import Curve
 from edgeprune.errors import EdgepruneError
-from edgeprune.evaluation.mib import SHARES, Rule, chosen_edges, counted_edges, rule_for
+from edgeprune.evaluation.mib_circuits import SHARES, Rule, chosen_edges, counted_edges, rule_for
 from edgeprune.graph import EdgeGraph
 from edgeprune.json_numbers import json_fields
 

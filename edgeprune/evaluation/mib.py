@@ -15,9 +15,9 @@ carry most of the weight: half of the axis lies between the circuits of 50 % and
 Source: MIB (arXiv 2504.13151) and its repository hannamw/MIB-circuit-track, `MIB_circuit_track/evaluation.py`.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, final, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -25,15 +25,23 @@ from torch import Tensor
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.evaluator import Evaluator
+from edgeprune.evaluation.mib_circuits import (
+    SHARES,
+    Rule,
+    ShareCircuit,
+    chosen_edges,
+    counted_edges,
+    largest_fitting,
+    mib_graph,
+    rule_for,
+)
 from edgeprune.graph import EdgeGraph
 from edgeprune.json_numbers import json_fields
-from edgeprune.methods.selection import greedy, prune_dangling, top_n
 from edgeprune.metrics.examples import ExampleValues
 from edgeprune.metrics.normalise import normalise
 
-Rule = Literal["top_n", "greedy"]
-SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # of the edges, as MIB asks for them
-GROWN = ("information_flow_routes",)  # methods whose circuits MIB grows from the logits
+CurveRule = Literal["top_n", "greedy", "circuits"]
+Ranking = Literal["signed", "absolute"]
 
 
 # -------------------------------------------------------------------- areas
@@ -113,9 +121,9 @@ class MibCurve:
 
     graph: EdgeGraph
     values: ExampleValues
-    chosen: "tuple[ShareCircuit, ...]"
-    rule: Literal["top_n", "greedy", "circuits"]
-    ranking: Literal["signed", "absolute"] | None
+    chosen: tuple[ShareCircuit, ...]
+    rule: CurveRule
+    ranking: Ranking | None
     num_circuits: int
     split: str
     ablation: str
@@ -129,18 +137,16 @@ class MibCurve:
     def points(self) -> tuple[MibPoint, ...]:
         """The ten circuits."""
         figures = self.figures
-        found = zip(self.chosen, figures[2:].tolist(), mib_faithfulness(figures).tolist(), strict=True)
+        columns = (self.chosen, self.kept_shares, figures[2:].tolist(), mib_faithfulness(figures).tolist())
         return tuple(
-            MibPoint(
-                one.requested, one.num_asked, one.num_kept, one.num_kept / self.graph.num_edges, one.circuit, *values
-            )
-            for one, *values in found
+            MibPoint(one.requested, one.num_asked, one.num_kept, kept, one.circuit, value, faithfulness)
+            for one, kept, value, faithfulness in zip(*columns, strict=True)
         )
 
     @property
     def kept_shares(self) -> tuple[float, ...]:
         """Share of the edges that each circuit really has, rising."""
-        return tuple(choice.num_kept / self.graph.num_edges for choice in self.chosen)
+        return tuple(one.num_kept / self.graph.num_edges for one in self.chosen)
 
     @property
     def areas(self) -> dict[str, float]:
@@ -153,12 +159,12 @@ class MibCurve:
     @property
     def missing(self) -> tuple[float, ...]:
         """Shares for which no circuit given was small enough: the empty one stands in."""
-        return tuple(choice.requested for choice in self.chosen if choice.stands_in)
+        return tuple(one.requested for one in self.chosen if one.stands_in)
 
     @property
     def unused(self) -> tuple[int, ...]:
         """Numbers of the circuits given that no share takes."""
-        used = {choice.circuit for choice in self.chosen}
+        used = {one.circuit for one in self.chosen}
         return tuple(number for number in range(self.num_circuits) if number not in used)
 
     def to_dict(self) -> dict[str, Any]:
@@ -185,14 +191,9 @@ class MibCurve:
 @final
 @dataclass(frozen=True, eq=False)
 class MibCurves:
-    """Both curves of one set of scores.
+    """Curves of one set of scores: of edges by score (`signed`) and by absolute score (`absolute`).
 
-    `to_dict` has `cpr` (of edges by score) and `cmd` (of edges by absolute score), the two that MIB publishes, and
-    `signed` and `absolute`, all of each curve.
-
-    Attributes:
-        signed: Edges by score.
-        absolute: Edges by absolute score.
+    `to_dict` has `cpr` of the one and `cmd` of the other, the two that MIB publishes, and all of each curve.
     """
 
     signed: MibCurve
@@ -202,25 +203,6 @@ class MibCurves:
         """Plain values; see the class."""
         signed, absolute = self.signed.to_dict(), self.absolute.to_dict()
         return {"cpr": signed["cpr"], "cmd": absolute["cmd"], "signed": signed, "absolute": absolute}
-
-
-def mib_graph(graph: EdgeGraph) -> EdgeGraph:
-    """The graph of the same model as MIB counts it: one embedding, k and v inputs of every query head."""
-    return EdgeGraph(replace(graph.arch, split_embedding=False, kv_readers="head"))
-
-
-def counted_edges(graph: EdgeGraph) -> str:
-    """In words, which edges are counted.
-
-    >>> from edgeprune.graph import ArchSpec
-    >>> counted_edges(EdgeGraph(ArchSpec(num_layers=2, num_heads=4, num_kv_heads=2)))
-    'one embedding, k and v inputs of every key/value head; MIB counts otherwise'
-    """
-    apart, per_head = graph.arch.split_embedding, graph.arch.num_kv_readers == graph.arch.num_heads
-    embeddings = "token and position embedding apart" if apart else "one embedding"
-    inputs = "query" if per_head else "key/value"
-    theirs = "as MIB counts" if per_head and not apart else "MIB counts otherwise"
-    return f"{embeddings}, k and v inputs of every {inputs} head; {theirs}"
 
 
 # -------------------------------------------------------------------- curves
@@ -253,14 +235,13 @@ def mib_curve(
         EdgepruneError: A circuit of another graph, one without scores, none at all, no such measure or rule.
     """
     if isinstance(circuits, Circuit):
-        return _curves_of_scores(evaluator, circuits, measure, rule, (absolute,))[0]
+        return _curves_of_scores(evaluator, circuits, measure, rule, ["absolute" if absolute else "signed"])[0]
     given = list(circuits)
     if not given:
         raise EdgepruneError("a curve needs at least one circuit, got none")
     for circuit in given:
         circuit.check_fits(evaluator.graph)
-    chosen = tuple(_largest(evaluator.graph, given))
-    return _curve(evaluator, _measure(evaluator, chosen, measure), chosen, "circuits", None, len(given))
+    return _run(evaluator, measure, "circuits", {None: tuple(largest_fitting(evaluator.graph, given))}, len(given))[0]
 
 
 def mib_curves(
@@ -270,128 +251,45 @@ def mib_curves(
 
     Arguments and errors as for `mib_curve`.
     """
-    return MibCurves(*_curves_of_scores(evaluator, circuit, measure, rule, (False, True)))
-
-
-class ShareCircuit(NamedTuple):
-    """What stands for one share.
-
-    Attributes:
-        requested: The share of edges that was asked for.
-        num_asked: int(requested x edges of the graph).
-        keep: Edges that are run, bool `[reader, writer]`.
-        circuit: Number of the circuit given; None if it is none of them.
-        stands_in: The empty circuit, because none given was small enough.
-    """
-
-    requested: float
-    num_asked: int
-    keep: Tensor
-    circuit: int | None = None
-    stands_in: bool = False
-
-    @property
-    def num_kept(self) -> int:
-        """Edges that are run."""
-        return int(self.keep.sum())
+    return MibCurves(*_curves_of_scores(evaluator, circuit, measure, rule, ["signed", "absolute"]))
 
 
 def _curves_of_scores(
-    evaluator: Evaluator, circuit: Circuit, measure: str, rule: Rule | None, rankings: Sequence[bool]
+    evaluator: Evaluator, circuit: Circuit, measure: str, rule: Rule | None, rankings: Sequence[Ranking]
 ) -> list[MibCurve]:
     circuit.check_fits(evaluator.graph)
-    how = rule_for(circuit, rule)
+    rule = rule_for(circuit, rule)
     sizes = [int(share * evaluator.graph.num_edges) for share in SHARES]
-    chosen: list[tuple[ShareCircuit, ...]] = []
-    for absolute in rankings:
-        keeps = chosen_edges(circuit, sizes, how, absolute)
-        chosen.append(tuple(map(ShareCircuit, SHARES, sizes, keeps)))
-    values = _measure(evaluator, [choice for choices in chosen for choice in choices], measure)
-    curves: list[MibCurve] = []
-    for number, (choices, absolute) in enumerate(zip(chosen, rankings, strict=True)):
-        first = 2 + number * len(SHARES)
-        own = values.circuits([0, 1, *range(first, first + len(SHARES))])
-        curves.append(_curve(evaluator, own, choices, how, "absolute" if absolute else "signed", 0))
-    return curves
+    chosen: dict[Ranking | None, tuple[ShareCircuit, ...]] = {
+        ranking: tuple(map(ShareCircuit, SHARES, sizes, chosen_edges(circuit, sizes, rule, ranking == "absolute")))
+        for ranking in rankings
+    }
+    return _run(evaluator, measure, rule, chosen)
 
 
-def _curve(
+def _run(
     evaluator: Evaluator,
-    values: ExampleValues,
-    chosen: tuple[ShareCircuit, ...],
-    rule: Literal["top_n", "greedy", "circuits"],
-    ranking: Literal["signed", "absolute"] | None,
-    num_circuits: int,
-) -> MibCurve:
-    about = (evaluator.split, evaluator.runs.ablation)
-    return MibCurve(evaluator.graph, values, chosen, rule, ranking, num_circuits, *about)
-
-
-def _measure(evaluator: Evaluator, chosen: Sequence[ShareCircuit], measure: str) -> ExampleValues:
-    """Values of the full model, of the empty circuit, and of what was chosen; equal circuits run once."""
+    measure: str,
+    rule: CurveRule,
+    circuits: Mapping[Ranking | None, tuple[ShareCircuit, ...]],
+    num_circuits: int = 0,
+) -> list[MibCurve]:
+    """A curve for each ranking from the circuits chosen by it, all run in one call; equal circuits run once."""
     graph = evaluator.graph
-    numbers = {_key(graph.exists): 0, _key(torch.zeros_like(graph.exists)): 1}
-    gates: list[Tensor | None] = [None, graph.all_closed()]
-    places = [0, 1]
-    for choice in chosen:
-        place = numbers.setdefault(_key(choice.keep), len(gates))
-        if place == len(gates):
-            gates.append(choice.keep)
-        places.append(place)
-    return evaluator(gates, "curve of MIB", [measure]).circuits(places)
+    gates: dict[bytes, Tensor | None] = {_key(graph.exists): None, _key(graph.exists & False): graph.all_closed()}
+    for chosen in circuits.values():
+        for one in chosen:
+            gates.setdefault(_key(one.keep), one.keep)
+    values = evaluator(list(gates.values()), "curve of MIB", [measure])
+    places = {key: place for place, key in enumerate(gates)}
+    about = (num_circuits, evaluator.split, evaluator.runs.ablation)
+    return [
+        MibCurve(
+            graph, values.circuits([0, 1, *(places[_key(one.keep)] for one in chosen)]), chosen, rule, ranking, *about
+        )
+        for ranking, chosen in circuits.items()
+    ]
 
 
 def _key(keep: Tensor) -> bytes:
     return keep.numpy().tobytes()
-
-
-# -------------------------------------------------------------------- choosing edges
-def rule_for(circuit: Circuit, rule: str | None) -> Rule:
-    """The rule asked for; for None, MIB's for the method that made the circuit.
-
-    Raises:
-        EdgepruneError: No such rule.
-    """
-    if rule is None:
-        return "greedy" if circuit.header.get("method") in GROWN else "top_n"
-    if rule == "top_n" or rule == "greedy":
-        return rule
-    raise EdgepruneError(f"rule must be one of {', '.join(get_args(Rule))}, got {rule!r}")
-
-
-def chosen_edges(
-    circuit: Circuit, sizes: Sequence[int], rule: Rule, absolute: bool, *, prune: bool = True
-) -> Iterator[Tensor]:
-    """Edges that the scores of a circuit choose, bool `[reader, writer]`, for each number of edges.
-
-    Args:
-        circuit: Whose scores; whatever edges it keeps itself.
-        sizes: How many edges to choose.
-        rule: How.
-        absolute: By absolute score.
-        prune: Drop those on no path from an embedding to the logits, so that fewer stay than `sizes` says.
-
-    Raises:
-        EdgepruneError: It has no scores.
-    """
-    if circuit.scores is None:
-        raise EdgepruneError(
-            "the circuit has no scores to cut circuits of other sizes from; give circuits of several sizes in a list"
-        )
-    choose = greedy if rule == "greedy" else top_n
-    for size in sizes:
-        keep = choose(circuit.graph, circuit.scores, size, absolute=absolute)
-        yield prune_dangling(circuit.graph, keep) if prune else keep
-
-
-def _largest(graph: EdgeGraph, circuits: Sequence[Circuit]) -> Iterator[ShareCircuit]:
-    """For each share the largest circuit that is small enough."""
-    for share in SHARES[:-1]:
-        limit = int(share * graph.num_edges)
-        fitting = [number for number, circuit in enumerate(circuits) if circuit.num_edges <= limit]
-        if fitting:
-            best = max(fitting, key=lambda number: circuits[number].num_edges)
-            yield ShareCircuit(share, limit, circuits[best].keep, best)
-        else:
-            yield ShareCircuit(share, limit, torch.zeros_like(graph.exists), stands_in=True)
-    yield ShareCircuit(SHARES[-1], graph.num_edges, graph.exists)
