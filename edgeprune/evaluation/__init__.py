@@ -1,4 +1,4 @@
-"""How a circuit is judged by running its model: what it keeps, what it lacks, which edges it could spare.
+"""Evaluation of a circuit by running its model: what it keeps, what it lacks, which edges it could spare.
 
 The names load on first use.
 """

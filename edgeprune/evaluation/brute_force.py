@@ -136,7 +136,7 @@ def brute_force(
     memory_gb: float = 1.0,
     progress: bool = True,
 ) -> BruteForce:
-    """Judge every circuit.
+    """Evaluate every circuit.
 
     Args:
         model: A masked `CompiledTransformer`, best in float64.
@@ -183,13 +183,13 @@ class _Search(NamedTuple):
         full = self.model.full(batch.clean, batch.attention_mask, batch.positions)
         mask = batch.position_mask
 
-        def judge(outputs: Tensor) -> Tensor:
+        def error_of(outputs: Tensor) -> Tensor:
             values = self.error(full, outputs).masked_fill(~mask, 0)
             return values.amax((1, 2)) if self.worst else (values.sum(2) / mask.sum(1)).sum(1)
 
         try:
             plan = Enumeration(self.model, batch, ablated, self.free, self.open, self.report, self.num_bytes)
-            return plan.run(judge)
+            return plan.run(error_of)
         except MemoryBudgetError:
             if len(batch) == 1:
                 raise EdgepruneError(

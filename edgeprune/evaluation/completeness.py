@@ -113,7 +113,7 @@ class Completeness:
         ablation: What closed edges carry.
         num_examples: Pairs.
         num_runs: Circuits that were run, on all pairs each.
-        options: What was asked for.
+        options: How many sets of each kind.
         nodes: Heads and MLPs of the circuit.
         roles_without_nodes: Names of roles of which the circuit has no node.
         knock_outs: By kind; the first is the empty set.
@@ -269,8 +269,8 @@ def _search(pair: _Pair, nodes: Nodes, options: KnockOutOptions, generator: torc
     paths = [[draw(nodes, size, generator)] for size in sizes]
     for step in range(options.steps):
         tried = [_neighbours(path, nodes, options.candidates, generator) for path in paths]
-        asked = [chosen for path, sets in zip(paths, tried, strict=True) for chosen in (path[0], *sets)]
-        pair(asked, f"greedy knock-outs, step {step + 1} of {options.steps}")
+        wanted = [chosen for path, sets in zip(paths, tried, strict=True) for chosen in (path[0], *sets)]
+        pair(wanted, f"greedy knock-outs, step {step + 1} of {options.steps}")
         for path, sets in zip(paths, tried, strict=True):
             path += [_highest(pair, sets)] if sets else []
     return [_highest(pair, path) for path in paths]

@@ -1,7 +1,7 @@
 """Controls: what other choices of edges do on the same pairs, to hold a circuit's figures against.
 
 Sufficiency: the circuit alone should do what the model does, random circuits as large should not. Necessity: without
-the circuit the model should stop doing it. `CONTROLS` names them all and says for each which edges are open; every
+the circuit the model should stop doing it. `CONTROLS` names them all, with the edges that are open in each; every
 other edge carries the ablated value.
 
 The nodes of a circuit are the embeddings, heads and MLPs that a kept edge leaves, once dangling edges (on no path of
@@ -115,7 +115,7 @@ def nodes_ablated(graph: EdgeGraph, keep: Tensor) -> Tensor:
     return graph.exists & ~inside & ~readers[:, None]
 
 
-class Gates(NamedTuple):
+class OpenEdges(NamedTuple):
     """Open edges of a control, bool `[reader, writer]`, and of a rewired circuit the swaps tried and those made."""
 
     open: Tensor
@@ -123,12 +123,12 @@ class Gates(NamedTuple):
     num_swaps: int = 0
 
 
-def random_edges(graph: EdgeGraph, keep: Tensor, seed: int = 0) -> Gates:
+def random_edges(graph: EdgeGraph, keep: Tensor, seed: int = 0) -> OpenEdges:
     """Open: as many edges as the circuit has, drawn uniformly from all."""
-    return Gates(Circuit.random(graph, int((keep & graph.exists).sum()), seed).keep)
+    return OpenEdges(Circuit.random(graph, int((keep & graph.exists).sum()), seed).keep)
 
 
-def rewire(graph: EdgeGraph, keep: Tensor, seed: int = 0, attempts: int = ATTEMPTS) -> Gates:
+def rewire(graph: EdgeGraph, keep: Tensor, seed: int = 0, attempts: int = ATTEMPTS) -> OpenEdges:
     """Open: random edges, as many into every reader and out of every writer as in the circuit.
 
     Two kept edges u -> v and x -> y, drawn at random, become x -> v and u -> y where both exist and neither is kept;
@@ -157,7 +157,7 @@ def rewire(graph: EdgeGraph, keep: Tensor, seed: int = 0, attempts: int = ATTEMP
             swaps += 1
     rewired = torch.zeros_like(original)
     rewired[readers, column] = True
-    return Gates(rewired, attempts * count, swaps)
+    return OpenEdges(rewired, attempts * count, swaps)
 
 
 class Control(NamedTuple):
@@ -166,15 +166,15 @@ class Control(NamedTuple):
     name: str
     open: str
     is_random: bool
-    gates: Callable[[EdgeGraph, Tensor, int], Gates]
+    gates: Callable[[EdgeGraph, Tensor, int], OpenEdges]
 
 
-def _fixed(function: Callable[[EdgeGraph, Tensor], Tensor]) -> Callable[[EdgeGraph, Tensor, int], Gates]:
+def _fixed(function: Callable[[EdgeGraph, Tensor], Tensor]) -> Callable[[EdgeGraph, Tensor, int], OpenEdges]:
     """The gates of a control that does not depend on the seed."""
 
-    def gates(graph: EdgeGraph, keep: Tensor, seed: int) -> Gates:
+    def gates(graph: EdgeGraph, keep: Tensor, seed: int) -> OpenEdges:
         del seed
-        return Gates(function(graph, keep))
+        return OpenEdges(function(graph, keep))
 
     return gates
 
@@ -287,13 +287,13 @@ def run_controls(evaluator: Evaluator, keep: Tensor, seeds: Iterable[int] = rang
     graph, keep, seeds = evaluator.graph, open_edges(evaluator, keep), tuple(seeds)
     if not seeds:
         raise EdgepruneError("random controls need at least one seed, got none; give seeds, such as range(5)")
-    asked = [(control, seed) for control in CONTROLS.values() for seed in (seeds if control.is_random else (0,))]
-    gates = [control.gates(graph, keep, seed) for control, seed in asked]
+    wanted = [(control, seed) for control in CONTROLS.values() for seed in (seeds if control.is_random else (0,))]
+    gates = [control.gates(graph, keep, seed) for control, seed in wanted]
     values = evaluator([made.open for made in gates], "controls")
     faithfulness = normalise(values.figures(), evaluator.ends.figures())
 
     def of(control: Control) -> ControlFigures:
-        places = tuple(place for place, (other, _) in enumerate(asked) if other is control)
+        places = tuple(place for place, (other, _) in enumerate(wanted) if other is control)
         chosen = list(places)
         return ControlFigures(
             control,

@@ -17,7 +17,7 @@ from edgeprune.metrics.examples import ExampleValues
 
 ROUNDING = 1e-6  # of a figure, or absolute below 1: logits are compared in float32, so equal circuits differ by less
 CHANGES_BYTES = 64 * 10**6  # kept of changes by example: 16 million, such as 32,000 edges on 500 examples
-DECADES = 6  # that a histogram tells apart below the largest effect
+DECADES = 6  # of a histogram, below the largest effect
 Better = Literal["low", "high", "100"]
 
 
@@ -158,7 +158,7 @@ def badness(figure: Tensor, better: Better) -> tuple[Tensor, Tensor]:
 
 
 # -------------------------------------------------------------------- effects
-class Compared(NamedTuple):
+class EdgeEffects(NamedTuple):
     """Figures, effects, standard errors `[edge]`, and changes `[edge, example]`, of some edges."""
 
     figures: Tensor
@@ -167,7 +167,7 @@ class Compared(NamedTuple):
     changes: Tensor
 
 
-def compare(found: ExampleValues, better: Better) -> Compared:
+def effects_against_circuit(found: ExampleValues, better: Better) -> EdgeEffects:
     """Circuits 1, 2, ... of one measure against circuit 0, each over the examples for which it is defined in both."""
     both = found.known[:1, 0] & found.known[1:, 0]
     count = both.sum(-1)
@@ -176,7 +176,7 @@ def compare(found: ExampleValues, better: Better) -> Compared:
     changes = (parts - parts_before).where(both, torch.nan)
     effects = badness(figures, better)[0] - badness(before, better)[0]
     squares = (changes - effects[:, None]).square().nansum(-1)
-    return Compared(figures, effects, (squares / (count - 1) / count).sqrt(), changes)
+    return EdgeEffects(figures, effects, (squares / (count - 1) / count).sqrt(), changes)
 
 
 def _shared_out(values: Tensor, weights: Tensor, known: Tensor, better: Better) -> tuple[Tensor, Tensor]:

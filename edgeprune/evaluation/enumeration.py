@@ -96,9 +96,9 @@ class _Reader:
     def inputs(self, states: Tensor) -> "_Inputs":
         """Different inputs over all states `[S, writers]` and choices."""
         visible = self.choices.shape[1]
-        own = torch.stack([self.numbers[writer][states[:, writer]] for writer in range(visible)], dim=1)
-        other = torch.stack([numbers[-1] for numbers in self.numbers[:visible]])
-        rows = torch.where(self.choices, own[:, None], other)  # [S, 2^f, n]
+        clean = torch.stack([self.numbers[writer][states[:, writer]] for writer in range(visible)], dim=1)
+        ablated = torch.stack([numbers[-1] for numbers in self.numbers[:visible]])
+        rows = torch.where(self.choices, clean[:, None], ablated)  # [S, 2^f, n]
         which, place = _unique(rows.unbind(-1), [len(table) for table in self.tables[:visible]])
         return _Inputs(which, rows.flatten(0, 1)[place], self)
 
@@ -158,14 +158,14 @@ class Enumeration:
         self.states = torch.zeros(1, 0, dtype=torch.long)
         self.state_of = torch.zeros(1, dtype=torch.long)  # [2^e] for the e edges in `order`
         self.order: list[tuple[int, int]] = []  # (reader, writer), the lowest bit first
-        for own, other in zip(
+        for clean, other in zip(
             model.record(batch.clean, batch.attention_mask).embeddings, ablated.embeddings, strict=True
         ):
-            self._add_writer(iter([own[None]]), other)
+            self._add_writer(iter([clean[None]]), other)
             self.states = torch.cat([self.states, torch.zeros(1, 1, dtype=torch.long)], dim=1)
 
-    def run(self, judge: Callable[[Tensor], Tensor]) -> Tensor:
-        """Judge outputs `[U, B, positions, d_out]` by one number each; returns it for every choice, `[2^edges]`.
+    def run(self, error_of: Callable[[Tensor], Tensor]) -> Tensor:
+        """The error, `[U]`, of outputs `[U, B, positions, d_out]`, for every choice, `[2^edges]`.
 
         Bit i of a choice is the i-th chosen edge in the order of `free.nonzero()`.
         """
@@ -177,7 +177,7 @@ class Enumeration:
             if layer.mlp is not None:
                 self._visit_mlp(number, layer.mlp)
         inputs = self._inputs("logits")
-        values = [judge(part) for part in self._chunks("logits", inputs)]
+        values = [error_of(part) for part in self._chunks("logits", inputs)]
         found = torch.cat(values)[inputs.which][self.state_of]  # [2^e, 2^f]
         return self._in_graph_order(found.T.reshape(-1))
 

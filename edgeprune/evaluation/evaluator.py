@@ -1,4 +1,4 @@
-"""A model on fixed pairs under one ablation, ready to judge any number of circuits."""
+"""A model on fixed pairs under one ablation, ready to evaluate any number of circuits."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence

@@ -93,7 +93,7 @@ class HypothesisResults:
         num_examples: Examples that were run.
         num_edges: Of the circuit.
         sizes: Edges of each random circuit.
-        options: What was asked for.
+        options: What the tests were run with.
     """
 
     tests: tuple[HypothesisTest, ...]

@@ -90,7 +90,7 @@ def _reused(
     half_gb: float,
     sets_of_positions: Places | None = None,
 ) -> ExampleValues:
-    """As the masked model would say it; half of the memory is for the circuit's state, half for what is run again.
+    """As `each_without`; half of the memory is for the circuit's state, half for what is run again.
 
     With sets of positions the edges repeat as often as there are sets, and each is closed at the next set.
     """
@@ -131,7 +131,7 @@ def idle_edges(evaluator: Evaluator, keep: Tensor) -> Tensor:
 
     Edges that no path of kept edges joins to the logits never change anything. Those that none joins to an embedding
     do not under interchange with pairs aligned token for token, where their writer repeats the corrupted run; under
-    other ablations it says what biases make of its input, so they count.
+    other ablations their writer adds what biases make of its input, so they count.
     """
     graph = evaluator.graph
     idle = keep & ~graph.heard_by_logits(keep)[:, None]

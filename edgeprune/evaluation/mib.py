@@ -151,10 +151,10 @@ class MibCurve:
     @property
     def areas(self) -> dict[str, float]:
         """`cpr`, `cmd`, `average`, `cpr_pruned_size`, `cmd_pruned_size`; NaN where undefined."""
-        asked: list[float] = mib_areas(self.figures).tolist()
+        requested: list[float] = mib_areas(self.figures).tolist()
         kept: list[float] = mib_areas(self.figures, self.kept_shares).tolist()
         names = ("cpr", "cmd", "average", "cpr_pruned_size", "cmd_pruned_size")
-        return dict(zip(names, (*asked, *kept[:2]), strict=True))
+        return dict(zip(names, (*requested, *kept[:2]), strict=True))
 
     @property
     def missing(self) -> tuple[float, ...]:

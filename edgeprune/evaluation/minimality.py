@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.evaluation.effects import CHANGES_BYTES, Compared, MarginalEffects, compare
+from edgeprune.evaluation.effects import CHANGES_BYTES, EdgeEffects, MarginalEffects, effects_against_circuit
 from edgeprune.evaluation.evaluator import Evaluator, open_edges
 from edgeprune.evaluation.leave_one_out import Edge, each_without, idle_edges
 from edgeprune.graph import EdgeGraph
@@ -125,9 +125,9 @@ def _result(
     """Effects of the wanted edges in the graph's order: 0 for those that are idle, those found for the others."""
     better, edges = measure_named(measure).better, _indices(wanted)
     keeps_changes = len(edges) * evaluator.num_examples * 4 <= CHANGES_BYTES
-    figure, index, parts = math.nan, torch.empty(0), list[Compared]()
+    figure, index, parts = math.nan, torch.empty(0), list[EdgeEffects]()
     for some in found:
-        figure, index, part = some.figure(measure), some.index, compare(some, better)
+        figure, index, part = some.figure(measure), some.index, effects_against_circuit(some, better)
         parts.append(part._replace(changes=part.changes.float() if keeps_changes else part.changes[:, :0]))
     if math.isnan(figure):
         raise EdgepruneError(

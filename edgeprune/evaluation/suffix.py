@@ -1,10 +1,10 @@
 """How much a circuit's nodes, ablated together, move the output, against random nodes and all others.
 
 The output vector is what the logits reader takes in at a scored position: the residual stream before the final norm
-and the unembedding. With base the full model's and ablated the one in which every edge that leaves the circuit's nodes
-is closed, all other edges being open,
+and the unembedding. With full that of the full model, and ablated that of the model in which every edge that leaves the
+circuit's nodes is closed and all other edges are open,
 
-    relative change |ablated - base| / |base|     norm ratio |ablated| / |base|     cosine of ablated and base
+    relative change |ablated - full| / |full|     norm ratio |ablated| / |full|     cosine of ablated and full
 
 each averaged over the scored positions of an example, then over examples. The same is taken of the logits, and of the
 logits minus their mean over the vocabulary, which is all that softmax sees of them. Held against (i) random sets of
@@ -46,8 +46,8 @@ class SuffixAblation:
     random sets); `log10_num_sets` (how many there are to draw from); `circuit`, `others` and `random` (mean over
     seeds): by space (`stream`, `logits`, `logits_centred`) the figures `relative_change`, `norm_ratio` and `cosine`;
     `each_random`: the figures of every seed; `verdict`: by space `ratio`, the circuit's relative change / the mean of
-    random sets, and `p_value`. None where a figure is not defined: a base of length 0, a cosine with a vector of length
-    0, a ratio of nothing to nothing.
+    random sets, and `p_value`. None where a figure is not defined: a full vector of length 0, a cosine with one
+    of length 0, a ratio of nothing to nothing.
 
     Attributes:
         ablation: What closed edges carry.
@@ -81,11 +81,11 @@ class SuffixAblation:
         """By space the `ratio` of the circuit's relative change to the mean random one, and its `p_value`."""
         found: dict[str, dict[str, float]] = {}
         for place, space in enumerate(SPACES):
-            own, _, *drawn = self.figures()[:, place, 0].tolist()
+            circuit, _, *drawn = self.figures()[:, place, 0].tolist()
             mean = sum(drawn) / len(drawn)
-            as_large = sum(other >= own * (1 - ROUNDING) for other in drawn)
-            p_value = (1 + as_large) / (1 + len(drawn)) if math.isfinite(own + mean) else math.nan
-            found[space] = {"ratio": own / mean if mean else math.nan, "p_value": p_value}
+            as_large = sum(other >= circuit * (1 - ROUNDING) for other in drawn)
+            p_value = (1 + as_large) / (1 + len(drawn)) if math.isfinite(circuit + mean) else math.nan
+            found[space] = {"ratio": circuit / mean if mean else math.nan, "p_value": p_value}
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def ablate_suffix(
         evaluator: Model, pairs and ablation; its measures are not used.
         keep: The circuit, bool `[reader, writer]`.
         seeds: One random set for each.
-        heads_only: Ablate heads alone, and leave MLPs in peace.
+        heads_only: Ablate heads alone, no MLPs.
 
     Raises:
         EdgepruneError: The circuit is of another graph, or there is no seed.
@@ -143,8 +143,8 @@ def ablate_suffix(
         ablated = evaluator.runs(batch, evaluator.split)[1]
         streams = logits_of_each(evaluator.model, batch, gates, ablated, head=False)
         outputs = (_spaces(evaluator.model, stream) for stream in streams)
-        base = next(outputs)
-        parts.append(torch.stack([_changes(base, output, batch) for output in outputs]).cpu())
+        full = next(outputs)
+        parts.append(torch.stack([_changes(full, output, batch) for output in outputs]).cpu())
     index = torch.cat([batch.index.cpu() for batch in evaluator.batches])
     return SuffixAblation(evaluator.runs.ablation, heads_only, sets, seeds, ways, torch.cat(parts, -1), index)
 
@@ -176,16 +176,16 @@ def _spaces(model: MaskedModel, stream: Tensor) -> tuple[Tensor, ...]:
     return stream, logits, logits - logits.mean(-1, keepdim=True)
 
 
-def _changes(base: tuple[Tensor, ...], ablated: tuple[Tensor, ...], batch: PairBatch) -> Tensor:
+def _changes(full: tuple[Tensor, ...], ablated: tuple[Tensor, ...], batch: PairBatch) -> Tensor:
     """Figures of each space, mean over an example's scored positions, float64 `[space, figure, batch]`."""
-    figures = torch.stack([change(*pair) for pair in zip(base, ablated, strict=True)])
+    figures = torch.stack([change(*pair) for pair in zip(full, ablated, strict=True)])
     return figures.where(batch.position_mask, torch.nan).nanmean(-1)
 
 
-def change(base: Tensor, ablated: Tensor) -> Tensor:
+def change(full: Tensor, ablated: Tensor) -> Tensor:
     """Relative change, norm ratio and cosine of vectors `[..., d]`, float64 `[3, ...]`; NaN where not defined."""
-    base, ablated = base.double(), ablated.double()
-    before, after = base.norm(dim=-1), ablated.norm(dim=-1)
+    full, ablated = full.double(), ablated.double()
+    before, after = full.norm(dim=-1), ablated.norm(dim=-1)
     length = before.where(before > 0, torch.nan)
-    cosine = (base * ablated).sum(-1) / (length * after)
-    return torch.stack([(ablated - base).norm(dim=-1) / length, after / length, cosine])
+    cosine = (full * ablated).sum(-1) / (length * after)
+    return torch.stack([(ablated - full).norm(dim=-1) / length, after / length, cosine])

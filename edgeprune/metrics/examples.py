@@ -72,12 +72,12 @@ class ExampleValues:
         return [dict(zip(self.measures, row, strict=True)) | {"num_examples": self.num_examples} for row in rows]
 
     def only(self, measures: Sequence[str]) -> "ExampleValues":
-        """Some of the measures, in the order asked for."""
+        """Some of the measures, in the given order."""
         places = [self._place(name) for name in measures]
         return ExampleValues(tuple(measures), self.values[:, places], self.weights[:, places], self.index)
 
     def circuits(self, numbers: Sequence[int] | slice) -> "ExampleValues":
-        """Some of the circuits, in the order asked for."""
+        """Some of the circuits, in the given order."""
         return ExampleValues(self.measures, self.values[numbers], self.weights[numbers], self.index)
 
     def examples(self, chosen: Tensor) -> "ExampleValues":

@@ -1,7 +1,7 @@
 """Faithfulness of a circuit, example by example: pure functions of logits at the scored positions.
 
 Functions of (full, circuit, batch) compare two models or have the form of those that do; functions of (logits, batch)
-judge one. `edgeprune.metrics.registry` has them all in one form, with names and units.
+measure one. `edgeprune.metrics.registry` has them all in one form, with names and units.
 
 Shapes: `full`, `circuit` and `logits` are `[batch, positions, vocab]` of any floating type; results are `[batch]` of
 that type. Examples with several scored positions get the mean over them unless a function says otherwise. NaN is the
@@ -25,7 +25,7 @@ def _mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _at(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Values `[batch, positions]` at token ids; whatever at ids that are not known."""
+    """Values `[batch, positions]` at token ids; of no meaning at ids that are not known."""
     return logits.gather(-1, tokens.clamp(min=0)[..., None]).squeeze(-1)
 
 
@@ -56,10 +56,10 @@ def js(full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
     return _of_several(_mean(divergence, batch.position_mask), full)
 
 
-def _kl_to_middle(own: Tensor, other: Tensor) -> Tensor:
+def _kl_to_middle(first: Tensor, second: Tensor) -> Tensor:
     """KL of a distribution to its mean with another, from log-probabilities; 0, not almost 0, where both are equal."""
-    ratio = (other - own).masked_fill(own == -torch.inf, 0)  # whatever: it counts with probability 0
-    return (own.exp() * (math.log(2) - softplus(ratio))).sum(-1)
+    ratio = (second - first).masked_fill(first == -torch.inf, 0)  # any number: it counts with probability 0
+    return (first.exp() * (math.log(2) - softplus(ratio))).sum(-1)
 
 
 def kl_answers(full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:

@@ -80,8 +80,8 @@ def _masses(logits: Tensor, batch: PairBatch) -> _Masses:
     target = functional.at_ids(probs, batch.targets[..., None], 0.0).squeeze(-1)  # [batch, positions]
     reached = torch.cat([torch.ones_like(target[:, :1]), target[:, :-1]], -1).cumprod(-1) * batch.position_mask
     last = _known(batch.wrong_answers).sum(-1, keepdim=True) - 1
-    own = wrong.gather(-1, last.clamp(min=0)).squeeze(-1)
-    equal = (reached * own * ends).sum(-1)
+    at_start = wrong.gather(-1, last.clamp(min=0)).squeeze(-1)
+    equal = (reached * at_start * ends).sum(-1)
     return _Masses((reached * above.sum(-1)).sum(-1), (reached * wrong.sum(-1)).sum(-1) - equal, equal)
 
 

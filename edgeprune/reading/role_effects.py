@@ -26,7 +26,7 @@ from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.circuit_views import library
 from edgeprune.errors import EdgepruneError
-from edgeprune.evaluation.effects import compare
+from edgeprune.evaluation.effects import effects_against_circuit
 from edgeprune.evaluation.evaluator import Evaluator
 from edgeprune.evaluation.leave_one_out import Edge, each_without_at
 from edgeprune.graph import EdgeGraph
@@ -213,7 +213,7 @@ def role_effects(
         return torch.cat([parts, torch.ones_like(parts[:1])])
 
     found = each_without_at(evaluator, keep, [edges[place] for place in chosen], places, measure, memory_gb=memory_gb)
-    compared, shape = compare(found, measure_named(measure).better), (len(chosen), len(roles) + 2)
+    compared, shape = effects_against_circuit(found, measure_named(measure).better), (len(chosen), len(roles) + 2)
     return RoleEffects(
         graph=evaluator.graph,
         measure=measure,

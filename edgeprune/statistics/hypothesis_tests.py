@@ -4,11 +4,11 @@ Its ideal circuit does what the model does (equivalence), leaves nothing behind 
 and has no edge too many (minimality: `edgeprune.statistics.significance`). Two weaker tests ask whether it does
 better than random circuits of its size: alone (sufficiency), and in what is lost without it (partial necessity).
 
-Each test says what its null hypothesis is and what a rejection means; for equivalence, independence and minimality a
+Each test has its null hypothesis in words, and what a rejection means; for equivalence, independence and minimality a
 rejection speaks against the circuit, for the two others in its favour. A null hypothesis that is not rejected is not
 shown to be true: on few examples nothing is rejected.
 
-Where we differ from the paper is said at each test. For all of them: removed edges carry the ablated value of the
+Deviations from the paper are named at each test. For all of them: removed edges carry the ablated value of the
 evaluator, and faithfulness is any measure (the paper's own is the mean squared difference of scores).
 `edgeprune.evaluation.hypothesis` runs them; here they are functions of numbers.
 """
@@ -55,7 +55,7 @@ class HypothesisTest:
         if_rejected: What a rejection says.
         if_not: What can be said otherwise.
         level: Below or at which p the null hypothesis is rejected.
-        settings: What the test was asked for.
+        settings: Of the test.
         details: Further figures; `least_p_value`, where it is known, is the smallest that any outcome could have.
     """
 
@@ -303,9 +303,9 @@ def _against_random(
 ) -> HypothesisTest:
     """The rank of a merit among those of random circuits, the higher the better."""
     check_share("quantile", quantile)
-    own, others = merits[0], merits[1][~merits[1].isnan()].double()
-    n, known = len(others), not math.isnan(own) and len(others) > 0
-    rivals, beaten = int((others >= own).sum()), int((others <= own).sum())
+    merit, others = merits[0], merits[1][~merits[1].isnan()].double()
+    n, known = len(others), not math.isnan(merit) and len(others) > 0
+    rivals, beaten = int((others >= merit).sum()), int((others <= merit).sum())
     tail = float(stats.binom.sf(beaten - 1, n, quantile)) if known else math.nan
     p_value = (1 + rivals) / (1 + n) if known else math.nan
     details = {"num_rivals": rivals, "quantile_p_value": tail, "least_p_value": 1 / (1 + n)} if known else {}

@@ -106,7 +106,7 @@ def paired_differences(
         level: Share of the draws inside the interval.
         seed: Of the draws and of the exchanges.
         permutations: Random exchanges, and the most that are tried in turn.
-        report: Told how many differences are found, and of how many.
+        report: Called with how many differences are found, and of how many.
 
     Returns:
         For every two circuits (0 and 1, 0 and 2, ...), the earlier one minus the later one, by measure.
@@ -141,8 +141,8 @@ def paired_differences(
 
 def _groups(values: ExampleValues, pairs: Tensor) -> Iterator["_Group"]:
     """Pairs `[2, pair]` by the examples for which one measure is defined for both circuits; mostly all are in one."""
-    patterns, own = values.known[:, 0].unique(dim=0, return_inverse=True)
-    low, high = own[pairs].sort(0).values
+    patterns, pattern_of = values.known[:, 0].unique(dim=0, return_inverse=True)
+    low, high = pattern_of[pairs].sort(0).values
     codes = low * len(patterns) + high
     for code in codes.unique().tolist():
         both = patterns[code // len(patterns)] & patterns[code % len(patterns)]
@@ -207,7 +207,7 @@ class _Group:
         """
         sums = (signs @ self.sums.T).T.contiguous()
         weights = None if self.same_weights else (signs @ self.weights.T).T.contiguous()
-        whole, number = (own.sum(-1, keepdim=True) for own in (self.sums, self.weights))
+        whole, number = (part.sum(-1, keepdim=True) for part in (self.sums, self.weights))
         for part in self._parts(len(signs)):
             first, second = self.pairs[:, part]
             by, least = sums.index_select(0, first).sub_(sums.index_select(0, second)), self.least[part, None]

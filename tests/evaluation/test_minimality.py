@@ -15,7 +15,7 @@ from edgeprune.compiled import true_circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation import leave_one_out
 from edgeprune.evaluation.brute_force import BruteForce, brute_force
-from edgeprune.evaluation.effects import MarginalEffects, compare
+from edgeprune.evaluation.effects import MarginalEffects, effects_against_circuit
 from edgeprune.evaluation.evaluator import Evaluator
 from edgeprune.evaluation.minimality import marginal_effects
 from edgeprune.metrics.examples import ExampleValues
@@ -243,17 +243,19 @@ def values(rows: list[list[float]], weights: list[list[float]]) -> ExampleValues
 
 def test_effects_by_hand() -> None:
     ones = [[1.0] * 3] * 2
-    found = compare(values([[1, 2, 3], [2, 2, torch.nan]], ones), "low")
+    found = effects_against_circuit(values([[1, 2, 3], [2, 2, torch.nan]], ones), "low")
     assert (found.figures.item(), found.effects.item(), found.errors.item()) == (2, 0.5, 0.5)
     assert found.changes[0, :2].tolist() == [1, 0]
     assert found.changes[0, 2].isnan()
-    higher = compare(values([[1, 2, 3], [2, 2, torch.nan]], ones), "high")
+    higher = effects_against_circuit(values([[1, 2, 3], [2, 2, torch.nan]], ones), "high")
     assert (higher.effects.item(), higher.errors.item()) == (-0.5, 0.5)
-    ratio = compare(values([[100, 300], [50, 250]], [[1, 3], [1, 3]]), "100")
+    ratio = effects_against_circuit(values([[100, 300], [50, 250]], [[1, 3], [1, 3]]), "100")
     assert (ratio.figures.item(), ratio.effects.item()) == (75, 25)
     assert ratio.changes[0].tolist() == [37.5, 12.5]
-    beyond = compare(values([[90, 90], [100, 140]], [[1, 1], [1, 1]]), "100")  # from 10 below to 20 above
-    assert beyond.effects.item() == 10
+    beyond = effects_against_circuit(
+        values([[90, 90], [100, 140]], [[1, 1], [1, 1]]), "100"
+    )  # from 10 below to 20 above
+    assert beyond.effects.item() == 10  # from 10 below to 20 above
 
 
 @pytest.mark.parametrize("measure", ["kl", "accuracy", "logit_difference", "logit_difference_percent"])
