@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from scipy.stats import kendalltau, pearsonr, spearmanr
+from scipy.stats import pearsonr
 from torch import Tensor
 
 from datamodules.pairs import collate
