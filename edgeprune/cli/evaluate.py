@@ -357,7 +357,7 @@ def _known(asked: list[str], graph: "EdgeGraph", holds: "Holds | None") -> "Mapp
 # -------------------------------------------------------------------- tables
 def _print(result: dict[str, Any]) -> None:
     from edgeprune.console import report_console
-    from edgeprune.report.tables import notes, tables
+    from edgeprune.report.terminal import notes, tables
 
     console = report_console()
     for table in tables(result):

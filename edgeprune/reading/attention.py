@@ -25,6 +25,7 @@ from edgeprune.models.masked import MaskedModel
 from edgeprune.nodes import writer_kind
 from edgeprune.reading.attention_roles import HeadRoles, attention_to, head_roles, kernel_weights
 from edgeprune.reading.prompts import Prompt, prompts_of, real_tokens
+from edgeprune.tables import Numbers, table
 
 if TYPE_CHECKING:
     import pandas
@@ -139,15 +140,10 @@ class AttentionPatterns:
 
     def __rich__(self) -> Table:
         rows = sorted(self.rows(queries="scored"), key=lambda row: -row["circuit"])
-        table = Table(title=f"{self!r}: largest weights from where the answer is read", title_justify="left")
-        for name in ("head", "example", "from", "to"):
-            table.add_column(name)
-        table.add_column("circuit", justify="right")
-        table.add_column("full model", justify="right")
-        for row in rows[:_SHOWN_ROWS]:
-            texts = (row["head"], str(row["example"]), row["from"], row["to"])
-            table.add_row(*texts, f"{row['circuit']:.3f}", f"{row['full']:.3f}")
-        return table
+        columns = ["head", Numbers("example"), "from", "to", Numbers("circuit"), Numbers("full model")]
+        names = ("head", "example", "from", "to", "circuit", "full")
+        shown = [[row[name] for name in names] for row in rows[:_SHOWN_ROWS]]
+        return table(f"{self!r}: largest weights from where the answer is read", columns, shown)
 
 
 def _rounded(weights: Tensor) -> list[Any]:

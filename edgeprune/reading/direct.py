@@ -30,6 +30,7 @@ from edgeprune.evaluation.evaluator import Evaluator
 from edgeprune.models.circuit_run import CircuitRun
 from edgeprune.models.outputs import output_biases
 from edgeprune.nodes import writer_kind
+from edgeprune.tables import Numbers, table
 
 if TYPE_CHECKING:
     import pandas
@@ -133,14 +134,13 @@ class DirectAttribution:
         )
 
     def __rich__(self) -> Table:
-        table = Table(title=repr(self), title_justify="left")
-        table.add_column("writer")
-        for name in ("own", "ablated", "deviation", "full model"):
-            table.add_column(name, justify="right")
-        for row in self.table()[:_SHOWN_ROWS]:
-            own, ablated = (f"{row[name]:+.3f}" if row[name] else "" for name in ("own", "ablated"))
-            table.add_row(row["writer"], own, ablated, f"{row['deviation']:.3f}", f"{row['full']:+.3f}")
-        return table
+        parts = [Numbers("own", signed=True), Numbers("ablated", signed=True)]
+        columns = ["writer", *parts, Numbers("deviation"), Numbers("full model", signed=True)]
+        rows = [
+            [row["writer"], *(row[name] or "" for name in ("own", "ablated")), row["deviation"], row["full"]]
+            for row in self.table()[:_SHOWN_ROWS]
+        ]
+        return table(repr(self), columns, rows)
 
 
 # -------------------------------------------------------------------- from runs

@@ -36,6 +36,7 @@ from edgeprune.methods.problem import Metric, Problem
 from edgeprune.metrics.registry import measure_named
 from edgeprune.reading.attention_roles import role_names
 from edgeprune.reading.prompts import parts_of, positions_by_part
+from edgeprune.tables import Numbers, table
 
 if TYPE_CHECKING:
     import pandas
@@ -155,15 +156,11 @@ class RoleEffects:
         )
 
     def __rich__(self) -> Table:
-        exact = bool(self.exact_edges)
-        table = Table(title=f"{self!r}; {'exact' if exact else 'first-order'} effects", title_justify="left")
-        table.add_column("edge")
-        for name in (*self.parts, ALL_POSITIONS):
-            table.add_column(name, justify="right")
-        for row in self.table()[: len(self.exact_edges) or _SHOWN_ROWS][:_SHOWN_ROWS]:
-            values = (row["exact"] if exact else row["first_order"]) or {}
-            table.add_row(row["edge"], *("-" if value is None else f"{value:+.4f}" for value in values.values()))
-        return table
+        which = "exact" if self.exact_edges else "first_order"
+        title = f"{self!r}; {which.replace('_', '-')} effects"
+        columns = ["edge", *(Numbers(name, 4, signed=True) for name in (*self.parts, ALL_POSITIONS))]
+        shown = self.table()[: len(self.exact_edges) or _SHOWN_ROWS][:_SHOWN_ROWS]
+        return table(title, columns, [[row["edge"], *row[which].values()] for row in shown])
 
 
 def by_size(first_order: Tensor) -> Tensor:
