@@ -1,6 +1,6 @@
 """What the page is made of: sections of tables, lists of facts and figures. The template knows these and no more."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
@@ -41,6 +41,14 @@ class Column:
     small: str = ""
     title: str = ""
     numeric: bool = True
+
+
+def text_column(heading: str, title: str = "") -> Column:
+    """The head of a column of texts."""
+    return Column(heading, title=title, numeric=False)
+
+
+CIRCUIT = text_column("circuit")
 
 
 @final
@@ -85,10 +93,10 @@ class Facts:
 
 @final
 @dataclass(frozen=True)
-class Figure:
+class Plots:
     """Plots side by side that share a legend."""
 
-    block: ClassVar = "figure"
+    block: ClassVar = "plots"
     caption: str
     plots: Sequence[Plot]
     keys: Sequence[Key] = ()
@@ -104,7 +112,7 @@ class Maps:
     drawings: Sequence[Heatmaps]
 
 
-Block = Table | Facts | Figure | Maps
+Block = Table | Facts | Plots | Maps
 
 
 @final
@@ -123,3 +131,21 @@ class Section:
     title: str
     intro: str
     blocks: Sequence[Block]
+
+
+def section(name: str, title: str, intro: str, blocks: Iterable[Block]) -> Section | None:
+    """A section without its empty blocks; None where nothing is left."""
+    shown = [block for block in blocks if _content(block)]
+    return Section(name, title, intro, shown) if shown else None
+
+
+def _content(block: Block) -> Sequence[object]:
+    match block:
+        case Table():
+            return block.rows
+        case Facts():
+            return block.items
+        case Plots():
+            return block.plots
+        case Maps():
+            return block.drawings

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
+from edgeprune.report.plots import Tick
 from edgeprune.report.text import finite
 
 CELL, GAP = 11, 14  # of a map, and between the two
@@ -21,20 +22,13 @@ class Square(NamedTuple):
     title: str
 
 
-class Label(NamedTuple):
-    """The label of a row or a column, at its middle."""
-
-    at: float
-    text: str
-
-
 class Panel(NamedTuple):
     """One of the two maps: its left edge, its title, its cells, and its columns."""
 
     left: float
     title: str
     cells: Sequence[Square]
-    columns: Sequence[Label]
+    columns: Sequence[Tick]
 
 
 @final
@@ -56,7 +50,7 @@ class Heatmaps:
     title: str
     label: str
     panels: Sequence[Panel]
-    rows: Sequence[Label]
+    rows: Sequence[Tick]
     side: float
     top: float
     width: float
@@ -77,7 +71,7 @@ def draw_heatmaps(title: str, maps: Sequence[tuple[str, Sequence[Sequence[Any]]]
         _panel(round(margin + place * (side + GAP), 1), top, name, weights, labels, short)
         for place, (name, weights) in enumerate(maps)
     ]
-    rows = [Label(top + CELL * (row + 0.5), text) for row, text in enumerate(short)]
+    rows = [Tick(top + CELL * (row + 0.5), text) for row, text in enumerate(short)]
     width = round(margin + len(maps) * (side + GAP), 1)
     names = " and ".join(name for name, _ in maps)
     about = f"{title}: attention from each of {len(labels)} tokens to each, in {names}; the table below has the numbers"
@@ -93,7 +87,7 @@ def _panel(
         for column, value in enumerate(line)
         if (weight := finite(value)) is not None and weight >= SMALLEST
     ]
-    return Panel(left, name, cells, [Label(round(left + CELL * (at + 0.5), 1), text) for at, text in enumerate(short)])
+    return Panel(left, name, cells, [Tick(round(left + CELL * (at + 0.5), 1), text) for at, text in enumerate(short)])
 
 
 def _title(labels: Sequence[str], row: int, column: int, weight: float) -> str:

@@ -1,7 +1,7 @@
-"""The JSON of an evaluation, read with patience: what is not there is empty, and one look-up serves all sections."""
+"""The JSON of an evaluation as the sections of the page look it up. Missing parts are allowed: they are empty."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, final
 
@@ -13,6 +13,7 @@ SCHEMA = "edgeprune-evaluation/1"
 # Measures that a summary shows, in this order; others fill the places that are left.
 MAIN = ("kl", "logit_difference", "logit_difference_percent", "accuracy", "exact_match")
 _NUM_MAIN = 6
+ENDS = {"full": "full model", "empty": "empty circuit"}
 _ARROWS = {"low": "↓", "high": "↑", "100": "near 100"}
 
 Json = Mapping[str, Any]
@@ -126,9 +127,13 @@ class Result:
         unit, direction = str(about.get("unit") or ""), self.direction(measure)
         return Column(self.heading(measure), f"{unit} {direction}".strip(), str(about.get("definition") or ""))
 
-    def pairs(self, found: Iterable[Json]) -> str:
-        """On how many pairs a test ran: `, first 50 of 1,000 pairs`; empty where no circuit says so."""
-        counts = dict.fromkeys(count for one in found if (count := finite(one.get("num_examples"))) is not None)
+    def pairs(self, found: Iterable[Sequence[Any]]) -> str:
+        """On how many pairs a test ran: `, first 50 of 1,000 pairs`; empty where that is not known.
+
+        Args:
+            found: What the test found of each circuit, with the circuit's name in front.
+        """
+        counts = dict.fromkeys(count for one in found if (count := finite(one[-1].get("num_examples"))) is not None)
         whole = finite(self.about.get("num_examples"))
         texts = [
             f"first {count:,.0f} of {whole:,.0f} pairs"
@@ -178,11 +183,21 @@ class Result:
         return Cell(number(mean), "" if deviation is None else f"± {number(deviation)}", ", ".join(title), mean)
 
 
-def circuits_with(result: Result, name: str) -> list[tuple[str, Json]]:
+def circuits_with(result: Result, *keys: str) -> list[tuple[str, Json]]:
     """The circuits that have a part, by name, with that part."""
-    return [(circuit_name, part(circuit, name)) for circuit_name, circuit in result.named if part(circuit, name)]
+    return [(name, found) for name, circuit in result.named if (found := part(circuit, *keys))]
 
 
-def cell(value: Any) -> Cell:
-    """A bare number."""
-    return Cell(number(value), sort=finite(value))
+def cell(
+    value: Any,
+    show: Callable[[Any], str] = number,
+    small: str = "",
+    title: str = "",
+    *,
+    heat: float | None = None,
+    bar: float | None = None,
+) -> Cell:
+    """A number, written by `show`, or a text; what is neither is not defined."""
+    if isinstance(value, str):
+        return Cell(value, small, title, value, heat, bar)
+    return Cell(show(value), small, title, finite(value), heat, bar)
