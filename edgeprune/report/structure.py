@@ -114,7 +114,7 @@ def _shared(result: Result, name: str) -> Table:
     rows = [
         Row(
             circuit_name,
-            [cell(finite(values.get(key)), _chance if key == "log10_p_value" else number) for key in shown],
+            [cell(values.get(key), _chance if key == "log10_p_value" else number) for key in shown],
         )
         for circuit_name, values in found
     ]
@@ -194,15 +194,16 @@ def _overlap_table(result: Result, pairs: list[Json]) -> Table:
             cell(_name(result, pair.get("b"))),
             cell(edges, heat=edges),
             *(cell(pair.get(key)) for key in ("both", "expected")),
-            cell(finite(pair.get("log10_p_value")), _chance),
+            cell(pair.get("log10_p_value"), _chance),
             cell(nodes, heat=nodes),
         ]
         rows.append(Row(_name(result, pair.get("a")), cells))
     return Table("Edges and nodes that two circuits share", columns, rows)
 
 
-def _chance(log10: float | None) -> str:
-    return UNDEFINED if log10 is None else scientific(log10)
+def _chance(log10: Any) -> str:
+    known = finite(log10)
+    return UNDEFINED if known is None else scientific(known)
 
 
 def _matrix(result: Result, pairs: list[Json]) -> Table:
