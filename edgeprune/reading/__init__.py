@@ -5,7 +5,7 @@ from edgeprune.reading.attention import attention_by_role as attention_by_role
 from edgeprune.reading.attention import attention_patterns as attention_patterns
 from edgeprune.reading.direct import DirectAttribution as DirectAttribution
 from edgeprune.reading.direct import direct_attribution as direct_attribution
+from edgeprune.reading.interpret import Reading as Reading
+from edgeprune.reading.interpret import interpret_circuit as interpret_circuit
 from edgeprune.reading.role_effects import RoleEffects as RoleEffects
 from edgeprune.reading.role_effects import role_effects as role_effects
-from edgeprune.reading.summary import Reading as Reading
-from edgeprune.reading.summary import read_circuit as read_circuit

@@ -85,7 +85,7 @@ class Reading:
         return Group(*(part for part in (self.attention, self.direct, self.effects) if part is not None), *self.notes)
 
 
-def read_circuit(
+def interpret_circuit(
     evaluator: Evaluator,
     circuit: Circuit,
     tokenizer: Any = None,
