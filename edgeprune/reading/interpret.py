@@ -12,9 +12,10 @@ from edgeprune.evaluation.evaluator import Evaluator, divergence_measure
 from edgeprune.json_numbers import json_number
 from edgeprune.methods.problem import Metric
 from edgeprune.metrics.registry import measure_named
-from edgeprune.reading.attention import AttentionPatterns, attention_by_role, attention_patterns, circuit_heads
-from edgeprune.reading.attention_roles import HeadRoles
+from edgeprune.reading.attention import attention_patterns, circuit_heads
+from edgeprune.reading.attention_roles import HeadRoles, attention_by_role
 from edgeprune.reading.direct import LOGIT_DIFFERENCE, TARGET, DirectAttribution, direct_attribution
+from edgeprune.reading.patterns import AttentionPatterns
 from edgeprune.reading.role_effects import MAX_EXACT, RoleEffects, role_effects
 
 MAX_HEADS = 12
