@@ -65,7 +65,7 @@ class Box(NamedTuple):
 
 
 class RowLabel(NamedTuple):
-    """What stands at the left of a row."""
+    """The text at the left of a row."""
 
     text: str
     y: float
@@ -74,24 +74,13 @@ class RowLabel(NamedTuple):
 @final
 @dataclass(frozen=True)
 class Layout:
-    """All places, in units of about a pixel.
+    """All places, in units of about a pixel; edges that must bow do so away from the middle of the heads' rows."""
 
-    Attributes:
-        nodes: Boxes, by layer.
-        readers: By row of the graph.
-        boxes: Frames around heads that share readers.
-        rows: Labels of the rows, at x = 0.
-        leaves: By column of the graph, the place in `nodes` of the node that writes.
-        middle: x of the middle of the rows of heads; edges that must bow do so away from it.
-        width: Of the drawing.
-        height: Of the drawing.
-    """
-
-    nodes: Sequence[Node]
-    readers: dict[int, Reader]
+    nodes: Sequence[Node]  # by layer
+    readers: dict[int, Reader]  # by row of the graph
     boxes: Sequence[Box]
-    rows: Sequence[RowLabel]
-    leaves: dict[int, int]
+    rows: Sequence[RowLabel]  # at x = 0
+    leaves: dict[int, int]  # from a column of the graph to the place in `nodes` of the node that writes
     middle: float
     width: float
     height: float

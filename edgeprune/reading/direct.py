@@ -27,6 +27,7 @@ from edgeprune.circuit import Circuit
 from edgeprune.circuit_views import library
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.evaluator import Evaluator
+from edgeprune.json_numbers import json_number
 from edgeprune.models.circuit_run import CircuitRun
 from edgeprune.models.outputs import output_biases
 from edgeprune.nodes import writer_kind
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 LOGIT_DIFFERENCE, TARGET = "logit_difference", "target"
 ATTENTION_BIAS, HEAD_BIAS = "attention biases", "final biases"
+_COLUMNS = ("writer", "kind", "kept", "own", "ablated", "deviation", "full")
 _SHOWN_ROWS = 20
 
 
@@ -86,51 +88,36 @@ class DirectAttribution:
             Each with `writer`, `kind` (`embed`, `head`, `mlp`, `bias`), `kept`, `own`, `ablated` (means over examples;
             one of them is 0), `deviation` (over examples; NaN of a single one) and `full`.
         """
-        own, ablated, full = (part.mean(1).tolist() for part in (self.own, self.ablated, self.full))
         deviation = self.values.std(1) if self.values.shape[1] > 1 else torch.full((len(self.rows),), math.nan)
-        found = [
-            {
-                "writer": name,
-                "kind": "bias" if name in (ATTENTION_BIAS, HEAD_BIAS) else writer_kind(name),
-                "kept": bool(self.kept[place]),
-                "own": own[place],
-                "ablated": ablated[place],
-                "deviation": float(deviation[place]),
-                "full": full[place],
-            }
-            for place, name in enumerate(self.rows)
-        ]
+        parts = (self.own.mean(1), self.ablated.mean(1), deviation, self.full.mean(1))
+        kinds = ["bias" if name in (ATTENTION_BIAS, HEAD_BIAS) else writer_kind(name) for name in self.rows]
+        values = zip(self.rows, kinds, self.kept.tolist(), *(part.tolist() for part in parts), strict=True)
+        found = [dict[str, Any](zip(_COLUMNS, row, strict=True)) for row in values]
         return sorted(found, key=lambda row: -abs(row["own"] + row["ablated"]))
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """`table` as a table of pandas, a library of the extra `analysis`."""
-        columns = ["writer", "kind", "kept", "own", "ablated", "deviation", "full"]
-        return library("pandas").DataFrame(self.table(), columns=columns)
+        return library("pandas").DataFrame(self.table(), columns=list(_COLUMNS))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values.
-
-        `direction`, `num_examples`, `logits` and `full_logits` (means), `own` and `ablated` (their parts in `logits`),
-        and `rows` as in `table`.
-        """
+        """Plain values: `rows` as in `table`; all others are means, `own` and `ablated` the parts of `logits`."""
         rows = self.table()
         for row in rows:
-            row["deviation"] = None if math.isnan(row["deviation"]) else row["deviation"]
-        return {
-            "direction": self.direction,
-            "num_examples": len(self.index),
-            "logits": float(self.logits.mean()),
-            "full_logits": float(self.full_logits.mean()),
-            "own": float(self.own.sum(0).mean()),
-            "ablated": float(self.ablated.sum(0).mean()),
-            "rows": rows,
+            row["deviation"] = json_number(row["deviation"])
+        sums = {
+            "logits": self.logits,
+            "full_logits": self.full_logits,
+            "own": self.own.sum(0),
+            "ablated": self.ablated.sum(0),
         }
+        means = {name: float(values.mean()) for name, values in sums.items()}
+        return {"direction": self.direction, "num_examples": len(self.index), **means, "rows": rows}
 
     def __repr__(self) -> str:
+        logits, own, ablated = (float(part.mean()) for part in (self.logits, self.own.sum(0), self.ablated.sum(0)))
         return (
-            f"DirectAttribution({self.direction} {float(self.logits.mean()):.3f} = {float(self.own.sum(0).mean()):.3f} "
-            f"by open edges and biases + {float(self.ablated.sum(0).mean()):.3f} by closed ones, "
-            f"{len(self.index)} examples)"
+            f"DirectAttribution({self.direction} {logits:.3f} = {own:.3f} by open edges and biases + {ablated:.3f} by "
+            f"closed ones, {len(self.index)} examples)"
         )
 
     def __rich__(self) -> Table:

@@ -50,11 +50,7 @@ class Reading:
     num_examples: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values.
-
-        `num_examples`, `num_heads`, `chosen`, `notes`; `attention`, `direct` and `effects` as their own `to_dict` says;
-        `by_role`: `queries`, `keys`, and `heads`, by name `circuit` and `full`, `[query][key]`.
-        """
+        """Plain values; `by_role` has `queries`, `keys`, and `heads`, by name `circuit` and `full`, `[query][key]`."""
         return {
             "num_examples": self.num_examples,
             "num_heads": self.num_heads,
@@ -70,20 +66,22 @@ class Reading:
         if self.by_role is None or self.attention is None:
             return None
         first = self.by_role[0]
-
-        def of(roles: HeadRoles, head: str) -> list[list[float | None]]:
-            return [[json_number(value) for value in row] for row in roles.patterns[roles.heads.index(head)].tolist()]
-
-        heads = {head: dict(zip(("circuit", "full"), (of(one, head) for one in self.by_role), strict=True))
-                 for head in self.attention.heads}  # fmt: skip
+        heads: dict[str, Any] = {head: {} for head in self.attention.heads}
+        for run, roles in zip(("circuit", "full"), self.by_role, strict=True):
+            for head, weights in heads.items():
+                rows = roles.patterns[roles.heads.index(head)].tolist()
+                weights[run] = [list(map(json_number, row)) for row in rows]
         return {"queries": list(first.queries), "keys": list(first.keys), "heads": heads}
 
+    @property
+    def _parts(self) -> list[AttentionPatterns | DirectAttribution | RoleEffects]:
+        return [part for part in (self.attention, self.direct, self.effects) if part is not None]
+
     def __repr__(self) -> str:
-        parts = [repr(part) for part in (self.attention, self.direct, self.effects) if part is not None]
-        return f"Reading({'; '.join([*parts, *self.notes])})"
+        return f"Reading({'; '.join([*map(repr, self._parts), *self.notes])})"
 
     def __rich__(self) -> Group:
-        return Group(*(part for part in (self.attention, self.direct, self.effects) if part is not None), *self.notes)
+        return Group(*self._parts, *self.notes)
 
 
 def interpret_circuit(

@@ -183,14 +183,13 @@ def mib(result: Result) -> Section | None:
         "absolute order, and with it MIB's CMD, means nothing for them; look at the signed curve."
     )
     keys = [plots.key(name, result.names.index(name)) for name, _ in circuits]
-    drawn = [plot for ranking in _RANKINGS if (plot := _mib_plot(result, ranking)) is not None]
     heads = [CIRCUIT, text_column("order"), text_column("measure"), *_MIB.values()]
     rows = [_areas(result, name, ranking, curve, name in trained) for name, ranking, curve in found]
     point_heads = [CIRCUIT, text_column("order"), Column("requested"), *_POINTS.values()]
     points = [row for name, ranking, curve in found for row in _mib_points(name, ranking, curve)]
     blocks: list[Block] = [
         Facts([("absolute order", note)] if trained else []),
-        Plots("Dashed: the full model.", drawn, keys),
+        Plots.of("Dashed: the full model.", (_mib_plot(result, ranking) for ranking in _RANKINGS), keys),
         Table(f"Areas of the curves{result.pairs(found)}", heads, rows),
         Table("Points of the curves", point_heads, points, folded=True),
         _counted_edges([curve for *_, curve in found]),
@@ -223,17 +222,17 @@ def _counted_edges(curves: list[Json]) -> Facts:
 
 
 def _mib_plot(result: Result, ranking: str) -> plots.Plot | None:
-    series = list[plots.Series]()
-    for place, (name, circuit) in enumerate(result.named):
-        points = list[plots.Point]()
-        for point in entries(part(circuit, "mib", ranking), "points"):
-            share, value = finite(point.get("requested")), finite(point.get("faithfulness"))
-            if share is not None and value is not None:
-                points.append(plots.Point(100 * share, value, f"{name}, {100 * share:g} %: {number(value)}"))
-        if points:
-            series.append(plots.Series(plots.key(name, place), points, line=True))
-    if not series:
-        return None
+    def points(name: str, circuit: Json) -> list[plots.Point]:
+        rows = entries(part(circuit, "mib", ranking), "points")
+        found = [(finite(row.get("requested")), finite(row.get("faithfulness"))) for row in rows]
+        return [
+            plots.Point(100 * share, value, f"{name}, {100 * share:g} %: {number(value)}")
+            for share, value in found
+            if share is not None and value is not None
+        ]
+
+    series = result.series(points)
     x = axis("edges requested (%)", [point.x for one in series for point in one.points], log=True)
     y = axis("faithfulness", [1.0, *(point.y for one in series for point in one.points)], zero=True)
-    return plots.draw(f"{ranking} scores", x, y, series, rules=[plots.Rule("full model", y=1.0)])
+    rules = [plots.Rule("full model", y=1.0)]
+    return plots.draw(f"{ranking} scores", x, y, series, rules=rules) if series else None

@@ -65,14 +65,7 @@ class Row:
 @final
 @dataclass(frozen=True)
 class Table:
-    """A table. `columns` has the column of row heads first.
-
-    Attributes:
-        caption: What the table shows.
-        columns: One more than a row has cells.
-        rows: From top to bottom.
-        folded: Shown when asked for.
-    """
+    """A table. `columns` has the column of row heads first; a folded one is shown when asked for."""
 
     block: ClassVar = "table"
     caption: str
@@ -101,6 +94,11 @@ class Plots:
     plots: Sequence[Plot]
     keys: Sequence[Key] = ()
 
+    @classmethod
+    def of(cls, caption: str, plots: Iterable[Plot | None], keys: Iterable[Key] = ()) -> "Plots":
+        """Those plots that could be drawn."""
+        return cls(caption, [plot for plot in plots if plot is not None], list(keys))
+
 
 @final
 @dataclass(frozen=True)
@@ -118,14 +116,7 @@ Block = Table | Facts | Plots | Maps
 @final
 @dataclass(frozen=True)
 class Section:
-    """A heading, a sentence or two that say how to read what follows, and the blocks.
-
-    Attributes:
-        name: Its anchor; letters and hyphens.
-        title: Heading.
-        intro: How to read it.
-        blocks: From top to bottom.
-    """
+    """A heading, a sentence or two that say how to read what follows, and the blocks; `name` is its anchor."""
 
     name: str
     title: str

@@ -45,8 +45,8 @@ def completeness(result: Result) -> Section | None:
     )
     kinds = _kinds(one for _, about in found for one in entries(about, "knock_outs"))
     keys = {kind: plots.key(_kind(kind), place) for place, kind in enumerate(kinds)}
-    drawn = [plot for name, about in found if (plot := _scatter(result, name, about, keys)) is not None]
-    shown = Plots("One point per set K.", drawn, list(keys.values()))
+    drawn = (_scatter(result, name, about, keys) for name, about in found)
+    shown = Plots.of("One point per set K.", drawn, keys.values())
     return section("completeness", "Completeness", intro, [shown, *_completeness_tables(result, found)])
 
 
@@ -135,14 +135,14 @@ def minimality(result: Result) -> Section | None:
         "the tolerance is redundant: the circuit does without it, though perhaps not without several at once."
     )
     heads = [CIRCUIT, text_column("measure"), text_column("closed are"), *_CLOSED.values()]
-    drawn = [plot for name, about in found if (plot := _histogram(result, name, about)) is not None]
+    drawn = [_histogram(result, name, about) for name, about in found]
     edges = [row for name, about in found for row in _least_edges(name, about)]
     edge_heads = [CIRCUIT, text_column("edge"), Column("effect"), Column("standard error")]
     edge_heads += [text_column("against random edges")]
     blocks: list[Block] = [
         Table(f"Edges closed and redundant{result.pairs(found)}", heads, [_closed(result, *one) for one in found]),
         *_significance(result),
-        Plots("Edges by their effect; bars are bins, whatever their width. Dashed: the tolerance.", drawn),
+        Plots.of("Edges by their effect; bars are bins, whatever their width. Dashed: the tolerance.", drawn),
         Table(f"Edges of the least effect, {_NUM_EDGES} per circuit at most", edge_heads, edges, folded=True),
     ]
     return section("minimality", "Minimality", intro, blocks)

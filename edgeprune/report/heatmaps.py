@@ -34,25 +34,14 @@ class Panel(NamedTuple):
 @final
 @dataclass(frozen=True)
 class Heatmaps:
-    """A drawing of `width` by `height` units, y downwards. Rows ask, columns are asked.
-
-    Attributes:
-        title: Above it.
-        label: For those who do not see it.
-        panels: The maps, from left to right.
-        rows: Labels at the left of the first map.
-        side: Width and height of a map.
-        top: Upper edge of the maps.
-        width: Of the drawing.
-        height: Likewise.
-    """
+    """A drawing of `width` by `height` units, y downwards. Rows attend, columns are attended to."""
 
     title: str
-    label: str
+    label: str  # for those who do not see it
     panels: Sequence[Panel]
-    rows: Sequence[Tick]
-    side: float
-    top: float
+    rows: Sequence[Tick]  # labels at the left of the first map
+    side: float  # width and height of a map
+    top: float  # upper edge of the maps
     width: float
     height: float
 

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any, final
 
 from edgeprune.errors import EdgepruneError
+from edgeprune.report import plots
 from edgeprune.report.blocks import Cell, Column
 from edgeprune.report.text import UNDEFINED, counted, finite, number
 
@@ -127,6 +128,11 @@ class Result:
         unit, direction = str(about.get("unit") or ""), self.direction(measure)
         return Column(self.heading(measure), f"{unit} {direction}".strip(), str(about.get("definition") or ""))
 
+    def series(self, points: Callable[[str, Json], Sequence[plots.Point]], most_marks: int = 100) -> list[plots.Series]:
+        """A line for each circuit that has points; the points of longer ones are not marked."""
+        found = [(plots.key(name, place), points(name, one)) for place, (name, one) in enumerate(self.named)]
+        return [plots.Series(key, all_, line=True, marks=len(all_) <= most_marks) for key, all_ in found if all_]
+
     def pairs(self, found: Iterable[Sequence[Any]]) -> str:
         """On how many pairs a test ran: `, first 50 of 1,000 pairs`; empty where that is not known.
 
@@ -158,29 +164,32 @@ class Result:
     def figure(self, figures: Json, measure: str) -> Cell:
         """A figure: its value, and its interval; the number of examples where it is not that of all."""
         found = part(figures, measure)
-        value = finite(found.get("value"))
+        value, low, high = (finite(found.get(name)) for name in ("value", "low", "high"))
         if value is None:
-            return Cell(UNDEFINED, title=f"{self.heading(measure)}: not defined")
-        low, high, count = finite(found.get("low")), finite(found.get("high")), found.get("num_examples")
-        small = [] if low is None or high is None else [f"[{number(low)}, {number(high)}]"]
-        title = [f"{self.axis_label(measure)} {value:.6g}"]
-        title += [] if low is None or high is None else [f"{self.interval} {low:.6g} to {high:.6g}"]
+            return self._undefined(measure)
+        count, small, title = found.get("num_examples"), list[str](), [f"{self.axis_label(measure)} {value:.6g}"]
+        if low is not None and high is not None:
+            small.append(f"[{number(low)}, {number(high)}]")
+            title.append(f"{self.interval} {low:.6g} to {high:.6g}")
         if count is not None:
             title.append(counted(count, "example"))
             small += [f"n = {number(count)}"] if count != self.about.get("num_examples") else []
-        return Cell(number(value), " ".join(small), ", ".join(title), value)
+        return cell(value, number, " ".join(small), ", ".join(title))
 
     def spread(self, spreads: Json, measure: str) -> Cell:
         """A figure over seeds: its mean, and the standard deviation."""
         found = part(spreads, measure)
         mean, deviation, low, high = (finite(found.get(name)) for name in ("mean", "deviation", "minimum", "maximum"))
         if mean is None:
-            return Cell(UNDEFINED, title=f"{self.heading(measure)}: not defined")
+            return self._undefined(measure)
         seeds = found.get("num_seeds")
         title = [f"{'' if seeds == 1 else 'mean '}{self.axis_label(measure)} {mean:.6g}"]
         title += [f"from {number(low)} to {number(high)}"] if low is not None and high is not None else []
         title += [counted(seeds, "seed")] if seeds else []
-        return Cell(number(mean), "" if deviation is None else f"± {number(deviation)}", ", ".join(title), mean)
+        return cell(mean, number, "" if deviation is None else f"± {number(deviation)}", ", ".join(title))
+
+    def _undefined(self, measure: str) -> Cell:
+        return Cell(UNDEFINED, title=f"{self.heading(measure)}: not defined")
 
 
 def circuits_with(result: Result, *keys: str) -> list[tuple[str, Json]]:

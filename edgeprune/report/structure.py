@@ -62,10 +62,10 @@ def known(result: Result) -> Section | None:
 
 
 def _known_blocks(result: Result, name: str) -> list[Block]:
-    drawn = [plot for level in ("edges", "nodes") if (plot := _roc(result, name, level)) is not None]
     curves = [bool(part(circuit, "known", name, "roc")) for circuit in result.circuits]
     keys = [plots.key(one, place) for place, one in enumerate(result.names) if curves[place]]
-    roc = Plots(f"ROC against {name}. The diagonal is a random order.", drawn, keys)
+    drawn = [_roc(result, name, level) for level in ("edges", "nodes")]
+    roc = Plots.of(f"ROC against {name}. The diagonal is a random order.", drawn, keys)
     return [_roles(result, name), _shared(result, name), *_rates(result, name), roc]
 
 
@@ -151,17 +151,13 @@ def _rate_table(
 
 
 def _roc(result: Result, name: str, level: str) -> plots.Plot | None:
-    series = list[plots.Series]()
-    for place, (circuit_name, circuit) in enumerate(result.named):
+    def points(_: str, circuit: Json) -> list[plots.Point]:
         curve = part(circuit, "known", name, "roc", level)
-        places = zip(numbers(curve, "fpr"), numbers(curve, "tpr"), strict=False)
-        points = [plots.Point(fpr, tpr) for fpr, tpr in places]
-        if points:
-            series.append(plots.Series(plots.key(circuit_name, place), points, line=True, marks=len(points) <= 30))
-    if not series:
-        return None
+        return [plots.Point(*rates) for rates in zip(numbers(curve, "fpr"), numbers(curve, "tpr"), strict=False)]
+
+    series = result.series(points, most_marks=30)
     x, y = Axis("false positive rate", 0.0, 1.0), Axis("true positive rate", 0.0, 1.0)
-    return plots.draw(f"{name}, {level}", x, y, series, diagonal=True)
+    return plots.draw(f"{name}, {level}", x, y, series, diagonal=True) if series else None
 
 
 # -------------------------------------------------------------------- each two circuits
