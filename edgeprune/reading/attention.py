@@ -29,9 +29,9 @@ from edgeprune.reading.prompts import Prompt, prompts_of, real_tokens
 def circuit_heads(circuit: Circuit) -> tuple[str, ...]:
     """Heads that matter in the circuit: a path of kept edges leads from them to the logits."""
     graph, keep = circuit.graph, circuit.keep
-    heard = (keep & graph.heard_by_logits(keep)[:, None]).any(0).tolist()
+    reaching = (keep & graph.heard_by_logits(keep)[:, None]).any(0).tolist()
     return tuple(
-        name for name, found in zip(graph.writers, heard, strict=True) if found and writer_kind(name) == "head"
+        name for name, found in zip(graph.writers, reaching, strict=True) if found and writer_kind(name) == "head"
     )
 
 
@@ -56,7 +56,7 @@ def attention_patterns(
         raise EdgepruneError("no head of the circuit has a path to the logits; name `heads` to see others' attention")
     places = [_head_place(evaluator.graph, name) for name in chosen]
     prompts: list[Prompt] = []
-    own: list[Tensor] = []
+    in_circuit: list[Tensor] = []
     full: list[Tensor] = []
     for batch in evaluator.batches:
         batch = batch.to(evaluator.model.device)
@@ -69,9 +69,9 @@ def attention_patterns(
         prompts += prompts_of(batch, tokenizer)
         for row in range(len(batch)):
             span = real_tokens(batch, row)
-            own.append(found[row, :, span, span].cpu())
+            in_circuit.append(found[row, :, span, span].cpu())
             full.append(other[row, :, span, span].cpu())
-    return AttentionPatterns(chosen, tuple(prompts), tuple(own), tuple(full))
+    return AttentionPatterns(chosen, tuple(prompts), tuple(in_circuit), tuple(full))
 
 
 @torch.no_grad()

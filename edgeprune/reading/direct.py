@@ -197,9 +197,9 @@ def _directions(batch: PairBatch, vocab: int, direction: str | Tensor) -> tuple[
 def _attribute(run: CircuitRun, vectors: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Contributions `[row, batch]` and the direction in the logits `[batch]`, float64 on the CPU."""
     slopes, final = _frozen_head(run, vectors)
-    own = _own_outputs(run)
-    kept = run.keep[-1].to(own.device)[:, None, None]
-    written = torch.where(kept, own, own + run.delta[:, run.tokens])
+    outputs = _outputs(run)
+    kept = run.keep[-1].to(outputs.device)[:, None, None]
+    written = torch.where(kept, outputs, outputs + run.delta[:, run.tokens])
     found = torch.cat([written, output_biases(run.model).sum(0).expand_as(written[:1])])
     added = torch.einsum("rpd,pd->rp", found.double(), slopes)
     added = torch.cat([added, final[None]]).view(len(found) + 1, *weights.shape)
@@ -232,7 +232,7 @@ def _frozen_head(run: CircuitRun, vectors: Tensor) -> tuple[Tensor, Tensor]:
     return slopes, (vectors * constant.detach()).double().sum(-1)
 
 
-def _own_outputs(run: CircuitRun) -> Tensor:
+def _outputs(run: CircuitRun) -> Tensor:
     """What every writer puts out in the run at the scored positions, `[writer, P, D]`."""
     model, tokens = run.model, run.tokens
     embeddings = model.embeddings(run.batch.clean, run.batch.attention_mask)

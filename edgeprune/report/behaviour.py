@@ -23,7 +23,7 @@ def reading(result: Result) -> Section | None:
     pairs = result.pairs(found).removeprefix(", ")
     intro = (
         f"On the {pairs or 'pairs'}. Attention is that of the circuit's run, with closed edges as the ablation has "
-        "them, beside the full model's; rows ask, columns are asked. Direct attribution adds up to the answer, the "
+        "them, beside the full model's; rows attend to columns. Direct attribution adds up to the answer, the "
         "final norm's scale being that of the run. An effect is how much worse the circuit gets when the edge is "
         "closed at the positions of one role; blue is worse without, red is better without."
     )

@@ -19,11 +19,11 @@ Row = dict[str, Any]
 
 
 def frontier_row(
-    asked: float | str, circuit: Circuit, measures: Mapping[str, float], control: Mapping[str, float]
+    requested: float | str, circuit: Circuit, measures: Mapping[str, float], control: Mapping[str, float]
 ) -> Row:
     """One circuit: what was asked for, its size, its measures, and (`random_...`) those of a random one of its size."""
     return {
-        "asked": asked,
+        "asked": requested,
         "sparsity": round(circuit.sparsity, 6),
         "edges": circuit.num_edges,
         "dangling": circuit.num_dangling,
