@@ -25,9 +25,9 @@ from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.evaluator import Evaluator, Progress, silent
-from edgeprune.graph import EdgeGraph
 from edgeprune.json_numbers import json_number
 from edgeprune.models.masked import MaskedModel
+from edgeprune.nodes import node_names, nodes_of_readers
 from edgeprune.reading.attention import attention_in, attention_to, circuit_run
 from edgeprune.reading.prompts import OTHER, role_names, role_tokens
 
@@ -207,12 +207,13 @@ class RoleProfile:
     def _members(self) -> tuple[Tensor, Tensor]:
         """How much of each reader, and of each writer, is of each class: float64 `[node, class]`, rows sum to 1."""
         graph, place = self.circuit.graph, {name: column for column, name in enumerate(self.class_names)}
+        names = node_names(graph)
         sides: list[Tensor] = []
-        for owners in ([_owners(graph, name) for name in graph.readers], [(name,) for name in graph.writers]):
-            side = torch.zeros(len(owners), len(place), dtype=torch.float64)
-            for row, names in enumerate(owners):
-                for name in names:
-                    side[row, place[self._class_of(name)]] += 1 / len(names)
+        for nodes in (nodes_of_readers(graph), [(node,) for node in range(len(graph.writers))]):
+            side = torch.zeros(len(nodes), len(place), dtype=torch.float64)
+            for row, owners in enumerate(nodes):
+                for node in owners:
+                    side[row, place[self._class_of(names[node])]] += 1 / len(owners)
             sides.append(side)
         return sides[0], sides[1]
 
@@ -264,16 +265,6 @@ class RoleProfile:
 
     def _named(self, shares: Tensor) -> dict[str, float]:
         return dict(zip(self.class_names, shares.tolist(), strict=True))
-
-
-def _owners(graph: EdgeGraph, reader: str) -> tuple[str, ...]:
-    """Nodes that a reader belongs to: itself, its head, or all heads that share it."""
-    layer, *place = reader.split(".")
-    if not place:
-        return (layer,)
-    shared = 1 if place[1] == "q" else graph.arch.heads_per_kv_reader
-    first = int(place[0][1:]) * shared
-    return tuple(f"{layer}.h{head}" for head in range(first, first + shared))
 
 
 def role_profile(

@@ -1,7 +1,6 @@
 """The head of the page, and the sections on how good the circuits are: summary, and size against measures."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from edgeprune.report import plots
 from edgeprune.report.axes import Axis, axis
@@ -166,11 +165,9 @@ def _frontier_plot(
     for (name, circuit, share), method in zip(kept, methods, strict=True):
         found = part(circuit, "ablations", result.ablation)
         what = f"{name}, {share:.4g} % of edges"
-        figure = part(found, "measures", measure)
-        series[method] += _point(share, figure.get("value"), (figure.get("low"), figure.get("high")), what)
+        series[method] += _point(share, part(found, "measures", measure), ("value", "low", "high"), what)
         spread = part(found, "random", measure)
-        ends = (spread.get("minimum"), spread.get("maximum"))
-        random += _point(share, spread.get("mean"), ends, f"random, size of {what}")
+        random += _point(share, spread, ("mean", "minimum", "maximum"), f"random, size of {what}")
     limits = {name: finite(part(result.data, "ends", result.ablation, name, measure).get("value")) for name in ENDS}
     points = [point for points in (*series.values(), random) for point in points]
     y = _frontier_axis(result, measure, points, [value for value in limits.values() if value is not None])
@@ -194,6 +191,6 @@ def _frontier_axis(result: Result, measure: str, points: Sequence[plots.Point], 
     return axis(result.axis_label(measure), [*values, *limits], zero=True)
 
 
-def _point(x: float, value: Any, ends: tuple[Any, Any], what: str) -> list[plots.Point]:
-    y, low, high = (finite(number) for number in (value, *ends))
+def _point(x: float, found: Json, keys: Sequence[str], what: str) -> list[plots.Point]:
+    y, low, high = (finite(found.get(key)) for key in keys)
     return [] if y is None else [plots.Point(x, y, f"{what}: {number(y)}", low, high)]
