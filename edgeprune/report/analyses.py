@@ -5,19 +5,7 @@ from statistics import stdev
 
 from edgeprune.report import plots
 from edgeprune.report.axes import axis
-from edgeprune.report.blocks import (
-    CIRCUIT,
-    Block,
-    Cell,
-    Column,
-    Facts,
-    Plots,
-    Row,
-    Section,
-    Table,
-    section,
-    text_column,
-)
+from edgeprune.report.blocks import CIRCUIT, Block, Cell, Column, Facts, Plots, Row, Section, Table
 from edgeprune.report.result import Json, Result, cell, circuits_with, entries, items, part
 from edgeprune.report.text import UNDEFINED, counted, finite, number, percent, plain, probability, words
 
@@ -34,9 +22,9 @@ _SHAPES = {"norm_ratio": "norm / full model's", "cosine": "cosine"}
 def suffix(result: Result) -> Section | None:
     """How far the output moves without the nodes of the circuit, without as many others, and without all others."""
     found = circuits_with(result, "suffix")
-    heads = [CIRCUIT, text_column("of"), *(Column(f"without {text}") for text in _SETS.values())]
+    heads = [CIRCUIT, Column.words("of"), *(Column(f"without {text}") for text in _SETS.values())]
     heads += [Column("ratio", title="Change without its nodes / mean change without random ones"), Column("p-value")]
-    shape_heads = [CIRCUIT, text_column("of")]
+    shape_heads = [CIRCUIT, Column.words("of")]
     shape_heads += [Column(head, f"without {text}") for head in _SHAPES.values() for text in _SETS.values()]
     intro = (
         "How far the vector that enters the final norm, and the logits, move at the scored positions when the nodes "
@@ -54,7 +42,7 @@ def suffix(result: Result) -> Section | None:
             folded=True,
         ),
     ]
-    return section("suffix", "Suffix-vector ablation", intro, blocks) if changes else None
+    return Section.of("suffix", "Suffix-vector ablation", intro, blocks) if changes else None
 
 
 def _changes(name: str, about: Json) -> list[Row]:
@@ -82,7 +70,7 @@ def _shapes(name: str, about: Json) -> list[Row]:
 
 _NODES = (
     Column("its nodes"),
-    text_column("names"),
+    Column.words("names"),
     Column("other nodes"),
     Column("random sets"),
     Column("shared", title="Mean share of the circuit's nodes in a random set"),
@@ -113,8 +101,8 @@ def hypothesis(result: Result) -> Section | None:
     """Tests with what their outcome means."""
     found = circuits_with(result, "hypothesis")
     rows = [_test(name, part(about, "tests", test)) for name, about in found for test in part(about, "tests")]
-    columns = [CIRCUIT, text_column("test"), text_column("null hypothesis"), Column("statistic"), Column("p-value")]
-    columns += [Column("n", title="Examples, or random circuits"), text_column("reading")]
+    columns = [CIRCUIT, Column.words("test"), Column.words("null hypothesis"), Column("statistic"), Column("p-value")]
+    columns += [Column("n", title="Examples, or random circuits"), Column.words("reading")]
     intro = (
         "A small p-value speaks against the null hypothesis; a large one does not speak for it. Below a p-value is "
         "the smallest that this test could have given: with few examples or random circuits nothing can be rejected."
@@ -126,7 +114,7 @@ def hypothesis(result: Result) -> Section | None:
         if rows and (measures := _used(result, found, key))
     ]
     blocks = [Table(f"Tests of each circuit{result.pairs(found)}", columns, rows), Facts(facts)]
-    return section("hypothesis", "Hypothesis tests", intro, blocks)
+    return Section.of("hypothesis", "Hypothesis tests", intro, blocks)
 
 
 def _used(result: Result, found: list[tuple[str, Json]], key: str) -> str:
@@ -183,9 +171,9 @@ def mib(result: Result) -> Section | None:
         "absolute order, and with it MIB's CMD, means nothing for them; look at the signed curve."
     )
     keys = [plots.key(name, result.names.index(name)) for name, _ in circuits]
-    heads = [CIRCUIT, text_column("order"), text_column("measure"), *_MIB.values()]
+    heads = [CIRCUIT, Column.words("order"), Column.words("measure"), *_MIB.values()]
     rows = [_areas(result, name, ranking, curve, name in trained) for name, ranking, curve in found]
-    point_heads = [CIRCUIT, text_column("order"), Column("requested"), *_POINTS.values()]
+    point_heads = [CIRCUIT, Column.words("order"), Column("requested"), *_POINTS.values()]
     points = [row for name, ranking, curve in found for row in _mib_points(name, ranking, curve)]
     blocks: list[Block] = [
         Facts([("absolute order", note)] if trained else []),
@@ -194,7 +182,7 @@ def mib(result: Result) -> Section | None:
         Table("Points of the curves", point_heads, points, folded=True),
         _counted_edges([curve for *_, curve in found]),
     ]
-    return section("mib", "Faithfulness by size (MIB)", intro, blocks)
+    return Section.of("mib", "Faithfulness by size (MIB)", intro, blocks)
 
 
 def _areas(result: Result, name: str, ranking: str, curve: Json, trained: bool) -> Row:

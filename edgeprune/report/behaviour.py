@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from edgeprune.report.blocks import Block, Cell, Column, Facts, Maps, Row, Section, Table, section, text_column
+from edgeprune.report.blocks import Block, Cell, Column, Facts, Maps, Row, Section, Table
 from edgeprune.report.heatmaps import draw_heatmaps
 from edgeprune.report.result import Json, Result, cell, circuits_with, entries, items, part
 from edgeprune.report.text import UNDEFINED, counted, finite, number, words
@@ -27,7 +27,7 @@ def reading(result: Result) -> Section | None:
         "final norm's scale being that of the run. An effect is how much worse the circuit gets when the edge is "
         "closed at the positions of one role; blue is worse without, red is better without."
     )
-    return section("reading", "What the circuit does", intro, blocks)
+    return Section.of("reading", "What the circuit does", intro, blocks)
 
 
 def _blocks(result: Result, name: str, about: Json) -> list[Block]:
@@ -59,7 +59,7 @@ def _patterns(name: str, about: Json) -> list[Block]:
             for place, head in enumerate(heads)
         ]
         blocks.append(Maps(f"{name}Attention on pair {number(prompt.get('index'))}; {which}, {chosen}", drawn))
-    columns = [text_column("head"), Column("pair"), text_column("from"), text_column("to")]
+    columns = [Column.words("head"), Column("pair"), Column.words("from"), Column.words("to")]
     columns += [Column("circuit"), Column("full model")]
     rows = [row for prompt in prompts for place, head in enumerate(heads) for row in _weights(head, place, prompt)]
     return [*blocks, Table(f"{name}Attention as numbers, weights of at least {_LEAST}", columns, rows, folded=True)]
@@ -101,14 +101,14 @@ def _by_role(name: str, about: Json) -> list[Table]:
     if not queries or not heads:
         return []
     count = counted(int(finite(about.get("num_examples")) or 0), "pair")
-    columns = [text_column("head"), *map(Column, keys)]
+    columns = [Column.words("head"), *map(Column, keys)]
     scored = [Row(head, _shares(part(heads, head), 0, keys)) for head in heads]
     every = [
         Row(head, [cell(query), *_shares(part(heads, head), place, keys)])
         for head in heads
         for place, query in enumerate(queries)
     ]
-    from_ = [columns[0], text_column("from"), *columns[1:]]
+    from_ = [columns[0], Column.words("from"), *columns[1:]]
     return [
         Table(f"{name}Attention from the {queries[0]}, circuit (below: full model), mean of {count}", columns, scored),
         Table(f"{name}Attention between all parts of the prompts, mean of {count}", from_, every, folded=True),
@@ -139,10 +139,10 @@ def _direct(name: str, found: Json) -> list[Table]:
     caption = f"{name}Direct attribution to the {what}: {number(found.get('logits'))} = {sums}"
     caption += f"; full model {number(found.get('full_logits'))}"
     columns = [
-        text_column("writer"),
+        Column.words("writer"),
         Column("adds in the circuit", title="Mean over pairs, of its output or, closed, of what its edge carries"),
         Column("deviation", title="Standard deviation over pairs"),
-        text_column("edge into logits"),
+        Column.words("edge into logits"),
         Column("adds in the full model"),
     ]
     values = [finite(row.get(key)) for row in rows for key in ("own", "ablated", "full")]
@@ -182,7 +182,7 @@ def _effects(result: Result, name: str, found: Json) -> list[Table]:
         return []
     heading = result.heading(found.get("measure"))
     of = f"{number(found.get('num_edges'))} edges"
-    columns = [text_column("edge"), *map(Column, parts)]
+    columns = [Column.words("edge"), *map(Column, parts)]
     exact = [row for row in rows if part(row, "exact")]
     what = f"{name}Effect on {heading} by role"
     caption = f"{what}, exact (below: first order); {len(exact)} of {of}, the largest to first order"

@@ -42,13 +42,13 @@ class Column:
     title: str = ""
     numeric: bool = True
 
+    @classmethod
+    def words(cls, heading: str, title: str = "") -> "Column":
+        """The head of a column of texts."""
+        return cls(heading, title=title, numeric=False)
 
-def text_column(heading: str, title: str = "") -> Column:
-    """The head of a column of texts."""
-    return Column(heading, title=title, numeric=False)
 
-
-CIRCUIT = text_column("circuit")
+CIRCUIT = Column.words("circuit")
 
 
 @final
@@ -123,11 +123,11 @@ class Section:
     intro: str
     blocks: Sequence[Block]
 
-
-def section(name: str, title: str, intro: str, blocks: Iterable[Block]) -> Section | None:
-    """A section without its empty blocks; None where nothing is left."""
-    shown = [block for block in blocks if _content(block)]
-    return Section(name, title, intro, shown) if shown else None
+    @classmethod
+    def of(cls, name: str, title: str, intro: str, blocks: Iterable[Block]) -> "Section | None":
+        """A section without its empty blocks; None where nothing is left."""
+        shown = [block for block in blocks if _content(block)]
+        return cls(name, title, intro, shown) if shown else None
 
 
 def _content(block: Block) -> Sequence[object]:

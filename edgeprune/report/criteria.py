@@ -5,19 +5,7 @@ from typing import Any
 
 from edgeprune.report import plots
 from edgeprune.report.axes import axis, bin_axis, place_in_bins
-from edgeprune.report.blocks import (
-    CIRCUIT,
-    Block,
-    Cell,
-    Column,
-    Facts,
-    Plots,
-    Row,
-    Section,
-    Table,
-    section,
-    text_column,
-)
+from edgeprune.report.blocks import CIRCUIT, Block, Cell, Column, Facts, Plots, Row, Section, Table
 from edgeprune.report.result import Json, Result, cell, circuits_with, entries, items, numbers, part
 from edgeprune.report.text import UNDEFINED, counted, finite, number, plain, probability, words
 
@@ -47,7 +35,7 @@ def completeness(result: Result) -> Section | None:
     keys = {kind: plots.key(_kind(kind), place) for place, kind in enumerate(kinds)}
     drawn = (_scatter(result, name, about, keys) for name, about in found)
     shown = Plots.of("One point per set K.", drawn, keys.values())
-    return section("completeness", "Completeness", intro, [shown, *_completeness_tables(result, found)])
+    return Section.of("completeness", "Completeness", intro, [shown, *_completeness_tables(result, found)])
 
 
 def _kinds(knock_outs: Iterable[Json]) -> list[str]:
@@ -96,9 +84,9 @@ def _completeness_tables(result: Result, found: Sequence[tuple[str, Json]]) -> l
         for one in sorted(scored, key=lambda one: -one["score"])[:_NUM_WORST]:
             values = (one.get(key) for key in ("circuit", "model", "score"))
             worst.append(Row(name, [cell(_kind(one.get("kind"))), cell(_set(one)), *map(cell, values)]))
-    heads = [CIRCUIT, text_column("sets K"), text_column("measure"), Column("sets")]
+    heads = [CIRCUIT, Column.words("sets K"), Column.words("measure"), Column("sets")]
     heads += [Column("mean score", "↓"), Column("largest", "↓")]
-    sets = [CIRCUIT, text_column("sets K"), text_column("nodes")]
+    sets = [CIRCUIT, Column.words("sets K"), Column.words("nodes")]
     sets += [Column("circuit without K"), Column("model without K"), Column("score", "↓")]
     missed = [f"{name}: {plain(roles)}" for name, about in found if (roles := items(about, "roles_without_nodes"))]
     return [
@@ -134,18 +122,18 @@ def minimality(result: Result) -> Section | None:
         "Each edge is closed alone; its effect is by how much the measure gets worse. An edge whose effect is at most "
         "the tolerance is redundant: the circuit does without it, though perhaps not without several at once."
     )
-    heads = [CIRCUIT, text_column("measure"), text_column("closed are"), *_CLOSED.values()]
+    heads = [CIRCUIT, Column.words("measure"), Column.words("closed are"), *_CLOSED.values()]
     drawn = [_histogram(result, name, about) for name, about in found]
     edges = [row for name, about in found for row in _least_edges(name, about)]
-    edge_heads = [CIRCUIT, text_column("edge"), Column("effect"), Column("standard error")]
-    edge_heads += [text_column("against random edges")]
+    edge_heads = [CIRCUIT, Column.words("edge"), Column("effect"), Column("standard error")]
+    edge_heads += [Column.words("against random edges")]
     blocks: list[Block] = [
         Table(f"Edges closed and redundant{result.pairs(found)}", heads, [_closed(result, *one) for one in found]),
         *_significance(result),
         Plots.of("Edges by their effect; bars are bins, whatever their width. Dashed: the tolerance.", drawn),
         Table(f"Edges of the least effect, {_NUM_EDGES} per circuit at most", edge_heads, edges, folded=True),
     ]
-    return section("minimality", "Minimality", intro, blocks)
+    return Section.of("minimality", "Minimality", intro, blocks)
 
 
 def _closed(result: Result, name: str, about: Json) -> Row:
@@ -163,7 +151,7 @@ def _significance(result: Result) -> list[Block]:
         Column("superfluous", title="Edges that are shown to matter no more than most random ones"),
         Column("random edges", title="Edges of inflated circuits, each closed alone"),
         Column("p-value", title="That the circuit is minimal: each edge matters more than most random edges"),
-        text_column("reading"),
+        Column.words("reading"),
     ]
     text = (
         "An edge is significant if few random edges matter as much: edges of random paths that were added to the "

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from edgeprune.report.blocks import Cell, Facts, Row, Section, Table, section, text_column
+from edgeprune.report.blocks import Cell, Column, Facts, Row, Section, Table
 from edgeprune.report.result import Result, part
 from edgeprune.report.text import UNDEFINED
 
@@ -53,9 +53,9 @@ def glossary(result: Result, sections: Sequence[Section]) -> Section | None:
     rows = [_measure(result, name) for name in result.measures]
     used = {one.name for one in sections}
     terms = [(term, text) for name, term, text in _TERMS if name in used]
-    columns = [text_column(head) for head in ("measure", "name", "definition", "unit", "better", "source")]
+    columns = [Column.words(head) for head in ("measure", "name", "definition", "unit", "better", "source")]
     blocks = [Table("Measures", columns, rows), Facts(terms)]
-    return section("glossary", "Glossary", "What every word on this page means.", blocks)
+    return Section.of("glossary", "Glossary", "What every word on this page means.", blocks)
 
 
 def _measure(result: Result, name: str) -> Row:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from edgeprune.report import plots
 from edgeprune.report.axes import Axis, axis
-from edgeprune.report.blocks import CIRCUIT, Cell, Column, Facts, Plots, Row, Section, Table, text_column
+from edgeprune.report.blocks import CIRCUIT, Cell, Column, Facts, Plots, Row, Section, Table
 from edgeprune.report.result import ENDS, Json, Result, cell, part
 from edgeprune.report.text import UNDEFINED, counted, finite, number, percent, plain, words
 
@@ -88,7 +88,7 @@ def summary(result: Result) -> Section | None:
 
 def _summary_table(result: Result, caption: str, measures: Sequence[str], folded: bool = False) -> Table:
     sizes = [
-        text_column("method"),
+        Column.words("method"),
         Column("edges", title="Edges that are kept open"),
         Column("sparsity", title="Closed edges / existing edges"),
         Column("dangling", title="Kept edges on no path of kept edges from an embedding to the logits"),

@@ -7,7 +7,7 @@ from typing import Any
 from edgeprune.comparison.overlap import scientific
 from edgeprune.report import plots
 from edgeprune.report.axes import Axis
-from edgeprune.report.blocks import CIRCUIT, Block, Cell, Column, Plots, Row, Section, Table, section, text_column
+from edgeprune.report.blocks import CIRCUIT, Block, Cell, Column, Plots, Row, Section, Table
 from edgeprune.report.result import Json, Result, cell, circuits_with, entries, items, numbers, part
 from edgeprune.report.text import UNDEFINED, finite, number, percent, probability, words
 
@@ -30,7 +30,7 @@ def layers(result: Result) -> Section | None:
     captions = {"layers": "Edges kept by the layer that reads them", "kinds": "Edges kept by kind, writer to reader"}
     intro = "How many edges are kept; in colour the share of those that exist, on a scale of square roots."
     tables = [_shares(result, name, caption) for name, caption in captions.items()]
-    return section("layers", "Where the edges are", intro, tables)
+    return Section.of("layers", "Where the edges are", intro, tables)
 
 
 def _shares(result: Result, name: str, caption: str) -> Table:
@@ -58,7 +58,7 @@ def known(result: Result) -> Section | None:
         "Against circuits that are published or true by construction. Conventions are ways to count the same edges: as "
         "this graph has them, or as another tool's coarser one."
     )
-    return section("known", "Against a known circuit", intro, blocks)
+    return Section.of("known", "Against a known circuit", intro, blocks)
 
 
 def _known_blocks(result: Result, name: str) -> list[Block]:
@@ -72,7 +72,7 @@ def _known_blocks(result: Result, name: str) -> list[Block]:
 def _roles(result: Result, name: str) -> Table:
     found = circuits_with(result, "known", name)
     roles = dict.fromkeys(role for _, about in found for role in part(about, "roles"))
-    columns = [text_column("role"), *(Column(one) for one, _ in found)]
+    columns = [Column.words("role"), *(Column(one) for one, _ in found)]
     rows = [Row(words(role), [_role(part(about, "roles", role)) for _, about in found]) for role in roles]
     if rows and any(about.get("summary") for _, about in found):
         rows.append(Row("roles found", [Cell(str(about.get("summary") or UNDEFINED)) for _, about in found], "end"))
@@ -143,7 +143,7 @@ def _rate_table(
     caption: str, heads: Sequence[str], found: Sequence[tuple[str, Sequence[str], Any]], folded: bool = False
 ) -> Table:
     shown = [rate for rate in _RATES if any(finite(part(rates).get(rate)) is not None for *_, rates in found)]
-    columns = [CIRCUIT, *map(text_column, heads), *(Column(_RATES[rate][0], title=_RATES[rate][1]) for rate in shown)]
+    columns = [CIRCUIT, *map(Column.words, heads), *(Column(_RATES[rate][0], title=_RATES[rate][1]) for rate in shown)]
     rows = [
         Row(name, [*map(cell, texts), *(cell(part(rates).get(rate)) for rate in shown)]) for name, texts, rates in found
     ]
@@ -170,7 +170,7 @@ def overlap(result: Result) -> Section | None:
     )
     matrix = [_matrix(result, pairs)] if len(result.circuits) > 2 else []
     tables = [*matrix, _overlap_table(result, pairs), _difference_table(result, pairs)]
-    return section("overlap", "Each two circuits", intro, tables) if pairs else None
+    return Section.of("overlap", "Each two circuits", intro, tables) if pairs else None
 
 
 def _name(result: Result, place: Any) -> str:
@@ -180,7 +180,7 @@ def _name(result: Result, place: Any) -> str:
 
 
 def _overlap_table(result: Result, pairs: list[Json]) -> Table:
-    columns = [CIRCUIT, text_column("and")]
+    columns = [CIRCUIT, Column.words("and")]
     columns += [Column("edge Jaccard"), Column("shared edges"), Column("by chance", title="Expected shared edges")]
     columns += [Column("p-value", "of the shared edges"), Column("node Jaccard")]
     rows = list[Row]()
@@ -215,7 +215,7 @@ def _matrix(result: Result, pairs: list[Json]) -> Table:
 def _difference_table(result: Result, pairs: list[Json]) -> Table:
     taken = dict.fromkeys(name for pair in pairs for name in part(pair, "differences"))
     measures = [name for name in result.main if name in taken] or list(taken)[:6]
-    columns = [CIRCUIT, text_column("minus"), *map(result.column, measures)]
+    columns = [CIRCUIT, Column.words("minus"), *map(result.column, measures)]
     rows = [
         Row(
             _name(result, pair.get("a")),

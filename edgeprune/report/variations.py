@@ -3,7 +3,7 @@
 from dataclasses import replace
 from statistics import mean, stdev
 
-from edgeprune.report.blocks import CIRCUIT, Cell, Column, Facts, Row, Section, Table, section, text_column
+from edgeprune.report.blocks import CIRCUIT, Cell, Column, Facts, Row, Section, Table
 from edgeprune.report.result import ENDS, Json, Result, cell, circuits_with, entries, items, numbers, part
 from edgeprune.report.text import UNDEFINED, counted, finite, number, percent, words
 
@@ -57,7 +57,7 @@ def controls(result: Result) -> Section | None:
     }
     columns = [
         CIRCUIT,
-        text_column("open", "Which edges are open; in words below the table"),
+        Column.words("open", "Which edges are open; in words below the table"),
         Column("open edges"),
         Column("moved", title="Share of the circuit's edges that are closed; of random ones the mean over seeds"),
         *map(result.column, result.main),
@@ -77,7 +77,7 @@ def controls(result: Result) -> Section | None:
         Table(f"Each circuit beside its controls{result.pairs(found)}", columns, [*ends[:1], *rows, *ends[1:]]),
         Facts([(name, text) for name, text in described.items() if text]),
     ]
-    return section("controls", "Sufficiency and necessity", intro, blocks)
+    return Section.of("controls", "Sufficiency and necessity", intro, blocks)
 
 
 def _control_rows(result: Result, name: str, about: Json) -> list[Row]:
@@ -130,7 +130,7 @@ def breakdown(result: Result) -> Section | None:
     left_out = [("left out", f"{', '.join(skipped.values())}: too many values to tell apart")] if skipped else []
     intro = "The same figures on the examples of each template or other label; few examples give wide intervals."
     blocks = [*(_label_table(result, label) for label in labels), Facts(left_out)]
-    return section("breakdown", "Kinds of examples", intro, blocks)
+    return Section.of("breakdown", "Kinds of examples", intro, blocks)
 
 
 def _label_table(result: Result, label: str) -> Table:
@@ -140,5 +140,5 @@ def _label_table(result: Result, label: str) -> Table:
             figures = [result.figure(part(group, "measures"), one) for one in result.main]
             without_count = [replace(one, small=one.small.split(" n = ")[0]) for one in figures]
             rows.append(Row(name, [cell(str(value)), cell(part(group).get("num_examples")), *without_count]))
-    columns = [CIRCUIT, text_column(words(label)), Column("examples"), *map(result.column, result.main)]
+    columns = [CIRCUIT, Column.words(words(label)), Column("examples"), *map(result.column, result.main)]
     return Table(f"By {words(label)}", columns, rows)
