@@ -25,7 +25,7 @@ from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.evaluator import Evaluator, Progress, silent
-from edgeprune.json_numbers import json_number
+from edgeprune.json_numbers import json_fields, json_numbers
 from edgeprune.models.masked import MaskedModel
 from edgeprune.nodes import node_names, nodes_of_readers
 from edgeprune.reading.attention import attention_in, attention_to, circuit_run
@@ -247,24 +247,20 @@ class RoleProfile:
         `heads` (name to its `class` and its `attention` from the scored position, by key part), `queries`, `keys`,
         `num_examples`, `importance` and `score_importance` (class to share; the latter None without scores).
         """
-        rows = {name: self.attention.patterns[self.attention.heads.index(name), 0].tolist() for name in self.heads}
-        return {
-            "heads": {
-                name: {
-                    "class": self.attention.classes[name],
-                    "attention": {key: json_number(value) for key, value in zip(self.attention.keys, row, strict=True)},
-                }
-                for name, row in rows.items()
-            },
-            "queries": list(self.attention.queries),
-            "keys": list(self.attention.keys),
-            "num_examples": self.attention.num_examples,
-            "importance": self._named(self.importance),
-            "score_importance": None if self.score_importance is None else self._named(self.score_importance),
+        found = self.attention
+        heads = {
+            name: {
+                "class": found.classes[name],
+                "attention": json_numbers(found.keys, found.patterns[found.heads.index(name), 0]),
+            }
+            for name in self.heads
         }
-
-    def _named(self, shares: Tensor) -> dict[str, float]:
-        return dict(zip(self.class_names, shares.tolist(), strict=True))
+        shares = {"importance": self.importance, "score_importance": self.score_importance}
+        return {
+            "heads": heads,
+            **json_fields(found, "heads", "patterns", "sizes"),
+            **{name: None if one is None else json_numbers(self.class_names, one) for name, one in shares.items()},
+        }
 
 
 def role_profile(

@@ -27,7 +27,7 @@ from edgeprune.circuit import Circuit
 from edgeprune.circuit_views import library
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.evaluator import Evaluator
-from edgeprune.json_numbers import json_number
+from edgeprune.json_numbers import json_value
 from edgeprune.models.circuit_run import CircuitRun
 from edgeprune.models.outputs import output_biases
 from edgeprune.nodes import writer_kind
@@ -101,16 +101,10 @@ class DirectAttribution:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: `rows` as in `table`; all others are means, `own` and `ablated` the parts of `logits`."""
-        rows = self.table()
-        for row in rows:
-            row["deviation"] = json_number(row["deviation"])
-        sums = {
-            "logits": self.logits,
-            "full_logits": self.full_logits,
-            "own": self.own.sum(0),
-            "ablated": self.ablated.sum(0),
-        }
+        own, ablated = self.own.sum(0), self.ablated.sum(0)
+        sums = {"logits": self.logits, "full_logits": self.full_logits, "own": own, "ablated": ablated}
         means = {name: float(values.mean()) for name, values in sums.items()}
+        rows = json_value(self.table())
         return {"direction": self.direction, "num_examples": len(self.index), **means, "rows": rows}
 
     def __repr__(self) -> str:

@@ -9,7 +9,7 @@ from rich.console import Group
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.evaluator import Evaluator, divergence_measure
-from edgeprune.json_numbers import json_number
+from edgeprune.json_numbers import json_fields, json_value
 from edgeprune.methods.problem import Metric
 from edgeprune.metrics.registry import measure_named
 from edgeprune.reading.attention import attention_patterns, circuit_heads
@@ -51,27 +51,19 @@ class Reading:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; `by_role` has `queries`, `keys`, and `heads`, by name `circuit` and `full`, `[query][key]`."""
-        return {
-            "num_examples": self.num_examples,
-            "num_heads": self.num_heads,
-            "chosen": self.chosen,
-            "notes": list(self.notes),
-            "attention": None if self.attention is None else self.attention.to_dict(),
-            "by_role": self._by_role(),
-            "direct": None if self.direct is None else self.direct.to_dict(),
-            "effects": None if self.effects is None else self.effects.to_dict(MAX_ROWS),
-        }
+        effects = None if self.effects is None else self.effects.to_dict(MAX_ROWS)
+        return json_fields(self, by_role=self._by_role(), effects=effects)
 
     def _by_role(self) -> dict[str, Any] | None:
         if self.by_role is None or self.attention is None:
             return None
         first = self.by_role[0]
-        heads: dict[str, Any] = {head: {} for head in self.attention.heads}
-        for run, roles in zip(("circuit", "full"), self.by_role, strict=True):
-            for head, weights in heads.items():
-                rows = roles.patterns[roles.heads.index(head)].tolist()
-                weights[run] = [list(map(json_number, row)) for row in rows]
-        return {"queries": list(first.queries), "keys": list(first.keys), "heads": heads}
+        runs = dict(zip(("circuit", "full"), self.by_role, strict=True))
+        heads = {
+            head: {name: roles.patterns[roles.heads.index(head)] for name, roles in runs.items()}
+            for head in self.attention.heads
+        }
+        return json_value({"queries": first.queries, "keys": first.keys, "heads": heads})
 
     @property
     def _parts(self) -> list[AttentionPatterns | DirectAttribution | RoleEffects]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from edgeprune.circuit_views import library
 from edgeprune.errors import EdgepruneError
+from edgeprune.json_numbers import json_fields
 from edgeprune.paths import save_figure
 from edgeprune.reading.prompts import Prompt
 from edgeprune.tables import Numbers, table
@@ -101,20 +102,11 @@ class AttentionPatterns:
 
         Weights are lists `[head][query][key]`, rounded to four decimals.
         """
-        return {
-            "heads": list(self.heads),
-            "prompts": [
-                {
-                    "index": prompt.index,
-                    "tokens": list(prompt.tokens),
-                    "roles": {name: list(span) for name, span in prompt.roles.items()},
-                    "scored": list(prompt.scored),
-                    "circuit": _rounded(circuit),
-                    "full": _rounded(full),
-                }
-                for prompt, circuit, full in zip(self.prompts, self.circuit, self.full, strict=True)
-            ],
-        }
+        runs = zip(self.prompts, self.circuit, self.full, strict=True)
+        prompts = [
+            json_fields(prompt, circuit=_rounded(circuit), full=_rounded(full)) for prompt, circuit, full in runs
+        ]
+        return {"heads": list(self.heads), "prompts": prompts}
 
     def __repr__(self) -> str:
         return f"AttentionPatterns({len(self.heads)} heads on {len(self.prompts)} prompts)"

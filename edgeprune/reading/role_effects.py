@@ -30,7 +30,7 @@ from edgeprune.evaluation.effects import compare
 from edgeprune.evaluation.evaluator import Evaluator
 from edgeprune.evaluation.one_less import Edge, each_without_at
 from edgeprune.graph import EdgeGraph
-from edgeprune.json_numbers import json_number
+from edgeprune.json_numbers import json_fields, json_numbers
 from edgeprune.methods.attribution import closing_effects
 from edgeprune.methods.problem import Metric, Problem
 from edgeprune.metrics.registry import measure_named
@@ -97,7 +97,7 @@ class RoleEffects:
             }
             if place in run:
                 for name, values in (("exact", self.exact), ("standard_error", self.standard_errors)):
-                    row[name] = dict(zip(names, map(json_number, values[run[place]].tolist()), strict=True))
+                    row[name] = json_numbers(names, values[run[place]])
             found.append(row)
         return found
 
@@ -127,26 +127,20 @@ class RoleEffects:
         return total
 
     def to_dict(self, max_rows: int | None = None) -> dict[str, Any]:
-        """Plain values.
+        """Plain values; `edges` as in `table`, `total` by part, the sum of all edges' first-order effects.
 
         Args:
             max_rows: Only the largest edges.
-
-        Returns:
-            `measure`, `better`, `figure` (of the circuit), `num_examples`, `num_edges`, `num_exact`, `parts`, `total`
-            (by part, the sum of all edges' first-order effects), and `edges` as in `table`.
         """
-        return {
-            "measure": self.measure,
-            "better": measure_named(self.measure).better,
-            "figure": json_number(self.figure),
-            "num_examples": self.num_examples,
-            "num_edges": len(self.edges),
-            "num_exact": len(self.exact_edges),
-            "parts": list(self.parts),
-            "total": dict(zip(self.parts, self.first_order.sum(0).tolist(), strict=True)),
-            "edges": self.table()[:max_rows],
-        }
+        return json_fields(
+            self,
+            *("graph", "first_order", "exact_edges", "exact", "standard_errors"),
+            better=measure_named(self.measure).better,
+            num_edges=len(self.edges),
+            num_exact=len(self.exact_edges),
+            total=dict(zip(self.parts, self.first_order.sum(0).tolist(), strict=True)),
+            edges=self.table()[:max_rows],
+        )
 
     def __repr__(self) -> str:
         return (
