@@ -1,5 +1,6 @@
 """The JSON of an evaluation as the sections of the page look it up. Missing parts are allowed: they are empty."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
@@ -128,10 +129,12 @@ class Result:
         unit, direction = str(about.get("unit") or ""), self.direction(measure)
         return Column(self.heading(measure), f"{unit} {direction}".strip(), str(about.get("definition") or ""))
 
-    def series(self, points: Callable[[str, Json], Sequence[plots.Point]], most_marks: int = 100) -> list[plots.Series]:
-        """A line for each circuit that has points; the points of longer ones are not marked."""
+    def series(
+        self, points: Callable[[str, Json], Sequence[plots.Point]], most_marks: float = math.inf
+    ) -> list[plots.Series]:
+        """A line for each circuit that has points; of more than `most_marks`, no point is marked."""
         found = [(plots.key(name, place), points(name, one)) for place, (name, one) in enumerate(self.named)]
-        return [plots.Series(key, all_, line=True, marks=len(all_) <= most_marks) for key, all_ in found if all_]
+        return [plots.Series(key, some, line=True, marks=len(some) <= most_marks) for key, some in found if some]
 
     def pairs(self, found: Iterable[Sequence[Any]]) -> str:
         """On how many pairs a test ran: `, first 50 of 1,000 pairs`; empty where that is not known.
