@@ -17,8 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import rich.console
-import rich.table
+from edgeprune.console import report_console
+from edgeprune.tables import Numbers, table
 
 ROOT = Path(__file__).parents[1]
 BAR = "import torch, lightning, transformers"
@@ -64,11 +64,12 @@ def main() -> None:
                 if number:  # the first round fills the machine's file cache
                     found[name].append(figures)
     bar = statistics.median(cpu for cpu, _ in found[BAR])
-    table = rich.table.Table("process", "processor time, s", "of the imports", "wall, s")
+    rows = list[list[str | float]]()
     for name, figures in found.items():
         cpu, wall = (statistics.median(values) for values in zip(*figures, strict=True))
-        table.add_row(name, f"{cpu:.2f}", f"{cpu / bar:.2f}", f"{wall:.2f}")
-    rich.console.Console(width=100).print(table)
+        rows.append([name, cpu, cpu / bar, wall])
+    columns = ["process", *(Numbers(name, 2) for name in ("processor time, s", "of the imports", "wall, s"))]
+    report_console().print(table(None, columns, rows))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))
 

@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 import yaml
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -32,11 +31,13 @@ import datamodules
 from datamodules import GreaterThan, PairDataModule
 from datamodules.tasks.base import AbstractTask
 from edgeprune.batch import IGNORE, PairBatch
+from edgeprune.console import report_console
 from edgeprune.errors import EdgepruneError
 from edgeprune.metrics import greater_than
 from edgeprune.metrics.functional import logit_difference
 from edgeprune.models.loading import load_model
 from edgeprune.models.masked import MaskedModel
+from edgeprune.tables import Numbers, table
 
 COLUMNS = {
     "accuracy": "> distractor",
@@ -116,13 +117,10 @@ def judge(model: MaskedModel, task: AbstractTask, options: argparse.Namespace) -
     }
 
 
-def table(rows: dict[str, dict[str, Any]]) -> Table:
+def overview(rows: dict[str, dict[str, Any]]) -> Table:
     """One line per task."""
-    result = Table("task", "pairs", *COLUMNS.values())
-    for name, row in rows.items():
-        cells = [row.get(column) for column in COLUMNS]
-        result.add_row(name, str(row["pairs"]), *("-" if cell is None else f"{cell:.3f}" for cell in cells))
-    return result
+    columns = ["task", Numbers("pairs"), *map(Numbers, COLUMNS.values())]
+    return table(None, columns, [[name, row["pairs"], *map(row.get, COLUMNS)] for name, row in rows.items()])
 
 
 def main() -> None:
@@ -142,7 +140,7 @@ def main() -> None:
         rows = {text: judge(model, task, options) for text, task in tasks.items()}
     except EdgepruneError as error:
         parser.exit(2, f"{error}\n")
-    Console(width=140).print(table(rows))
+    report_console().print(overview(rows))
     if options.out:
         record = {"model": options.model, "dtype": "float32", "torch": torch.__version__, "rows": rows}
         options.out.write_text(json.dumps(record, indent=1) + "\n")

@@ -108,9 +108,16 @@ def whole_file(path: Path) -> Generator[Path]:
 
 
 def save_figure(figure: "Figure", path: Path, **options: Any) -> None:
-    """Write a figure of matplotlib, whole or not at all, in the format of the name's ending (without one, PNG)."""
+    """Write a figure of matplotlib, whole or not at all, in the format of the name's ending (without one, PNG).
+
+    Raises:
+        EdgepruneError: matplotlib does not know the format.
+    """
     with whole_file(path) as partial:
-        figure.savefig(partial, format=path.suffix[1:] or "png", **options)
+        try:
+            figure.savefig(partial, format=path.suffix[1:] or "png", **options)
+        except ValueError as error:  # matplotlib names the formats it knows
+            raise EdgepruneError(f"cannot draw to {path}: {error}") from None
 
 
 def _system_code(error: Exception) -> int | None:

@@ -30,6 +30,7 @@ from edgeprune.models.loading import load_model
 from edgeprune.models.masked import MaskedModel, position_ids
 from edgeprune.models.outputs import output_biases, writer_outputs
 from edgeprune.objectives import kl_divergence
+from edgeprune.tables import Numbers, table
 
 HALF = (torch.bfloat16, torch.float16)
 # Largest error that passes: of logits and stream relative to their largest value, of gradients to their length.
@@ -344,17 +345,17 @@ def peak_bytes(thing: Callable[[], None], device: torch.device) -> int | None:
 
 def table_of(checks: list[SelfCheck], title: str) -> Table:
     """One row for each dtype and attention kernel; what fails is marked."""
-    table = Table(title=title, title_justify="left")
-    for name in ("dtype", "attention", "open = library", "closed", "writers", "gradient"):
-        table.add_column(name)
-    for name in ("step, s", "times plain", "memory, MB", "plain, MB"):
-        table.add_column(name, justify="right")
-    for check in checks:
-        errors = [_shown(check, name) for name in ("closed", "writers", "gradient")]
-        sizes = ["-" if size is None else f"{size / 1e6:.0f}" for size in (check.bytes["step"], check.bytes["plain"])]
-        cost = (f"{check.seconds['step']:.3f}", f"{check.ratio:.2f}", *sizes)
-        table.add_row(check.dtype, check.attention, _shown_open(check), *errors, *cost)
-    return table
+    costs = [Numbers("step, s"), Numbers("times plain", 2), Numbers("memory, MB", 0), Numbers("plain, MB", 0)]
+    rows = [
+        [
+            *(check.dtype, check.attention, _shown_open(check)),
+            *(_shown(check, name) for name in ("closed", "writers", "gradient")),
+            *(check.seconds["step"], check.ratio),
+            *(None if size is None else size / 1e6 for size in (check.bytes["step"], check.bytes["plain"])),
+        ]
+        for check in checks
+    ]
+    return table(title, ["dtype", "attention", "open = library", "closed", "writers", "gradient", *costs], rows)
 
 
 def _shown(check: SelfCheck, name: str) -> str:

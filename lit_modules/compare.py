@@ -14,6 +14,7 @@ from edgeprune.comparison.overlap import compare_edges, edge_overlap, scientific
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.loading import COMPILED
 from edgeprune.reference import ablated_positions, read_reference
+from edgeprune.tables import Numbers, table
 from lit_modules.progress import show
 from lit_modules.pruning import PruningModule
 from lit_modules.snapshots import Snapshot, SnapshotCircuits, judge, log_values
@@ -118,15 +119,18 @@ class CompareToReference(pl.Callback):
         last, known, *_ = self.rows[-1]
         rows = sorted(self.rows, key=lambda row: row.snapshot.circuit.sparsity)
         error = f"{objective.replace('_', ' ')} {known.measures[objective]:.4g}"
-        table = Table(title=f"Against the reference, {known.circuit.num_edges} edges ({error})")
-        for name in ("sparsity", "edges", "recovered", "missing", "extra", *SHOWN):
-            table.add_column(name, justify="right")
-        for row in rows:
-            counts = (f"{row.overlap[name]:.0f}" for name in ("both", "only_reference", "only_found"))
-            shares = (f"{row.overlap[name]:.3f}" for name in SHOWN)
-            circuit = row.snapshot.circuit
-            table.add_row(f"{circuit.sparsity:.4f}", f"{circuit.num_edges:,}", *counts, *shares)
-        show(trainer, table, _matched_table(rows, objective))
+        title = f"Against the reference, {known.circuit.num_edges} edges ({error})"
+        counts = ("both", "only_reference", "only_found")
+        lines = [
+            [
+                *(row.snapshot.circuit.sparsity, row.snapshot.circuit.num_edges),
+                *(int(row.overlap[name]) for name in counts),
+                *(row.overlap[name] for name in SHOWN),
+            ]
+            for row in rows
+        ]
+        columns = [Numbers("sparsity", 4), *map(Numbers, ("edges", "recovered", "missing", "extra", *SHOWN))]
+        show(trainer, table(title, columns, lines), _matched_table(rows, objective))
         if self.show_edges:
             show(trainer, *self._lines(last.circuit, known.circuit))
 
@@ -190,12 +194,14 @@ def _matched_table(rows: list[Compared], objective: str) -> Table:
     """How likely each overlap is by chance, and both circuits at the reference's size."""
     known = rows[-1].known
     shown = [name for name in (objective, "logit_difference") if not math.isnan(known.measures[name])]
-    table = Table(title=f"Chance, and at the reference's size ({known.circuit.num_edges} edges by score)")
-    for name in ("sparsity", "p-value", "recovered", "jaccard", *(name.replace("_", " ") for name in shown)):
-        table.add_column(name, justify="right")
-    for row in rows:
-        found = (f"{row.cut['both']:.0f}", f"{row.cut['jaccard']:.3f}", *(f"{row.measures[x]:.3f}" for x in shown))
-        table.add_row(f"{row.snapshot.circuit.sparsity:.4f}", scientific(row.overlap["log10_p_value"]), *found)
-    table.add_section()
-    table.add_row("reference", "", str(known.circuit.num_edges), "", *(f"{known.measures[name]:.3f}" for name in shown))
-    return table
+    title = f"Chance, and at the reference's size ({known.circuit.num_edges} edges by score)"
+    headings = ("p-value", "recovered", "jaccard", *(name.replace("_", " ") for name in shown))
+    lines = [
+        [
+            *(f"{row.snapshot.circuit.sparsity:.4f}", scientific(row.overlap["log10_p_value"])),
+            *(int(row.cut["both"]), row.cut["jaccard"], *(row.measures[name] for name in shown)),
+        ]
+        for row in rows
+    ]
+    last = ["reference", "", known.circuit.num_edges, "", *(known.measures[name] for name in shown)]
+    return table(title, [Numbers("sparsity"), *map(Numbers, headings)], [*lines, [], last])

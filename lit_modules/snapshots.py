@@ -13,9 +13,9 @@ from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.metrics.measure import measure_examples
+from edgeprune.metrics.registry import STANDARD as MEASURES
 from edgeprune.objectives import Objective
 from edgeprune.paths import check_writable
-from edgeprune.report.circuits_table import MEASURES
 from edgeprune.report.frontier import frontier_row, frontier_table, write_frontier
 from edgeprune.runs import asked_name
 from lit_modules.checkpoints import run_checkpoint
@@ -237,10 +237,7 @@ class SnapshotCircuits(pl.Callback):
     @rank_zero_only
     def _report(self, trainer: pl.Trainer, folder: Path, objective: Objective) -> None:
         rows = [_row(snapshot) for snapshot in sorted(self.snapshots, key=lambda item: item.circuit.sparsity)]
-        table = frontier_table("Circuits on the validation pairs", rows, objective)
-        if not all(row["reached"] for row in rows):
-            table.caption = "* never reached: cut from the final gates"
-        show(trainer, table)
+        show(trainer, frontier_table("Circuits on the validation pairs", rows, objective))
         write_frontier(folder, rows, objective)
         show(trainer, f"circuits, frontier.csv and frontier.png are in {folder}")
 

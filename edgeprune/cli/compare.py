@@ -209,17 +209,6 @@ def _pair_name(pair: dict[str, Any]) -> str:
     return f"{_letter(pair['a'])}, {_letter(pair['b'])}"
 
 
-def _table(title: str, left: list[str], right: list[str]) -> "Table":
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for heading in left:
-        table.add_column(heading, no_wrap=True)
-    for heading in right:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
-
-
 def _shown_measures(result: dict[str, Any]) -> list[str]:
     """Measures that exist for these pairs; the squared error only where outputs are no logits."""
     full = result.get("full_model")
@@ -236,69 +225,70 @@ def _headings(names: list[str]) -> list[str]:
 
 
 def _circuit_table(result: dict[str, Any]) -> "Table":
+    from edgeprune.tables import Numbers, table
+
     shown = _shown_measures(result)
     title = "Circuits"
     if shown:
         number = f"{result['full_model']['num_examples']:.0f}"
         title += f" of {result['model']} on {number} {result['split']} pairs, {result['ablation']} ablation"
-    columns = ["edges", "sparsity", "dangling", "nodes", *_headings(shown)]
-    table = _table(title, ["circuit"], columns)
-    for number, row in enumerate(result["circuits"]):
-        sizes = (f"{row['edges']:,}", f"{row['sparsity']:.4f}", f"{row['dangling']:,}", f"{row['nodes']:,}")
-        table.add_row(_letter(number), *sizes, *(f"{row[name]:.3f}" for name in shown))
-    if shown:
-        table.add_row(FULL, "", "", "", "", *(f"{result['full_model'][name]:.3f}" for name in shown))
-    return table
+    columns = [Numbers("edges"), Numbers("sparsity", 4), *map(Numbers, ("dangling", "nodes", *_headings(shown)))]
+    keys = ("edges", "sparsity", "dangling", "nodes", *shown)
+    rows = [[_letter(number), *map(row.__getitem__, keys)] for number, row in enumerate(result["circuits"])]
+    full = [[FULL, "", "", "", "", *map(result["full_model"].__getitem__, shown)]] if shown else []
+    return table(title, ["circuit", *columns], [*rows, *full])
 
 
 def _pair_table(result: dict[str, Any]) -> "Table":
     from edgeprune.comparison.overlap import scientific
+    from edgeprune.tables import Numbers, table
 
-    columns = ["both", "by chance", "p", "only 1st", "only 2nd"]
-    table = _table("Shared edges", ["pair"], columns)
-    for pair in result["pairs"]:
-        table.add_row(
-            _pair_name(pair),
-            f"{pair['both']:,}",
-            f"{pair['expected']:,.1f}",
-            scientific(pair["log10_p_value"]),
-            *(f"{pair[name]:,}" for name in ("only_found", "only_reference")),
-        )
-    return table
+    columns = ["pair", Numbers("both"), Numbers("by chance", 1), *map(Numbers, ("p", "only 1st", "only 2nd"))]
+    rows = [
+        [
+            *(_pair_name(pair), pair["both"], pair["expected"], scientific(pair["log10_p_value"])),
+            *(pair["only_found"], pair["only_reference"]),
+        ]
+        for pair in result["pairs"]
+    ]
+    return table("Shared edges", columns, rows)
 
 
 def _share_table(result: dict[str, Any]) -> "Table":
-    columns = [*_SHARES.values(), "Jaccard of nodes"]
-    table = _table("Shares; the 2nd is taken as the truth", ["pair"], columns)
-    for pair in result["pairs"]:
-        shares = (f"{pair[name]:.3f}" for name in _SHARES)
-        table.add_row(_pair_name(pair), *shares, f"{pair['nodes']['jaccard']:.3f}")
-    return table
+    from edgeprune.tables import Numbers, table
+
+    columns = ["pair", *map(Numbers, (*_SHARES.values(), "Jaccard of nodes"))]
+    rows = [[_pair_name(pair), *map(pair.__getitem__, _SHARES), pair["nodes"]["jaccard"]] for pair in result["pairs"]]
+    return table("Shares; the 2nd is taken as the truth", columns, rows)
 
 
 def _matched_table(result: dict[str, Any]) -> "Table":
     """Two lines for every pair, one for each circuit."""
     from edgeprune.comparison.overlap import scientific
+    from edgeprune.tables import Numbers, Value, table
 
     shown = _shown_measures(result)
-    columns = ["edges", "both", "Jaccard", "p", *_headings(shown)]
-    table = _table("At the size of the smaller, the larger cut by its scores", ["pair", ""], columns)
+    rows: list[list[Value]] = []
     for pair in result["pairs"]:
         row = pair["matched"]
         if row is None:
             continue
-        common = (f"{row['both']:,}", f"{row['jaccard']:.3f}", scientific(row["log10_p_value"]))
-        for side, start in (("a", (_pair_name(pair), *common)), ("b", ("",) * 4)):
-            measures = (f"{row[f'measures_{side}'][name]:.3f}" for name in shown)
-            table.add_row(start[0], _letter(pair[side]), f"{row['edges']:,}", *start[1:], *measures)
-        table.add_section()
-    return table
+        common = (row["both"], row["jaccard"], scientific(row["log10_p_value"]))
+        for side, (name, *shared) in (("a", (_pair_name(pair), *common)), ("b", ("",) * 4)):
+            measures = map(row.get(f"measures_{side}", {}).get, shown)
+            rows.append([name, _letter(pair[side]), row["edges"], *shared, *measures])
+        rows.append([])
+    columns = ["pair", "", *map(Numbers, ("edges", "both", "Jaccard", "p", *_headings(shown)))]
+    return table("At the size of the smaller, the larger cut by its scores", columns, rows)
 
 
 def _part_table(title: str, heading: str, parts: dict[str, Any], left: str, right: str) -> "Table":
-    table = _table(title, [heading], ["both", f"only {left}", f"only {right}", "Jaccard"])
-    for name, part in parts.items():
-        counts = [int(part[key]) for key in ("both", "only_found", "only_reference")]
-        if any(counts):
-            table.add_row(name, *(f"{count:,}" for count in counts), f"{part['jaccard']:.3f}")
-    return table
+    from edgeprune.tables import Numbers, table
+
+    counts = ("both", "only_found", "only_reference")
+    rows = [
+        [name, *(int(part[key]) for key in counts), part["jaccard"]]
+        for name, part in parts.items()
+        if any(part[key] for key in counts)
+    ]
+    return table(title, [heading, *map(Numbers, ("both", f"only {left}", f"only {right}", "Jaccard"))], rows)

@@ -9,7 +9,7 @@ from edgeprune.cli.arguments import Arguments, check_file
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
-    from edgeprune.drawing import Named
+    from edgeprune.drawing import NamedCircuit
 
 RUN, CIRCUIT, PATCHING = "a folder", "edgeprune-circuit/1", "edgeprune-patching/1"
 _SUFFIXES = (".html", ".svg", ".png", ".pdf", ".dot")
@@ -75,29 +75,39 @@ def _draw_patching(options: argparse.Namespace) -> Path:
 # -------------------------------------------------------------------- circuits
 def _draw_circuits(options: argparse.Namespace) -> Path:
     from edgeprune.circuit import Circuit
-    from edgeprune.drawing import Named
+    from edgeprune.drawing import NamedCircuit
 
     names = _names(options.files)
-    return _draw(options, [Named(name, Circuit.load(path)) for name, path in zip(names, options.files, strict=True)])
+    return _draw(
+        options, [NamedCircuit(name, Circuit.load(path)) for name, path in zip(names, options.files, strict=True)]
+    )
 
 
 def _draw_run(options: argparse.Namespace) -> Path:
-    from edgeprune.drawing import Named
+    from edgeprune.drawing import NamedCircuit
     from edgeprune.runs import load_run
 
     if len(options.files) > 1:
         raise EdgepruneError(f"draw takes one folder at a time, got {len(options.files)}; name circuit files instead")
     found = load_run(options.files[0])
-    named = [Named(name, circuit) for name, circuit in found.circuits.items()]
+    named = [NamedCircuit(name, circuit) for name, circuit in found.circuits.items()]
     if not named and found.scores is not None:
-        named = [Named("scores", found.scores)]
+        named = [NamedCircuit("scores", found.scores)]
     if not named:
         raise EdgepruneError(f"{options.files[0]} holds no circuits to draw")
     return _draw(options, sorted(named, key=lambda one: -one.circuit.num_edges))
 
 
-def _draw(options: argparse.Namespace, circuits: "list[Named]") -> Path:
-    from edgeprune.drawing import FORMATS, MAX_EDGES, at_most, draw_image, on_paths, write_dot, write_viewer
+def _draw(options: argparse.Namespace, circuits: "list[NamedCircuit]") -> Path:
+    from edgeprune.drawing import (
+        FORMATS,
+        MAX_EDGES,
+        draw_image,
+        on_paths,
+        strongest_edges,
+        write_dot,
+        write_viewer,
+    )
 
     first = options.files[0]
     out = options.out or (first / "circuits.html" if first.is_dir() else first.with_suffix(".html"))
@@ -110,7 +120,7 @@ def _draw(options: argparse.Namespace, circuits: "list[Named]") -> Path:
     if len(circuits) > 1 and (options.diff is not None or out.suffix != ".html"):
         what = "--diff" if options.diff is not None else f"a {out.suffix} file"
         raise EdgepruneError(f"{what} is of one circuit, {first} and what follows are {len(circuits)}; name one file")
-    circuits = [at_most(one, most) for one in [*circuits, *_other(options, circuits[0])]]
+    circuits = [strongest_edges(one, most) for one in [*circuits, *_other(options, circuits[0])]]
     if options.without_dangling:
         circuits = [on_paths(one) for one in circuits]
     difference = options.diff is not None
@@ -125,19 +135,19 @@ def _draw(options: argparse.Namespace, circuits: "list[Named]") -> Path:
     return out
 
 
-def _other(options: argparse.Namespace, first: "Named") -> "list[Named]":
+def _other(options: argparse.Namespace, first: "NamedCircuit") -> "list[NamedCircuit]":
     """The circuit of `--diff`, in whatever format, if there is one."""
     if options.diff is None:
         return []
-    from edgeprune.drawing import Named
+    from edgeprune.drawing import NamedCircuit
     from edgeprune.reference import read_reference
 
     circuit = read_reference(options.diff, first.circuit.graph)
     name = Path(options.diff).stem
-    return [Named(name if name != first.name else str(options.diff), circuit)]
+    return [NamedCircuit(name if name != first.name else str(options.diff), circuit)]
 
 
-def _start(circuits: "list[Named]") -> int:
+def _start(circuits: "list[NamedCircuit]") -> int:
     small = [place for place, one in enumerate(circuits) if one.circuit.num_edges <= _START]
     return small[0] if len(circuits) > 1 and small else 0
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgeprune.formats import Holds
     from edgeprune.graph import EdgeGraph
     from edgeprune.models.masked import MaskedModel
-    from edgeprune.report.summary import Questions
+    from edgeprune.report.evaluate import EvaluationOptions
     from edgeprune.statistics.uncertainty import Resampling
 
 ALL = "all"
@@ -40,7 +40,7 @@ EVERY_ABLATION = (
     "mean:both:positional",
     "optimal",
 )
-TESTS = ("controls", "completeness", "minimality", "suffix", "hypothesis", "mib")  # as edgeprune.report.summary's
+TESTS = ("controls", "completeness", "minimality", "suffix", "hypothesis", "mib")  # as edgeprune.report.evaluate's
 LEAST = {
     "limit": 1,
     "batch_size": 1,
@@ -168,7 +168,7 @@ def evaluate_files(options: argparse.Namespace) -> dict[str, Any]:
     from edgeprune.evaluation.evaluator import Evaluator
     from edgeprune.models.limits import Limits
     from edgeprune.models.loading import fingerprint
-    from edgeprune.report.summary import evaluate_circuits
+    from edgeprune.report.evaluate import evaluate_circuits
     from edgeprune.statistics.uncertainty import Resampling
 
     start, names = time.perf_counter(), _short_names(options.circuits)
@@ -234,11 +234,11 @@ def _add_readings(
     data: "PairDataModule",
 ) -> None:
     """What each circuit does on the first pairs, under the main ablation."""
-    from edgeprune.reading import read_circuit
+    from edgeprune.reading import interpret_circuit
 
     first = evaluator.limited(options.reading)
     for row, circuit in zip(rows, circuits, strict=True):
-        found = read_circuit(first, circuit, data.tokenizer_object, max_exact=options.reading_edges)
+        found = interpret_circuit(first, circuit, data.tokenizer_object, max_exact=options.reading_edges)
         row["reading"] = found.to_dict()
 
 
@@ -327,11 +327,11 @@ def _with_values(evaluator: "Evaluator", names: tuple[str, ...]) -> tuple[str, .
 
 def _questions(
     options: argparse.Namespace, data: "PairDataModule", graph: "EdgeGraph", num_examples: int, resampling: "Resampling"
-) -> "Questions":
-    from edgeprune.report.summary import Questions
+) -> "EvaluationOptions":
+    from edgeprune.report.evaluate import EvaluationOptions
 
     labels = {name: values[:num_examples] for name, values in data.labels(options.split).items()}
-    return Questions(
+    return EvaluationOptions(
         tests=options.tests,
         pairs=options.pairs,
         seeds=options.seeds,
@@ -357,7 +357,7 @@ def _known(asked: list[str], graph: "EdgeGraph", holds: "Holds | None") -> "Mapp
 # -------------------------------------------------------------------- tables
 def _print(result: dict[str, Any]) -> None:
     from edgeprune.console import report_console
-    from edgeprune.report.tables import notes, tables
+    from edgeprune.report.terminal import notes, tables
 
     console = report_console()
     for table in tables(result):

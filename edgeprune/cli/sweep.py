@@ -22,6 +22,7 @@ from edgeprune.sweeps.file import SweepFile
 from edgeprune.sweeps.parameters import nested, short
 from edgeprune.sweeps.sampling import check_optuna
 from edgeprune.sweeps.store import PLAN, Store, Trial
+from edgeprune.tables import Numbers, table
 
 SHOWN = 30  # trials in the live table: the newest, so that it fits a screen
 
@@ -174,22 +175,24 @@ def trial_table(store: Store, trials: Sequence[Trial]) -> Table:
     """The newest trials: what they try, where they stand, what came out."""
     varied = [parameter.name for parameter in store.sweep.parameters if parameter.varies]
     ended = sum(trial.state in ("done", "failed") for trial in trials)
-    table = Table(title=f"{store.plan.name}: {ended} of {store.plan.size} trials ended", caption=str(store.folder))
-    table.add_column("trial", justify="right")
-    for name in varied:
-        table.add_column(short(name, varied), justify="right")
-    table.add_column("state")
-    table.add_column(store.sweep.metric.name if store.sweep.metric else "metric", justify="right")
-    table.add_column("seconds", justify="right")
-    table.add_column("machine")
-    for trial in trials[-SHOWN:]:
-        value = "" if trial.value is None else f"{trial.value:.4g}"
-        seconds = "" if trial.seconds is None else f"{trial.seconds:.0f}"
-        state = f"failed: {trial.reason}" if trial.state == "failed" else trial.state
-        table.add_row(
-            str(trial.number), *(_cell(trial.values[name]) for name in varied), state, value, seconds, trial.host
-        )
-    return table
+    metric = store.sweep.metric.name if store.sweep.metric else "metric"
+    columns = ["state", Numbers(metric), Numbers("seconds", 0), "machine"]
+    rows = [
+        [
+            *(trial.number, *(_cell(trial.values[name]) for name in varied)),
+            f"failed: {trial.reason}" if trial.state == "failed" else trial.state,
+            "" if trial.value is None else f"{trial.value:.4g}",
+            "" if trial.seconds is None else trial.seconds,
+            trial.host,
+        ]
+        for trial in trials[-SHOWN:]
+    ]
+    return table(
+        f"{store.plan.name}: {ended} of {store.plan.size} trials ended",
+        [Numbers("trial"), *(Numbers(short(name, varied)) for name in varied), *columns],
+        rows,
+        caption=str(store.folder),
+    )
 
 
 def _cell(value: object) -> str:

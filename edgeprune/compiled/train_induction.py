@@ -24,6 +24,7 @@ from edgeprune.compiled.trained_induction import FILE, LONGEST, SHORTEST, WEIGHT
 from edgeprune.compiled.transformer import CompiledLayer, CompiledTransformer
 from edgeprune.errors import EdgepruneError
 from edgeprune.paths import check_writable
+from edgeprune.tables import Numbers, table
 
 _ABOUT = "Train the induction model from scratch, show where its heads look, and write its weights."
 STEPS = 1500
@@ -161,12 +162,9 @@ def _run(steps: int, seed: int, out: Path) -> int:
 
 
 def _table(scores: dict[str, tuple[float, float]]) -> Table:
-    table = Table(title="Where heads look, share of their attention")
-    for name in ("head", "previous token", "after the last occurrence"):
-        table.add_column(name, justify="right")
-    for head, (previous, after) in scores.items():
-        table.add_row(head, f"{previous:.3f}", f"{after:.3f}")
-    return table
+    columns = [Numbers(name) for name in ("head", "previous token", "after the last occurrence")]
+    rows = [(head, previous, after) for head, (previous, after) in scores.items()]
+    return table("Where heads look, share of their attention", columns, rows)
 
 
 if __name__ == "__main__":

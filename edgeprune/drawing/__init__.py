@@ -2,10 +2,10 @@
 
 from edgeprune.drawing.dot import write_dot as write_dot
 from edgeprune.drawing.edges import MAX_EDGES as MAX_EDGES
-from edgeprune.drawing.edges import Named as Named
-from edgeprune.drawing.edges import at_most as at_most
+from edgeprune.drawing.edges import NamedCircuit as NamedCircuit
 from edgeprune.drawing.edges import on_paths as on_paths
+from edgeprune.drawing.edges import strongest_edges as strongest_edges
 from edgeprune.drawing.image import FORMATS as FORMATS
 from edgeprune.drawing.image import draw_image as draw_image
-from edgeprune.drawing.page import viewer_html as viewer_html
-from edgeprune.drawing.page import write_viewer as write_viewer
+from edgeprune.drawing.viewer import viewer_html as viewer_html
+from edgeprune.drawing.viewer import write_viewer as write_viewer

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 from edgeprune.circuit import Circuit
+from edgeprune.drawing.captions import title
 from edgeprune.drawing.edges import edges_of, union
 from edgeprune.drawing.layout import Layout, lay_out
 from edgeprune.drawing.palette import LIGHT, line_width
-from edgeprune.drawing.words import title
 from edgeprune.paths import whole_file
 
 
@@ -43,7 +43,7 @@ def dot(circuit: Circuit, other: Circuit | None = None) -> str:
             lines.append(f"  {_quoted(reader.name)} [{look}];")
             lines += [f"  {_quoted(reader.name)} -> {_quoted(head)} [style=dashed, arrowhead=none];" for head in owners]
     for edge in edges:
-        look = f'color={_quoted(LIGHT[edge.colour])}, penwidth={line_width(edge.share):.2f}, class="{edge.colour}"'
+        look = f'color={_quoted(LIGHT[edge.colour])}, penwidth={line_width(edge.strength):.2f}, class="{edge.colour}"'
         lines.append(f"  {_quoted(graph.writers[edge.column])} -> {_quoted(ends[edge.row])} [{look}];")
     return "\n".join([*lines, "}", ""])
 

@@ -16,18 +16,18 @@ from edgeprune.nodes import reader_kind
 MAX_EDGES = 10_000
 
 
-class Edge(NamedTuple):
-    """One edge: row and column of the graph, its share of the strongest score, and the name of its colour."""
+class DrawnEdge(NamedTuple):
+    """One edge: row and column of the graph, its strength from 0 to 1, and the name of its colour."""
 
     row: int
     column: int
-    share: float
+    strength: float
     colour: str
 
 
 @final
 @dataclass(frozen=True)
-class Named:
+class NamedCircuit:
     """A circuit and what it is called in the drawing.
 
     Attributes:
@@ -41,7 +41,7 @@ class Named:
     whole: Circuit | None = None
 
 
-def at_most(named: Named, max_edges: int) -> Named:
+def strongest_edges(named: NamedCircuit, max_edges: int) -> NamedCircuit:
     """The strongest edges of a circuit that has more of them than can be drawn.
 
     Raises:
@@ -58,14 +58,14 @@ def at_most(named: Named, max_edges: int) -> Named:
     return _part(named, circuit & cut_to(circuit, max_edges))
 
 
-def on_paths(named: Named) -> Named:
+def on_paths(named: NamedCircuit) -> NamedCircuit:
     """The edges of a circuit that lie on a path of its edges from an embedding to the logits."""
     return _part(named, named.circuit.without_dangling()) if named.circuit.num_dangling else named
 
 
-def _part(named: Named, circuit: Circuit) -> Named:
+def _part(named: NamedCircuit, circuit: Circuit) -> NamedCircuit:
     """A part of what is drawn; its header says nothing of what was measured of the whole."""
-    return Named(named.name, circuit, named.whole or named.circuit)
+    return NamedCircuit(named.name, circuit, named.whole or named.circuit)
 
 
 def ranked(circuit: Circuit) -> list[tuple[int, int]]:
@@ -76,7 +76,7 @@ def ranked(circuit: Circuit) -> list[tuple[int, int]]:
     return [(row, column) for row, column in kept.tolist()]
 
 
-def shares(circuit: Circuit) -> Tensor:
+def strengths(circuit: Circuit) -> Tensor:
     """Strength of each kept edge in [0, 1], in a matrix `[reader, writer]`; 1 without scores, or if all are equal.
 
     1 is the best score; 0 is a score of 0, or the worst one where that is below 0.
@@ -91,7 +91,7 @@ def shares(circuit: Circuit) -> Tensor:
     return found
 
 
-def edges_of(circuit: Circuit, other: Circuit | None = None) -> list[Edge]:
+def edges_of(circuit: Circuit, other: Circuit | None = None) -> list[DrawnEdge]:
     """What to draw, the weakest first, so that the strongest lie on top.
 
     Args:
@@ -101,23 +101,23 @@ def edges_of(circuit: Circuit, other: Circuit | None = None) -> list[Edge]:
     Raises:
         EdgepruneError: The circuits are of different graphs.
     """
-    graph, strength = circuit.graph, shares(circuit)
+    graph, strength = circuit.graph, strengths(circuit)
     if other is None:
         return [
-            Edge(row, column, float(strength[row, column]), reader_kind(graph.readers[row]))
+            DrawnEdge(row, column, float(strength[row, column]), reader_kind(graph.readers[row]))
             for row, column in reversed(ranked(circuit))
         ]
     other.check_fits(graph, "the circuit it is compared with")
-    strength = torch.maximum(strength, shares(other))
+    strength = torch.maximum(strength, strengths(other))
     parts = {
         "both": circuit.keep & other.keep,
         "first": circuit.keep & ~other.keep,
         "second": other.keep & ~circuit.keep,
     }
-    found: list[Edge] = []
+    found: list[DrawnEdge] = []
     for name, keep in parts.items():
-        here = [Edge(row, column, float(strength[row, column]), name) for row, column in keep.nonzero().tolist()]
-        found += sorted(here, key=lambda edge: edge.share)
+        here = [DrawnEdge(row, column, float(strength[row, column]), name) for row, column in keep.nonzero().tolist()]
+        found += sorted(here, key=lambda edge: edge.strength)
     return found
 
 

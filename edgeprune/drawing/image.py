@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.circuit import Circuit
-from edgeprune.drawing.edges import Edge, edges_of, union
+from edgeprune.drawing.captions import caption, title
+from edgeprune.drawing.edges import DrawnEdge, edges_of, union
 from edgeprune.drawing.layout import READER, Layout, curve, lay_out
 from edgeprune.drawing.palette import LIGHT, line_width, opacity
-from edgeprune.drawing.words import caption, title
 from edgeprune.paths import save_figure
 
 FORMATS = (".svg", ".png", ".pdf")
@@ -42,7 +42,7 @@ def draw_image(
         path: Ends in one of `FORMATS`.
         other: Another circuit of the same graph.
         names: What the two are called in the legend.
-        whole: The circuit that `circuit` is a part of; its size is told as well.
+        whole: The circuit that `circuit` is a part of; its size is shown as well.
 
     Raises:
         EdgepruneError: The two are of different graphs.
@@ -64,12 +64,12 @@ def draw_image(
         points = scale / _UNIT  # points of a unit
         _draw_edges(axes, layout, edges, points)
         _draw_nodes(axes, layout, edges, points)
-        _draw_words(axes, circuit, edges, names, caption(circuit, whole), points)
-        told = {"Date": None} if path.suffix == ".svg" else {"CreationDate": None} if path.suffix == ".pdf" else {}
-        save_figure(figure, path, dpi=_DPI, facecolor=LIGHT["ground"], metadata=told)
+        _draw_texts(axes, circuit, edges, names, caption(circuit, whole), points)
+        no_date = {"Date": None} if path.suffix == ".svg" else {"CreationDate": None} if path.suffix == ".pdf" else {}
+        save_figure(figure, path, dpi=_DPI, facecolor=LIGHT["ground"], metadata=no_date)
 
 
-def _draw_edges(axes: Any, layout: Layout, edges: list[Edge], points: float) -> None:
+def _draw_edges(axes: Any, layout: Layout, edges: list[DrawnEdge], points: float) -> None:
     from matplotlib.collections import PathCollection
     from matplotlib.colors import to_rgba
     from matplotlib.path import Path as Line
@@ -79,12 +79,12 @@ def _draw_edges(axes: Any, layout: Layout, edges: list[Edge], points: float) -> 
     for edge in edges:
         way = curve(layout.nodes[layout.leaves[edge.column]], layout.readers[edge.row], layout.middle)
         lines.append(Line(list(zip(way[::2], way[1::2], strict=True)), codes))
-        colours.append(to_rgba(LIGHT[edge.colour], opacity(edge.share, len(edges))))
-    widths = [line_width(edge.share) * points for edge in edges]
+        colours.append(to_rgba(LIGHT[edge.colour], opacity(edge.strength, len(edges))))
+    widths = [line_width(edge.strength) * points for edge in edges]
     axes.add_collection(PathCollection(lines, facecolors="none", edgecolors=colours, linewidths=widths, zorder=1))
 
 
-def _draw_nodes(axes: Any, layout: Layout, edges: list[Edge], points: float) -> None:
+def _draw_nodes(axes: Any, layout: Layout, edges: list[DrawnEdge], points: float) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     def box(x: float, y: float, width: float, height: float, fill: str, line: str, order: int, corner: float) -> None:
@@ -92,9 +92,9 @@ def _draw_nodes(axes: Any, layout: Layout, edges: list[Edge], points: float) -> 
         look: dict[str, Any] = {"facecolor": fill, "edgecolor": line, "linewidth": 0.9 * points, "zorder": order}
         axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=style, mutation_aspect=1, **look))
 
-    def text(x: float, y: float, words: str, size: float, **more: Any) -> None:
+    def text(x: float, y: float, content: str, size: float, **more: Any) -> None:
         more = {"ha": "center", "va": "center_baseline", "color": LIGHT["ink"], "zorder": 4, **more}
-        axes.text(x, y, words, fontsize=size * points, **more)
+        axes.text(x, y, content, fontsize=size * points, **more)
 
     for frame in layout.boxes:
         box(*frame, LIGHT["raised"], LIGHT["line"], 2, 5)
@@ -112,13 +112,13 @@ def _draw_nodes(axes: Any, layout: Layout, edges: list[Edge], points: float) -> 
         text(8, label.y, label.text, 10, ha="left", color=LIGHT["quiet"])
 
 
-def _draw_words(
-    axes: Any, circuit: Circuit, edges: list[Edge], names: tuple[str, str], told: str, points: float
+def _draw_texts(
+    axes: Any, circuit: Circuit, edges: list[DrawnEdge], names: tuple[str, str], text: str, points: float
 ) -> None:
     from matplotlib.lines import Line2D
 
     difference = any(edge.colour in ("first", "second", "both") for edge in edges)
-    about = f"{names[0]} and {names[1]}" if difference else told
+    about = f"{names[0]} and {names[1]}" if difference else text
     axes.text(8, -_HEADROOM + 16, title(circuit), fontsize=13 * points, weight="bold", va="center", color=LIGHT["ink"])
     axes.text(8, -_HEADROOM + 34, about, fontsize=10 * points, va="center", color=LIGHT["quiet"])
     used = [name for name in _LEGEND if any(edge.colour == name for edge in edges)]
@@ -142,6 +142,6 @@ def _draw_words(
 
 
 def _below(axes: Any) -> float:
-    """Where the words above end, as a share of the height."""
+    """Where the texts above end, as a share of the height."""
     bottom, top = axes.get_ylim()
     return (bottom - top - 44.0) / (bottom - top)

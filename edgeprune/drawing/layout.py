@@ -65,7 +65,7 @@ class Box(NamedTuple):
 
 
 class RowLabel(NamedTuple):
-    """What stands at the left of a row."""
+    """The text at the left of a row."""
 
     text: str
     y: float
@@ -74,24 +74,13 @@ class RowLabel(NamedTuple):
 @final
 @dataclass(frozen=True)
 class Layout:
-    """All places, in units of about a pixel.
+    """All places, in units of about a pixel; edges that must bow do so away from the middle of the heads' rows."""
 
-    Attributes:
-        nodes: Boxes, by layer.
-        readers: By row of the graph.
-        boxes: Frames around heads that share readers.
-        rows: Labels of the rows, at x = 0.
-        leaves: By column of the graph, the place in `nodes` of the node that writes.
-        middle: x of the middle of the rows of heads; edges that must bow do so away from it.
-        width: Of the drawing.
-        height: Of the drawing.
-    """
-
-    nodes: Sequence[Node]
-    readers: dict[int, Reader]
+    nodes: Sequence[Node]  # by layer
+    readers: dict[int, Reader]  # by row of the graph
     boxes: Sequence[Box]
-    rows: Sequence[RowLabel]
-    leaves: dict[int, int]
+    rows: Sequence[RowLabel]  # at x = 0
+    leaves: dict[int, int]  # from a column of the graph to the place in `nodes` of the node that writes
     middle: float
     width: float
     height: float
@@ -167,6 +156,7 @@ def lay_out(graph: EdgeGraph, keep: Tensor) -> Layout:
     aside = 0.75 * _bow(sum(rises)) - HEAD_WIDTH / 2  # how far edges between MLPs bow beyond them
     full = (mlp_x + HEAD_WIDTH / 2 + max(aside, 0.0) if mlps else _LABEL_WIDTH + width) + _MARGIN
     made = _Places(graph)
+    height += 0.2 * pitch  # `logits` stands that much above its row
     bottom = height - _MARGIN - NODE_HEIGHT / 2
     for place in range(num_embeddings):
         made.node(place, middle + (place - (num_embeddings - 1) / 2) * 2 * HEAD_WIDTH, bottom, 1.6 * HEAD_WIDTH)
@@ -180,7 +170,7 @@ def lay_out(graph: EdgeGraph, keep: Tensor) -> Layout:
         y -= rise
     made.node(logits, middle, y - 0.2 * pitch, 1.6 * HEAD_WIDTH)
     made.labels.append(RowLabel("logits", made.nodes[-1].y))
-    return made.done(middle, full, height, 0.2 * pitch)
+    return made.done(middle, full, height)
 
 
 def _groups(graph: EdgeGraph, seen: set[int], rows: set[int]) -> dict[int, list[_Group]]:
@@ -256,17 +246,14 @@ class _Places:
         self.heads[k] = (middle - (0.0 if single else apart), down)
         self.heads[v] = (middle + (step if single else apart), down)
 
-    def done(self, middle: float, width: float, height: float, down: float) -> Layout:
-        """Everything lowered by `down`, and with readers of all nodes."""
-        nodes = [node._replace(y=node.y + down) for node in self.nodes]
+    def done(self, middle: float, width: float, height: float) -> Layout:
+        """Everything, with readers of all nodes."""
         readers = dict[int, Reader]()
         for row, owners in enumerate(nodes_of_readers(self.graph)):
             here = tuple(self.at[owner] for owner in owners if owner in self.at)
             if here:
-                name, node = self.graph.readers[row], nodes[here[0]]
-                x, y = self.heads.get(row, (node.x, node.y - down))
-                readers[row] = Reader(name, reader_kind(name), x, y + down, here)
-        boxes = [box._replace(y=box.y + down) for box in self.boxes]
-        labels = [label._replace(y=label.y + down) for label in self.labels]
+                name, node = self.graph.readers[row], self.nodes[here[0]]
+                x, y = self.heads.get(row, (node.x, node.y))
+                readers[row] = Reader(name, reader_kind(name), x, y, here)
         leaves = {place: at for place, at in self.at.items() if place < len(self.graph.writers)}
-        return Layout(nodes, readers, boxes, labels, leaves, middle, width, height + down)
+        return Layout(self.nodes, readers, self.boxes, self.labels, leaves, middle, width, height)

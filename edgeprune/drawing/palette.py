@@ -38,12 +38,12 @@ DARK = {
 WEAKEST, STRONGEST = 0.5, 3.4  # line widths, units of the layout
 
 
-def line_width(share: float) -> float:
-    """Width of an edge; its share is 0 for the weakest score that is drawn, or 0 itself, and 1 for the strongest."""
-    return WEAKEST + (STRONGEST - WEAKEST) * math.sqrt(max(share, 0.0))
+def line_width(strength: float) -> float:
+    """Width of an edge; its strength is 0 for the weakest score that is drawn, or 0 itself, and 1 for the strongest."""
+    return WEAKEST + (STRONGEST - WEAKEST) * math.sqrt(max(strength, 0.0))
 
 
-def opacity(share: float, num_edges: int) -> float:
+def opacity(strength: float, num_edges: int) -> float:
     """How much of an edge covers what is below it: less where there are many, and for weak ones among them."""
     crowd = min(16.0 / math.sqrt(max(num_edges, 1)), 0.9)
-    return crowd * (0.45 + 0.55 * max(share, 0.0))
+    return crowd * (0.45 + 0.55 * max(strength, 0.0))

@@ -157,12 +157,12 @@
     heads.forEach((reader) => reader.made.classList.toggle("off", !used.has(reader)));
     frames.forEach((frame) => frame.made.setAttribute("visibility", frame.of.some((node) => node.active) ? "visible" : "hidden"));
     if (state.held && !state.held.active) state.held = null;
-    tell(left, dangling, active);
+    report(left, dangling, active);
     relate();
     draw();
   }
 
-  function tell(left, dangling, active) {
+  function report(left, dangling, active) {
     const circuit = data.circuits[state.circuit], all = total(), count = amount();
     byId("circuit-name").textContent = circuit.name;
     byId("circuit").setAttribute("aria-valuetext", circuit.name);
@@ -175,8 +175,8 @@
       const number = left.filter((one) => (name in KINDS ? one.edge.reader.kind : one.part) === name).length;
       check.parentElement.querySelector("output").textContent = text(number);
     }
-    const told = [`${text(shown.length)} edges between ${text(active.size)} nodes are shown, sparsity ${(100 * (1 - shown.length / data.existing)).toFixed(2)} %.`, shown.length < all && "Figures below are of the whole circuit."];
-    byId("status").textContent = told.filter(Boolean).join(" ");
+    const texts = [`${text(shown.length)} edges between ${text(active.size)} nodes are shown, sparsity ${(100 * (1 - shown.length / data.existing)).toFixed(2)} %.`, shown.length < all && "Figures below are of the whole circuit."];
+    byId("status").textContent = texts.filter(Boolean).join(" ");
     byId("facts").replaceChildren(...circuit.facts.map(([term, words]) => {
       const line = document.createElement("div");
       line.append(Object.assign(document.createElement("dt"), { textContent: term }), Object.assign(document.createElement("dd"), { textContent: words }));
@@ -340,8 +340,8 @@
     }
     if (node) say([describe(node), `upstream ${text(related.above)} nodes, downstream ${text(related.below)}`], x, y);
     else if (edge) {
-      const told = [score(edge) && `score ${score(edge)}`, edge.part === "both" && edge.other !== null && `there ${edge.other}`, edge.dangles && "dangling"];
-      say([edge.edge.name, told.filter(Boolean).join(", ")].filter(Boolean), x, y);
+      const texts = [score(edge) && `score ${score(edge)}`, edge.part === "both" && edge.other !== null && `there ${edge.other}`, edge.dangles && "dangling"];
+      say([edge.edge.name, texts.filter(Boolean).join(", ")].filter(Boolean), x, y);
     } else tip.hidden = true;
   }
 

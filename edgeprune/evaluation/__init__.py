@@ -36,14 +36,13 @@ _HOMES = {
 }
 _MOVED = {  # names that were offered here before; they still load
     "Candidate": "edgeprune.comparison.across",
-    "Questions": "edgeprune.report.summary",
     "Resampling": "edgeprune.statistics.uncertainty",
     "against_known": "edgeprune.comparison.known",
     "bootstrap": "edgeprune.statistics.uncertainty",
     "common_core": "edgeprune.comparison.overlap",
     "compare_roles": "edgeprune.comparison.roles",
     "cross_model": "edgeprune.comparison.across",
-    "evaluate_circuits": "edgeprune.report.summary",
+    "evaluate_circuits": "edgeprune.report.evaluate",
     "paired_difference": "edgeprune.statistics.paired",
     "write_report": "edgeprune.report.page",
 }

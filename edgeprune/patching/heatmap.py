@@ -88,10 +88,7 @@ def draw_heatmaps(results: Sequence[PatchingResult], path: str | Path) -> Path:
     for axes in grid.flat[len(maps) :]:
         axes.axis("off")
     figure.suptitle("\n".join(_title(first, int(width * 13))), fontsize=9)
-    try:
-        save_figure(figure, Path(path), dpi=150)
-    except ValueError as error:  # matplotlib names the formats it knows
-        raise EdgepruneError(f"cannot draw to {path}: {error}") from None
+    save_figure(figure, Path(path), dpi=150)
     return Path(path)
 
 

@@ -6,8 +6,7 @@ to those of a key part:
 
     pattern[h, query, key] = mean over examples, and over tokens i of query, of  sum over tokens j of key  A_h[i, j]
 
-The attention A is never written out. The model's own attention (its mask, scale, rotary positions, windows and kernel)
-is run on values that mark the key parts: a value of 1 at the tokens of a part gives the sum of A over that part.
+The attention A is never written out: see `edgeprune.reading.attention`.
 
 A row of A sums to 1, except in models with attention sinks (gpt-oss): there a head leaves part of its attention to no
 token at all, so that parts which cover the prompt once have less than 1 between them.
@@ -20,20 +19,20 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import normalize
 
 from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
-from edgeprune.evaluation.evaluator import Progress, silent
-from edgeprune.graph import EdgeGraph
-from edgeprune.json_numbers import json_number
-from edgeprune.models.block import walk
-from edgeprune.models.masked import MaskedModel, keeping
+from edgeprune.evaluation.evaluator import Evaluator, Progress, silent
+from edgeprune.json_numbers import json_fields, json_numbers
+from edgeprune.models.masked import MaskedModel
+from edgeprune.nodes import node_names, nodes_of_readers
+from edgeprune.reading.attention import attention_in, attention_to, circuit_run
+from edgeprune.reading.prompts import OTHER, role_names, role_tokens
 
 SCORED = "scored position"  # where the answer is read
 FIRST = "first token"  # where attention goes that has nothing to do
-OTHER = "other tokens"
 MLP, EMBED, LOGITS = "mlp", "embed", "logits"  # classes of the nodes that are no heads
 
 
@@ -100,7 +99,7 @@ def head_roles(
     Args:
         model: Of any family.
         batches: Pairs of a task with roles.
-        progress: Told how many batches are done.
+        progress: Called with how many batches are done.
         attention: That of another run of the model, such as a circuit's; None: of the full model.
 
     Raises:
@@ -116,16 +115,16 @@ def head_roles(
     for done, batch in enumerate(batches):
         progress("attention to roles", done, len(batches))
         batch = batch.to(model.device)
-        asking, asked = _parts(batch, names)
-        known = asking.any(-1)[:, :, None] & asked.any(-1)[:, None]  # [batch, query, key]
-        marks = asked.transpose(1, 2)
+        from_, to = _parts(batch, names)
+        known = from_.any(-1)[:, :, None] & to.any(-1)[:, None]  # [batch, query, key]
+        marks = to.transpose(1, 2)
         found = attention(batch, marks) if attention else attention_to(model, batch.clean, batch.attention_mask, marks)
-        share = asking.double() / asking.sum(-1, keepdim=True).clamp(min=1)
+        share = from_.double() / from_.sum(-1, keepdim=True).clamp(min=1)
         patterns = torch.einsum("bqs,lbshk->lhbqk", share, found.double()) * known
         total += patterns.sum(2).flatten(0, 1).cpu()
         count += known.sum(0).cpu()
-        tokens += asked.sum((0, 2)).cpu()
-        examples += asked.any(-1).sum(0).cpu()
+        tokens += to.sum((0, 2)).cpu()
+        examples += to.any(-1).sum(0).cpu()
     progress("attention to roles", len(batches), len(batches))
     there = examples > 0
     return HeadRoles(
@@ -136,6 +135,21 @@ def head_roles(
         sizes=(tokens / examples)[there],
         num_examples=sum(map(len, batches)),
     )
+
+
+def attention_by_role(evaluator: Evaluator, circuit: Circuit) -> tuple[HeadRoles, HeadRoles]:
+    """Mean attention between the parts of the prompts, in the circuit's run and in the full model's; of all heads.
+
+    Raises:
+        EdgepruneError: The circuit is of another graph, or no prompt has a role.
+    """
+    circuit.check_fits(evaluator.graph)
+
+    def in_circuit(batch: PairBatch, parts: Tensor) -> Tensor:
+        return torch.stack(list(attention_in(circuit_run(evaluator, batch, circuit.keep), parts).values()))
+
+    model, batches, progress = evaluator.model, evaluator.batches, evaluator.progress
+    return head_roles(model, batches, progress, in_circuit), head_roles(model, batches, progress)
 
 
 def _check_names(names: Sequence[str]) -> None:
@@ -158,66 +172,7 @@ def _parts(batch: PairBatch, names: Sequence[str]) -> tuple[Tensor, Tensor]:
     free = real & ~torch.stack(roles).any(0)
     first = free & (place == batch.attention_mask.argmax(1)[:, None])
     ends = free & scored & ~first
-    asking, asked = [scored, *roles], [*roles, first, ends, free & ~first & ~ends]
-    return torch.stack(asking, 1), torch.stack(asked, 1)
-
-
-def role_names(batches: Sequence[PairBatch]) -> tuple[str, ...]:
-    """Names of all roles, in the task's order."""
-    return tuple(dict.fromkeys(name for batch in batches for name in batch.roles))
-
-
-def role_tokens(span: Tensor | None, place: Tensor, real: Tensor) -> Tensor:
-    """Tokens `[batch, seq]` in a span `[batch, 2]`; none where the example, or the whole batch, lacks it."""
-    if span is None:
-        return torch.zeros_like(real)
-    return real & (place >= span[:, :1]) & (place < span[:, 1:])
-
-
-@torch.no_grad()
-def attention_to(model: MaskedModel, ids: Tensor, mask: Tensor, parts: Tensor) -> Tensor:
-    """Attention that every token of the full model pays to sets of tokens.
-
-    Args:
-        model: Of any family, with any attention kernel.
-        ids: Long `[batch, seq]`.
-        mask: 1 for a token, 0 for padding, long `[batch, seq]`.
-        parts: Bool or 0/1 `[batch, seq, part]`: which tokens each set has.
-
-    Returns:
-        `[layer, batch, seq, head, part]` in the model's dtype; rows of padding mean nothing.
-    """
-    _, stream, context = model.start(ids, mask)
-    q: list[Tensor] = []
-    found: list[Tensor] = []
-
-    def look(layer: int, k: Tensor) -> Tensor:
-        found.append(kernel_weights(model, layer, q[layer], k, parts, context))
-        return k
-
-    walk(model.blocks, stream, context, {"q": keeping(q), "k": look}, model.graph.arch.kv_readers_per_head)
-    return torch.stack(found)
-
-
-def kernel_weights(model: MaskedModel, layer: int, q: Tensor, k: Tensor, parts: Tensor, context: Any) -> Tensor:
-    """Attention of one layer to sets of tokens: the model's own kernel, run on values that mark them.
-
-    Args:
-        model: Of any family, with any attention kernel.
-        layer: The layer.
-        q: Queries as `Block.heads` gives them, before rotary positions, `[batch, seq, head, c]`.
-        k: Keys, likewise.
-        parts: Bool or 0/1 `[batch, seq, part]`.
-        context: What the family's layers share.
-
-    Returns:
-        `[batch, seq, head, part]` in the model's dtype; rows of padding mean nothing.
-    """
-    width = k.shape[-1]  # of a value: as many parts fit in one run of the kernel
-    marks = (pad(some, (0, width - some.shape[-1])) for some in parts.to(q).split(width, -1))
-    values = (mark[:, :, None].expand(-1, -1, k.shape[2], -1).contiguous() for mark in marks)
-    block = model.blocks[layer]
-    return torch.cat([block.attend(q, k, value, context) for value in values], -1)[..., : parts.shape[-1]]
+    return torch.stack([scored, *roles], 1), torch.stack([*roles, first, ends, free & ~first & ~ends], 1)
 
 
 # -------------------------------------------------------------------- a circuit in terms of roles
@@ -252,12 +207,13 @@ class RoleProfile:
     def _members(self) -> tuple[Tensor, Tensor]:
         """How much of each reader, and of each writer, is of each class: float64 `[node, class]`, rows sum to 1."""
         graph, place = self.circuit.graph, {name: column for column, name in enumerate(self.class_names)}
+        names = node_names(graph)
         sides: list[Tensor] = []
-        for owners in ([_owners(graph, name) for name in graph.readers], [(name,) for name in graph.writers]):
-            side = torch.zeros(len(owners), len(place), dtype=torch.float64)
-            for row, names in enumerate(owners):
-                for name in names:
-                    side[row, place[self._class_of(name)]] += 1 / len(names)
+        for nodes in (nodes_of_readers(graph), [(node,) for node in range(len(graph.writers))]):
+            side = torch.zeros(len(nodes), len(place), dtype=torch.float64)
+            for row, owners in enumerate(nodes):
+                for node in owners:
+                    side[row, place[self._class_of(names[node])]] += 1 / len(owners)
             sides.append(side)
         return sides[0], sides[1]
 
@@ -291,34 +247,20 @@ class RoleProfile:
         `heads` (name to its `class` and its `attention` from the scored position, by key part), `queries`, `keys`,
         `num_examples`, `importance` and `score_importance` (class to share; the latter None without scores).
         """
-        rows = {name: self.attention.patterns[self.attention.heads.index(name), 0].tolist() for name in self.heads}
-        return {
-            "heads": {
-                name: {
-                    "class": self.attention.classes[name],
-                    "attention": {key: json_number(value) for key, value in zip(self.attention.keys, row, strict=True)},
-                }
-                for name, row in rows.items()
-            },
-            "queries": list(self.attention.queries),
-            "keys": list(self.attention.keys),
-            "num_examples": self.attention.num_examples,
-            "importance": self._named(self.importance),
-            "score_importance": None if self.score_importance is None else self._named(self.score_importance),
+        found = self.attention
+        heads = {
+            name: {
+                "class": found.classes[name],
+                "attention": json_numbers(found.keys, found.patterns[found.heads.index(name), 0]),
+            }
+            for name in self.heads
         }
-
-    def _named(self, shares: Tensor) -> dict[str, float]:
-        return dict(zip(self.class_names, shares.tolist(), strict=True))
-
-
-def _owners(graph: EdgeGraph, reader: str) -> tuple[str, ...]:
-    """Nodes that a reader belongs to: itself, its head, or all heads that share it."""
-    layer, *place = reader.split(".")
-    if not place:
-        return (layer,)
-    shared = 1 if place[1] == "q" else graph.arch.heads_per_kv_reader
-    first = int(place[0][1:]) * shared
-    return tuple(f"{layer}.h{head}" for head in range(first, first + shared))
+        shares = {"importance": self.importance, "score_importance": self.score_importance}
+        return {
+            "heads": heads,
+            **json_fields(found, "heads", "patterns", "sizes"),
+            **{name: None if one is None else json_numbers(self.class_names, one) for name, one in shares.items()},
+        }
 
 
 def role_profile(
@@ -330,7 +272,7 @@ def role_profile(
         model: Whose circuit it is.
         batches: Pairs of a task with roles; the clean prompts are run.
         circuit: The circuit.
-        progress: Told how many batches are done.
+        progress: Called with how many batches are done.
 
     Raises:
         EdgepruneError: The circuit is of another graph, or no prompt has a role.

@@ -27,15 +27,18 @@ from edgeprune.circuit import Circuit
 from edgeprune.circuit_views import library
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.evaluator import Evaluator
+from edgeprune.json_numbers import json_value
 from edgeprune.models.circuit_run import CircuitRun
 from edgeprune.models.outputs import output_biases
 from edgeprune.nodes import writer_kind
+from edgeprune.tables import Numbers, table
 
 if TYPE_CHECKING:
     import pandas
 
 LOGIT_DIFFERENCE, TARGET = "logit_difference", "target"
 ATTENTION_BIAS, HEAD_BIAS = "attention biases", "final biases"
+_COLUMNS = ("writer", "kind", "kept", "own", "ablated", "deviation", "full")
 _SHOWN_ROWS = 20
 
 
@@ -85,62 +88,40 @@ class DirectAttribution:
             Each with `writer`, `kind` (`embed`, `head`, `mlp`, `bias`), `kept`, `own`, `ablated` (means over examples;
             one of them is 0), `deviation` (over examples; NaN of a single one) and `full`.
         """
-        own, ablated, full = (part.mean(1).tolist() for part in (self.own, self.ablated, self.full))
         deviation = self.values.std(1) if self.values.shape[1] > 1 else torch.full((len(self.rows),), math.nan)
-        found = [
-            {
-                "writer": name,
-                "kind": "bias" if name in (ATTENTION_BIAS, HEAD_BIAS) else writer_kind(name),
-                "kept": bool(self.kept[place]),
-                "own": own[place],
-                "ablated": ablated[place],
-                "deviation": float(deviation[place]),
-                "full": full[place],
-            }
-            for place, name in enumerate(self.rows)
-        ]
+        parts = (self.own.mean(1), self.ablated.mean(1), deviation, self.full.mean(1))
+        kinds = ["bias" if name in (ATTENTION_BIAS, HEAD_BIAS) else writer_kind(name) for name in self.rows]
+        values = zip(self.rows, kinds, self.kept.tolist(), *(part.tolist() for part in parts), strict=True)
+        found = [dict[str, Any](zip(_COLUMNS, row, strict=True)) for row in values]
         return sorted(found, key=lambda row: -abs(row["own"] + row["ablated"]))
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """`table` as a table of pandas, a library of the extra `analysis`."""
-        columns = ["writer", "kind", "kept", "own", "ablated", "deviation", "full"]
-        return library("pandas").DataFrame(self.table(), columns=columns)
+        return library("pandas").DataFrame(self.table(), columns=list(_COLUMNS))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values.
-
-        `direction`, `num_examples`, `logits` and `full_logits` (means), `own` and `ablated` (their parts in `logits`),
-        and `rows` as in `table`.
-        """
-        rows = self.table()
-        for row in rows:
-            row["deviation"] = None if math.isnan(row["deviation"]) else row["deviation"]
-        return {
-            "direction": self.direction,
-            "num_examples": len(self.index),
-            "logits": float(self.logits.mean()),
-            "full_logits": float(self.full_logits.mean()),
-            "own": float(self.own.sum(0).mean()),
-            "ablated": float(self.ablated.sum(0).mean()),
-            "rows": rows,
-        }
+        """Plain values: `rows` as in `table`; all others are means, `own` and `ablated` the parts of `logits`."""
+        own, ablated = self.own.sum(0), self.ablated.sum(0)
+        sums = {"logits": self.logits, "full_logits": self.full_logits, "own": own, "ablated": ablated}
+        means = {name: float(values.mean()) for name, values in sums.items()}
+        rows = json_value(self.table())
+        return {"direction": self.direction, "num_examples": len(self.index), **means, "rows": rows}
 
     def __repr__(self) -> str:
+        logits, own, ablated = (float(part.mean()) for part in (self.logits, self.own.sum(0), self.ablated.sum(0)))
         return (
-            f"DirectAttribution({self.direction} {float(self.logits.mean()):.3f} = {float(self.own.sum(0).mean()):.3f} "
-            f"by open edges and biases + {float(self.ablated.sum(0).mean()):.3f} by closed ones, "
-            f"{len(self.index)} examples)"
+            f"DirectAttribution({self.direction} {logits:.3f} = {own:.3f} by open edges and biases + {ablated:.3f} by "
+            f"closed ones, {len(self.index)} examples)"
         )
 
     def __rich__(self) -> Table:
-        table = Table(title=repr(self), title_justify="left")
-        table.add_column("writer")
-        for name in ("own", "ablated", "deviation", "full model"):
-            table.add_column(name, justify="right")
-        for row in self.table()[:_SHOWN_ROWS]:
-            own, ablated = (f"{row[name]:+.3f}" if row[name] else "" for name in ("own", "ablated"))
-            table.add_row(row["writer"], own, ablated, f"{row['deviation']:.3f}", f"{row['full']:+.3f}")
-        return table
+        parts = [Numbers("own", signed=True), Numbers("ablated", signed=True)]
+        columns = ["writer", *parts, Numbers("deviation"), Numbers("full model", signed=True)]
+        rows = [
+            [row["writer"], *(row[name] or "" for name in ("own", "ablated")), row["deviation"], row["full"]]
+            for row in self.table()[:_SHOWN_ROWS]
+        ]
+        return table(repr(self), columns, rows)
 
 
 # -------------------------------------------------------------------- from runs
@@ -210,9 +191,9 @@ def _directions(batch: PairBatch, vocab: int, direction: str | Tensor) -> tuple[
 def _attribute(run: CircuitRun, vectors: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Contributions `[row, batch]` and the direction in the logits `[batch]`, float64 on the CPU."""
     slopes, final = _frozen_head(run, vectors)
-    own = _own_outputs(run)
-    kept = run.keep[-1].to(own.device)[:, None, None]
-    written = torch.where(kept, own, own + run.delta[:, run.tokens])
+    outputs = _outputs(run)
+    kept = run.keep[-1].to(outputs.device)[:, None, None]
+    written = torch.where(kept, outputs, outputs + run.delta[:, run.tokens])
     found = torch.cat([written, output_biases(run.model).sum(0).expand_as(written[:1])])
     added = torch.einsum("rpd,pd->rp", found.double(), slopes)
     added = torch.cat([added, final[None]]).view(len(found) + 1, *weights.shape)
@@ -245,7 +226,7 @@ def _frozen_head(run: CircuitRun, vectors: Tensor) -> tuple[Tensor, Tensor]:
     return slopes, (vectors * constant.detach()).double().sum(-1)
 
 
-def _own_outputs(run: CircuitRun) -> Tensor:
+def _outputs(run: CircuitRun) -> Tensor:
     """What every writer puts out in the run at the scored positions, `[writer, P, D]`."""
     model, tokens = run.model, run.tokens
     embeddings = model.embeddings(run.batch.clean, run.batch.attention_mask)

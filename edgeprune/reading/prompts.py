@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
-from edgeprune.reading.attention_roles import OTHER, role_tokens
 
+OTHER = "other tokens"
 _ESCAPES = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t", " ": "\u00b7"})
 
 
@@ -80,6 +80,18 @@ def token_label(tokenizer: Any, token: int) -> str:
 
 
 # -------------------------------------------------------------------- positions by role
+def role_names(batches: Sequence[PairBatch]) -> tuple[str, ...]:
+    """Names of all roles, in the task's order."""
+    return tuple(dict.fromkeys(name for batch in batches for name in batch.roles))
+
+
+def role_tokens(span: Tensor | None, place: Tensor, real: Tensor) -> Tensor:
+    """Tokens `[batch, seq]` in a span `[batch, 2]`; none where the example, or the whole batch, lacks it."""
+    if span is None:
+        return torch.zeros_like(real)
+    return real & (place >= span[:, :1]) & (place < span[:, 1:])
+
+
 def parts_of(roles: Sequence[str]) -> tuple[str, ...]:
     """The parts that every prompt falls into: its roles, and all other tokens."""
     return (*roles, OTHER)

@@ -30,12 +30,12 @@ from edgeprune.evaluation.effects import effects_against_circuit
 from edgeprune.evaluation.evaluator import Evaluator
 from edgeprune.evaluation.leave_one_out import Edge, each_without_at
 from edgeprune.graph import EdgeGraph
-from edgeprune.json_numbers import json_number
+from edgeprune.json_numbers import json_fields, json_numbers
 from edgeprune.methods.attribution import closing_effects
 from edgeprune.methods.problem import Metric, Problem
 from edgeprune.metrics.registry import measure_named
-from edgeprune.reading.attention_roles import role_names
-from edgeprune.reading.prompts import parts_of, positions_by_part
+from edgeprune.reading.prompts import parts_of, positions_by_part, role_names
+from edgeprune.tables import Numbers, table
 
 if TYPE_CHECKING:
     import pandas
@@ -97,7 +97,7 @@ class RoleEffects:
             }
             if place in run:
                 for name, values in (("exact", self.exact), ("standard_error", self.standard_errors)):
-                    row[name] = dict(zip(names, map(json_number, values[run[place]].tolist()), strict=True))
+                    row[name] = json_numbers(names, values[run[place]])
             found.append(row)
         return found
 
@@ -127,26 +127,20 @@ class RoleEffects:
         return total
 
     def to_dict(self, max_rows: int | None = None) -> dict[str, Any]:
-        """Plain values.
+        """Plain values; `edges` as in `table`, `total` by part, the sum of all edges' first-order effects.
 
         Args:
             max_rows: Only the largest edges.
-
-        Returns:
-            `measure`, `better`, `figure` (of the circuit), `num_examples`, `num_edges`, `num_exact`, `parts`, `total`
-            (by part, the sum of all edges' first-order effects), and `edges` as in `table`.
         """
-        return {
-            "measure": self.measure,
-            "better": measure_named(self.measure).better,
-            "figure": json_number(self.figure),
-            "num_examples": self.num_examples,
-            "num_edges": len(self.edges),
-            "num_exact": len(self.exact_edges),
-            "parts": list(self.parts),
-            "total": dict(zip(self.parts, self.first_order.sum(0).tolist(), strict=True)),
-            "edges": self.table()[:max_rows],
-        }
+        return json_fields(
+            self,
+            *("graph", "first_order", "exact_edges", "exact", "standard_errors"),
+            better=measure_named(self.measure).better,
+            num_edges=len(self.edges),
+            num_exact=len(self.exact_edges),
+            total=dict(zip(self.parts, self.first_order.sum(0).tolist(), strict=True)),
+            edges=self.table()[:max_rows],
+        )
 
     def __repr__(self) -> str:
         return (
@@ -155,15 +149,11 @@ class RoleEffects:
         )
 
     def __rich__(self) -> Table:
-        exact = bool(self.exact_edges)
-        table = Table(title=f"{self!r}; {'exact' if exact else 'first-order'} effects", title_justify="left")
-        table.add_column("edge")
-        for name in (*self.parts, ALL_POSITIONS):
-            table.add_column(name, justify="right")
-        for row in self.table()[: len(self.exact_edges) or _SHOWN_ROWS][:_SHOWN_ROWS]:
-            values = (row["exact"] if exact else row["first_order"]) or {}
-            table.add_row(row["edge"], *("-" if value is None else f"{value:+.4f}" for value in values.values()))
-        return table
+        which = "exact" if self.exact_edges else "first_order"
+        title = f"{self!r}; {which.replace('_', '-')} effects"
+        columns = ["edge", *(Numbers(name, 4, signed=True) for name in (*self.parts, ALL_POSITIONS))]
+        shown = self.table()[: len(self.exact_edges) or _SHOWN_ROWS][:_SHOWN_ROWS]
+        return table(title, columns, [[row["edge"], *row[which].values()] for row in shown])
 
 
 def by_size(first_order: Tensor) -> Tensor:

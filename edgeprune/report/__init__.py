@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from edgeprune.lazy import on_first_use
 
 if TYPE_CHECKING:
+    from edgeprune.report.evaluate import EvaluationOptions as EvaluationOptions
+    from edgeprune.report.evaluate import evaluate_circuits as evaluate_circuits
     from edgeprune.report.page import report_html as report_html
     from edgeprune.report.page import write_report as write_report
-    from edgeprune.report.summary import Questions as Questions
-    from edgeprune.report.summary import evaluate_circuits as evaluate_circuits
 
 _HOMES = {
-    "Questions": "edgeprune.report.summary",
-    "evaluate_circuits": "edgeprune.report.summary",
+    "EvaluationOptions": "edgeprune.report.evaluate",
+    "evaluate_circuits": "edgeprune.report.evaluate",
     "report_html": "edgeprune.report.page",
     "write_report": "edgeprune.report.page",
 }

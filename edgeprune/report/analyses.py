@@ -1,14 +1,14 @@
 """Sections on the output vector, hypothesis tests, and MIB's curves."""
 
+from dataclasses import replace
 from statistics import stdev
 
 from edgeprune.report import plots
 from edgeprune.report.axes import axis
-from edgeprune.report.blocks import Block, Cell, Column, Facts, Figure, Row, Section, Table
+from edgeprune.report.blocks import CIRCUIT, Block, Cell, Column, Facts, Plots, Row, Section, Table
 from edgeprune.report.result import Json, Result, cell, circuits_with, entries, items, part
 from edgeprune.report.text import UNDEFINED, counted, finite, number, percent, plain, probability, words
 
-_FIRST = Column("circuit", numeric=False)
 # Methods whose scores say how much an edge wants to be open: a negative one is not an effect of the other sign.
 _TRAINED = ("edge_pruning", "subnetwork_probing", "ugs")
 
@@ -16,72 +16,61 @@ _TRAINED = ("edge_pruning", "subnetwork_probing", "ugs")
 # -------------------------------------------------------------------- the output vector
 _SPACES = {"stream": "final residual stream", "logits": "logits", "logits_centred": "logits minus their mean"}
 _SETS = {"circuit": "its nodes", "random": "random nodes", "others": "all other nodes"}
+_SHAPES = {"norm_ratio": "norm / full model's", "cosine": "cosine"}
 
 
 def suffix(result: Result) -> Section | None:
     """How far the output moves without the nodes of the circuit, without as many others, and without all others."""
     found = circuits_with(result, "suffix")
-    changes = [row for name, about in found for row in _changes(name, about)]
-    if not changes:
-        return None
-    of = Column("of", numeric=False)
-    heads = [of, *(Column(f"without {text}") for text in _SETS.values())]
+    heads = [CIRCUIT, Column.words("of"), *(Column(f"without {text}") for text in _SETS.values())]
     heads += [Column("ratio", title="Change without its nodes / mean change without random ones"), Column("p-value")]
-    shapes = [row for name, about in found for row in _shapes(name, about)]
-    shape_heads = [
-        Column(figure, f"without {text}") for figure in ("norm / full model's", "cosine") for text in _SETS.values()
-    ]
+    shape_heads = [CIRCUIT, Column.words("of")]
+    shape_heads += [Column(head, f"without {text}") for head in _SHAPES.values() for text in _SETS.values()]
     intro = (
         "How far the vector that enters the final norm, and the logits, move at the scored positions when the nodes "
         "of the circuit are ablated together: |change| / |full model's vector|. Random sets have as many heads and "
         "MLPs in each layer; where few such sets exist, or most nodes of one are the circuit's, they say little."
     )
-    caption = f"Relative change of the output{result.pairs(about for _, about in found)}"
+    changes = [row for name, about in found for row in _changes(name, about)]
     blocks = [
-        Table(caption, [_FIRST, *heads], changes),
-        Table("Nodes that were ablated", [_FIRST, *_NODES], [_nodes(name, about) for name, about in found]),
-        Table("Length and direction of the output that is left", [_FIRST, of, *shape_heads], shapes, folded=True),
+        Table(f"Relative change of the output{result.pairs(found)}", heads, changes),
+        Table("Nodes that were ablated", [CIRCUIT, *_NODES], [_nodes(name, about) for name, about in found]),
+        Table(
+            "Length and direction of the output that is left",
+            shape_heads,
+            [row for name, about in found for row in _shapes(name, about)],
+            folded=True,
+        ),
     ]
-    return Section("suffix", "Suffix-vector ablation", intro, blocks)
+    return Section.of("suffix", "Suffix-vector ablation", intro, blocks) if changes else None
 
 
 def _changes(name: str, about: Json) -> list[Row]:
     rows = list[Row]()
     for space in part(about, "circuit"):
-        text = _SPACES.get(space, words(space))
         changes = [cell(part(about, which, space).get("relative_change")) for which in _SETS]
         drawn = [finite(part(row, space).get("relative_change")) for row in entries(about, "each_random")]
         each = [value for value in drawn if value is not None]
         if len(each) > 1:
             title = f"{number(min(each))} to {number(max(each))}, {counted(len(each), 'seed')}"
-            changes[1] = Cell(changes[1].text, f"± {number(stdev(each))}", title, changes[1].sort)
+            changes[1] = replace(changes[1], small=f"± {number(stdev(each))}", title=title)
         verdict = part(about, "verdict", space)
-        p_value = finite(verdict.get("p_value"))
-        cells = [*changes, cell(verdict.get("ratio")), Cell(probability(p_value), sort=p_value)]
-        rows.append(Row(name, [Cell(text, sort=text), *cells]))
+        last = [cell(verdict.get("ratio")), cell(verdict.get("p_value"), probability)]
+        rows.append(Row(name, [cell(_SPACES.get(space, words(space))), *changes, *last]))
     return rows
 
 
 def _shapes(name: str, about: Json) -> list[Row]:
-    return [
-        Row(
-            name,
-            [
-                Cell(text := _SPACES.get(space, words(space)), sort=text),
-                *(
-                    cell(part(about, which, space).get(figure))
-                    for figure in ("norm_ratio", "cosine")
-                    for which in _SETS
-                ),
-            ],
-        )
-        for space in part(about, "circuit")
-    ]
+    rows = list[Row]()
+    for space in part(about, "circuit"):
+        values = (part(about, which, space).get(shape) for shape in _SHAPES for which in _SETS)
+        rows.append(Row(name, [cell(_SPACES.get(space, words(space))), *map(cell, values)]))
+    return rows
 
 
 _NODES = (
     Column("its nodes"),
-    Column("names", numeric=False),
+    Column.words("names"),
     Column("other nodes"),
     Column("random sets"),
     Column("shared", title="Mean share of the circuit's nodes in a random set"),
@@ -91,18 +80,20 @@ _NODES = (
 
 def _nodes(name: str, about: Json) -> Row:
     nodes, others, seeds = (items(about, key) for key in ("nodes", "other_nodes", "seeds"))
-    overlap, sets = finite(about.get("overlap")), finite(about.get("log10_num_sets"))
     of = " (heads only)" if about.get("heads_only") is True else ""
-    return Row(
-        name,
-        [
-            cell(len(nodes)),
-            Cell(plain(nodes) + of, title=", ".join(map(str, nodes)), sort=plain(nodes)),
-            *(cell(len(some)) for some in (others, seeds)),
-            Cell(percent(overlap), sort=overlap),
-            Cell(UNDEFINED if sets is None else number(round(10**sets)) if sets < 6 else f"1e{sets:.0f}", sort=sets),
-        ],
-    )
+    cells = [
+        cell(len(nodes)),
+        Cell(plain(nodes) + of, title=", ".join(map(str, nodes)), sort=plain(nodes)),
+        *(cell(len(some)) for some in (others, seeds)),
+        cell(about.get("overlap"), percent),
+        cell(finite(about.get("log10_num_sets")), _power),
+    ]
+    return Row(name, cells)
+
+
+def _power(log10: float | None) -> str:
+    """A whole number of which the logarithm is known."""
+    return UNDEFINED if log10 is None else number(round(10**log10)) if log10 < 6 else f"1e{log10:.0f}"
 
 
 # -------------------------------------------------------------------- hypothesis tests
@@ -110,22 +101,20 @@ def hypothesis(result: Result) -> Section | None:
     """Tests with what their outcome means."""
     found = circuits_with(result, "hypothesis")
     rows = [_test(name, part(about, "tests", test)) for name, about in found for test in part(about, "tests")]
-    if not rows:
-        return None
-    columns = [_FIRST, Column("test", numeric=False), Column("null hypothesis", numeric=False)]
-    columns += [Column("statistic"), Column("p-value"), Column("n", title="Examples, or random circuits")]
+    columns = [CIRCUIT, Column.words("test"), Column.words("null hypothesis"), Column("statistic"), Column("p-value")]
+    columns += [Column("n", title="Examples, or random circuits"), Column.words("reading")]
     intro = (
         "A small p-value speaks against the null hypothesis; a large one does not speak for it. Below a p-value is "
         "the smallest that this test could have given: with few examples or random circuits nothing can be rejected."
     )
-    caption = f"Tests of each circuit{result.pairs(about for _, about in found)}"
-    table = Table(caption, [*columns, Column("reading", numeric=False)], rows)
-    facts = {
-        "scores": (_used(result, found, "score"), "equivalence and independence"),
-        "faithfulness": (_used(result, found, "faithfulness"), "sufficiency and partial necessity"),
-    }
-    told = [(name, f"{measures}, for {tests}") for name, (measures, tests) in facts.items() if measures]
-    return Section("hypothesis", "Hypothesis tests", intro, [table, *([Facts(told)] if told else [])])
+    tests = {"score": "equivalence and independence", "faithfulness": "sufficiency and partial necessity"}
+    facts = [
+        (term, f"{measures}, for {tests[key]}")
+        for key, term in (("score", "scores"), ("faithfulness", "faithfulness"))
+        if rows and (measures := _used(result, found, key))
+    ]
+    blocks = [Table(f"Tests of each circuit{result.pairs(found)}", columns, rows), Facts(facts)]
+    return Section.of("hypothesis", "Hypothesis tests", intro, blocks)
 
 
 def _used(result: Result, found: list[tuple[str, Json]], key: str) -> str:
@@ -134,15 +123,14 @@ def _used(result: Result, found: list[tuple[str, Json]], key: str) -> str:
 
 
 def _test(name: str, test: Json) -> Row:
-    p_value, least = finite(test.get("p_value")), finite(part(test, "details").get("least_p_value"))
-    texts = [words(test.get("name") or UNDEFINED), str(test.get("null") or UNDEFINED)]
-    statistic = finite(test.get("statistic"))
+    least = finite(part(test, "details").get("least_p_value"))
     cells = [
-        *(Cell(text, sort=text) for text in texts),
-        Cell(number(statistic), title=str(test.get("statistic_is") or ""), sort=statistic),
-        Cell(probability(p_value), "" if least is None else f"least {probability(least)}", sort=p_value),
+        cell(words(test.get("name") or UNDEFINED)),
+        cell(str(test.get("null") or UNDEFINED)),
+        cell(finite(test.get("statistic")), title=str(test.get("statistic_is") or "")),
+        cell(test.get("p_value"), probability, "" if least is None else f"least {probability(least)}"),
         cell(test.get("n")),
-        Cell(reading := str(test.get("reading") or UNDEFINED), sort=reading),
+        cell(str(test.get("reading") or UNDEFINED)),
     ]
     return Row(name, cells)
 
@@ -170,8 +158,6 @@ def mib(result: Result) -> Section | None:
     found = [
         (name, ranking, curve) for name, about in circuits for ranking in _RANKINGS if (curve := part(about, ranking))
     ]
-    if not found:
-        return None
     intro = (
         "Circuits of ten sizes from one order of scores, by the score itself (signed) or by its absolute value. "
         "Faithfulness is 0 for the empty circuit and 1 for the full model; CPR asks for much of it, CMD for 1. MIB "
@@ -185,63 +171,56 @@ def mib(result: Result) -> Section | None:
         "absolute order, and with it MIB's CMD, means nothing for them; look at the signed curve."
     )
     keys = [plots.key(name, result.names.index(name)) for name, _ in circuits]
-    drawn = [plot for ranking in _RANKINGS if (plot := _mib_plot(result, ranking)) is not None]
-    caption = "Dashed: the full model."
-    heads = [_FIRST, Column("order", numeric=False), Column("measure", numeric=False), *_MIB.values()]
+    heads = [CIRCUIT, Column.words("order"), Column.words("measure"), *_MIB.values()]
     rows = [_areas(result, name, ranking, curve, name in trained) for name, ranking, curve in found]
+    point_heads = [CIRCUIT, Column.words("order"), Column("requested"), *_POINTS.values()]
     points = [row for name, ranking, curve in found for row in _mib_points(name, ranking, curve)]
-    point_heads = [_FIRST, Column("order", numeric=False), Column("requested"), *_POINTS.values()]
-    blocks: list[Block] = [Facts([("absolute order", note)])] if trained else []
-    blocks += [Figure(caption, drawn, keys)] if drawn else []
-    blocks.append(Table(f"Areas of the curves{result.pairs(curve for *_, curve in found)}", heads, rows))
-    blocks += [Table("Points of the curves", point_heads, points, folded=True)] if points else []
-    blocks += _counted_edges([curve for *_, curve in found])
-    return Section("mib", "Faithfulness by size (MIB)", intro, blocks)
+    blocks: list[Block] = [
+        Facts([("absolute order", note)] if trained else []),
+        Plots.of("Dashed: the full model.", (_mib_plot(result, ranking) for ranking in _RANKINGS), keys),
+        Table(f"Areas of the curves{result.pairs(found)}", heads, rows),
+        Table("Points of the curves", point_heads, points, folded=True),
+        _counted_edges([curve for *_, curve in found]),
+    ]
+    return Section.of("mib", "Faithfulness by size (MIB)", intro, blocks)
 
 
 def _areas(result: Result, name: str, ranking: str, curve: Json, trained: bool) -> Row:
-    measure = result.heading(curve.get("measure") or UNDEFINED)
     void = trained and ranking == "absolute"
-    cells = [Cell(ranking, "no meaning for a trained mask" if void else "", sort=ranking), Cell(measure, sort=measure)]
-    return Row(name, [*cells, *(cell(curve.get(area)) for area in _MIB)], "control" if void else "circuit")
+    order = cell(ranking, small="no meaning for a trained mask" if void else "")
+    cells = [order, cell(result.heading(curve.get("measure") or UNDEFINED)), *(cell(curve.get(area)) for area in _MIB)]
+    return Row(name, cells, "control" if void else "circuit")
 
 
 def _mib_points(name: str, ranking: str, curve: Json) -> list[Row]:
     return [
-        Row(
-            name,
-            [
-                Cell(ranking, sort=ranking),
-                Cell(percent(point.get("requested")), sort=finite(point.get("requested"))),
-                *(cell(point.get(key)) for key in _POINTS),
-            ],
-        )
+        Row(name, [cell(ranking), cell(point.get("requested"), percent), *(cell(point.get(key)) for key in _POINTS)])
         for point in entries(curve, "points")
     ]
 
 
-def _counted_edges(curves: list[Json]) -> list[Facts]:
+def _counted_edges(curves: list[Json]) -> Facts:
     """Which edges a share is of."""
     texts = dict.fromkeys(
         f"{number(curve.get('num_edges'))} ({curve['edges']}: {number(curve.get('num_edges_mib'))})"
         for curve in curves
         if curve.get("edges")
     )
-    return [Facts([("edges counted", "; ".join(texts))])] if texts else []
+    return Facts([("edges counted", "; ".join(texts))] if texts else [])
 
 
 def _mib_plot(result: Result, ranking: str) -> plots.Plot | None:
-    series = list[plots.Series]()
-    for place, (name, circuit) in enumerate(result.named):
-        points = list[plots.Point]()
-        for point in entries(part(circuit, "mib", ranking), "points"):
-            share, value = finite(point.get("requested")), finite(point.get("faithfulness"))
-            if share is not None and value is not None:
-                points.append(plots.Point(100 * share, value, f"{name}, {100 * share:g} %: {number(value)}"))
-        if points:
-            series.append(plots.Series(plots.key(name, place), points, line=True))
-    if not series:
-        return None
+    def points(name: str, circuit: Json) -> list[plots.Point]:
+        rows = entries(part(circuit, "mib", ranking), "points")
+        found = [(finite(row.get("requested")), finite(row.get("faithfulness"))) for row in rows]
+        return [
+            plots.Point(100 * share, value, f"{name}, {100 * share:g} %: {number(value)}")
+            for share, value in found
+            if share is not None and value is not None
+        ]
+
+    series = result.series(points)
     x = axis("edges requested (%)", [point.x for one in series for point in one.points], log=True)
     y = axis("faithfulness", [1.0, *(point.y for one in series for point in one.points)], zero=True)
-    return plots.draw(f"{ranking} scores", x, y, series, rules=[plots.Rule("full model", y=1.0)])
+    rules = [plots.Rule("full model", y=1.0)]
+    return plots.draw(f"{ranking} scores", x, y, series, rules=rules) if series else None

@@ -1,6 +1,6 @@
 """What the page is made of: sections of tables, lists of facts and figures. The template knows these and no more."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
@@ -42,6 +42,14 @@ class Column:
     title: str = ""
     numeric: bool = True
 
+    @classmethod
+    def words(cls, heading: str, title: str = "") -> "Column":
+        """The head of a column of texts."""
+        return cls(heading, title=title, numeric=False)
+
+
+CIRCUIT = Column.words("circuit")
+
 
 @final
 @dataclass(frozen=True)
@@ -57,14 +65,7 @@ class Row:
 @final
 @dataclass(frozen=True)
 class Table:
-    """A table. `columns` has the column of row heads first.
-
-    Attributes:
-        caption: What the table shows.
-        columns: One more than a row has cells.
-        rows: From top to bottom.
-        folded: Shown when asked for.
-    """
+    """A table. `columns` has the column of row heads first; a folded one is shown when asked for."""
 
     block: ClassVar = "table"
     caption: str
@@ -85,13 +86,18 @@ class Facts:
 
 @final
 @dataclass(frozen=True)
-class Figure:
+class Plots:
     """Plots side by side that share a legend."""
 
-    block: ClassVar = "figure"
+    block: ClassVar = "plots"
     caption: str
     plots: Sequence[Plot]
     keys: Sequence[Key] = ()
+
+    @classmethod
+    def of(cls, caption: str, plots: Iterable[Plot | None], keys: Iterable[Key] = ()) -> "Plots":
+        """Those plots that could be drawn."""
+        return cls(caption, [plot for plot in plots if plot is not None], list(keys))
 
 
 @final
@@ -104,22 +110,33 @@ class Maps:
     drawings: Sequence[Heatmaps]
 
 
-Block = Table | Facts | Figure | Maps
+Block = Table | Facts | Plots | Maps
 
 
 @final
 @dataclass(frozen=True)
 class Section:
-    """A heading, a sentence or two that say how to read what follows, and the blocks.
-
-    Attributes:
-        name: Its anchor; letters and hyphens.
-        title: Heading.
-        intro: How to read it.
-        blocks: From top to bottom.
-    """
+    """A heading, a sentence or two that say how to read what follows, and the blocks; `name` is its anchor."""
 
     name: str
     title: str
     intro: str
     blocks: Sequence[Block]
+
+    @classmethod
+    def of(cls, name: str, title: str, intro: str, blocks: Iterable[Block]) -> "Section | None":
+        """A section without its empty blocks; None where nothing is left."""
+        shown = [block for block in blocks if _content(block)]
+        return cls(name, title, intro, shown) if shown else None
+
+
+def _content(block: Block) -> Sequence[object]:
+    match block:
+        case Table():
+            return block.rows
+        case Facts():
+            return block.items
+        case Plots():
+            return block.plots
+        case Maps():
+            return block.drawings

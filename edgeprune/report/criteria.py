@@ -5,23 +5,13 @@ from typing import Any
 
 from edgeprune.report import plots
 from edgeprune.report.axes import axis, bin_axis, place_in_bins
-from edgeprune.report.blocks import Block, Cell, Column, Facts, Figure, Row, Section, Table
-from edgeprune.report.result import (
-    Json,
-    Result,
-    cell,
-    circuits_with,
-    entries,
-    items,
-    numbers,
-    part,
-)
+from edgeprune.report.blocks import CIRCUIT, Block, Cell, Column, Facts, Plots, Row, Section, Table
+from edgeprune.report.result import Json, Result, cell, circuits_with, entries, items, numbers, part
 from edgeprune.report.text import UNDEFINED, counted, finite, number, plain, probability, words
 
 _NUM_WORST = 5  # node sets of a circuit in the table of completeness
 _NUM_EDGES = 15  # edges of a circuit in the list of the least effective ones
 _NUM_NODES = 8  # nodes of a set that are named
-_FIRST = Column("circuit", numeric=False)
 # How the sets of nodes that are knocked out were found, in words, in the order of the legend.
 _SET_KINDS = {
     "nothing": "nothing",
@@ -37,17 +27,15 @@ _SET_KINDS = {
 def completeness(result: Result) -> Section | None:
     """F(C without K) against F(M without K)."""
     found = circuits_with(result, "completeness")
-    if not found:
-        return None
     intro = (
         "A set of nodes K is taken out of the circuit C and of the whole model M. In a complete circuit both change "
         "alike: points lie on the diagonal. The score is |F(C \\ K) - F(M \\ K)|, 0 at best."
     )
     kinds = _kinds(one for _, about in found for one in entries(about, "knock_outs"))
     keys = {kind: plots.key(_kind(kind), place) for place, kind in enumerate(kinds)}
-    drawn = [plot for name, about in found if (plot := _scatter(result, name, about, keys)) is not None]
-    blocks: list[Block] = [Figure("One point per set K.", drawn, list(keys.values()))] if drawn else []
-    return Section("completeness", "Completeness", intro, [*blocks, *_completeness_tables(result, found)])
+    drawn = (_scatter(result, name, about, keys) for name, about in found)
+    shown = Plots.of("One point per set K.", drawn, keys.values())
+    return Section.of("completeness", "Completeness", intro, [shown, *_completeness_tables(result, found)])
 
 
 def _kinds(knock_outs: Iterable[Json]) -> list[str]:
@@ -94,27 +82,26 @@ def _completeness_tables(result: Result, found: Sequence[tuple[str, Json]]) -> l
             rows.append(_scores(result, name, about, _kind(kind), summary.get("num"), summary))
         scored = [one for one in entries(about, "knock_outs") if finite(one.get("score")) is not None]
         for one in sorted(scored, key=lambda one: -one["score"])[:_NUM_WORST]:
-            kind = _kind(one.get("kind"))
-            cells = [cell(one.get(value)) for value in ("circuit", "model", "score")]
-            worst.append(Row(name, [Cell(kind, sort=kind), Cell(_set(one), sort=_set(one)), *cells]))
-    heads = [Column("sets K", numeric=False), Column("measure", numeric=False)]
-    heads += [Column("sets"), Column("mean score", "↓"), Column("largest", "↓")]
-    sets = [Column("sets K", numeric=False), Column("nodes", numeric=False)]
+            values = (one.get(key) for key in ("circuit", "model", "score"))
+            worst.append(Row(name, [cell(_kind(one.get("kind"))), cell(_set(one)), *map(cell, values)]))
+    heads = [CIRCUIT, Column.words("sets K"), Column.words("measure"), Column("sets")]
+    heads += [Column("mean score", "↓"), Column("largest", "↓")]
+    sets = [CIRCUIT, Column.words("sets K"), Column.words("nodes")]
     sets += [Column("circuit without K"), Column("model without K"), Column("score", "↓")]
-    caption = f"Completeness scores{result.pairs(about for _, about in found)}"
-    blocks: list[Block] = [Table(caption, [_FIRST, *heads], rows)]
-    blocks += [Table("Sets with the largest scores", [_FIRST, *sets], worst, folded=True)] if worst else []
-    missed = [(name, plain(roles)) for name, about in found if (roles := items(about, "roles_without_nodes"))]
-    facts = [("roles without nodes", "; ".join(f"{name}: {roles}" for name, roles in missed))]
-    return [*blocks, *([Facts(facts)] if missed else [])]
+    missed = [f"{name}: {plain(roles)}" for name, about in found if (roles := items(about, "roles_without_nodes"))]
+    return [
+        Table(f"Completeness scores{result.pairs(found)}", heads, rows),
+        Table("Sets with the largest scores", sets, worst, folded=True),
+        Facts([("roles without nodes", "; ".join(missed))] if missed else []),
+    ]
 
 
 def _scores(result: Result, name: str, about: Json, sets: str, count: Any, scores: Json) -> Row:
     """Mean and largest score; there is no mean over sets of all kinds."""
     measure = result.heading(about.get("measure") or UNDEFINED)
-    cells = [Cell(sets, sort=sets), Cell(measure, sort=measure), cell(count)]
     average = cell(scores.get("mean")) if "mean" in scores else Cell("")
-    return Row(name, [*cells, average, cell(scores.get("max"))], "circuit" if sets == "all" else "control")
+    cells = [cell(sets), cell(measure), cell(count), average, cell(scores.get("max"))]
+    return Row(name, cells, "circuit" if sets == "all" else "control")
 
 
 # -------------------------------------------------------------------- minimality
@@ -131,79 +118,63 @@ _CLOSED = {
 def minimality(result: Result) -> Section | None:
     """What each edge of a circuit adds."""
     found = circuits_with(result, "minimality")
-    if not found:
-        return None
     intro = (
         "Each edge is closed alone; its effect is by how much the measure gets worse. An edge whose effect is at most "
         "the tolerance is redundant: the circuit does without it, though perhaps not without several at once."
     )
-    measure = Column("measure", numeric=False)
-    caption = f"Edges closed and redundant{result.pairs(about for _, about in found)}"
-    heads = [_FIRST, measure, Column("closed are", numeric=False), *_CLOSED.values()]
-    blocks: list[Block] = [Table(caption, heads, [_closed(result, name, about) for name, about in found])]
-    blocks += _significance(found)
-    drawn = [plot for name, about in found if (plot := _histogram(result, name, about)) is not None]
-    blocks += (
-        [Figure("Edges by their effect; bars are bins, whatever their width. Dashed: the tolerance.", drawn)]
-        if drawn
-        else []
-    )
+    heads = [CIRCUIT, Column.words("measure"), Column.words("closed are"), *_CLOSED.values()]
+    drawn = [_histogram(result, name, about) for name, about in found]
     edges = [row for name, about in found for row in _least_edges(name, about)]
-    heads = [_FIRST, Column("edge", numeric=False), Column("effect"), Column("standard error")]
-    heads += [Column("against random edges", numeric=False)]
-    blocks += (
-        [Table(f"Edges of the least effect, {_NUM_EDGES} per circuit at most", heads, edges, folded=True)]
-        if edges
-        else []
-    )
-    return Section("minimality", "Minimality", intro, blocks)
+    edge_heads = [CIRCUIT, Column.words("edge"), Column("effect"), Column("standard error")]
+    edge_heads += [Column.words("against random edges")]
+    blocks: list[Block] = [
+        Table(f"Edges closed and redundant{result.pairs(found)}", heads, [_closed(result, *one) for one in found]),
+        *_significance(result),
+        Plots.of("Edges by their effect; bars are bins, whatever their width. Dashed: the tolerance.", drawn),
+        Table(f"Edges of the least effect, {_NUM_EDGES} per circuit at most", edge_heads, edges, folded=True),
+    ]
+    return Section.of("minimality", "Minimality", intro, blocks)
 
 
 def _closed(result: Result, name: str, about: Json) -> Row:
-    measure, chosen = result.heading(about.get("measure") or UNDEFINED), str(about.get("chosen") or UNDEFINED)
-    texts = [Cell(text, sort=text) for text in (measure, chosen)]
-    return Row(name, [*texts, *(cell(about.get(key)) for key in _CLOSED)])
+    texts = (result.heading(about.get("measure") or UNDEFINED), str(about.get("chosen") or UNDEFINED))
+    return Row(name, [*map(cell, texts), *(cell(about.get(key)) for key in _CLOSED)])
 
 
-def _significance(found: Sequence[tuple[str, Json]]) -> list[Block]:
+def _significance(result: Result) -> list[Block]:
     """The test of every edge against random edges."""
-    rows = [_against_random(name, about) for name, one in found if (about := part(one, "significance"))]
+    rows = [_against_random(name, about) for name, about in circuits_with(result, "minimality", "significance")]
     columns = [
-        _FIRST,
+        CIRCUIT,
         Column("edges", title="Edges that were tested"),
         Column("significant", title="Edges that matter more than random ones, corrected for the number of edges"),
         Column("superfluous", title="Edges that are shown to matter no more than most random ones"),
         Column("random edges", title="Edges of inflated circuits, each closed alone"),
         Column("p-value", title="That the circuit is minimal: each edge matters more than most random edges"),
-        Column("reading", numeric=False),
+        Column.words("reading"),
     ]
     text = (
         "An edge is significant if few random edges matter as much: edges of random paths that were added to the "
         "circuit, each closed alone. It is superfluous if it matters no more than most of them. The p-value is that of "
         "the whole circuit; a rejection says that it is not minimal."
     )
-    return [Table("Edges against random edges", columns, rows), Facts([("random edges", text)])] if rows else []
+    return [Table("Edges against random edges", columns, rows), Facts([("random edges", text)] if rows else [])]
 
 
 def _against_random(name: str, about: Json) -> Row:
-    superfluous, p_value = [str(edge) for edge in items(about, "superfluous")], finite(about.get("p_value"))
-    significant = finite(about.get("num_significant"))
-    least = finite(about.get("least_p_value"))
-    told = [str(about["null"])] if about.get("null") else []
-    told += [f"the least p-value of an edge is {number(least)}"] if least is not None else []
-    reading = str(about.get("reading") or UNDEFINED)
+    superfluous, least = [str(edge) for edge in items(about, "superfluous")], finite(about.get("least_p_value"))
+    notes = [str(about["null"])] if about.get("null") else []
+    notes += [f"the least p-value of an edge is {number(least)}"] if least is not None else []
     correction = str(about.get("correction") or "").replace("_", "-").title()
-    return Row(
-        name,
-        [
-            cell(about.get("n")),
-            Cell(number(about.get("num_significant")), correction, sort=significant),
-            Cell(number(len(superfluous)), title=plain(superfluous), sort=len(superfluous)),
-            cell(about.get("num_references")),
-            Cell(probability(p_value), title="; ".join(told), sort=p_value),
-            Cell(reading, sort=reading),
-        ],
-    )
+    cells = [
+        cell(about.get("n")),
+        cell(about.get("num_significant"), small=correction),
+        cell(len(superfluous), title=plain(superfluous)),
+        cell(about.get("num_references")),
+        cell(about.get("p_value"), probability, title="; ".join(notes)),
+        cell(str(about.get("reading") or UNDEFINED)),
+    ]
+    return Row(name, cells)
 
 
 def _least_edges(name: str, about: Json) -> list[Row]:
@@ -213,7 +184,7 @@ def _least_edges(name: str, about: Json) -> list[Row]:
         Row(
             name,
             [
-                Cell(str(edge.get("edge")), "not run" if edge.get("idle") is True else "", sort=str(edge.get("edge"))),
+                cell(str(edge.get("edge")), small="not run" if edge.get("idle") is True else ""),
                 *(cell(edge.get(key)) for key in ("effect", "standard_error")),
                 _verdict(str(edge.get("edge")), part(about, "significance")),
             ],
@@ -228,9 +199,9 @@ def _verdict(edge: str, significance: Json) -> Cell:
         return Cell(UNDEFINED)
     unsure = {str(one.get("edge")): one for one in entries(significance, "not_significant")}
     if edge not in unsure:
-        return Cell("significant", sort="significant")
+        return cell("significant")
     text = "superfluous" if edge in items(significance, "superfluous") else "not significant"
-    return Cell(text, f"p {probability(unsure[edge].get('adjusted'))}", "p-value, corrected", sort=text)
+    return cell(text, small=f"p {probability(unsure[edge].get('adjusted'))}", title="p-value, corrected")
 
 
 def _histogram(result: Result, name: str, about: Json) -> plots.Plot | None:

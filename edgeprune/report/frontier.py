@@ -1,6 +1,7 @@
 """Sparsity against faithfulness for the circuits of one run: rows, the table, `frontier.csv` and `frontier.png`."""
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,19 +9,21 @@ from typing import Any
 from rich.table import Table
 
 from edgeprune.circuit import Circuit
+from edgeprune.metrics.registry import STANDARD as MEASURES
+from edgeprune.metrics.registry import measure_named
 from edgeprune.objectives import Objective
 from edgeprune.paths import save_figure, whole_file
-from edgeprune.report.circuits_table import MEASURES, TableRow, faithfulness_table
+from edgeprune.tables import Numbers, beside, table
 
 Row = dict[str, Any]
 
 
 def frontier_row(
-    asked: float | str, circuit: Circuit, measures: Mapping[str, float], control: Mapping[str, float]
+    requested: float | str, circuit: Circuit, measures: Mapping[str, float], control: Mapping[str, float]
 ) -> Row:
     """One circuit: what was asked for, its size, its measures, and (`random_...`) those of a random one of its size."""
     return {
-        "asked": asked,
+        "asked": requested,
         "sparsity": round(circuit.sparsity, 6),
         "edges": circuit.num_edges,
         "dangling": circuit.num_dangling,
@@ -31,7 +34,7 @@ def frontier_row(
 
 
 def frontier_table(title: str, rows: Sequence[Row], objective: Objective = "kl", *, named: bool = False) -> Table:
-    """The rows for a terminal; those that say `reached: False` are marked with a star.
+    """The rows for a terminal, of KL and squared error the objective; those with `reached: False` have a star.
 
     Args:
         title: Above the table.
@@ -39,19 +42,23 @@ def frontier_table(title: str, rows: Sequence[Row], objective: Objective = "kl",
         objective: The measure that the circuits were found by.
         named: Show what was asked for as the circuits' names.
     """
-    lines = [
-        TableRow(
-            str(row["asked"]) if named else None,
-            row["sparsity"],
-            "" if row.get("reached", True) else " *",
-            row["edges"],
-            row["dangling"],
-            {name: row[name] for name in MEASURES},
-            {name: row[f"random_{name}"] for name in MEASURES},
-        )
-        for row in rows
-    ]
-    return faithfulness_table(title, lines, objective)
+    hidden = "squared_error" if objective == "kl" else "kl"
+    shown = [name for name in MEASURES if name != hidden and not all(math.isnan(row[name]) for row in rows)]
+    columns = ["circuit"] if named else []
+    return table(
+        f"{title} (random circuit of the same size in brackets)",
+        [*columns, *map(Numbers, ("sparsity", "edges", "dangling", *(measure_named(name).heading for name in shown)))],
+        [
+            [
+                *([str(row["asked"])] if named else []),
+                f"{row['sparsity']:.4f}{'' if row.get('reached', True) else ' *'}",
+                *(row["edges"], row["dangling"]),
+                *(beside(row[name], row[f"random_{name}"]) for name in shown),
+            ]
+            for row in rows
+        ],
+        caption=None if all(row.get("reached", True) for row in rows) else "* never reached: cut from the final gates",
+    )
 
 
 def write_frontier(folder: Path, rows: Sequence[Row], objective: Objective = "kl") -> None:

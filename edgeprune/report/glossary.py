@@ -2,28 +2,20 @@
 
 from collections.abc import Sequence
 
-from edgeprune.report.blocks import Block, Cell, Column, Facts, Row, Section, Table
+from edgeprune.report.blocks import Cell, Column, Facts, Row, Section, Table
 from edgeprune.report.result import Result, part
 from edgeprune.report.text import UNDEFINED
 
 # Each term with the section that uses it; terms of sections that the page does not have are left out.
 _TERMS = (
     ("summary", "edge", "From the output of an embedding, head or MLP (writer) to an input of a later one (reader)."),
-    (
-        "summary",
-        "closed edge",
-        "Carries what the ablation puts in place of this run's value.",
-    ),
+    ("summary", "closed edge", "Carries what the ablation puts in place of this run's value."),
     ("summary", "interchange", "The ablation in which a closed edge carries its value on the corrupted prompt."),
     ("summary", "full model", "Every edge open: the model itself."),
     ("summary", "empty circuit", "Every edge closed."),
     ("summary", "sparsity", "Closed edges / existing edges."),
     ("summary", "dangling edge", "A kept edge on no path of kept edges from an embedding to the logits."),
-    (
-        "summary",
-        "interval",
-        "Of a figure over samples of the examples: how far others would move it.",
-    ),
+    ("summary", "interval", "Of a figure over samples of the examples: how far others would move it."),
     (
         "ablations",
         "normalised faithfulness",
@@ -45,11 +37,7 @@ _TERMS = (
     ("reading", "other tokens", "All positions of a prompt on which no role lies."),
     ("mib", "CPR", "Area below normalised faithfulness by share of edges; higher is better (arXiv 2504.13151)."),
     ("mib", "CMD", "Area between that curve and 1; lower is better (arXiv 2504.13151)."),
-    (
-        "known",
-        "pessimistic AUC",
-        "Area of the staircase below a ROC curve: between two points, the lower one.",
-    ),
+    ("known", "pessimistic AUC", "Area of the staircase below a ROC curve: between two points, the lower one."),
     (
         "known",
         "MIB AUROC",
@@ -63,12 +51,11 @@ _BETTER = {"low": "lower", "high": "higher", "100": "near 100"}
 def glossary(result: Result, sections: Sequence[Section]) -> Section | None:
     """Definitions of the measures in the JSON, and of the words that these sections use."""
     rows = [_measure(result, name) for name in result.measures]
-    used = {section.name for section in sections}
+    used = {one.name for one in sections}
     terms = [(term, text) for name, term, text in _TERMS if name in used]
-    columns = [Column(head, numeric=False) for head in ("measure", "name", "definition", "unit", "better", "source")]
-    blocks: list[Block] = [Table("Measures", columns, rows)] if rows else []
-    blocks += [Facts(terms)] if terms else []
-    return Section("glossary", "Glossary", "What every word on this page means.", blocks) if blocks else None
+    columns = [Column.words(head) for head in ("measure", "name", "definition", "unit", "better", "source")]
+    blocks = [Table("Measures", columns, rows), Facts(terms)]
+    return Section.of("glossary", "Glossary", "What every word on this page means.", blocks)
 
 
 def _measure(result: Result, name: str) -> Row:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
+from edgeprune.report.plots import Tick
 from edgeprune.report.text import finite
 
 CELL, GAP = 11, 14  # of a map, and between the two
@@ -21,44 +22,26 @@ class Square(NamedTuple):
     title: str
 
 
-class Label(NamedTuple):
-    """The label of a row or a column, at its middle."""
-
-    at: float
-    text: str
-
-
 class Panel(NamedTuple):
     """One of the two maps: its left edge, its title, its cells, and its columns."""
 
     left: float
     title: str
     cells: Sequence[Square]
-    columns: Sequence[Label]
+    columns: Sequence[Tick]
 
 
 @final
 @dataclass(frozen=True)
 class Heatmaps:
-    """A drawing of `width` by `height` units, y downwards. Rows ask, columns are asked.
-
-    Attributes:
-        title: Above it.
-        label: For those who do not see it.
-        panels: The maps, from left to right.
-        rows: Labels at the left of the first map.
-        side: Width and height of a map.
-        top: Upper edge of the maps.
-        width: Of the drawing.
-        height: Likewise.
-    """
+    """A drawing of `width` by `height` units, y downwards. Rows attend, columns are attended to."""
 
     title: str
-    label: str
+    label: str  # for those who do not see it
     panels: Sequence[Panel]
-    rows: Sequence[Label]
-    side: float
-    top: float
+    rows: Sequence[Tick]  # labels at the left of the first map
+    side: float  # width and height of a map
+    top: float  # upper edge of the maps
     width: float
     height: float
 
@@ -77,7 +60,7 @@ def draw_heatmaps(title: str, maps: Sequence[tuple[str, Sequence[Sequence[Any]]]
         _panel(round(margin + place * (side + GAP), 1), top, name, weights, labels, short)
         for place, (name, weights) in enumerate(maps)
     ]
-    rows = [Label(top + CELL * (row + 0.5), text) for row, text in enumerate(short)]
+    rows = [Tick(top + CELL * (row + 0.5), text) for row, text in enumerate(short)]
     width = round(margin + len(maps) * (side + GAP), 1)
     names = " and ".join(name for name, _ in maps)
     about = f"{title}: attention from each of {len(labels)} tokens to each, in {names}; the table below has the numbers"
@@ -93,7 +76,7 @@ def _panel(
         for column, value in enumerate(line)
         if (weight := finite(value)) is not None and weight >= SMALLEST
     ]
-    return Panel(left, name, cells, [Label(round(left + CELL * (at + 0.5), 1), text) for at, text in enumerate(short)])
+    return Panel(left, name, cells, [Tick(round(left + CELL * (at + 0.5), 1), text) for at, text in enumerate(short)])
 
 
 def _title(labels: Sequence[str], row: int, column: int, weight: float) -> str:

@@ -10,8 +10,7 @@ from typing import Any
 
 from edgeprune.pages import page_template
 from edgeprune.paths import whole_file
-from edgeprune.report import analyses, criteria, overview, structure
-from edgeprune.report import reading as reading_section
+from edgeprune.report import analyses, behaviour, criteria, overview, structure, variations
 from edgeprune.report.blocks import Section
 from edgeprune.report.glossary import glossary
 from edgeprune.report.result import Result
@@ -20,10 +19,10 @@ from edgeprune.report.result import Result
 SECTIONS: tuple[Callable[[Result], Section | None], ...] = (
     overview.summary,
     overview.frontier,
-    overview.ablations,
-    overview.controls,
+    variations.ablations,
+    variations.controls,
     structure.layers,
-    reading_section.reading,
+    behaviour.reading,
     criteria.completeness,
     criteria.minimality,
     analyses.suffix,
@@ -31,7 +30,7 @@ SECTIONS: tuple[Callable[[Result], Section | None], ...] = (
     analyses.mib,
     structure.known,
     structure.overlap,
-    overview.breakdown,
+    variations.breakdown,
 )
 
 

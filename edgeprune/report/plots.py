@@ -127,20 +127,7 @@ class Box(NamedTuple):
 @final
 @dataclass(frozen=True)
 class Plot:
-    """A drawing of `WIDTH` by `HEIGHT` units, y downwards.
-
-    Attributes:
-        title: Above it, if any.
-        label: For those who do not see it.
-        x_label: Of the axis below.
-        y_label: Of the axis at the left.
-        x_ticks: Ticks of the axis below.
-        y_ticks: Those of the axis at the left.
-        boxes: Bars.
-        segments: Intervals and lines of reference.
-        paths: Lines.
-        marks: Points.
-    """
+    """A drawing of `WIDTH` by `HEIGHT` units, y downwards; `label` is read to those who do not see it."""
 
     title: str
     label: str
@@ -148,8 +135,8 @@ class Plot:
     y_label: str
     x_ticks: Sequence[Tick]
     y_ticks: Sequence[Tick]
-    boxes: Sequence[Box]
-    segments: Sequence[Segment]
+    boxes: Sequence[Box]  # bars
+    segments: Sequence[Segment]  # intervals and lines of reference
     paths: Sequence[Path]
     marks: Sequence[Mark]
     left: float = LEFT
@@ -182,6 +169,7 @@ def draw(
         diagonal: Draw where x and y are equal.
     """
     shown = [(one, [point for point in one.points if x.holds(point.x) and y.holds(point.y)]) for one in series]
+    marks = [(one.key, point) for one, points in shown for point in points if one.marks]
     segments = [_rule(rule, x, y) for rule in rules if _has_place(rule, x, y)]
     segments += _diagonal(x, y) if diagonal else []
     segments += [part for one, points in shown for point in points for part in _interval(point, one.key, x, y)]
@@ -197,12 +185,7 @@ def draw(
         [_box(bar, x, y) for bar in bars],
         segments,
         [Path(_polyline(points, x, y), one.key.colour) for one, points in shown if one.line and len(points) > 1],
-        [
-            Mark(_across(x, point.x), _down(y, point.y), one.key, point.title)
-            for one, points in shown
-            for point in points
-            if one.marks
-        ],
+        [Mark(_across(x, point.x), _down(y, point.y), of, point.title) for of, point in marks],
     )
 
 

@@ -1,11 +1,13 @@
-"""The JSON of an evaluation, read with patience: what is not there is empty, and one look-up serves all sections."""
+"""The JSON of an evaluation as the sections of the page look it up. Missing parts are allowed: they are empty."""
 
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, final
 
 from edgeprune.errors import EdgepruneError
+from edgeprune.report import plots
 from edgeprune.report.blocks import Cell, Column
 from edgeprune.report.text import UNDEFINED, counted, finite, number
 
@@ -13,6 +15,7 @@ SCHEMA = "edgeprune-evaluation/1"
 # Measures that a summary shows, in this order; others fill the places that are left.
 MAIN = ("kl", "logit_difference", "logit_difference_percent", "accuracy", "exact_match")
 _NUM_MAIN = 6
+ENDS = {"full": "full model", "empty": "empty circuit"}
 _ARROWS = {"low": "↓", "high": "↑", "100": "near 100"}
 
 Json = Mapping[str, Any]
@@ -126,9 +129,20 @@ class Result:
         unit, direction = str(about.get("unit") or ""), self.direction(measure)
         return Column(self.heading(measure), f"{unit} {direction}".strip(), str(about.get("definition") or ""))
 
-    def pairs(self, found: Iterable[Json]) -> str:
-        """On how many pairs a test ran: `, first 50 of 1,000 pairs`; empty where no circuit says so."""
-        counts = dict.fromkeys(count for one in found if (count := finite(one.get("num_examples"))) is not None)
+    def series(
+        self, points: Callable[[str, Json], Sequence[plots.Point]], most_marks: float = math.inf
+    ) -> list[plots.Series]:
+        """A line for each circuit that has points; of more than `most_marks`, no point is marked."""
+        found = [(plots.key(name, place), points(name, one)) for place, (name, one) in enumerate(self.named)]
+        return [plots.Series(key, some, line=True, marks=len(some) <= most_marks) for key, some in found if some]
+
+    def pairs(self, found: Iterable[Sequence[Any]]) -> str:
+        """On how many pairs a test ran: `, first 50 of 1,000 pairs`; empty where that is not known.
+
+        Args:
+            found: What the test found of each circuit, with the circuit's name in front.
+        """
+        counts = dict.fromkeys(count for one in found if (count := finite(one[-1].get("num_examples"))) is not None)
         whole = finite(self.about.get("num_examples"))
         texts = [
             f"first {count:,.0f} of {whole:,.0f} pairs"
@@ -153,36 +167,49 @@ class Result:
     def figure(self, figures: Json, measure: str) -> Cell:
         """A figure: its value, and its interval; the number of examples where it is not that of all."""
         found = part(figures, measure)
-        value = finite(found.get("value"))
+        value, low, high = (finite(found.get(name)) for name in ("value", "low", "high"))
         if value is None:
-            return Cell(UNDEFINED, title=f"{self.heading(measure)}: not defined")
-        low, high, count = finite(found.get("low")), finite(found.get("high")), found.get("num_examples")
-        small = [] if low is None or high is None else [f"[{number(low)}, {number(high)}]"]
-        title = [f"{self.axis_label(measure)} {value:.6g}"]
-        title += [] if low is None or high is None else [f"{self.interval} {low:.6g} to {high:.6g}"]
+            return self._undefined(measure)
+        count, small, title = found.get("num_examples"), list[str](), [f"{self.axis_label(measure)} {value:.6g}"]
+        if low is not None and high is not None:
+            small.append(f"[{number(low)}, {number(high)}]")
+            title.append(f"{self.interval} {low:.6g} to {high:.6g}")
         if count is not None:
             title.append(counted(count, "example"))
             small += [f"n = {number(count)}"] if count != self.about.get("num_examples") else []
-        return Cell(number(value), " ".join(small), ", ".join(title), value)
+        return cell(value, number, " ".join(small), ", ".join(title))
 
     def spread(self, spreads: Json, measure: str) -> Cell:
         """A figure over seeds: its mean, and the standard deviation."""
         found = part(spreads, measure)
         mean, deviation, low, high = (finite(found.get(name)) for name in ("mean", "deviation", "minimum", "maximum"))
         if mean is None:
-            return Cell(UNDEFINED, title=f"{self.heading(measure)}: not defined")
+            return self._undefined(measure)
         seeds = found.get("num_seeds")
         title = [f"{'' if seeds == 1 else 'mean '}{self.axis_label(measure)} {mean:.6g}"]
         title += [f"from {number(low)} to {number(high)}"] if low is not None and high is not None else []
         title += [counted(seeds, "seed")] if seeds else []
-        return Cell(number(mean), "" if deviation is None else f"± {number(deviation)}", ", ".join(title), mean)
+        return cell(mean, number, "" if deviation is None else f"± {number(deviation)}", ", ".join(title))
+
+    def _undefined(self, measure: str) -> Cell:
+        return Cell(UNDEFINED, title=f"{self.heading(measure)}: not defined")
 
 
-def circuits_with(result: Result, name: str) -> list[tuple[str, Json]]:
+def circuits_with(result: Result, *keys: str) -> list[tuple[str, Json]]:
     """The circuits that have a part, by name, with that part."""
-    return [(circuit_name, part(circuit, name)) for circuit_name, circuit in result.named if part(circuit, name)]
+    return [(name, found) for name, circuit in result.named if (found := part(circuit, *keys))]
 
 
-def cell(value: Any) -> Cell:
-    """A bare number."""
-    return Cell(number(value), sort=finite(value))
+def cell(
+    value: Any,
+    show: Callable[[Any], str] = number,
+    small: str = "",
+    title: str = "",
+    *,
+    heat: float | None = None,
+    bar: float | None = None,
+) -> Cell:
+    """A number, written by `show`, or a text; what is neither is not defined."""
+    if isinstance(value, str):
+        return Cell(value, small, title, value, heat, bar)
+    return Cell(show(value), small, title, finite(value), heat, bar)

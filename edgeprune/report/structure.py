@@ -1,16 +1,17 @@
 """Sections on which edges the circuits have: layers and kinds, a known circuit, each two circuits."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from edgeprune.comparison.overlap import scientific
 from edgeprune.report import plots
 from edgeprune.report.axes import Axis
-from edgeprune.report.blocks import Block, Cell, Column, Figure, Row, Section, Table
-from edgeprune.report.result import Json, Result, cell, entries, items, numbers, part
+from edgeprune.report.blocks import CIRCUIT, Block, Cell, Column, Plots, Row, Section, Table
+from edgeprune.report.result import Json, Result, cell, circuits_with, entries, items, numbers, part
 from edgeprune.report.text import UNDEFINED, finite, number, percent, probability, words
 
-_OWN = "own"  # the convention of this graph
+_NATIVE = "own"  # the key of this graph's own convention
 _RATES = {
     "tpr": ("TPR", "True positive rate of the circuit: share of the known things that it has (recall)"),
     "fpr": ("FPR", "False positive rate: share of all other things that it has"),
@@ -27,19 +28,16 @@ _RATES = {
 def layers(result: Result) -> Section | None:
     """How many edges each circuit keeps in each layer, and of each kind."""
     captions = {"layers": "Edges kept by the layer that reads them", "kinds": "Edges kept by kind, writer to reader"}
-    tables = [table for name, caption in captions.items() if (table := _shares(result, name, caption)).rows]
     intro = "How many edges are kept; in colour the share of those that exist, on a scale of square roots."
-    return Section("layers", "Where the edges are", intro, tables) if tables else None
+    tables = [_shares(result, name, caption) for name, caption in captions.items()]
+    return Section.of("layers", "Where the edges are", intro, tables)
 
 
 def _shares(result: Result, name: str, caption: str) -> Table:
     parts = dict.fromkeys(one for circuit in result.circuits for one in part(circuit, name))
-    rows = [
-        Row(circuit_name, [_share(part(circuit, name, one), one) for one in parts])
-        for circuit_name, circuit in result.named
-        if part(circuit, name)
-    ]
-    return Table(caption, [Column("circuit", numeric=False), *(Column(one) for one in parts)], rows)
+    found = circuits_with(result, name)
+    rows = [Row(circuit_name, [_share(part(about, one), one) for one in parts]) for circuit_name, about in found]
+    return Table(caption, [CIRCUIT, *map(Column, parts)], rows)
 
 
 def _share(found: Json, where: str) -> Cell:
@@ -60,24 +58,21 @@ def known(result: Result) -> Section | None:
         "Against circuits that are published or true by construction. Conventions are ways to count the same edges: as "
         "this graph has them, or as another tool's coarser one."
     )
-    return Section("known", "Against a known circuit", intro, blocks) if blocks else None
+    return Section.of("known", "Against a known circuit", intro, blocks)
 
 
 def _known_blocks(result: Result, name: str) -> list[Block]:
-    blocks: list[Block] = [table for table in (_roles(result, name), _shared(result, name)) if table.rows]
-    blocks += _rates(result, name)
-    roc = [plot for level in ("edges", "nodes") if (plot := _roc(result, name, level)) is not None]
-    if roc:
-        curves = [bool(part(circuit, "known", name, "roc")) for circuit in result.circuits]
-        keys = [plots.key(one, place) for place, one in enumerate(result.names) if curves[place]]
-        blocks.append(Figure(f"ROC against {name}. The diagonal is a random order.", roc, keys))
-    return blocks
+    curves = [bool(part(circuit, "known", name, "roc")) for circuit in result.circuits]
+    keys = [plots.key(one, place) for place, one in enumerate(result.names) if curves[place]]
+    drawn = [_roc(result, name, level) for level in ("edges", "nodes")]
+    roc = Plots.of(f"ROC against {name}. The diagonal is a random order.", drawn, keys)
+    return [_roles(result, name), _shared(result, name), *_rates(result, name), roc]
 
 
 def _roles(result: Result, name: str) -> Table:
-    found = [(one, part(circuit, "known", name)) for one, circuit in result.named if part(circuit, "known", name)]
+    found = circuits_with(result, "known", name)
     roles = dict.fromkeys(role for _, about in found for role in part(about, "roles"))
-    columns = [Column("role", numeric=False), *(Column(one) for one, _ in found)]
+    columns = [Column.words("role"), *(Column(one) for one, _ in found)]
     rows = [Row(words(role), [_role(part(about, "roles", role)) for _, about in found]) for role in roles]
     if rows and any(about.get("summary") for _, about in found):
         rows.append(Row("roles found", [Cell(str(about.get("summary") or UNDEFINED)) for _, about in found], "end"))
@@ -106,89 +101,76 @@ _SHARED = {
 def _shared(result: Result, name: str) -> Table:
     """What they have in common and would have by chance, the share of roles' nodes, and MIB's areas."""
     found = list[tuple[str, Json]]()
-    for circuit_name, circuit in result.named:
-        about = part(circuit, "known", name)
-        both = part(about, "conventions", "own", "edges").get("num_both")
-        own = {
-            "both": both,
+    for circuit_name, about in circuits_with(result, "known", name):
+        values = {
+            "both": part(about, "conventions", _NATIVE, "edges").get("num_both"),
             "node_recall": about.get("node_recall"),
             **part(about, "chance"),
             **part(about, "mib_auroc"),
         }
-        if any(finite(own.get(key)) is not None for key in _SHARED):
-            found.append((circuit_name, own))
-    shown = [key for key in _SHARED if any(finite(own.get(key)) is not None for _, own in found)]
+        if any(finite(values.get(key)) is not None for key in _SHARED):
+            found.append((circuit_name, values))
+    shown = [key for key in _SHARED if any(finite(values.get(key)) is not None for _, values in found)]
     rows = [
         Row(
             circuit_name,
-            [_chance(finite(own.get(key))) if key == "log10_p_value" else cell(own.get(key)) for key in shown],
+            [cell(values.get(key), _chance if key == "log10_p_value" else number) for key in shown],
         )
-        for circuit_name, own in found
+        for circuit_name, values in found
     ]
-    return Table(f"Shared with {name}", [Column("circuit", numeric=False), *map(_SHARED.__getitem__, shown)], rows)
+    return Table(f"Shared with {name}", [CIRCUIT, *(_SHARED[key] for key in shown)], rows)
 
 
 def _rates(result: Result, name: str) -> list[Table]:
     """Rates in this graph, and folded those in other conventions."""
     rows = [
         (circuit_name, convention, level, rates)
-        for circuit_name, circuit in result.named
-        for convention, levels in part(circuit, "known", name, "conventions").items()
+        for circuit_name, conventions in circuits_with(result, "known", name, "conventions")
+        for convention, levels in conventions.items()
         for level, rates in part(levels).items()
     ]
-    own = [(first, [level], rates) for first, convention, level, rates in rows if convention == _OWN]
+    native = [(first, [level], rates) for first, convention, level, rates in rows if convention == _NATIVE]
     others = [
-        (first, [words(convention), level], rates) for first, convention, level, rates in rows if convention != _OWN
+        (first, [words(convention), level], rates) for first, convention, level, rates in rows if convention != _NATIVE
     ]
-    tables = [
-        _rate_table(f"Edges and nodes of {name}", ["of"], own),
+    return [
+        _rate_table(f"Edges and nodes of {name}", ["of"], native),
         _rate_table(f"Edges and nodes of {name} by other conventions", ["convention", "of"], others, folded=True),
     ]
-    return [table for table in tables if table.rows]
 
 
 def _rate_table(
     caption: str, heads: Sequence[str], found: Sequence[tuple[str, Sequence[str], Any]], folded: bool = False
 ) -> Table:
     shown = [rate for rate in _RATES if any(finite(part(rates).get(rate)) is not None for *_, rates in found)]
-    columns = [Column(head, numeric=False) for head in ("circuit", *heads)]
-    columns += [Column(_RATES[rate][0], title=_RATES[rate][1]) for rate in shown]
+    columns = [CIRCUIT, *map(Column.words, heads), *(Column(_RATES[rate][0], title=_RATES[rate][1]) for rate in shown)]
     rows = [
-        Row(name, [*(Cell(text, sort=text) for text in texts), *(cell(part(rates).get(rate)) for rate in shown)])
-        for name, texts, rates in found
+        Row(name, [*map(cell, texts), *(cell(part(rates).get(rate)) for rate in shown)]) for name, texts, rates in found
     ]
     return Table(caption, columns, rows, folded=folded)
 
 
 def _roc(result: Result, name: str, level: str) -> plots.Plot | None:
-    series = list[plots.Series]()
-    for place, (circuit_name, circuit) in enumerate(result.named):
+    def points(_: str, circuit: Json) -> list[plots.Point]:
         curve = part(circuit, "known", name, "roc", level)
-        places = zip(numbers(curve, "fpr"), numbers(curve, "tpr"), strict=False)
-        points = [plots.Point(fpr, tpr) for fpr, tpr in places]
-        if points:
-            series.append(plots.Series(plots.key(circuit_name, place), points, line=True, marks=len(points) <= 30))
-    if not series:
-        return None
+        return [plots.Point(*rates) for rates in zip(numbers(curve, "fpr"), numbers(curve, "tpr"), strict=False)]
+
+    series = result.series(points, most_marks=30)
     x, y = Axis("false positive rate", 0.0, 1.0), Axis("true positive rate", 0.0, 1.0)
-    return plots.draw(f"{name}, {level}", x, y, series, diagonal=True)
+    return plots.draw(f"{name}, {level}", x, y, series, diagonal=True) if series else None
 
 
 # -------------------------------------------------------------------- each two circuits
 def overlap(result: Result) -> Section | None:
     """What each two circuits share, and how their figures differ."""
     pairs = entries(result.data, "pairs")
-    if not pairs:
-        return None
     intro = (
         "Jaccard: shared / in either. The p-value is the probability that random circuits of the two sizes share as "
         "many edges or more. Differences are the first circuit's figure minus the second's on the same examples."
     )
-    tables = [_overlap_table(result, pairs)]
-    if len(result.circuits) > 2:
-        tables.insert(0, _matrix(result, pairs))
-    differences = _difference_table(result, pairs)
-    return Section("overlap", "Each two circuits", intro, [*tables, *([differences] if differences.rows else [])])
+    matrix = [_matrix(result, pairs)] if len(result.circuits) > 2 else []
+    tables = [*matrix, _overlap_table(result, pairs), _difference_table(result, pairs)]
+    return Section.of("overlap", "Each two circuits", intro, tables) if pairs else None
 
 
 def _name(result: Result, place: Any) -> str:
@@ -198,27 +180,26 @@ def _name(result: Result, place: Any) -> str:
 
 
 def _overlap_table(result: Result, pairs: list[Json]) -> Table:
-    columns = [Column("circuit", numeric=False), Column("and", numeric=False)]
+    columns = [CIRCUIT, Column.words("and")]
     columns += [Column("edge Jaccard"), Column("shared edges"), Column("by chance", title="Expected shared edges")]
     columns += [Column("p-value", "of the shared edges"), Column("node Jaccard")]
-    rows = [
-        Row(
-            _name(result, pair.get("a")),
-            [
-                Cell(second := _name(result, pair.get("b")), sort=second),
-                Cell(number(jaccard := finite(pair.get("jaccard"))), sort=jaccard, heat=jaccard),
-                *(Cell(number(value), sort=finite(value)) for value in (pair.get("both"), pair.get("expected"))),
-                _chance(finite(pair.get("log10_p_value"))),
-                Cell(number(shared := finite(part(pair, "nodes").get("jaccard"))), sort=shared, heat=shared),
-            ],
-        )
-        for pair in pairs
-    ]
+    rows = list[Row]()
+    for pair in pairs:
+        edges, nodes = finite(pair.get("jaccard")), finite(part(pair, "nodes").get("jaccard"))
+        cells = [
+            cell(_name(result, pair.get("b"))),
+            cell(edges, heat=edges),
+            *(cell(pair.get(key)) for key in ("both", "expected")),
+            cell(pair.get("log10_p_value"), _chance),
+            cell(nodes, heat=nodes),
+        ]
+        rows.append(Row(_name(result, pair.get("a")), cells))
     return Table("Edges and nodes that two circuits share", columns, rows)
 
 
-def _chance(log10: float | None) -> Cell:
-    return Cell(UNDEFINED if log10 is None else scientific(log10), sort=log10)
+def _chance(log10: Any) -> str:
+    known = finite(log10)
+    return UNDEFINED if known is None else scientific(known)
 
 
 def _matrix(result: Result, pairs: list[Json]) -> Table:
@@ -227,31 +208,28 @@ def _matrix(result: Result, pairs: list[Json]) -> Table:
     rows = list[Row]()
     for a, name in enumerate(result.names):
         values = [1.0 if a == b else found.get((a, b)) for b in range(len(result.names))]
-        rows.append(Row(name, [Cell(number(value), sort=value, heat=value) for value in values]))
-    return Table("Edge Jaccard", [Column("circuit", numeric=False), *(Column(name) for name in result.names)], rows)
+        rows.append(Row(name, [cell(value, heat=value) for value in values]))
+    return Table("Edge Jaccard", [CIRCUIT, *map(Column, result.names)], rows)
 
 
 def _difference_table(result: Result, pairs: list[Json]) -> Table:
     taken = dict.fromkeys(name for pair in pairs for name in part(pair, "differences"))
     measures = [name for name in result.main if name in taken] or list(taken)[:6]
-    columns = [Column("circuit", numeric=False), Column("minus", numeric=False), *map(result.column, measures)]
+    columns = [CIRCUIT, Column.words("minus"), *map(result.column, measures)]
     rows = [
         Row(
             _name(result, pair.get("a")),
-            [
-                Cell(second := _name(result, pair.get("b")), sort=second),
-                *(_difference(result, part(pair, "differences"), measure) for measure in measures),
-            ],
+            [cell(_name(result, pair.get("b"))), *(_difference(result, differences, measure) for measure in measures)],
         )
         for pair in pairs
-        if part(pair, "differences")
+        if (differences := part(pair, "differences"))
     ]
     return Table(f"Differences on the same examples, with {result.interval} and p-value", columns, rows)
 
 
 def _difference(result: Result, differences: Json, measure: str) -> Cell:
-    cell, p_value = result.figure(differences, measure), part(differences, measure).get("p_value")
-    if cell.sort is None or finite(p_value) is None:
-        return cell
+    found, p_value = result.figure(differences, measure), part(differences, measure).get("p_value")
+    if found.sort is None or finite(p_value) is None:
+        return found
     p_text = f"p {'' if probability(p_value).startswith('<') else '= '}{probability(p_value)}"
-    return Cell(cell.text, f"{cell.small} {p_text}".strip(), f"{cell.title}, {p_text}", cell.sort)
+    return replace(found, small=f"{found.small} {p_text}".strip(), title=f"{found.title}, {p_text}")

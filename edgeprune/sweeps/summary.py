@@ -20,6 +20,7 @@ from edgeprune.runs import asked_name
 from edgeprune.sweeps.parameters import short
 from edgeprune.sweeps.store import Store, Trial
 from edgeprune.sweeps.worker import RUN
+from edgeprune.tables import Numbers, Value, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -149,29 +150,28 @@ def series(found: Iterable[Found]) -> dict[tuple[str, str, str], list[Found]]:
 
 def summary_table(title: str, found: Sequence[Found]) -> Table:
     """A row for each problem and level: the best circuit, and the errors of its settings over seeds."""
-    grouped = series(found)
-    table = Table(title=title)
+    grouped, winners = series(found), best(found)
     problems = {item.problem for item in found}
     several = len(problems) > 1
-    if not several:
-        table.title = f"{title}, {problems.pop()}"
-    for heading in (*(["problem"] if several else []), "method"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("sparsity", "edges", "error", "random", "seeds: mean (range)", "trial"):
-        table.add_column(heading, justify="right")
-    for item in best(found):
+    rows: list[list[Value]] = []
+    for item in winners:
         alike = grouped[item.problem, item.method, item.settings]
         least, mean, most = spread(alike)[item.level]
         seeds = len({other.seed for other in alike})
-        table.add_row(
-            *([item.problem] if several else []),
-            *(item.method, f"{item.level:g}{'' if item.reached else ' *'}", f"{item.edges:,}"),
-            *(f"{item.error:.4f}", f"{item.random_error:.4f}", f"{seeds}: {mean:.4f} ({least:.4f} to {most:.4f})"),
-            str(item.trial),
+        rows.append(
+            [
+                *([item.problem] if several else []),
+                *(item.method, f"{item.level:g}{'' if item.reached else ' *'}", item.edges),
+                *(item.error, item.random_error, f"{seeds}: {mean:.4f} ({least:.4f} to {most:.4f})", item.trial),
+            ]
         )
-    if not all(item.reached for item in best(found)):
-        table.caption = "* never reached: cut from the final gates"
-    return table
+    headings = ("sparsity", "edges", "error", "random", "seeds: mean (range)", "trial")
+    return table(
+        title if several else f"{title}, {problems.pop()}",
+        [*(["problem"] if several else []), "method", *(Numbers(heading, 4) for heading in headings)],
+        rows,
+        caption=None if all(item.reached for item in winners) else "* never reached: cut from the final gates",
+    )
 
 
 def write_summary(folder: Path, found: Sequence[Found]) -> None:

@@ -21,7 +21,7 @@ from edgeprune.metrics.measure import measure_examples
 from edgeprune.metrics.registry import MEASURES
 from edgeprune.models.loading import load_model
 from edgeprune.report import report_html
-from edgeprune.report.summary import SCHEMA, TESTS
+from edgeprune.report.evaluate import SCHEMA, TESTS
 from tests.cli.test_compare import error_line
 
 TASK = {"class_path": "CompiledTask", "init_args": {"program": "reverse", "lengths": [3]}}

@@ -14,9 +14,9 @@ import torch
 
 import edgeprune.drawing
 from edgeprune.circuit import Circuit
-from edgeprune.drawing import Named, at_most, draw_image, on_paths, viewer_html
+from edgeprune.drawing import NamedCircuit, draw_image, on_paths, strongest_edges, viewer_html
 from edgeprune.drawing.dot import dot
-from edgeprune.drawing.edges import edges_of, shares
+from edgeprune.drawing.edges import edges_of, strengths
 from edgeprune.drawing.layout import HEAD_WIDTH, NODE_HEIGHT, READER, curve, lay_out
 from edgeprune.drawing.palette import LIGHT, line_width, opacity
 from edgeprune.errors import EdgepruneError
@@ -115,21 +115,21 @@ def test_a_layer_with_its_mlp_alone_has_a_lower_row() -> None:
 
 
 # -------------------------------------------------------------------- strength
-def test_shares_run_from_nothing_to_the_strongest() -> None:
+def test_strengths_run_from_nothing_to_the_strongest() -> None:
     circuit = Circuit.from_scores(
         OWN, torch.where(OWN.exists, torch.arange(OWN.exists.numel()).view(OWN.shape), 0).float(), num_edges=5
     )
-    assert shares(circuit).max() == 1
-    assert shares(circuit)[circuit.keep].min() > 0.9, "all positive: shares are of the score itself"
-    assert shares(circuit)[~circuit.keep].max() == 0
+    assert strengths(circuit).max() == 1
+    assert strengths(circuit)[circuit.keep].min() > 0.9, "all positive: strengths are of the score itself"
+    assert strengths(circuit)[~circuit.keep].max() == 0
     below = Circuit(OWN, OWN.exists, -torch.rand(OWN.shape))
-    assert shares(below)[OWN.exists].min() == 0
-    assert shares(Circuit(OWN, OWN.exists))[OWN.exists].min() == 1
+    assert strengths(below)[OWN.exists].min() == 0
+    assert strengths(Circuit(OWN, OWN.exists))[OWN.exists].min() == 1
 
 
 def test_stronger_edges_are_wider_and_on_top() -> None:
     edges = edges_of(some(SHARED))
-    assert [edge.share for edge in edges] == sorted(edge.share for edge in edges)
+    assert [edge.strength for edge in edges] == sorted(edge.strength for edge in edges)
     assert line_width(1) > line_width(0.2) > line_width(0) > 0
     assert 0 < opacity(0.5, 5000) < opacity(0.5, 50) < opacity(1, 10) <= 1
 
@@ -147,22 +147,22 @@ def test_a_difference_has_three_parts() -> None:
 
 def test_too_many_edges_are_cut_to_the_strongest_or_refused() -> None:
     circuit = some(SHARED, 60)
-    cut = at_most(Named("x", circuit), 10).circuit
+    cut = strongest_edges(NamedCircuit("x", circuit), 10).circuit
     assert cut.num_edges == 10
     assert cut.scores[cut.keep].min() > circuit.scores[circuit.keep & ~cut.keep].max()
-    assert at_most(Named("x", circuit), 60).circuit is circuit
+    assert strongest_edges(NamedCircuit("x", circuit), 60).circuit is circuit
     with pytest.raises(EdgepruneError, match="x has 60 edges, more than 10, and no scores"):
-        at_most(Named("x", Circuit(SHARED, circuit.keep)), 10)
+        strongest_edges(NamedCircuit("x", Circuit(SHARED, circuit.keep)), 10)
 
 
 def test_dangling_edges_are_left_out_and_the_whole_is_remembered() -> None:
     circuit = Circuit.from_edges(SHARED, ["embed->m0", "m0->logits", "m1->m2"])
-    named = on_paths(Named("x", circuit))
+    named = on_paths(NamedCircuit("x", circuit))
     assert named.circuit.edges() == ["embed->m0", "m0->logits"]
     assert named.whole is circuit
     assert on_paths(named) is named
     scored = some(SHARED, 60)
-    assert on_paths(at_most(Named("x", scored), 10)).whole is scored
+    assert on_paths(strongest_edges(NamedCircuit("x", scored), 10)).whole is scored
 
 
 # -------------------------------------------------------------------- images and DOT
@@ -181,7 +181,7 @@ def test_an_svg_has_the_curves_and_the_names(tmp_path: Path) -> None:
 
 def test_an_image_of_a_part_tells_the_size_of_the_whole(tmp_path: Path) -> None:
     whole = some(OWN, 12)
-    draw_image(at_most(Named("x", whole), 5).circuit, tmp_path / "x.svg", whole=whole)
+    draw_image(strongest_edges(NamedCircuit("x", whole), 5).circuit, tmp_path / "x.svg", whole=whole)
     text = (tmp_path / "x.svg").read_text()
     assert f"eap: 12 of {OWN.num_edges} edges" in text
     assert "; 5 of the 12 are drawn" in text
@@ -233,7 +233,7 @@ def data_of(page: str) -> dict:
 
 
 def test_the_page_holds_every_circuit() -> None:
-    named = [Named(f"c{seed}", some(SHARED, 30 + 10 * seed, seed)) for seed in range(3)]
+    named = [NamedCircuit(f"c{seed}", some(SHARED, 30 + 10 * seed, seed)) for seed in range(3)]
     data = data_of(viewer_html(named, 1, 2))
     assert (data["start"], data["compare"], data["existing"]) == (1, 2, SHARED.num_edges)
     nodes, readers = data["nodes"], data["readers"]
@@ -248,7 +248,7 @@ def test_the_page_holds_every_circuit() -> None:
 
 
 def test_a_circuit_without_scores_has_none_on_the_page() -> None:
-    data = data_of(viewer_html([Named("x", Circuit(BARE, BARE.exists))]))
+    data = data_of(viewer_html([NamedCircuit("x", Circuit(BARE, BARE.exists))]))
     assert (data["scores"], data["shares"]) == ([None], [None])
     assert len(data["order"][0]) == BARE.num_edges
 
@@ -256,7 +256,7 @@ def test_a_circuit_without_scores_has_none_on_the_page() -> None:
 def test_the_page_loads_nothing_and_names_are_text() -> None:
     circuit = some(SHARED)
     circuit.header["method"] = "</script><script>alert(1)</script>"
-    page = viewer_html([Named("<b>", circuit)])
+    page = viewer_html([NamedCircuit("<b>", circuit)])
     assert page.count("</script>") == 2
     assert "<title>&lt;m&gt;: circuit</title>" in page
     assert "<b>" not in page

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from edgeprune.circuit import Circuit
-from edgeprune.drawing import Named, write_viewer
+from edgeprune.drawing import NamedCircuit, write_viewer
 from edgeprune.drawing.layout import curve, lay_out
 from edgeprune.graph import ArchSpec, EdgeGraph
 
@@ -42,7 +42,7 @@ def browser() -> Iterator[Any]:
 def view(browser: Any, tmp_path: Path) -> Iterator[Any]:
     """The page of both circuits, ready; at its end nothing was said on the console, and nothing asked for."""
     path = tmp_path / "page.html"
-    write_viewer([Named("first", FIRST), Named("second", SECOND)], path)
+    write_viewer([NamedCircuit("first", FIRST), NamedCircuit("second", SECOND)], path)
     page = browser.new_page(viewport={"width": 1200, "height": 800}, color_scheme="light", accept_downloads=True)
     page.set_default_timeout(20_000)
     said: list[str] = []

@@ -20,7 +20,7 @@ from edgeprune.models.masked import MaskedModel
 from edgeprune.reading import attention_by_role, attention_patterns
 from edgeprune.reading.attention import circuit_heads
 from edgeprune.reading.attention_roles import SCORED, head_roles
-from edgeprune.reading.figure import draw_attention
+from edgeprune.reading.patterns import draw_attention
 from tests.methods.small_problems import tiny
 from tests.models.test_conformance import KV, WIRED, build
 from tests.reading.small import circuit_of, evaluator, pairs

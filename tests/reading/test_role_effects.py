@@ -16,8 +16,7 @@ from edgeprune.metrics.registry import measure_named
 from edgeprune.models import stack
 from edgeprune.models.masked import MaskedModel
 from edgeprune.reading import role_effects
-from edgeprune.reading.attention_roles import OTHER
-from edgeprune.reading.prompts import positions_by_part
+from edgeprune.reading.prompts import OTHER, positions_by_part
 from edgeprune.reading.role_effects import ALL_POSITIONS, first_order_effects
 from tests.methods.small_problems import linear_model, tiny
 from tests.models.test_conformance import KV, WIRED, build, prompts

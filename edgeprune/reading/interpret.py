@@ -9,12 +9,13 @@ from rich.console import Group
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.evaluator import Evaluator, divergence_measure
-from edgeprune.json_numbers import json_number
+from edgeprune.json_numbers import json_fields, json_value
 from edgeprune.methods.problem import Metric
 from edgeprune.metrics.registry import measure_named
-from edgeprune.reading.attention import AttentionPatterns, attention_by_role, attention_patterns, circuit_heads
-from edgeprune.reading.attention_roles import HeadRoles
+from edgeprune.reading.attention import attention_patterns, circuit_heads
+from edgeprune.reading.attention_roles import HeadRoles, attention_by_role
 from edgeprune.reading.direct import LOGIT_DIFFERENCE, TARGET, DirectAttribution, direct_attribution
+from edgeprune.reading.patterns import AttentionPatterns
 from edgeprune.reading.role_effects import MAX_EXACT, RoleEffects, role_effects
 
 MAX_HEADS = 12
@@ -49,43 +50,33 @@ class Reading:
     num_examples: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values.
-
-        `num_examples`, `num_heads`, `chosen`, `notes`; `attention`, `direct` and `effects` as their own `to_dict` says;
-        `by_role`: `queries`, `keys`, and `heads`, by name `circuit` and `full`, `[query][key]`.
-        """
-        return {
-            "num_examples": self.num_examples,
-            "num_heads": self.num_heads,
-            "chosen": self.chosen,
-            "notes": list(self.notes),
-            "attention": None if self.attention is None else self.attention.to_dict(),
-            "by_role": self._by_role(),
-            "direct": None if self.direct is None else self.direct.to_dict(),
-            "effects": None if self.effects is None else self.effects.to_dict(MAX_ROWS),
-        }
+        """Plain values; `by_role` has `queries`, `keys`, and `heads`, by name `circuit` and `full`, `[query][key]`."""
+        effects = None if self.effects is None else self.effects.to_dict(MAX_ROWS)
+        return json_fields(self, by_role=self._by_role(), effects=effects)
 
     def _by_role(self) -> dict[str, Any] | None:
         if self.by_role is None or self.attention is None:
             return None
         first = self.by_role[0]
+        runs = dict(zip(("circuit", "full"), self.by_role, strict=True))
+        heads = {
+            head: {name: roles.patterns[roles.heads.index(head)] for name, roles in runs.items()}
+            for head in self.attention.heads
+        }
+        return json_value({"queries": first.queries, "keys": first.keys, "heads": heads})
 
-        def of(roles: HeadRoles, head: str) -> list[list[float | None]]:
-            return [[json_number(value) for value in row] for row in roles.patterns[roles.heads.index(head)].tolist()]
-
-        heads = {head: dict(zip(("circuit", "full"), (of(one, head) for one in self.by_role), strict=True))
-                 for head in self.attention.heads}  # fmt: skip
-        return {"queries": list(first.queries), "keys": list(first.keys), "heads": heads}
+    @property
+    def _parts(self) -> list[AttentionPatterns | DirectAttribution | RoleEffects]:
+        return [part for part in (self.attention, self.direct, self.effects) if part is not None]
 
     def __repr__(self) -> str:
-        parts = [repr(part) for part in (self.attention, self.direct, self.effects) if part is not None]
-        return f"Reading({'; '.join([*parts, *self.notes])})"
+        return f"Reading({'; '.join([*map(repr, self._parts), *self.notes])})"
 
     def __rich__(self) -> Group:
-        return Group(*(part for part in (self.attention, self.direct, self.effects) if part is not None), *self.notes)
+        return Group(*self._parts, *self.notes)
 
 
-def read_circuit(
+def interpret_circuit(
     evaluator: Evaluator,
     circuit: Circuit,
     tokenizer: Any = None,

@@ -5,14 +5,17 @@ from typing import Any
 
 from rich.table import Table
 
+from edgeprune.tables import Numbers, Value, dim, interval, number, spread, table
+
 MAIN = ("kl", "squared_error", "logit_difference", "accuracy", "exact_match")
 GRID = ("kl", "squared_error", "logit_difference")  # by ablation
 MOST_PAIRS = 30  # more pairs of circuits than that are not all in the table
 ANSWERS = ("logit_difference", "probability_difference", "accuracy")
-Row = dict[str, Any]
+ENDS = {"full": "(full model)", "empty": "(no edges)"}
+Json = dict[str, Any]
 
 
-def tables(result: Row) -> Iterator[Table]:
+def tables(result: Json) -> Iterator[Table]:
     """The circuits, then ablations side by side and controls where there are any."""
     yield circuit_table(result)
     if len(result["about"]["ablations"]) > 1:
@@ -23,7 +26,7 @@ def tables(result: Row) -> Iterator[Table]:
         yield pair_table(result)
 
 
-def _main(result: Row) -> list[str]:
+def _main(result: Json) -> list[str]:
     """Measures in the tables; of KL and squared error the one that the first circuit was found by, if there is one."""
     known = [name for name in MAIN if name in result["measures"]]
     hidden = "kl" if result["circuits"][0]["objective"] == "squared_error" else "squared_error"
@@ -32,102 +35,89 @@ def _main(result: Row) -> list[str]:
     return known or list(result["measures"])[:5]
 
 
-def _table(title: str, left: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column(left, overflow="fold", min_width=10)
-    for heading in columns:
-        table.add_column(heading, justify="right", overflow="fold")
-    return table
+def _measures(result: Json, names: Sequence[str]) -> list[Numbers]:
+    return [Numbers(result["measures"][name]["heading"]) for name in names]
 
 
-def _headings(result: Row, names: Sequence[str]) -> list[str]:
-    return [result["measures"][name]["heading"] for name in names]
+def _figure(figure: Json) -> str:
+    return interval(figure["value"], figure["low"], figure["high"])
 
 
-def number(value: float | None) -> str:
-    """Three decimals; a dash where there is none."""
-    return "-" if value is None else f"{value:.3f}"
+def _spread(found: Json) -> str:
+    return spread(found["mean"], found["deviation"])
 
 
-def interval(figure: Row) -> str:
-    """A figure with its interval."""
-    if figure["low"] is None:
-        return number(figure["value"])
-    return f"{number(figure['value'])} [dim]\\[{number(figure['low'])}, {number(figure['high'])}][/dim]"
-
-
-def circuit_table(result: Row) -> Table:
+def circuit_table(result: Json) -> Table:
     """Figures with intervals, those of random circuits of the same size below."""
     about, shown = result["about"], _main(result)
     title = (
         f"{about['model']}, {about['num_examples']} {about['split']} pairs, {about['ablation']} ablation "
         f"({100 * about['resampling']['level']:g} % intervals over pairs)"
     )
-    faithful = next((name for name in ANSWERS if name in result["measures"]), None)
-    more = [] if faithful is None else [f"faithfulness ({result['measures'][faithful]['heading']})"]
-    table = _table(title, "circuit", ["sparsity", "edges", "dangling", *_headings(result, shown), *more])
+    faithful = [name for name in ANSWERS if name in result["measures"]][:1]
     ends = result["ends"][about["ablation"]]
+    blank = [""] * 3
+    rows: list[list[Value]] = []
     for row in result["circuits"]:
         found = row["ablations"][about["ablation"]]
-        sizes = (f"{row['sparsity']:.4f}", f"{row['edges']:,}", f"{row['dangling']:,}")
-        last = [] if faithful is None else [interval(found["normalised"][faithful])]
-        table.add_row(row["name"], *sizes, *(interval(found["measures"][name]) for name in shown), *last)
-        spread = [_spread(found["random"][name]) for name in shown]
-        table.add_row("[dim]  random[/dim]", "", "", "", *spread, *[""] * len(more), style="dim")
-    for end, label in (("full", "(full model)"), ("empty", "(no edges)")):
-        table.add_row(label, "", "", "", *(interval(ends[end][name]) for name in shown), *[""] * len(more))
-    return table
+        sizes = (row["sparsity"], row["edges"], row["dangling"])
+        figures = [*(found["measures"][name] for name in shown), *(found["normalised"][name] for name in faithful)]
+        rows.append([row["name"], *sizes, *map(_figure, figures)])
+        spreads = [dim(_spread(found["random"][name])) for name in shown]
+        rows.append([dim("  random"), *blank, *spreads, *[""] * len(faithful)])
+    for end, label in ENDS.items():
+        rows.append([label, *blank, *(_figure(ends[end][name]) for name in shown), *[""] * len(faithful)])
+    columns = ["circuit", Numbers("sparsity", 4), Numbers("edges"), Numbers("dangling"), *_measures(result, shown)]
+    columns += [Numbers(f"faithfulness ({column.heading})") for column in _measures(result, faithful)]
+    return table(title, columns, rows)
 
 
-def _spread(found: Row) -> str:
-    if found["deviation"] is None:
-        return number(found["mean"])
-    return f"{number(found['mean'])} ± {number(found['deviation'])}"
-
-
-def ablation_table(result: Row, measure: str) -> Table:
+def ablation_table(result: Json, measure: str) -> Table:
     """One measure under every ablation."""
     ablations = result["about"]["ablations"]
+    rows = [
+        [row["name"], *(_figure(row["ablations"][name]["measures"][measure]) for name in ablations)]
+        for row in result["circuits"]
+    ]
+    rows += [
+        [label, *(result["ends"][name][end][measure]["value"] for name in ablations)] for end, label in ENDS.items()
+    ]
     heading = result["measures"][measure]["heading"]
-    table = _table(f"{heading} by ablation", "circuit", ablations)
-    for row in result["circuits"]:
-        table.add_row(row["name"], *(interval(row["ablations"][name]["measures"][measure]) for name in ablations))
-    for end, label in (("full", "(full model)"), ("empty", "(no edges)")):
-        table.add_row(label, *(number(result["ends"][name][end][measure]["value"]) for name in ablations))
-    return table
+    return table(f"{heading} by ablation", ["circuit", *map(Numbers, ablations)], rows)
 
 
-def control_table(result: Row) -> Table:
+def control_table(result: Json) -> Table:
     """What other choices of edges do."""
     shown = _main(result)
-    table = _table(
-        f"Controls, first {result['about']['test_examples']} pairs", "circuit", ["control", *_headings(result, shown)]
-    )
-    for row in result["circuits"]:
-        for name, control in row["controls"]["controls"].items():
-            table.add_row(row["name"], name, *(number(control["figures"][measure]) for measure in shown))
-    return table
+    rows = [
+        [row["name"], name, *(control["figures"][measure] for measure in shown)]
+        for row in result["circuits"]
+        for name, control in row["controls"]["controls"].items()
+    ]
+    title = f"Controls, first {result['about']['test_examples']} pairs"
+    return table(title, ["circuit", "control", *_measures(result, shown)], rows)
 
 
-def pair_table(result: Row) -> Table:
+def pair_table(result: Json) -> Table:
     """Every two circuits: what they share, and how their figures differ; of many, each one and the next."""
     shown, pairs, title = _main(result), result["pairs"], "Every two circuits on the same pairs"
     if len(pairs) > MOST_PAIRS:
         every = f"{len(pairs):,}"
         pairs = [pair for pair in pairs if pair["b"] == pair["a"] + 1]
         title = f"Each circuit and the next on the same pairs ({len(pairs)} of {every}; --json and --report have all)"
-    columns = ["shared", "by chance", "Jaccard", *(f"{heading}, 1st - 2nd (p)" for heading in _headings(result, shown))]
-    table = _table(title, "circuits", columns)
+    rows: list[list[Value]] = []
     for pair in pairs:
-        names = f"{result['circuits'][pair['a']]['name']}, {result['circuits'][pair['b']]['name']}"
-        shares = (f"{pair['both']:,}", f"{pair['expected']:,.1f}", f"{pair['jaccard']:.3f}")
+        names = (result["circuits"][pair[side]]["name"] for side in ("a", "b"))
         differences = [pair["differences"][name] for name in shown]
-        table.add_row(names, *shares, *(f"{number(item['value'])} ({number(item['p_value'])})" for item in differences))
-    return table
+        texts = (f"{number(item['value'])} ({number(item['p_value'])})" for item in differences)
+        rows.append([", ".join(names), pair["both"], pair["expected"], pair["jaccard"], *texts])
+    columns = ["circuits", Numbers("shared"), Numbers("by chance", 1), Numbers("Jaccard")]
+    columns += [Numbers(f"{column.heading}, 1st - 2nd (p)") for column in _measures(result, shown)]
+    return table(title, columns, rows)
 
 
 # -------------------------------------------------------------------- lines
-def notes(result: Row) -> Iterator[str]:
+def notes(result: Json) -> Iterator[str]:
     """One line for circuits that differ in their seed, for each test of each circuit and for each known circuit."""
     yield from (_seeds(group, result) for group in result["seeds"])
     for row in result["circuits"]:
@@ -142,14 +132,14 @@ def notes(result: Row) -> Iterator[str]:
             yield f"{row['name']}: against {name}: {known['summary']}"
 
 
-def _seeds(group: Row, result: Row) -> str:
+def _seeds(group: Json, result: Json) -> str:
     names = ", ".join(result["circuits"][place]["name"] for place in group["circuits"])
-    spread = group["ablations"][result["about"]["ablation"]]["measures"]
-    figures = [f"{result['measures'][name]['heading']} {_spread(spread[name])}" for name in _main(result)]
+    found = group["ablations"][result["about"]["ablation"]]["measures"]
+    figures = [f"{result['measures'][name]['heading']} {_spread(found[name])}" for name in _main(result)]
     return f"{names}: {group['method']}, {len(group['seeds'])} seeds: {', '.join(figures)}"
 
 
-def _mib(found: Row) -> str:
+def _mib(found: Json) -> str:
     """Both areas by both rankings: that by absolute score means nothing for scores without a meaningful zero."""
     rankings = {"score": found["signed"], "absolute score": found["absolute"]}
     return "; ".join(
@@ -157,7 +147,7 @@ def _mib(found: Row) -> str:
     )
 
 
-def _completeness(found: Row) -> str:
+def _completeness(found: Json) -> str:
     if found["max"] is None:
         return "completeness: not defined"
     nodes = ", ".join(found["worst"]["nodes"][:6]) or "nothing"
@@ -167,14 +157,14 @@ def _completeness(found: Row) -> str:
     )
 
 
-def _minimality(found: Row) -> str:
+def _minimality(found: Json) -> str:
     return (
         f"minimality: {found['num_redundant']} of {found['num_closed']} edges do not worsen {found['measure']} when "
         "closed alone"
     )
 
 
-def _suffix(found: Row) -> str:
+def _suffix(found: Json) -> str:
     verdict = found["verdict"]["stream"]
     return (
         f"suffix ablation: without its {len(found['nodes'])} nodes the output changes by "

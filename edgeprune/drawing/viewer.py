@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from edgeprune.circuit import Circuit
-from edgeprune.drawing.edges import Named, ranked, shares, union
+from edgeprune.drawing.captions import facts, title
+from edgeprune.drawing.edges import NamedCircuit, ranked, strengths, union
 from edgeprune.drawing.layout import NODE_HEIGHT, READER, Layout, lay_out
 from edgeprune.drawing.palette import DARK, LIGHT, STRONGEST, WEAKEST
-from edgeprune.drawing.words import facts, title
 from edgeprune.graph import EdgeGraph
 from edgeprune.pages import page_template
 from edgeprune.paths import whole_file
@@ -23,7 +23,7 @@ from edgeprune.paths import whole_file
 SCHEMA = "edgeprune-viewer/1"
 
 
-def viewer_html(circuits: Sequence[Named], start: int = 0, compare: int | None = None) -> str:
+def viewer_html(circuits: Sequence[NamedCircuit], start: int = 0, compare: int | None = None) -> str:
     """The page of one circuit, or of several of one graph among which a slider chooses.
 
     Args:
@@ -53,7 +53,9 @@ def viewer_html(circuits: Sequence[Named], start: int = 0, compare: int | None =
     )
 
 
-def write_viewer(circuits: Sequence[Named], path: str | Path, start: int = 0, compare: int | None = None) -> None:
+def write_viewer(
+    circuits: Sequence[NamedCircuit], path: str | Path, start: int = 0, compare: int | None = None
+) -> None:
     """Write `viewer_html` to a file."""
     page = viewer_html(circuits, start, compare)
     with whole_file(Path(path)) as partial:
@@ -77,7 +79,7 @@ def _places(graph: EdgeGraph, keep: Tensor, layout: Layout) -> dict[str, Any]:
 
 
 def _edges(keep: Tensor, circuits: Sequence[Circuit]) -> dict[str, Any]:
-    """All edges as pairs of numbers of reader and node; of each circuit its edges' numbers, shares and scores.
+    """All edges as pairs of numbers of reader and node; of each circuit its edges' numbers, strengths and scores.
 
     The strongest come first.
     """
@@ -85,17 +87,16 @@ def _edges(keep: Tensor, circuits: Sequence[Circuit]) -> dict[str, Any]:
     columns = {column: place for place, column in enumerate(keep.any(0).nonzero().flatten().tolist())}
     edges = [(row, column) for row, column in keep.nonzero().tolist()]
     number = {edge: place for place, edge in enumerate(edges)}
-    order, strength, scores = list[list[int]](), list[list[float] | None](), list[list[float] | None]()
+    order, shares, scores = list[list[int]](), list[list[float] | None](), list[list[float] | None]()
     for circuit in circuits:
-        mine, share = ranked(circuit), shares(circuit)
-        order.append([number[edge] for edge in mine])
-        known = circuit.scores
-        strength.append(None if known is None else [round(float(share[edge]), 3) for edge in mine])
-        scores.append(None if known is None else [_short(float(known[edge])) for edge in mine])
+        shown, strength, known = ranked(circuit), strengths(circuit), circuit.scores
+        order.append([number[edge] for edge in shown])
+        shares.append(None if known is None else [round(float(strength[edge]), 3) for edge in shown])
+        scores.append(None if known is None else [_short(float(known[edge])) for edge in shown])
     return {
         "edges": [part for row, column in edges for part in (rows[row], columns[column])],
         "order": order,
-        "shares": strength,
+        "shares": shares,
         "scores": scores,
     }
 

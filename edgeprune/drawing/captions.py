@@ -35,7 +35,9 @@ def facts(circuit: Circuit, whole: Circuit | None = None) -> list[tuple[str, str
     measures: Any = circuit.header.get("metrics")
     measures = measures if isinstance(measures, Mapping) else {}
     found += [
-        (text, number(measures[name])) for name, text in _MEASURES.items() if finite(measures.get(name)) is not None
+        (heading, number(measures[name]))
+        for name, heading in _MEASURES.items()
+        if finite(measures.get(name)) is not None
     ]
     if finite(measures.get("num_examples")) is not None:
         found.append(("measured on", counted(int(measures["num_examples"]), "pair")))
@@ -45,6 +47,6 @@ def facts(circuit: Circuit, whole: Circuit | None = None) -> list[tuple[str, str
 def caption(circuit: Circuit, whole: Circuit | None = None) -> str:
     """One line under the title of an image: the circuit's size, and how much of it is drawn if that is a part."""
     all_of = whole or circuit
-    told = f"{all_of.num_edges:,} of {all_of.graph.num_edges:,} edges, sparsity {100 * all_of.sparsity:.2f} %"
-    told += "" if whole is None else f"; {circuit.num_edges:,} of the {whole.num_edges:,} are drawn"
-    return f"{circuit.header['method']}: {told}" if "method" in circuit.header else told
+    text = f"{all_of.num_edges:,} of {all_of.graph.num_edges:,} edges, sparsity {100 * all_of.sparsity:.2f} %"
+    text += "" if whole is None else f"; {circuit.num_edges:,} of the {whole.num_edges:,} are drawn"
+    return f"{circuit.header['method']}: {text}" if "method" in circuit.header else text

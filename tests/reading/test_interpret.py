@@ -10,7 +10,7 @@ import edgeprune as ep
 from edgeprune.batch import IGNORE
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
-from edgeprune.reading import Reading, read_circuit
+from edgeprune.reading import Reading, interpret_circuit
 from edgeprune.report import report_html
 from tests.methods.small_problems import linear_model, tiny
 from tests.reading.small import circuit_of, evaluator, pairs
@@ -23,7 +23,7 @@ Json = dict[str, Any]
 @pytest.fixture(scope="module")
 def made() -> Reading:
     model = tiny("gpt2")
-    return read_circuit(evaluator(model), circuit_of(model), max_heads=3, max_prompts=4, max_exact=2)
+    return interpret_circuit(evaluator(model), circuit_of(model), max_heads=3, max_prompts=4, max_exact=2)
 
 
 def keys(data: Any, path: str = "") -> set[str]:
@@ -89,7 +89,7 @@ def test_it_can_be_looked_at_in_a_terminal(made: Reading) -> None:
 
 def test_prompts_without_roles_and_circuits_without_heads() -> None:
     model = tiny("gpt2")
-    without = read_circuit(evaluator(model, examples=pairs(2, {})), circuit_of(model), max_heads=1)
+    without = interpret_circuit(evaluator(model, examples=pairs(2, {})), circuit_of(model), max_heads=1)
     assert without.effects is without.by_role is None
     assert without.chosen == "that add most to the logit_difference"
     assert len(without.notes) == 2
@@ -97,16 +97,16 @@ def test_prompts_without_roles_and_circuits_without_heads() -> None:
     assert (
         "Not shown effects by role: the task marks no" in page_of(without.to_dict()).one("section", id="reading").text
     )
-    bare = read_circuit(evaluator(model), Circuit.from_edges(model.graph, ["embed->logits"]))
+    bare = interpret_circuit(evaluator(model), Circuit.from_edges(model.graph, ["embed->logits"]))
     assert bare.attention is bare.by_role is None
     assert bare.notes == (
         "attention: no head of the circuit has a path to the logits; name `heads` to see others' attention",
     )
-    empty = read_circuit(evaluator(model), Circuit.from_edges(model.graph, []))
+    empty = interpret_circuit(evaluator(model), Circuit.from_edges(model.graph, []))
     assert empty.direct is not None
     assert page_of(empty.to_dict()).one("section", id="reading").text.count("Not shown") == 1
     with pytest.raises(EdgepruneError, match="the circuit was made for a graph with num_heads=3"):
-        read_circuit(evaluator(model), Circuit.from_edges(linear_model().graph, []))
+        interpret_circuit(evaluator(model), Circuit.from_edges(linear_model().graph, []))
 
 
 def test_without_distractors_it_reads_the_right_answer_and_kl() -> None:
@@ -114,7 +114,7 @@ def test_without_distractors_it_reads_the_right_answer_and_kl() -> None:
     judge = evaluator(model)
     for batch in judge.batches:
         batch.distractors.fill_(IGNORE)
-    found = read_circuit(judge, circuit_of(model), max_exact=0)
+    found = interpret_circuit(judge, circuit_of(model), max_exact=0)
     assert found.direct is not None
     assert found.effects is not None
     assert (found.direct.direction, found.effects.measure) == ("target", "kl")
@@ -122,5 +122,5 @@ def test_without_distractors_it_reads_the_right_answer_and_kl() -> None:
 
 
 def test_public_names() -> None:
-    assert ep.reading.read_circuit is read_circuit
+    assert ep.reading.interpret_circuit is interpret_circuit
     assert "reading" in dir(ep)

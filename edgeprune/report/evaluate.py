@@ -1,4 +1,4 @@
-"""All there is to say about circuits of one model on the same pairs, as plain values: what `edgeprune evaluate` writes.
+"""Circuits of one model evaluated on the same pairs, as the plain values that `edgeprune evaluate` writes.
 
 The form of the result (schema `edgeprune-evaluation/1`) is described in docs/guides/evaluation.md.
 """
@@ -33,13 +33,13 @@ from edgeprune.statistics.significance import minimality_test
 from edgeprune.statistics.uncertainty import Intervals, Resampling, bootstrap, bootstrap_of, by_label
 
 SCHEMA = "edgeprune-evaluation/1"
-Section = dict[str, Any]
+Json = dict[str, Any]
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Questions:
-    """What is asked of every circuit.
+class EvaluationOptions:
+    """What `evaluate_circuits` does with every circuit.
 
     Attributes:
         tests: Names in `TESTS`.
@@ -75,33 +75,33 @@ class Questions:
 
 # -------------------------------------------------------------------- everything
 def evaluate_circuits(
-    evaluators: Mapping[str, Evaluator], circuits: Mapping[str, Circuit], questions: Questions
-) -> Section:
-    """Judge circuits under every ablation; tests, labels and comparisons are made under the first.
+    evaluators: Mapping[str, Evaluator], circuits: Mapping[str, Circuit], options: EvaluationOptions
+) -> Json:
+    """Evaluate circuits under every ablation; tests, labels and comparisons are made under the first.
 
     Args:
         evaluators: By name of the ablation; all of one model, on the same pairs.
         circuits: By name.
-        questions: What to ask.
+        options: What to do with each circuit.
 
     Returns:
         `schema`, `measures`, `ends`, `circuits`, `pairs` and `seeds`; the caller adds `about`.
     """
-    rows: list[Section] = [{"name": name, **_about(circuit)} for name, circuit in circuits.items()]
+    rows: list[Json] = [{"name": name, **_about(circuit)} for name, circuit in circuits.items()]
     chosen = list(circuits.values())
-    found = {name: _Found.run(evaluator, name, chosen, questions) for name, evaluator in evaluators.items()}
+    found = {name: _run(evaluator, name, chosen, options) for name, evaluator in evaluators.items()}
     for place, row in enumerate(rows):
         row["ablations"] = {name: one.section(place) for name, one in found.items()}
     ends = {name: {"full": one.named(0), "empty": one.named(1)} for name, one in found.items()}
     main = next(iter(evaluators))
-    _add_labels(rows, found[main].values, questions)
+    _add_labels(rows, found[main].values, options)
     progress = evaluators[main].progress
-    pairs = list(_pairs(chosen, found[main].values, questions.resampling, progress)) if questions.pairs else []
-    tested = evaluators[main].limited(questions.num_test_examples)
+    pairs = list(_pairs(chosen, found[main].values, options.resampling, progress)) if options.pairs else []
+    tested = evaluators[main].limited(options.num_test_examples)
     for row, circuit in zip(rows, chosen, strict=True):
-        row["known"] = {name: against_known(circuit, truth).to_dict() for name, truth in questions.known.items()}
-        for name in questions.tests:
-            row[name] = TESTS[name](tested, circuit, questions)
+        row["known"] = {name: against_known(circuit, truth).to_dict() for name, truth in options.known.items()}
+        for name in options.tests:
+            row[name] = TESTS[name](tested, circuit, options)
     return {
         "schema": SCHEMA,
         "measures": _definitions(tested),
@@ -112,7 +112,7 @@ def evaluate_circuits(
     }
 
 
-def _about(circuit: Circuit) -> Section:
+def _about(circuit: Circuit) -> Json:
     """What is known of a circuit without running it."""
     graph, header = circuit.graph, circuit.header
     return {
@@ -133,7 +133,7 @@ def _counts(circuit: Circuit, edges: Tensor) -> dict[str, int]:
     return {"kept": int((circuit.keep & edges).sum()), "existing": int(edges.sum())}
 
 
-def _definitions(evaluator: Evaluator) -> Section:
+def _definitions(evaluator: Evaluator) -> Json:
     measures = [measure_named(name) for name in evaluator.measures]
     names = ("heading", "unit", "better", "range", "definition", "source")
     return {measure.name: {name: getattr(measure, name) for name in names} for measure in measures}
@@ -153,26 +153,11 @@ class _Found:
     intervals: Intervals
     normalised: Intervals
 
-    @classmethod
-    def run(cls, evaluator: Evaluator, ablation: str, circuits: Sequence[Circuit], questions: Questions) -> "_Found":
-        graph = evaluator.graph
-        matrices: list[Tensor | None] = [None, graph.all_closed(), *(circuit.keep for circuit in circuits)]
-        places: dict[int, list[int]] = {}
-        for size in dict.fromkeys(circuit.num_edges for circuit in circuits):
-            places[size] = list(range(len(matrices), len(matrices) + questions.seeds))
-            matrices += [Circuit.random(graph, size, seed).keep for seed in range(questions.seeds)]
-        values = evaluator(matrices, f"circuits, {ablation}")
-        draws = vars(questions.resampling)
-        judged = values.circuits(slice(len(circuits) + 2))
-        normalised = bootstrap_of(judged, lambda figures: normalise(figures[:, 2:], figures[:, :2]), **draws)
-        random = [places[circuit.num_edges] for circuit in circuits]
-        return cls(values, random, bootstrap(judged, **draws), normalised)
-
-    def named(self, place: int) -> Section:
+    def named(self, place: int) -> Json:
         """Figures of one circuit by measure."""
         return {name: self.intervals.of(name, place).to_dict() for name in self.values.measures}
 
-    def section(self, circuit: int) -> Section:
+    def section(self, circuit: int) -> Json:
         """Of one circuit: its figures, normalised ones, and those of random circuits of its size."""
         measures = self.values.measures
         defined = self.values.defined()[[0, 1, circuit + 2]].amin(0).tolist()
@@ -189,10 +174,26 @@ class _Found:
         }
 
 
-def _add_labels(rows: list[Section], values: ExampleValues, questions: Questions) -> None:
+def _run(evaluator: Evaluator, ablation: str, circuits: Sequence[Circuit], options: EvaluationOptions) -> _Found:
+    """Run the circuits and their random controls under one ablation."""
+    graph = evaluator.graph
+    matrices: list[Tensor | None] = [None, graph.all_closed(), *(circuit.keep for circuit in circuits)]
+    places: dict[int, list[int]] = {}
+    for size in dict.fromkeys(circuit.num_edges for circuit in circuits):
+        places[size] = list(range(len(matrices), len(matrices) + options.seeds))
+        matrices += [Circuit.random(graph, size, seed).keep for seed in range(options.seeds)]
+    values = evaluator(matrices, f"circuits, {ablation}")
+    draws = vars(options.resampling)
+    evaluated = values.circuits(slice(len(circuits) + 2))
+    normalised = bootstrap_of(evaluated, lambda figures: normalise(figures[:, 2:], figures[:, :2]), **draws)
+    random = [places[circuit.num_edges] for circuit in circuits]
+    return _Found(values, random, bootstrap(evaluated, **draws), normalised)
+
+
+def _add_labels(rows: list[Json], values: ExampleValues, options: EvaluationOptions) -> None:
     """Figures by template, order, ...; the first circuits in `values` are the full model and the empty circuit."""
-    judged = values.circuits(slice(2, 2 + len(rows)))
-    found = by_label(judged, questions.labels, **vars(questions.resampling)).to_dict()
+    evaluated = values.circuits(slice(2, 2 + len(rows)))
+    found = by_label(evaluated, options.labels, **vars(options.resampling)).to_dict()
     for place, row in enumerate(rows):
         row["labels"] = {
             name: {
@@ -206,64 +207,58 @@ def _add_labels(rows: list[Section], values: ExampleValues, questions: Questions
 
 def _pairs(
     circuits: Sequence[Circuit], values: ExampleValues, resampling: Resampling, progress: Progress
-) -> Iterator[Section]:
+) -> Iterator[Json]:
     """Every two circuits: what they share, and how their figures differ on the same pairs."""
-    judged = values.circuits(slice(2, 2 + len(circuits)))
-    differences = paired_differences(judged, **vars(resampling), report=partial(progress, "every two circuits"))
+    evaluated = values.circuits(slice(2, 2 + len(circuits)))
+    differences = paired_differences(evaluated, **vars(resampling), report=partial(progress, "every two circuits"))
     places = combinations(range(len(circuits)), 2)
     for (a, b), overlap, found in zip(places, compare_every_two(circuits), differences, strict=True):
         yield {"a": a, "b": b, **overlap, "differences": {name: one.to_dict() for name, one in found.items()}}
 
 
 # -------------------------------------------------------------------- tests
-def _controls(evaluator: Evaluator, circuit: Circuit, questions: Questions) -> Section:
-    return run_controls(evaluator, circuit.keep, range(questions.seeds)).to_dict()
-
-
-def _completeness(evaluator: Evaluator, circuit: Circuit, questions: Questions) -> Section:
+def _completeness(evaluator: Evaluator, circuit: Circuit, options: EvaluationOptions) -> Json:
     roles = {
         role: members
-        for known in questions.known.values()
+        for known in options.known.values()
         if isinstance(known, CanonicalCircuit)
         for role, members in known.roles.items()
     }
     measure = answer_measure(evaluator)
-    return find_completeness(evaluator, circuit.keep, measure, roles, questions.knock_outs).to_dict()
+    return find_completeness(evaluator, circuit.keep, measure, roles, options.knock_outs).to_dict()
 
 
-def _minimality(evaluator: Evaluator, circuit: Circuit, questions: Questions) -> Section:
+def _minimality(evaluator: Evaluator, circuit: Circuit, options: EvaluationOptions) -> Json:
     """Effects of edges, and whether they are larger than those of random edges (`significance`)."""
     measure = divergence_measure(evaluator)
     found = marginal_effects(
-        evaluator, circuit.keep, measure, scores=circuit.ranking, max_edges=questions.num_minimality_edges
+        evaluator, circuit.keep, measure, scores=circuit.ranking, max_edges=options.num_minimality_edges
     )
     section = found.to_dict()
     if 0 < circuit.num_edges < circuit.graph.num_edges:
-        others = inflated_circuits(circuit.graph, circuit.keep, questions.num_random)
+        others = inflated_circuits(circuit.graph, circuit.keep, options.num_random)
         losses = evaluator(others.gates, "random edges", [measure]).figures()[:, 0]
         section["significance"] = minimality_test(found.effects, others.effects(losses), found.names).to_dict()
     return section
 
 
-def _suffix(evaluator: Evaluator, circuit: Circuit, questions: Questions) -> Section:
-    return ablate_suffix(evaluator, circuit.keep).to_dict()
-
-
-def _hypothesis(evaluator: Evaluator, circuit: Circuit, questions: Questions) -> Section:
-    options = HypothesisOptions(num_random=questions.num_random)
+def _hypothesis(evaluator: Evaluator, circuit: Circuit, options: EvaluationOptions) -> Json:
     scores = answer_measure(evaluator), divergence_measure(evaluator)
-    return run_hypothesis_tests(evaluator, circuit.keep, *scores, options).to_dict()
+    hypotheses = HypothesisOptions(num_random=options.num_random)
+    return run_hypothesis_tests(evaluator, circuit.keep, *scores, hypotheses).to_dict()
 
 
-def _mib(evaluator: Evaluator, circuit: Circuit, questions: Questions) -> Section | None:
+def _mib(evaluator: Evaluator, circuit: Circuit, options: EvaluationOptions) -> Json | None:
     return None if circuit.scores is None else mib_curves(evaluator, circuit, answer_measure(evaluator)).to_dict()
 
 
-TESTS: dict[str, Callable[[Evaluator, Circuit, Questions], Section | None]] = {
-    "controls": _controls,
+TESTS: dict[str, Callable[[Evaluator, Circuit, EvaluationOptions], Json | None]] = {
+    "controls": lambda evaluator, circuit, options: run_controls(
+        evaluator, circuit.keep, range(options.seeds)
+    ).to_dict(),
     "completeness": _completeness,
     "minimality": _minimality,
-    "suffix": _suffix,
+    "suffix": lambda evaluator, circuit, _: ablate_suffix(evaluator, circuit.keep).to_dict(),
     "hypothesis": _hypothesis,
     "mib": _mib,
 }

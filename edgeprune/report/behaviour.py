@@ -5,7 +5,7 @@ from typing import Any
 
 from edgeprune.report.blocks import Block, Cell, Column, Facts, Maps, Row, Section, Table
 from edgeprune.report.heatmaps import draw_heatmaps
-from edgeprune.report.result import Json, Result, circuits_with, entries, items, part
+from edgeprune.report.result import Json, Result, cell, circuits_with, entries, items, part
 from edgeprune.report.text import UNDEFINED, counted, finite, number, words
 
 _NUM_ROWS = 20  # writers and edges that are not folded away
@@ -18,26 +18,26 @@ _DIRECTIONS = {"logit_difference": "logit difference", "target": "right answer's
 def reading(result: Result) -> Section | None:
     """Every circuit that was read, one after the other."""
     found = circuits_with(result, "reading")
-    if not found:
-        return None
     several = len(found) > 1
     blocks = [block for name, about in found for block in _blocks(result, f"{name}: " if several else "", about)]
-    pairs = result.pairs(about for _, about in found).removeprefix(", ")
+    pairs = result.pairs(found).removeprefix(", ")
     intro = (
         f"On the {pairs or 'pairs'}. Attention is that of the circuit's run, with closed edges as the ablation has "
-        "them, beside the full model's; rows ask, columns are asked. Direct attribution adds up to the answer, the "
+        "them, beside the full model's; rows attend to columns. Direct attribution adds up to the answer, the "
         "final norm's scale being that of the run. An effect is how much worse the circuit gets when the edge is "
         "closed at the positions of one role; blue is worse without, red is better without."
     )
-    return Section("reading", "What the circuit does", intro, blocks)
+    return Section.of("reading", "What the circuit does", intro, blocks)
 
 
 def _blocks(result: Result, name: str, about: Json) -> list[Block]:
-    notes = [str(note) for note in items(about, "notes")]
-    blocks: list[Block] = [*_patterns(name, about), *_by_role(name, about), *_direct(name, part(about, "direct"))]
-    blocks += _effects(result, name, part(about, "effects"))
-    told = [(f"{name}Not shown", note) for note in notes]
-    return [*blocks, *([Facts(told)] if told else [])]
+    return [
+        *_patterns(name, about),
+        *_by_role(name, about),
+        *_direct(name, part(about, "direct")),
+        *_effects(result, name, part(about, "effects")),
+        Facts([(f"{name}Not shown", str(note)) for note in items(about, "notes")]),
+    ]
 
 
 # -------------------------------------------------------------------- attention
@@ -49,22 +49,20 @@ def _patterns(name: str, about: Json) -> list[Block]:
         return []
     total = finite(about.get("num_heads"))
     which = f"{len(heads)} of {counted(int(total), 'head')}" if total else counted(len(heads), "head")
+    chosen = f"those {about['chosen']}" if about.get("chosen") else "of the circuit"
     blocks: list[Block] = []
     for prompt in prompts:
         labels = _labels(prompt)
         weights = [(text, items(prompt, run)) for run, text in (("circuit", "circuit"), ("full", "full model"))]
         drawn = [
-            draw_heatmaps(head, [(text, _line(own, place)) for text, own in weights], labels)
+            draw_heatmaps(head, [(text, _line(found, place)) for text, found in weights], labels)
             for place, head in enumerate(heads)
         ]
-        chosen = f"those {about['chosen']}" if about.get("chosen") else "of the circuit"
-        caption = f"{name}Attention on pair {number(prompt.get('index'))}; {which}, {chosen}"
-        blocks.append(Maps(caption, drawn))
-    columns = [Column("head", numeric=False), Column("pair"), *(Column(one, numeric=False) for one in ("from", "to"))]
+        blocks.append(Maps(f"{name}Attention on pair {number(prompt.get('index'))}; {which}, {chosen}", drawn))
+    columns = [Column.words("head"), Column("pair"), Column.words("from"), Column.words("to")]
     columns += [Column("circuit"), Column("full model")]
     rows = [row for prompt in prompts for place, head in enumerate(heads) for row in _weights(head, place, prompt)]
-    blocks.append(Table(f"{name}Attention as numbers, weights of at least {_LEAST}", columns, rows, folded=True))
-    return blocks
+    return [*blocks, Table(f"{name}Attention as numbers, weights of at least {_LEAST}", columns, rows, folded=True)]
 
 
 def _labels(prompt: Json) -> list[str]:
@@ -78,15 +76,15 @@ def _labels(prompt: Json) -> list[str]:
 
 def _weights(head: str, place: int, prompt: Json) -> list[Row]:
     labels = _labels(prompt)
-    own, full = (_line(items(prompt, run), place) for run in ("circuit", "full"))
+    circuit, full = (_line(items(prompt, run), place) for run in ("circuit", "full"))
     found: list[Row] = []
-    for query, line in enumerate(zip(own, full, strict=False)):
+    for query, line in enumerate(zip(circuit, full, strict=False)):
         for key, both in enumerate(zip(*line, strict=False)):
-            weight, other = (finite(value) or 0.0 for value in both)
-            if max(weight, other) >= _LEAST:
+            weights = [finite(value) or 0.0 for value in both]
+            if max(weights) >= _LEAST:
                 tokens = (Cell(f"{at} {labels[at]}", sort=float(at)) for at in (query, key))
-                values = (Cell(f"{value:.2f}", sort=value) for value in (weight, other))
-                found.append(Row(head, [_count(prompt.get("index")), *tokens, *values]))
+                values = (cell(value, "{:.2f}".format) for value in weights)
+                found.append(Row(head, [cell(prompt.get("index")), *tokens, *values]))
     return found
 
 
@@ -103,14 +101,14 @@ def _by_role(name: str, about: Json) -> list[Table]:
     if not queries or not heads:
         return []
     count = counted(int(finite(about.get("num_examples")) or 0), "pair")
-    columns = [Column("head", numeric=False), *(Column(key) for key in keys)]
+    columns = [Column.words("head"), *map(Column, keys)]
     scored = [Row(head, _shares(part(heads, head), 0, keys)) for head in heads]
     every = [
-        Row(head, [Cell(query, sort=query), *_shares(part(heads, head), place, keys)])
+        Row(head, [cell(query), *_shares(part(heads, head), place, keys)])
         for head in heads
         for place, query in enumerate(queries)
     ]
-    from_ = [columns[0], Column("from", numeric=False), *columns[1:]]
+    from_ = [columns[0], Column.words("from"), *columns[1:]]
     return [
         Table(f"{name}Attention from the {queries[0]}, circuit (below: full model), mean of {count}", columns, scored),
         Table(f"{name}Attention between all parts of the prompts, mean of {count}", from_, every, folded=True),
@@ -118,9 +116,9 @@ def _by_role(name: str, about: Json) -> list[Table]:
 
 
 def _shares(weights: Json, query: int, keys: Sequence[str]) -> list[Cell]:
-    own, full = (_line(items(weights, run), query) for run in ("circuit", "full"))
+    circuit, full = (_line(items(weights, run), query) for run in ("circuit", "full"))
     cells: list[Cell] = []
-    for key, value, other in zip(keys, own, full, strict=False):
+    for key, value, other in zip(keys, circuit, full, strict=False):
         known, whole = finite(value), finite(other)
         title = f"to {key}: {number(value)} in the circuit, {number(other)} in the full model"
         text = UNDEFINED if known is None else f"{known:.2f}"
@@ -141,20 +139,20 @@ def _direct(name: str, found: Json) -> list[Table]:
     caption = f"{name}Direct attribution to the {what}: {number(found.get('logits'))} = {sums}"
     caption += f"; full model {number(found.get('full_logits'))}"
     columns = [
-        Column("writer", numeric=False),
+        Column.words("writer"),
         Column("adds in the circuit", title="Mean over pairs, of its output or, closed, of what its edge carries"),
         Column("deviation", title="Standard deviation over pairs"),
-        Column("edge into logits", numeric=False),
+        Column.words("edge into logits"),
         Column("adds in the full model"),
     ]
     values = [finite(row.get(key)) for row in rows for key in ("own", "ablated", "full")]
     most = max((abs(value) for value in values if value is not None), default=0.0)
     lines = [_writer(row, most) for row in rows]
-    first = Table(caption, columns, lines[:_NUM_ROWS])
-    rest = Table(
-        f"{name}Direct attribution, the {len(lines) - _NUM_ROWS} others", columns, lines[_NUM_ROWS:], folded=True
-    )
-    return [first, rest] if len(lines) > _NUM_ROWS else [first]
+    others = f"{name}Direct attribution, the {len(lines) - _NUM_ROWS} others"
+    return [
+        Table(caption, columns, lines[:_NUM_ROWS]),
+        Table(others, columns, lines[_NUM_ROWS:], folded=True),
+    ]
 
 
 def _writer(row: Json, most: float) -> Row:
@@ -164,7 +162,7 @@ def _writer(row: Json, most: float) -> Row:
         str(row.get("writer")),
         [
             Cell(_signed(value, most), sort=value, bar=_bar(value, most)),
-            _count(row.get("deviation")),
+            cell(row.get("deviation")),
             Cell("no owner" if bias else "open" if kept else "closed: ablated value"),
             Cell(_signed(full, most), sort=full, bar=_bar(full, most)),
         ],
@@ -184,19 +182,15 @@ def _effects(result: Result, name: str, found: Json) -> list[Table]:
         return []
     heading = result.heading(found.get("measure"))
     of = f"{number(found.get('num_edges'))} edges"
-    columns = [Column("edge", numeric=False), *(Column(one) for one in parts)]
+    columns = [Column.words("edge"), *map(Column, parts)]
     exact = [row for row in rows if part(row, "exact")]
-    tables: list[Table] = []
-    if exact:
-        shown = Table(
-            f"{name}Effect on {heading} by role, exact (below: first order); {len(exact)} of {of}, the largest to "
-            "first order",
-            columns,
-            _effect_rows(exact, parts, "exact"),
-        )
-        tables.append(shown)
-    caption = f"{name}Effect on {heading} by role, to first order, {len(rows)} of {of}"
-    return [*tables, Table(caption, columns, _effect_rows(rows, parts, "first_order"), folded=bool(exact))]
+    what = f"{name}Effect on {heading} by role"
+    caption = f"{what}, exact (below: first order); {len(exact)} of {of}, the largest to first order"
+    linear = f"{what}, to first order, {len(rows)} of {of}"
+    return [
+        Table(caption, columns, _effect_rows(exact, parts, "exact")),
+        Table(linear, columns, _effect_rows(rows, parts, "first_order"), folded=bool(exact)),
+    ]
 
 
 def _effect_rows(rows: Sequence[Json], parts: Sequence[str], which: str) -> list[Row]:
@@ -219,7 +213,3 @@ def _signed(value: float | None, most: float) -> str:
     if value is not None and abs(value) < _NOTHING * most:
         value = 0.0
     return number(value) if value is None or value <= 0 else f"+{number(value)}"
-
-
-def _count(value: object) -> Cell:
-    return Cell(number(value), sort=finite(value))
