@@ -13,6 +13,7 @@ from edgeprune.ablations import Ablation
 from edgeprune.ablations.runs import CacheDtype, ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
+from edgeprune.console import no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import KVReaders
 from edgeprune.methods import AbstractRecipe
@@ -140,8 +141,8 @@ class PruningModule(pl.LightningModule):
             collate = data.ordered_dataloader(split).collate_fn
             batches = _every_batch(data.pairs(split), collate, data.eval_batch_size)
             progress = run_progress(self.trainer)
-            report = {} if progress is None else {"report": progress.report}
-            self.runs.prepare(batches, split, objective=self.objective, **report)
+            report = no_progress if progress is None else progress.report
+            self.runs.prepare(batches, split, report, self.objective)
 
     def configure_optimizers(self) -> Any:
         """AdamW over the recipe's groups (gates descend, multipliers ascend); the recipe's learning-rate schedule."""

@@ -19,7 +19,7 @@ from edgeprune.report.circuits_table import MEASURES
 from edgeprune.report.frontier import frontier_row, frontier_table, write_frontier
 from edgeprune.runs import asked_name
 from lit_modules.checkpoints import run_checkpoint
-from lit_modules.progress import counted, show
+from lit_modules.progress import STEP, counted, run_progress, show
 from lit_modules.pruning import PruningModule
 from lit_modules.ranks import of_all_ranks
 
@@ -230,6 +230,8 @@ class SnapshotCircuits(pl.Callback):
             trainer,
             {f"snapshot/{name}": measures[name] for name in MEASURES} | {"snapshot/sparsity": circuit.sparsity},
         )
+        if (progress := run_progress(trainer)) is not None:
+            progress.print(_line(snapshot, trainer.global_step, module.objective))
         for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
             if isinstance(callback, SnapshotListener):
                 callback.on_snapshot(trainer, module, snapshot)
@@ -264,6 +266,17 @@ def _read(sparsity: float, name: str, folders: list[Path]) -> Snapshot:
     circuit = Circuit.load(path)
     header = circuit.header
     return Snapshot(sparsity, header["reached"], circuit, path, header["metrics"], header["random_control"])
+
+
+def _line(snapshot: Snapshot, step: int, objective: Objective) -> str:
+    circuit, asked = snapshot.circuit, f"sparsity {snapshot.sparsity!r}"
+    if snapshot.sparsity is None:
+        asked = f"the final gates, sparsity {circuit.sparsity:.4g}"
+    cut = "" if snapshot.reached else ", cut from the final gates"
+    return (
+        f"{STEP} {step:,}: circuit of {asked}{cut}, {circuit.num_edges:,} edges, {objective} "
+        f"{snapshot.measures[objective]:.4g} (random circuit {snapshot.control[objective]:.4g})"
+    )
 
 
 def _row(snapshot: Snapshot) -> dict[str, Any]:

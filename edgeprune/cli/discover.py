@@ -24,10 +24,10 @@ from edgeprune.cli.arguments import innermost
 from edgeprune.cli.configs import with_paths
 from edgeprune.cli.options import StrictParser, check_numbers
 from edgeprune.cli.pairs import pair_batches, prepare_runs
-from edgeprune.console import Work, report_console
+from edgeprune.console import Progress, ProgressReporter, report_console
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import KVReaders
-from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
+from edgeprune.methods.discovery import AbstractDiscovery, Discovery
 from edgeprune.methods.problem import Metric, Problem
 from edgeprune.methods.selection import Selection
 from edgeprune.metrics.measure import evaluate_gates
@@ -173,8 +173,8 @@ class Run:
         validation = pair_batches(self.data, "validation", None, self.data.eval_batch_size)
         runs = ReferenceRuns(model, self.section.ablation, self.section.cache_gb)
         problem = Problem(model, batches, runs, self.metric, self.split)
-        with self._prepared(), Work(stderr=True) as work:
-            report = work.report
+        with self._prepared(), ProgressReporter(stderr=True) as bars:
+            report = bars.report
             self._prepare_runs(runs, (*batches, *validation), report)
             start = time.perf_counter()
             found = self.method.discover(problem, self._going_on(report), self.folder / STATE)
@@ -185,13 +185,13 @@ class Run:
             self._finish(problem, found, header, rows)
         self._show(rows)
 
-    def _prepare_runs(self, runs: ReferenceRuns, batches: Sequence[PairBatch], report: Report) -> None:
+    def _prepare_runs(self, runs: ReferenceRuns, batches: Sequence[PairBatch], report: Progress) -> None:
         """Give the ablation the pairs that it takes its values from; refuse `batches` that it cannot serve."""
         prepare_runs(runs, self.data, self.split, "validation", report=report, objective=_objective(self.metric))
         for batch in batches:
             runs.check(batch)
 
-    def _going_on(self, report: Report) -> Report:
+    def _going_on(self, report: Progress) -> Progress:
         """Where the method has a state to go on from, say so on stderr with its first report, which tells how far."""
         pending = any((self.folder / STATE).iterdir())
 
@@ -276,7 +276,7 @@ class Run:
         }
 
     def _judge(
-        self, problem: Problem, batches: Sequence[PairBatch], circuits: Mapping[str, Circuit], report: Report
+        self, problem: Problem, batches: Sequence[PairBatch], circuits: Mapping[str, Circuit], report: Progress
     ) -> list[Row]:
         """Write each circuit with its measures and those of a random one; a row for each, densest first."""
         controls = [Circuit.random(item.graph, item.num_edges, self.control_seed) for item in circuits.values()]
@@ -331,7 +331,7 @@ def _remove(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _counted(batches: Sequence[PairBatch], report: Report) -> Iterator[PairBatch]:
+def _counted(batches: Sequence[PairBatch], report: Progress) -> Iterator[PairBatch]:
     for done, batch in enumerate(batches, start=1):
         yield batch
         report("judging circuits", done, len(batches))

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from edgeprune.canonical import CanonicalCircuit
     from edgeprune.circuit import Circuit
     from edgeprune.cli.circuits import CircuitFiles
-    from edgeprune.evaluation.evaluator import Evaluator, Progress
+    from edgeprune.console import Progress
+    from edgeprune.evaluation.evaluator import Evaluator
     from edgeprune.formats import Holds
     from edgeprune.graph import EdgeGraph
     from edgeprune.models.masked import MaskedModel
@@ -164,7 +165,7 @@ def evaluate_files(options: argparse.Namespace) -> dict[str, Any]:
     from edgeprune.cli.circuits import CircuitFiles
     from edgeprune.cli.data import read_data_config
     from edgeprune.cli.pairs import pair_batches
-    from edgeprune.console import Work
+    from edgeprune.console import ProgressReporter
     from edgeprune.evaluation.evaluator import Evaluator
     from edgeprune.models.limits import Limits
     from edgeprune.models.loading import fingerprint
@@ -191,12 +192,12 @@ def evaluate_files(options: argparse.Namespace) -> dict[str, Any]:
     ablations = list(dict.fromkeys((main, *options.ablations)))
     files.warn_of_positions(model, list(circuits.values()), ablations)
     questions = _questions(options, data, model.graph, sum(map(len, batches)), resampling)
-    with Work(stderr=True) as work:
+    with ProgressReporter(stderr=True) as bars:
         room = options.cache_gb / len(ablations)
-        runs = {text: _prepared(model, text, room, data, options.split, work.report) for text in ablations}
-        measures = _measures(Evaluator(model, runs[main], batches, options.split, progress=work.report), options, data)
+        runs = {text: _prepared(model, text, room, data, options.split, bars.report) for text in ablations}
+        measures = _measures(Evaluator(model, runs[main], batches, options.split, progress=bars.report), options, data)
         evaluators = {
-            text: Evaluator(model, own, batches, options.split, measures, work.report) for text, own in runs.items()
+            text: Evaluator(model, own, batches, options.split, measures, bars.report) for text, own in runs.items()
         }
         result = evaluate_circuits(evaluators, circuits, questions)
         if options.reading:

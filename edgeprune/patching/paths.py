@@ -17,9 +17,9 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor
 
+from edgeprune.console import Progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
-from edgeprune.methods.discovery import Report
 from edgeprune.methods.problem import Problem
 from edgeprune.models.block import Edits, Site
 from edgeprune.models.masked import MaskedModel
@@ -62,7 +62,7 @@ def path(
     mlps: Between = "recompute",
     *,
     direction: Direction = "noising",
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> PatchingResult:
     """Patch the direct paths from each sender to the receivers.
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
+from edgeprune.console import Progress
 from edgeprune.errors import EdgepruneError
-from edgeprune.methods.discovery import Report
 from edgeprune.methods.problem import Problem
 from edgeprune.models.masked import MaskedModel
 from edgeprune.patching.result import PatchingResult, Tally
@@ -36,7 +36,7 @@ def activation(
     by: Sequence[str] | None = None,
     *,
     direction: Direction = "noising",
-    report: Report | None = None,
+    report: Progress | None = None,
 ) -> PatchingResult:
     """Patch every site of one kind, one at a time.
 

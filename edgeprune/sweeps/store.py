@@ -23,6 +23,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.paths import whole_file
 from edgeprune.sweeps.file import SweepFile
 from edgeprune.sweeps.parameters import nested
+from edgeprune.sweeps.sampling import sample
 
 LEASE_SECONDS = 120.0  # a worker touches its lease every BEAT_SECONDS: six may be missed
 BEAT_SECONDS = 20.0
@@ -158,9 +159,10 @@ class Store:
                     return self._start(replace(trial, attempts=trial.attempts + 1))
             if len(trials) >= self.plan.size or self._reached(trials):
                 return None
-            from edgeprune.sweeps.sampling import sample
-
-            latents = sample(self, trials)
+            results = {
+                trial.number: trial.value for trial in trials if trial.state == "done" and trial.value is not None
+            }
+            latents = sample(self.folder, self.sweep, self.plan.seed, len(trials), results)
             values = {
                 parameter.name: parameter.distribution.value(latents[parameter.name])
                 for parameter in self.sweep.parameters
