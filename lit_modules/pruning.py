@@ -15,11 +15,11 @@ from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.console import no_progress
 from edgeprune.errors import EdgepruneError
-from edgeprune.graph import KVReaders
 from edgeprune.methods import AbstractRecipe
 from edgeprune.metrics.faithfulness import faithfulness
 from edgeprune.metrics.measure import gated_logits
-from edgeprune.models.loading import fingerprint, load_model
+from edgeprune.model_options import ModelOptions
+from edgeprune.models.loading import fingerprint
 from edgeprune.objectives import OBJECTIVES, Objective, masked_mean
 from lit_modules.checkpoints import last_good
 from lit_modules.progress import run_progress
@@ -41,20 +41,11 @@ class PruningModule(pl.LightningModule):
         recipe: How gates are learned.
         objective: What faithfulness is while learning: `"kl"`, or `"squared_error"` of the raw outputs for models whose
             outputs are no logits (compiled programs).
-        ablation: What closed edges carry: `interchange` (the corrupted prompt's values), `zero`, `resample`, `mean`,
-            `mean:corrupted:positional`, `optimal`, ...: see `edgeprune.ablations.Ablation`. Means and constants come
-            from the training pairs.
-        split_embedding: Token and position embedding are two writers; null: only for compiled models.
-        kv_readers: `"group"` or `"head"`, for grouped-query attention.
-        dtype: Of the frozen weights; gates stay float32.
-        gguf_file: File inside `name` to dequantise.
-        revision: Branch, tag or commit on the hub.
-        attn_implementation: `sdpa`, `eager`, `flash_attention_2`; null for the library's choice.
-        cache_gb: Memory for frozen runs that are kept, in 1e9 bytes. What does not fit goes to disk, or is made anew.
-        cache_disk_gb: Room on disk for them, in 1e9 bytes.
-        cache_dir: Folder for them; null: `frozen` in `$EDGEPRUNE_CACHE` or else `~/.cache/edgeprune`.
+        cache_disk_gb: Room on disk for runs that `cache_gb` has no room for, in 1e9 bytes.
+        cache_dir: Folder for those; null: `frozen` in `$EDGEPRUNE_CACHE` or else `~/.cache/edgeprune`.
         cache_dtype: `"bfloat16"` keeps what closed edges carry rounded, in half the room of float32; null: exactly.
         seed: Of the gate noise; the noise of a step depends on it and the step alone.
+        options: The other options of the model, those of `ModelOptions` but for its device, which the Trainer chooses.
     """
 
     def __init__(
@@ -63,18 +54,11 @@ class PruningModule(pl.LightningModule):
         recipe: AbstractRecipe,
         *,
         objective: Objective = "kl",
-        ablation: str = "interchange",
-        split_embedding: bool | None = None,
-        kv_readers: KVReaders = "group",
-        dtype: str = "float32",
-        gguf_file: str | None = None,
-        revision: str | None = None,
-        attn_implementation: str | None = None,
-        cache_gb: float = 2.0,
         cache_disk_gb: float = 0.0,
         cache_dir: str | None = None,
         cache_dtype: CacheDtype | None = None,
         seed: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__()
         if objective not in OBJECTIVES:
@@ -82,22 +66,15 @@ class PruningModule(pl.LightningModule):
         self.name = name
         self.objective: Objective = objective
         self.recipe = recipe
-        self.ablation = str(Ablation.parse(ablation))
-        self.cache_gb = cache_gb
-        self._cache_options: dict[str, Any] = {
+        self.options = ModelOptions(name=name, device="cpu", **options)
+        self.ablation = str(Ablation.parse(self.options.ablation))
+        self.cache_gb = self.options.cache_gb
+        self._disk_cache: dict[str, Any] = {
             "disk_gb": cache_disk_gb,
             "disk_folder": cache_dir,
             "cache_dtype": cache_dtype,
         }
         self.seed = seed
-        self._load_options: dict[str, Any] = {
-            "split_embedding": split_embedding,
-            "kv_readers": kv_readers,
-            "dtype": dtype,
-            "gguf_file": gguf_file,
-            "revision": revision,
-            "attn_implementation": attn_implementation,
-        }
         self.strict_loading = False  # checkpoints hold no backbone; `on_load_checkpoint` checks the keys instead
         self.masked: Any = None
         self.runs: Any = None
@@ -110,9 +87,9 @@ class PruningModule(pl.LightningModule):
     def configure_model(self) -> None:
         """Load the model and make the gates, once."""
         if self.masked is None:
-            self.masked = load_model(self.name, **self._load_options)
+            self.masked = self.options.load()
             self._check_objective()
-            self.runs = ReferenceRuns(self.masked, self.ablation, self.cache_gb, **self._cache_options)
+            self.runs = ReferenceRuns(self.masked, self.ablation, self.cache_gb, **self._disk_cache)
             self.recipe.build(self.masked.graph)
 
     def check_started(self) -> None:
@@ -329,7 +306,7 @@ class PruningModule(pl.LightningModule):
         return {
             "model": self.name,
             "model_fingerprint": fingerprint(self.masked),
-            "model_options": {key: value for key, value in self._load_options.items() if value is not None},
+            "model_options": self.options.loading,
             "objective": self.objective,
             "ablation": self.ablation,
             "direction": "clean run, closed edges carry ablated values (noising)",

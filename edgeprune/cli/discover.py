@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, final
 
@@ -16,7 +15,6 @@ from jsonargparse import ArgumentParser, Namespace
 import edgeprune.methods
 from datamodules import PairDataModule
 from edgeprune import __version__
-from edgeprune.ablations import Ablation
 from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
@@ -26,14 +24,13 @@ from edgeprune.cli.options import StrictParser, check_numbers
 from edgeprune.cli.pairs import pair_batches, prepare_runs
 from edgeprune.console import Progress, ProgressReporter, report_console
 from edgeprune.errors import EdgepruneError
-from edgeprune.graph import KVReaders
 from edgeprune.methods.discovery import AbstractDiscovery, Discovery
 from edgeprune.methods.problem import Metric, Problem
 from edgeprune.methods.selection import Selection
 from edgeprune.metrics.measure import evaluate_gates
+from edgeprune.model_options import ModelOptions
 from edgeprune.models.limits import Limits
-from edgeprune.models.loading import fingerprint, load_model
-from edgeprune.models.masked import MaskedModel
+from edgeprune.models.loading import fingerprint
 from edgeprune.objectives import Objective
 from edgeprune.paths import check_writable, whole_file
 from edgeprune.report.frontier import Row, frontier_row, frontier_table, write_frontier
@@ -46,56 +43,11 @@ OWN = (CONFIG, SCORES, CIRCUITS, STATE, "frontier.csv", "frontier.png")
 DONE = "frontier.csv"  # written last
 
 
-@final
-@dataclass(frozen=True)
-class ModelSection:
-    """The model to look into, and what its closed edges carry.
-
-    Attributes:
-        name: Model: hub id, local folder, `smollm2`, `compiled:reverse`, or a ground-truth folder.
-        ablation: What closed edges carry: `interchange` (the corrupted prompt's values), `zero`, `resample`, `mean`,
-            `mean:corrupted:positional`, `optimal`, ...: see `edgeprune.ablations.Ablation`. Means and constants come
-            from all training pairs.
-        split_embedding: Token and position embedding are two writers; null: only for compiled models.
-        kv_readers: `"group"` or `"head"`, for grouped-query attention.
-        dtype: Of the frozen weights.
-        device: Where to run.
-        gguf_file: File inside `name` to dequantise.
-        revision: Branch, tag or commit on the hub.
-        attn_implementation: `sdpa`, `eager`, `flash_attention_2`; null for the library's choice.
-        cache_gb: Memory for frozen runs that are kept, in 1e9 bytes.
-    """
-
-    name: str
-    ablation: str = "interchange"
-    split_embedding: bool | None = None
-    kv_readers: KVReaders = "group"
-    dtype: str = "float32"
-    device: str = "cpu"
-    gguf_file: str | None = None
-    revision: str | None = None
-    attn_implementation: str | None = None
-    cache_gb: float = 2.0
-
-    def __post_init__(self) -> None:
-        Ablation.parse(self.ablation)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Arguments of `load_model` beside name and device, those that are set."""
-        names = ("split_embedding", "kv_readers", "dtype", "gguf_file", "revision", "attn_implementation")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-
-    def load(self) -> MaskedModel:
-        """Load it."""
-        return load_model(self.name, device=self.device, **self.options)
-
-
 def make_parser() -> ArgumentParser:
     """Arguments of the command: all of them may come from the config."""
     parser = StrictParser(prog="edgeprune discover", description="Find circuits with a method that does not train.")
     parser.add_argument("--config", action="config", help="YAML file; later options win")
-    parser.add_class_arguments(ModelSection, "model")
+    parser.add_class_arguments(ModelOptions, "model")
     parser.add_subclass_arguments(AbstractDiscovery, "method", required=True)
     parser.add_argument("--metric", type=Metric, default="kl", help="what the loss of an example is")
     parser.add_class_arguments(PairDataModule, "data")
@@ -148,7 +100,7 @@ class Run:
     """
 
     def __init__(self, options: Any, config: str) -> None:
-        self.section: ModelSection = options.model
+        self.model: ModelOptions = options.model
         self.method: AbstractDiscovery = options.method
         self.metric: Metric = options.metric
         self.data: PairDataModule = options.data
@@ -165,13 +117,13 @@ class Run:
         if self.limit is not None and self.limit < 1:
             raise EdgepruneError(f"limit must be at least 1, got {self.limit}")
         self._check_folder()
-        model = self.section.load()
+        model = self.model.load()
         limits = Limits.of(model)
         self.data.check(limits, self.split, self.limit)
         self.data.check(limits, "validation")
         batches = pair_batches(self.data, self.split, self.limit)
         validation = pair_batches(self.data, "validation", None, self.data.eval_batch_size)
-        runs = ReferenceRuns(model, self.section.ablation, self.section.cache_gb)
+        runs = ReferenceRuns(model, self.model.ablation, self.model.cache_gb)
         problem = Problem(model, batches, runs, self.metric, self.split)
         with self._prepared(), ProgressReporter(stderr=True) as bars:
             report = bars.report
@@ -253,9 +205,9 @@ class Run:
             "num_examples": problem.num_examples,
             "found_on": self.split,
             "seconds": seconds,
-            "model": self.section.name,
+            "model": self.model.name,
             "model_fingerprint": fingerprint(problem.model),
-            "model_options": self.section.options,
+            "model_options": self.model.loading,
             "ablation": problem.runs.ablation,
             "direction": "clean run, closed edges carry ablated values (noising)",
             "task": self.data.describe(),
