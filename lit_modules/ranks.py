@@ -1,5 +1,6 @@
-"""What several processes of one run tell each other. With one process, every function gives back what it got."""
+"""What several processes of one run share out and exchange; with one process, it gets its own values back."""
 
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -59,3 +60,17 @@ def of_all_ranks(trainer: pl.Trainer, values: ExampleValues) -> ExampleValues:
     joined = [torch.cat(tensors, -1) for tensors in zip(*parts, strict=True)]
     order = joined[2].argsort()
     return ExampleValues(values.measures, joined[0][..., order], joined[1][..., order], joined[2][order])
+
+
+def sample_of_groups(num_samples: int, before: int, size: int, share: int) -> Tensor:
+    """Which sample of the gates each group of a batch has, long `[group]`; groups are equal and in order.
+
+    A rank's share of a step falls into as many groups as divide both it and the samples. This batch has `size` pairs of
+    it, after `before` others.
+
+    >>> [sample_of_groups(*of).tolist() for of in ((8, 0, 8, 8), (8, 4, 2, 8), (4, 2, 4, 6))]
+    [[0, 1, 2, 3, 4, 5, 6, 7], [4, 5], [0, 1, 1, 1]]
+    """
+    per_sample = share // math.gcd(num_samples, share)
+    per_group = math.gcd(math.gcd(per_sample, before), size)
+    return torch.arange(before, before + size, per_group) // per_sample

@@ -28,6 +28,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.models.limits import Limits
 from edgeprune.paths import whole_file
 from lit_modules import PruningModule, RunCheckpoint, RunProgress, UploadCircuits, WandbTracker
+from lit_modules.checkpoint_checks import check_checkpoint, check_start
 from lit_modules.checkpoints import SealedCheckpoints, StoppedAtOnceError, StoppedBySignalError
 from lit_modules.memory import plan_fit
 from lit_modules.metrics_log import MetricsTable
@@ -135,10 +136,10 @@ class EdgepruneCLI(LightningCLI):
             saved = None if checkpoint is None or checkpoint in NAMED else load_checkpoint(checkpoint)
             self.model.configure_model()
             if saved is not None:
-                self.model.check_checkpoint(saved)
+                check_checkpoint(saved, self.model.recipe, self.model.masked, self.model.name)
                 if self.subcommand == "fit":
                     check_unfinished(saved, Path(str(checkpoint)), self.config.fit)
-                    self.model.check_start(saved)
+                    check_start(saved, self.model.recipe)
             if checkpoint is None:
                 self.model.check_started()
             self.datamodule.setup({"fit": "fit", "validate": "validate", "test": "test"}[self.subcommand])
