@@ -32,7 +32,7 @@ def asked_name(asked: float, prefix: str = _ASKED, form: str = ".4f") -> str:
     return prefix + (short if float(short) == asked else repr(float(asked)))
 
 
-def load_run(folder: str | Path) -> "Run":
+def load_run(folder: str | Path) -> "RunFolder":
     """What a run left in its folder. Files are read when they are asked for, each once; the model is never loaded.
 
     Args:
@@ -44,7 +44,7 @@ def load_run(folder: str | Path) -> "Run":
     folder = Path(folder)
     if not folder.is_dir():
         raise EdgepruneError(f"no folder at {folder}; give the folder that a run wrote its circuits to")
-    run = Run(folder)
+    run = RunFolder(folder)
     if not (run.circuit_paths or run.checkpoints or any((folder / name).is_file() for name in (CONFIG, METRICS))):
         inside = next((path.parent for path in sorted(folder.glob(f"*/{CONFIG}"))), None)
         hint = f"do you mean {inside}?" if inside else "it has neither circuits nor a config nor checkpoints"
@@ -54,7 +54,7 @@ def load_run(folder: str | Path) -> "Run":
 
 @final
 @dataclass(frozen=True)
-class Run:
+class RunFolder:
     """A run's folder.
 
     Attributes:
@@ -119,7 +119,7 @@ class Run:
         return sorted(self.folder.glob("checkpoints/*.ckpt"))
 
     def __repr__(self) -> str:
-        return f"Run({str(self.folder)!r}, {len(self.circuit_paths)} circuits, {len(self.checkpoints)} checkpoints)"
+        return f"RunFolder({str(self.folder)!r}, {len(self.circuit_paths)} circuits, {len(self.checkpoints)} checkpoints)"
 
 
 def _sparsity(name: str, circuit: Circuit) -> float:

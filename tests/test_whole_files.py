@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from edgeprune.circuit import Circuit
-from edgeprune.cli.discover import CONFIG, STATE, Run
+from edgeprune.cli.discover import CONFIG, STATE, DiscoverCommand
 from edgeprune.drawing import draw_image, write_dot
 from edgeprune.graph import ArchSpec, EdgeGraph
 from edgeprune.patching.heatmap import draw_heatmaps
@@ -76,7 +76,7 @@ def test_a_figure_has_the_format_of_its_name(name: str, begin: bytes, tmp_path: 
 
 def test_the_config_of_discover_is_whole_or_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A part of it would be taken for another config, and the run could not go on."""
-    run = Run.__new__(Run)
+    run = DiscoverCommand.__new__(DiscoverCommand)
     run.folder, run.config, run.overwrite = tmp_path / "out", "model: {name: gpt2}\n", False
     enter: Callable[[], Any] = run._prepared().__enter__  # pyright: ignore[reportPrivateUsage]
     with monkeypatch.context() as patch:

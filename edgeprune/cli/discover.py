@@ -82,7 +82,7 @@ def run(arguments: list[str]) -> None:
     except (TypeError, ValueError) as error:  # jsonargparse wraps what a constructor raised
         raise innermost(error) from None
     plain = parser.dump(config.clone())
-    Run(cast("Any", built), plain).go()
+    DiscoverCommand(cast("Any", built), plain).run()
 
 
 def _default_tokenizer(config: Namespace) -> None:
@@ -91,7 +91,7 @@ def _default_tokenizer(config: Namespace) -> None:
 
 
 @final
-class Run:
+class DiscoverCommand:
     """One discovery: everything is built and checked before anything is written.
 
     Args:
@@ -112,7 +112,7 @@ class Run:
         self.folder = Path(options.out)
         self.config = _without(config, ("out", "overwrite"))
 
-    def go(self) -> None:
+    def run(self) -> None:
         """Find circuits, write, judge and show them."""
         if self.limit is not None and self.limit < 1:
             raise EdgepruneError(f"limit must be at least 1, got {self.limit}")

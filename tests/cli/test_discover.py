@@ -12,6 +12,7 @@ import yaml
 
 from edgeprune.circuit import Circuit
 from edgeprune.cli import main
+from edgeprune.console import Progress
 from edgeprune.methods import ExactEdgePatching
 from edgeprune.methods.discovery import AbstractDiscovery, Discovery
 from edgeprune.methods.problem import Problem
