@@ -1,8 +1,9 @@
-"""YAML and JSON that users write: read strictly, so that a mistake is one line that names the file and the place.
+"""YAML, JSON and tables: read strictly, so that a mistake is one line that names the file and the place.
 
 A key that comes twice is refused, where the libraries' own readers keep the last value without a word.
 """
 
+import csv
 import json
 import re
 from dataclasses import dataclass, field
@@ -52,6 +53,21 @@ def read_options(path: str | Path) -> dict[str, Any]:
 
 def _kind(content: object) -> str:
     return "a list" if isinstance(content, list) else f"only {str(content)[:60]!r}"
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file as texts, without what a row leaves empty; none without the file.
+
+    Raises:
+        EdgepruneError: It is no CSV file.
+    """
+    if not path.is_file():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [{name: text for name, text in row.items() if text} for row in csv.DictReader(file)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise EdgepruneError(f"{path} is no table: {error}; it was altered, move it away") from None
 
 
 # -------------------------------------------------------------------- YAML

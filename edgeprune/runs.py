@@ -1,6 +1,5 @@
 """The folder of a run, as `edgeprune fit` and `edgeprune discover` leave it, read back."""
 
-import csv
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any, final
 
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
-from edgeprune.parsing import parse_yaml, read_text
+from edgeprune.parsing import parse_yaml, read_table, read_text
 
 CIRCUITS, CONFIG, METRICS, FRONTIER, SCORES = (
     "circuits",
@@ -119,7 +118,9 @@ class RunFolder:
         return sorted(self.folder.glob("checkpoints/*.ckpt"))
 
     def __repr__(self) -> str:
-        return f"RunFolder({str(self.folder)!r}, {len(self.circuit_paths)} circuits, {len(self.checkpoints)} checkpoints)"
+        return (
+            f"RunFolder({str(self.folder)!r}, {len(self.circuit_paths)} circuits, {len(self.checkpoints)} checkpoints)"
+        )
 
 
 def _sparsity(name: str, circuit: Circuit) -> float:
@@ -131,13 +132,7 @@ def _sparsity(name: str, circuit: Circuit) -> float:
 
 def _rows(path: Path) -> list[Row]:
     """Rows of a CSV file with numbers and truth values read as such; none without the file."""
-    if not path.is_file():
-        return []
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [{name: _value(text) for name, text in row.items() if text} for row in csv.DictReader(file)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise EdgepruneError(f"{path} is no table: {error}; it was altered, leave it out or make it again") from None
+    return [{name: _value(text) for name, text in row.items()} for row in read_table(path)]
 
 
 def _value(text: str) -> Any:

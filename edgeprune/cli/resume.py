@@ -8,10 +8,10 @@ from jsonargparse import Namespace
 
 from edgeprune.checkpoint_files import load_checkpoint
 from edgeprune.errors import EdgepruneError
-from edgeprune.parsing import parse_yaml, read_text
+from edgeprune.parsing import parse_yaml, read_table, read_text
 from edgeprune.paths import PARTIAL
 from lit_modules.checkpoints import RUN
-from lit_modules.metrics_log import FILE, read_rows
+from lit_modules.metrics_log import FILE
 from lit_modules.ranks import first_rank
 
 LAST, CHECKPOINTS = "last", "checkpoints"
@@ -161,7 +161,7 @@ def _rows(checkpoint: dict[str, Any], folder: Path) -> int:
     run = checkpoint.get(RUN)
     if run is not None:
         return run["rows"]
-    return sum(int(row["step"]) < checkpoint["global_step"] for row in read_rows(folder / FILE))
+    return sum(int(row["step"]) < checkpoint["global_step"] for row in read_table(folder / FILE))
 
 
 def differences(former: Path, present: str) -> list[str]:

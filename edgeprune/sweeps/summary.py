@@ -14,7 +14,7 @@ from rich.table import Table
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.objectives import Objective
-from edgeprune.parsing import parse_yaml
+from edgeprune.parsing import parse_yaml, read_table, read_text
 from edgeprune.paths import save_figure, whole_file
 from edgeprune.runs import asked_name
 from edgeprune.sweeps.parameters import short
@@ -92,12 +92,10 @@ def summarise(folder: Path, console: Console) -> None:
 def circuits_of(store: Store, trial: Trial) -> list[Found]:
     """What a trial found, as its `frontier.csv` tells it."""
     folder = store.trial_folder(trial.number) / RUN
-    try:
-        config = parse_yaml((folder / "config.yaml").read_text(encoding="utf-8"), str(folder / "config.yaml"))
-        with (folder / "frontier.csv").open(newline="", encoding="utf-8") as lines:
-            rows = list(csv.DictReader(lines))
-    except OSError:  # a config without SnapshotCircuits
+    file, rows = folder / "config.yaml", read_table(folder / "frontier.csv")
+    if not rows or not file.is_file():  # a config without SnapshotCircuits
         return []
+    config = parse_yaml(read_text(file), str(file))
     objective: Objective = config["model"]["objective"]
     settings = {name: value for name, value in trial.values.items() if name != SEED}
     return [

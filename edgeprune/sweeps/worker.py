@@ -1,7 +1,6 @@
 """A worker: takes trials from a sweep's folder and runs each as a process of its own."""
 
 import contextlib
-import csv
 import math
 import os
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import final
 
 from edgeprune.errors import EdgepruneError
+from edgeprune.parsing import read_table
 from edgeprune.sweeps.command import trial_command
 from edgeprune.sweeps.lifeline import PARENT_VARIABLE
 from edgeprune.sweeps.store import BEAT_SECONDS, Store, Trial
@@ -88,12 +88,9 @@ def _record(store: Store, trial: Trial) -> None:
 
 def last_values(file: Path) -> dict[str, float]:
     """The last value of everything that a trial logged."""
-    if not file.is_file():
-        return {}
     values: dict[str, float] = {}
-    with file.open(newline="", encoding="utf-8") as lines:
-        for row in csv.DictReader(lines):
-            values |= {name: float(value) for name, value in row.items() if value}
+    for row in read_table(file):
+        values |= {name: float(value) for name, value in row.items()}
     return {name: value for name, value in values.items() if name not in ("step", "epoch")}
 
 
