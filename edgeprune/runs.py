@@ -118,9 +118,8 @@ class RunFolder:
         return sorted(self.folder.glob("checkpoints/*.ckpt"))
 
     def __repr__(self) -> str:
-        return (
-            f"RunFolder({str(self.folder)!r}, {len(self.circuit_paths)} circuits, {len(self.checkpoints)} checkpoints)"
-        )
+        found = f"{len(self.circuit_paths)} circuits, {len(self.checkpoints)} checkpoints"
+        return f"RunFolder({str(self.folder)!r}, {found})"
 
 
 def _sparsity(name: str, circuit: Circuit) -> float:

@@ -20,8 +20,8 @@ from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.cli.arguments import innermost
 from edgeprune.cli.configs import with_paths
-from edgeprune.cli.options import StrictParser, check_numbers
 from edgeprune.cli.pairs import pair_batches, prepare_runs
+from edgeprune.cli.strict_parser import StrictParser, check_numbers
 from edgeprune.console import Progress, ProgressReporter, report_console
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods.discovery import AbstractDiscovery, Discovery

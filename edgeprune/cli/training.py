@@ -19,10 +19,10 @@ import edgeprune.objectives
 from datamodules import PairDataModule
 from edgeprune.checkpoint_files import load_checkpoint
 from edgeprune.cli.arguments import innermost
+from edgeprune.cli.checks import check_interval, check_options, refused_options
 from edgeprune.cli.configs import with_paths
-from edgeprune.cli.options import StrictParser, check_numbers
-from edgeprune.cli.refusals import check_interval, check_options, refusals
 from edgeprune.cli.resume import LAST, NAMED, check_unfinished, differences, go_on
+from edgeprune.cli.strict_parser import StrictParser, check_numbers
 from edgeprune.cli.trial import log_as_trial, trial_folder
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.limits import Limits
@@ -124,7 +124,9 @@ class EdgepruneCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build everything, model and pairs included, so that a mistake shows before any file is written."""
-        with refusals(self.config.get(str(self.subcommand), self.config), ValueError, TypeError, ImportError, OSError):
+        with refused_options(
+            self.config.get(str(self.subcommand), self.config), ValueError, TypeError, ImportError, OSError
+        ):
             super().instantiate_classes()
         if self.subcommand is not None:
             check_folders(self.trainer)
@@ -164,7 +166,7 @@ class EdgepruneCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run it; what Lightning refuses only now is one line too."""
-        with refusals(self.config[subcommand], ValueError):
+        with refused_options(self.config[subcommand], ValueError):
             super()._run_subcommand(subcommand)
 
     def _write_whole_files(self) -> None:

@@ -16,7 +16,7 @@ from typing import final
 from edgeprune.errors import EdgepruneError
 from edgeprune.parsing import read_table
 from edgeprune.sweeps.command import trial_command
-from edgeprune.sweeps.lifeline import PARENT_VARIABLE
+from edgeprune.sweeps.parent_death import PARENT_VARIABLE
 from edgeprune.sweeps.store import BEAT_SECONDS, Store, Trial
 
 FOLDER_VARIABLE = "EDGEPRUNE_TRIAL"  # where a trial is to write

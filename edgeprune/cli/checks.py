@@ -91,7 +91,7 @@ def check_interval(trainer: Any, num_batches: int) -> None:
 
 # -------------------------------------------------------------------- what Lightning refuses
 @contextmanager
-def refusals(config: Namespace, *kinds: type[Exception]) -> Generator[None]:
+def refused_options(config: Namespace, *kinds: type[Exception]) -> Generator[None]:
     """Let libraries' refusals of options be one line; an error in other code stays what it is.
 
     Lightning has an exception for options that it refuses. Where it, or a library below it, raises another one of
@@ -112,7 +112,7 @@ def refusals(config: Namespace, *kinds: type[Exception]) -> Generator[None]:
     except (MisconfigurationException, *kinds) as error:
         if not isinstance(error, MisconfigurationException) and _is_own(error.__traceback__):
             raise
-        raise EdgepruneError(_said(" ".join(str(error).split()), config)) from error
+        raise EdgepruneError(_sentence(" ".join(str(error).split()), config)) from error
 
 
 def _is_own(traceback: TracebackType | None) -> bool:
@@ -127,7 +127,7 @@ def _is_own(traceback: TracebackType | None) -> bool:
     return last.startswith(HERE)
 
 
-def _said(reason: str, config: Namespace) -> str:
+def _sentence(reason: str, config: Namespace) -> str:
     options = {key: value for key, value in config.items() if isinstance(value, str | int | float) and value != "auto"}
     named = [key for key in options if _names(reason, key.rpartition(".")[2])]
     if not named:  # some name only the value
