@@ -1,10 +1,11 @@
 """What commands show: reports at the width they need, and how far the work is, in a terminal or in a log."""
 
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 from rich.console import Console
 from rich.progress import (
@@ -22,6 +23,7 @@ WIDE = 1000  # characters; no table of ours is wider, and none is filled up to i
 REDRAW = 0.1  # seconds between two looks at figures that a bar shows
 MARKS = 10  # lines that the time left is worked out from
 
+T = TypeVar("T")
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, how much there is
 Figures = Callable[[], Mapping[str, Any]]
 
@@ -30,10 +32,30 @@ def no_progress(what: str, done: int, total: int) -> None:
     """A `Progress` that shows nothing."""
 
 
+def counted(items: Iterable[T], what: str, progress: Progress, total: int) -> Iterator[T]:
+    """The same items; `progress` gets how many of them are done."""
+    for done, item in enumerate(items, start=1):
+        yield item
+        progress(what, done, total)
+
+
 def report_console() -> Console:
     """For tables and lines on stdout: as wide as the terminal, or without one as wide as they are."""
     console = Console()
     return console if console.is_terminal else Console(width=WIDE)
+
+
+def print_report(*parts: Any) -> None:
+    """Print tables and lines on stdout, at the width that they need."""
+    console = report_console()
+    for part in parts:
+        plain: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False} if isinstance(part, str) else {}
+        console.print(part, **plain)
+
+
+def warn(line: str) -> None:
+    """Print a line on stderr about something that is not as a user may expect, and go on."""
+    sys.stderr.write(f"edgeprune: warning: {line}\n")
 
 
 @final

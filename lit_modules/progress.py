@@ -9,7 +9,7 @@ from typing import Any, TypeVar, final
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 
-from edgeprune.console import ProgressReporter, duration, report_console
+from edgeprune.console import ProgressReporter, duration, print_report
 from edgeprune.errors import EdgepruneError
 
 STEP, VALIDATION, TEST = "step", "validation batch", "test batch"
@@ -98,10 +98,6 @@ class RunProgress(ProgressBar):
         self.stop()
         self.print(f"{done:,} steps in {duration(time.monotonic() - self._begun)}")
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the bars away."""
-        self.stop()
-
     # ---------------------------------------------------------------- evaluation
     def on_validation_batch_end(
         self,
@@ -159,7 +155,7 @@ def run_progress(trainer: pl.Trainer) -> RunProgress | None:
 
 
 def counted(trainer: pl.Trainer, what: str, batches: Iterable[T]) -> Iterator[T]:
-    """The same batches; the run's progress says how many of them are done."""
+    """The same batches; the run's progress, if there is one, shows how many of them are done."""
     progress, total = run_progress(trainer), len(batches) if isinstance(batches, Sized) else None
     for done, batch in enumerate(batches, start=1):
         yield batch
@@ -172,6 +168,4 @@ def show(trainer: pl.Trainer, *parts: Any) -> None:
     progress = run_progress(trainer)
     if progress is not None:
         progress.stop()
-    console = report_console()
-    for part in parts:
-        console.print(part, soft_wrap=isinstance(part, str))
+    print_report(*parts)

@@ -210,15 +210,9 @@ class SnapshotCircuits(pl.Callback):
         circuit = module.circuit(sparsity)
         control = Circuit.random(circuit.graph, circuit.num_edges, self.control_seed)
         measures, random = judge(trainer, module, [circuit, control], stoppable=True)
-        about = {"task": trainer.datamodule.describe(), "split": "validation"}  # pyright: ignore[reportAttributeAccessIssue]
-        header = {
-            **circuit.header,
-            **about,
-            "reached": reached,
-            "metrics": measures,
-            "random_control": random,
-        }
-        circuit = Circuit(circuit.graph, circuit.keep, circuit.scores, header)
+        about: dict[str, Any] = {"task": trainer.datamodule.describe(), "split": "validation"}  # pyright: ignore[reportAttributeAccessIssue]
+        about |= {"reached": reached, "metrics": measures, "random_control": random}
+        circuit = replace(circuit, header={**circuit.header, **about})
         name = "final" if sparsity is None else asked_name(sparsity)
         path = run_folder(trainer) / "circuits" / f"{name}.safetensors"
         if trainer.is_global_zero:

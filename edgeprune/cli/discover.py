@@ -4,8 +4,9 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast, final
 
@@ -22,7 +23,7 @@ from edgeprune.cli.arguments import innermost
 from edgeprune.cli.configs import with_paths
 from edgeprune.cli.pairs import pair_batches, prepare_runs
 from edgeprune.cli.strict_parser import StrictParser, check_numbers
-from edgeprune.console import Progress, ProgressReporter, report_console
+from edgeprune.console import Progress, ProgressReporter, counted, print_report
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods.discovery import AbstractDiscovery, Discovery
 from edgeprune.methods.problem import Metric, Problem
@@ -133,7 +134,7 @@ class DiscoverCommand:
             seconds = time.perf_counter() - start if found.seconds is None else found.seconds
             header = self._header(problem, found, seconds)
             circuits = self._circuits(problem, found, header)
-            rows = self._judge(problem, validation, circuits, report)
+            rows = self._evaluate(problem, validation, circuits, report)
             self._finish(problem, found, header, rows)
         self._show(rows)
 
@@ -147,7 +148,7 @@ class DiscoverCommand:
         """Where the method has a state to go on from, say so on stderr with its first report, which tells how far."""
         pending = any((self.folder / STATE).iterdir())
 
-        def told(what: str, done: int, total: int) -> None:
+        def report_first(what: str, done: int, total: int) -> None:
             nonlocal pending
             if pending:
                 where = f"{what}, {done:,} of {total:,} done"
@@ -155,7 +156,7 @@ class DiscoverCommand:
                 pending = False
             report(what, done, total)
 
-        return told
+        return report_first
 
     # ---------------------------------------------------------------- the folder
     def _check_folder(self) -> None:
@@ -222,27 +223,23 @@ class DiscoverCommand:
             circuits |= (self.selection or Selection()).circuits(problem.model.graph, found.scores)
         if not circuits:
             raise EdgepruneError(f"method {type(self.method).__name__} found neither scores nor circuits")
-        return {
-            name: Circuit(circuit.graph, circuit.keep, circuit.scores, {**header, **circuit.header})
-            for name, circuit in circuits.items()
-        }
+        return {name: replace(one, header={**header, **one.header}) for name, one in circuits.items()}
 
-    def _judge(
+    def _evaluate(
         self, problem: Problem, batches: Sequence[PairBatch], circuits: Mapping[str, Circuit], report: Progress
     ) -> list[Row]:
         """Write each circuit with its measures and those of a random one; a row for each, densest first."""
         controls = [Circuit.random(item.graph, item.num_edges, self.control_seed) for item in circuits.values()]
         gates = [circuit.gates() for circuit in (*circuits.values(), *controls)]
-        counted = _counted(batches, report)
-        measures = evaluate_gates(problem.model, problem.runs, counted, gates, "validation")
+        shown = counted(batches, "judging circuits", report, len(batches))
+        measures = evaluate_gates(problem.model, problem.runs, shown, gates, "validation")
         rows: list[Row] = []
         for (name, circuit), own, control in zip(
             circuits.items(), measures[: len(circuits)], measures[len(circuits) :], strict=True
         ):
             header = {**circuit.header, "split": "validation", "metrics": own, "random_control": control}
-            judged = Circuit(circuit.graph, circuit.keep, circuit.scores, header)
-            judged.save(self.folder / CIRCUITS / f"{name}.safetensors")
-            rows.append(frontier_row(name, judged, own, control))
+            replace(circuit, header=header).save(self.folder / CIRCUITS / f"{name}.safetensors")
+            rows.append(frontier_row(name, circuit, own, control))
         return sorted(rows, key=lambda row: row["sparsity"])
 
     def _finish(self, problem: Problem, found: Discovery, header: dict[str, Any], rows: list[Row]) -> None:
@@ -257,9 +254,8 @@ class DiscoverCommand:
     def _show(self, rows: list[Row]) -> None:
         title = f"{type(self.method).__name__}: circuits on the validation pairs"
         named = any(not str(row["asked"]).startswith("sparsity-") for row in rows)  # else a column says it
-        console = report_console()
-        console.print(frontier_table(title, rows, _objective(self.metric), named=named))
-        console.print(f"scores, circuits, frontier.csv and frontier.png are in {self.folder}", soft_wrap=True)
+        table = frontier_table(title, rows, _objective(self.metric), named=named)
+        print_report(table, f"scores, circuits, frontier.csv and frontier.png are in {self.folder}")
 
 
 def _objective(metric: Metric) -> Objective:
@@ -281,9 +277,3 @@ def _remove(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-def _counted(batches: Sequence[PairBatch], report: Progress) -> Iterator[PairBatch]:
-    for done, batch in enumerate(batches, start=1):
-        yield batch
-        report("judging circuits", done, len(batches))

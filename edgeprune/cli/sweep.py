@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from edgeprune.cli.arguments import Arguments
+from edgeprune.cli.arguments import Arguments, check_least
 from edgeprune.cli.configs import find_config
 from edgeprune.console import report_console
 from edgeprune.errors import EdgepruneError
@@ -40,10 +40,7 @@ def run(arguments: list[str]) -> None:
         return
     if options.file is None:
         raise EdgepruneError("give a sweep file, such as configs/sweeps/reverse_grid.yaml, or --summary DIR")
-    for name in ("workers", "trials"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise EdgepruneError(f"--{name} must be at least 1, got {value}")
+    check_least(options, {"workers": 1, "trials": 1})
     check_optuna()
     options.file = find_config(options.file)
     sweep = SweepFile.read(options.file)

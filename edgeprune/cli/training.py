@@ -144,7 +144,7 @@ class EdgepruneCLI(LightningCLI):
                     check_start(saved, self.model.recipe)
             if checkpoint is None:
                 self.model.check_started()
-            self.datamodule.setup({"fit": "fit", "validate": "validate", "test": "test"}[self.subcommand])
+            self.datamodule.setup(self.subcommand)
             for split in {"fit": ("train", "validation"), "validate": ("validation",)}.get(self.subcommand, ("test",)):
                 self.datamodule.check(Limits.of(self.model.masked), split)
             if self.subcommand == "fit":
