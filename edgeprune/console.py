@@ -49,8 +49,10 @@ def print_report(*parts: Any) -> None:
     """Print tables and lines on stdout, at the width that they need."""
     console = report_console()
     for part in parts:
-        plain: dict[str, Any] = {"soft_wrap": True, "highlight": False, "markup": False} if isinstance(part, str) else {}
-        console.print(part, **plain)
+        if isinstance(part, str):
+            console.print(part, soft_wrap=True, highlight=False, markup=False)
+        else:
+            console.print(part)
 
 
 def warn(line: str) -> None:
