@@ -115,5 +115,5 @@ def save_figure(figure: "Figure", path: Path, **options: Any) -> None:
 
 def _system_code(error: Exception) -> int | None:
     """The number of an error of the operating system, however it was raised; None for others."""
-    said = _OS_ERROR.search(str(error))
-    return getattr(error, "errno", None) or (int(said[1]) if said else None)
+    match = _OS_ERROR.search(str(error))
+    return getattr(error, "errno", None) or (int(match[1]) if match else None)

@@ -16,19 +16,19 @@ CIRCUITS, CONFIG, METRICS, FRONTIER, SCORES = (
     "frontier.csv",
     "scores.safetensors",
 )
-_ASKED = "sparsity-"  # file names of circuits that were asked for by their sparsity
+_BY_SPARSITY = "sparsity-"  # file names of circuits that were asked for by their sparsity
 
 Row = dict[str, Any]
 
 
-def asked_name(asked: float, prefix: str = _ASKED, form: str = ".4f") -> str:
-    """Name of the circuit that was asked for by a number; numbers that differ have names that do.
+def numbered_name(value: float, prefix: str = _BY_SPARSITY, form: str = ".4f") -> str:
+    """Name of the circuit for a given number, such as a sparsity; numbers that differ have names that do.
 
-    >>> asked_name(0.95), asked_name(0.98764), asked_name(0.001, "threshold-", "g")
+    >>> numbered_name(0.95), numbered_name(0.98764), numbered_name(0.001, "threshold-", "g")
     ('sparsity-0.9500', 'sparsity-0.98764', 'threshold-0.001')
     """
-    short = format(asked, form)
-    return prefix + (short if float(short) == asked else repr(float(asked)))
+    short = format(value, form)
+    return prefix + (short if float(short) == value else repr(float(value)))
 
 
 def load_run(folder: str | Path) -> "RunFolder":
@@ -124,7 +124,7 @@ class RunFolder:
 
 def _sparsity(name: str, circuit: Circuit) -> float:
     try:
-        return float(name.removeprefix(_ASKED)) if name.startswith(_ASKED) else round(circuit.sparsity, 6)
+        return float(name.removeprefix(_BY_SPARSITY)) if name.startswith(_BY_SPARSITY) else round(circuit.sparsity, 6)
     except ValueError:
         return round(circuit.sparsity, 6)
 

@@ -125,7 +125,7 @@ class RunProgress(ProgressBar):
         self.report(TEST, batch_idx + 1, _total(trainer.num_test_batches, dataloader_idx))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the bars away before the table of a command that only judges."""
+        """Take the bars away before the table of a command that only evaluates."""
         if trainer.state.fn != "fit":
             self.stop()
 

@@ -1,4 +1,4 @@
-"""Circuits taken on the way: written, judged, compared, and shown as one table and one plot at the end."""
+"""Circuits taken on the way: written, measured, compared, and shown as one table and one plot at the end."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -17,7 +17,7 @@ from edgeprune.objectives import Objective
 from edgeprune.paths import check_writable
 from edgeprune.report.circuits_table import MEASURES
 from edgeprune.report.frontier import frontier_row, frontier_table, write_frontier
-from edgeprune.runs import asked_name
+from edgeprune.runs import numbered_name
 from lit_modules.checkpoints import run_checkpoint
 from lit_modules.progress import STEP, counted, run_progress, show
 from lit_modules.pruning import PruningModule
@@ -50,7 +50,7 @@ class SnapshotListener(Protocol):
     """A callback that wants to see every snapshot."""
 
     def on_snapshot(self, trainer: pl.Trainer, module: PruningModule, snapshot: Snapshot) -> None:
-        """Called after a snapshot was written and judged."""
+        """Called after a snapshot was written and measured."""
         ...
 
 
@@ -78,32 +78,32 @@ def check_folders(trainer: pl.Trainer) -> None:
             check_writable(folder, name, folder=True)
 
 
-class JudgingStoppedError(Exception):
-    """A signal came while circuits were judged."""
+class EvaluationStoppedError(Exception):
+    """A signal came while circuits were measured."""
 
 
-def judge(
+def measure_circuits(
     trainer: pl.Trainer, module: PruningModule, circuits: list[Circuit], *, stoppable: bool = False
 ) -> list[dict[str, float]]:
     """Faithfulness of each circuit on all of the run's validation pairs; all ranks must call it, and share the work.
 
     Raises:
-        JudgingStoppedError: A signal asked the run to stop meanwhile; with several ranks the work is finished first.
+        EvaluationStoppedError: A signal asked the run to stop meanwhile; with several ranks the work is finished first.
     """
     loader: Any = trainer.datamodule.val_dataloader()  # pyright: ignore[reportAttributeAccessIssue]
-    counted_batches = counted(trainer, "judging circuits: batch", loader)
+    shown = counted(trainer, "judging circuits: batch", loader)
     stops = stoppable and trainer.world_size == 1
-    batches = _until_asked(trainer, counted_batches) if stops else counted_batches
+    batches = _until_stopped(trainer, shown) if stops else shown
     gates = [circuit.gates() for circuit in circuits]
     values = measure_examples(module.masked, module.runs, batches, gates, "validation")
     return of_all_ranks(trainer, values).as_dicts()
 
 
-def _until_asked(trainer: pl.Trainer, batches: Iterable[PairBatch]) -> Iterator[PairBatch]:
+def _until_stopped(trainer: pl.Trainer, batches: Iterable[PairBatch]) -> Iterator[PairBatch]:
     callback = run_checkpoint(trainer)
     for batch in batches:
-        if callback is not None and callback.asked_to_stop():
-            raise JudgingStoppedError
+        if callback is not None and callback.stop_requested():
+            raise EvaluationStoppedError
         yield batch
 
 
@@ -115,7 +115,7 @@ def log_values(trainer: pl.Trainer, values: dict[str, float]) -> None:
 
 @final
 class SnapshotCircuits(pl.Callback):
-    """Write a circuit whenever the run passes a requested sparsity, and judge it on the validation pairs.
+    """Write a circuit whenever the run passes a requested sparsity, and measure it on the validation pairs.
 
     A sparsity is passed when the gates themselves are that sparse, and the annealed target, if the recipe has one,
     has got there too. Deviation from "when the target passes": gates may lag behind their target, and cutting them
@@ -185,7 +185,7 @@ class SnapshotCircuits(pl.Callback):
         """A pure function of the gates and the step, so that a stopped run takes later what it did not get to."""
         target = module.recipe.target(module.progress)
         now = module.recipe.sparsity if target is None else min(module.recipe.sparsity, target)
-        with suppress(JudgingStoppedError):  # the run stops after this step
+        with suppress(EvaluationStoppedError):  # the run stops after this step
             for sparsity in self.sparsities:
                 if sparsity <= now and sparsity not in self._done:
                     self._take(trainer, module, sparsity, reached=True)
@@ -199,7 +199,7 @@ class SnapshotCircuits(pl.Callback):
                 if sparsity not in self._done:
                     self._take(trainer, module, sparsity, reached=False)
             self._take(trainer, module, None, reached=True)
-        except JudgingStoppedError:
+        except EvaluationStoppedError:
             callback = run_checkpoint(trainer)
             assert callback is not None
             callback.stop_if_asked(trainer)
@@ -209,11 +209,11 @@ class SnapshotCircuits(pl.Callback):
     def _take(self, trainer: pl.Trainer, module: PruningModule, sparsity: float | None, reached: bool) -> None:
         circuit = module.circuit(sparsity)
         control = Circuit.random(circuit.graph, circuit.num_edges, self.control_seed)
-        measures, random = judge(trainer, module, [circuit, control], stoppable=True)
+        measures, random = measure_circuits(trainer, module, [circuit, control], stoppable=True)
         about: dict[str, Any] = {"task": trainer.datamodule.describe(), "split": "validation"}  # pyright: ignore[reportAttributeAccessIssue]
         about |= {"reached": reached, "metrics": measures, "random_control": random}
         circuit = replace(circuit, header={**circuit.header, **about})
-        name = "final" if sparsity is None else asked_name(sparsity)
+        name = "final" if sparsity is None else numbered_name(sparsity)
         path = run_folder(trainer) / "circuits" / f"{name}.safetensors"
         if trainer.is_global_zero:
             circuit.save(path)
@@ -263,12 +263,12 @@ def _read(sparsity: float, name: str, folders: list[Path]) -> Snapshot:
 
 
 def _line(snapshot: Snapshot, step: int, objective: Objective) -> str:
-    circuit, asked = snapshot.circuit, f"sparsity {snapshot.sparsity!r}"
+    circuit, which = snapshot.circuit, f"sparsity {snapshot.sparsity!r}"
     if snapshot.sparsity is None:
-        asked = f"the final gates, sparsity {circuit.sparsity:.4g}"
+        which = f"the final gates, sparsity {circuit.sparsity:.4g}"
     cut = "" if snapshot.reached else ", cut from the final gates"
     return (
-        f"{STEP} {step:,}: circuit of {asked}{cut}, {circuit.num_edges:,} edges, {objective} "
+        f"{STEP} {step:,}: circuit of {which}{cut}, {circuit.num_edges:,} edges, {objective} "
         f"{snapshot.measures[objective]:.4g} (random circuit {snapshot.control[objective]:.4g})"
     )
 

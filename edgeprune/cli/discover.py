@@ -68,7 +68,7 @@ def make_parser() -> ArgumentParser:
 
 
 def run(arguments: list[str]) -> None:
-    """Find, write, judge and show circuits."""
+    """Find, write, evaluate and show circuits."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # torch deprecation inside Lightning itself
     parser = make_parser()
     try:
@@ -114,7 +114,7 @@ class DiscoverCommand:
         self.config = _without(config, ("out", "overwrite"))
 
     def run(self) -> None:
-        """Find circuits, write, judge and show them."""
+        """Find circuits, write, evaluate and show them."""
         if self.limit is not None and self.limit < 1:
             raise EdgepruneError(f"limit must be at least 1, got {self.limit}")
         self._check_folder()
@@ -145,7 +145,7 @@ class DiscoverCommand:
             runs.check(batch)
 
     def _going_on(self, report: Progress) -> Progress:
-        """Where the method has a state to go on from, say so on stderr with its first report, which tells how far."""
+        """Where the method has a state to go on from, print so on stderr with its first report, which has how far."""
         pending = any((self.folder / STATE).iterdir())
 
         def report_first(what: str, done: int, total: int) -> None:

@@ -45,7 +45,7 @@ def go_on(config: Namespace, fit: bool) -> int:
 
     Args:
         config: Of the subcommand; changed.
-        fit: Whether the subcommand is `fit`; the others only judge the checkpoint.
+        fit: Whether the subcommand is `fit`; the others only evaluate the checkpoint.
 
     Returns:
         Rows of `metrics.csv` that were logged before the checkpoint.
@@ -59,12 +59,12 @@ def go_on(config: Namespace, fit: bool) -> int:
     if not fit:
         return 0
     if path is None:
-        _say(f"no checkpoint in {place.checkpoints} yet: the run begins again at step 0 in {place.folder}")
+        _print(f"no checkpoint in {place.checkpoints} yet: the run begins again at step 0 in {place.folder}")
         _use(config, place, None)
         return 0
     checkpoint = load_checkpoint(path)
     check_unfinished(checkpoint, path, config)
-    _say(f"going on from {path} after step {checkpoint['global_step']}, in {place.folder}")
+    _print(f"going on from {path} after step {checkpoint['global_step']}, in {place.folder}")
     _use(config, place, checkpoint)
     return _rows(checkpoint, place.folder)
 
@@ -180,6 +180,6 @@ def _flat(value: Any, key: str = "") -> dict[str, Any]:
     return {name: item for part in value for name, item in _flat(value[part], f"{key}.{part}".strip(".")).items()}
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     if first_rank():
         print(line, flush=True)  # noqa: T201

@@ -50,13 +50,13 @@ class OneLineParser(StrictParser, LightningArgumentParser):
 class SaveConfig(SaveConfigCallback):
     """Writes the resolved config, whole or not at all, and hands it to W&B.
 
-    The file says nothing of a checkpoint: it is the config of the whole run, however often that was resumed.
+    The file names no checkpoint: it is the config of the whole run, however often that was resumed.
     """
 
     resumed: bool = False  # the run goes on, so the folder's config should be the same
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write `config.yaml` of a subcommand that only judges."""
+        """Write `config.yaml` of a subcommand that only evaluates."""
         if stage != "fit":
             self._save(trainer, pl_module, stage)
 
@@ -92,7 +92,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 class EdgepruneCLI(LightningCLI):
-    """Links seeds and tokenizer, adds the checkpoint section, and leaves a checkpoint no say in the config."""
+    """Links seeds and tokenizer, adds the checkpoint section, and lets no checkpoint change the config."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """One seed for gate noise and data order; masks are checkpointed every 50 steps."""

@@ -25,8 +25,8 @@ from edgeprune.sweeps.file import SweepFile
 from edgeprune.sweeps.parameters import nested
 from edgeprune.sweeps.sampling import sample
 
-LEASE_SECONDS = 120.0  # a worker touches its lease every BEAT_SECONDS: six may be missed
-BEAT_SECONDS = 20.0
+LEASE_SECONDS = 120.0  # a worker touches its lease every RENEW_SECONDS: six may be missed
+RENEW_SECONDS = 20.0
 LOCK_SECONDS = 60.0  # a lock is held for milliseconds; who holds it longer hangs
 SWEEP, PLAN, LEASE, TRIAL = "sweep.yaml", "plan.json", "lease", "trial.json"
 
@@ -36,7 +36,7 @@ State = Literal["waiting", "running", "done", "failed"]
 @final
 @dataclass(frozen=True)
 class Trial:
-    """One trial as `trial.json` tells it.
+    """One trial as `trial.json` has it.
 
     Attributes:
         number: From 0.
@@ -169,8 +169,8 @@ class Store:
             }
             return self._start(Trial(len(trials), values, latents))
 
-    def beat(self, number: int) -> None:
-        """Say that the worker of a trial is alive."""
+    def renew_lease(self, number: int) -> None:
+        """Note that the worker of a trial is alive."""
         os.utime(self.trial_folder(number) / LEASE)
 
     def finish(self, trial: Trial) -> None:
@@ -237,12 +237,12 @@ class Store:
         file = self.trial_folder(number) / LEASE
         try:
             lease: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            beat = file.stat().st_mtime
+            renewed = file.stat().st_mtime
         except (OSError, ValueError):
             return False
         if lease["host"] == socket.gethostname():
             return _alive(cast("int", lease["pid"]), lease["born"])
-        return self._now() - beat < LEASE_SECONDS
+        return self._now() - renewed < LEASE_SECONDS
 
     def _now(self) -> float:
         """The time by the clock of the shared disk, which also stamps the leases."""

@@ -16,7 +16,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.objectives import Objective
 from edgeprune.parsing import parse_yaml, read_table, read_text
 from edgeprune.paths import save_figure, whole_file
-from edgeprune.runs import asked_name
+from edgeprune.runs import numbered_name
 from edgeprune.sweeps.parameters import short
 from edgeprune.sweeps.store import Store, Trial
 from edgeprune.sweeps.worker import RUN
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 SEED = "seed_everything"
 MOST_SETTINGS = 8  # that have a colour each in the plot
-FAR = 2.0  # times the greatest error: random circuits from there on are told, not drawn
-NEAR = 2  # digits that the sparsity of a circuit of no asked one is rounded to
+FAR = 2.0  # times the greatest error: random circuits from there on are named, not drawn
+NEAR = 2  # digits that the sparsity of a circuit of none given is rounded to
 ERRORS: dict[Objective, str] = {"kl": "KL(full || circuit), nats", "squared_error": "squared error of the outputs"}
 _NAME = re.compile(r"(?:^|, )([\w.]+)=")  # of a parameter in `Found.settings`
 
@@ -79,8 +79,8 @@ def summarise(folder: Path, console: Console) -> None:
     found = [item for trial in trials if trial.state == "done" for item in circuits_of(store, trial)]
     if not found:
         states = {state: sum(trial.state == state for trial in trials) for state in ("running", "waiting", "failed")}
-        said = ", ".join(f"{count} {state}" for state, count in states.items() if count) or "none was started"
-        raise EdgepruneError(f"{folder}: no trial has found circuits yet ({said}); run the sweep to its end first")
+        counts = ", ".join(f"{count} {state}" for state, count in states.items() if count) or "none was started"
+        raise EdgepruneError(f"{folder}: no trial has found circuits yet ({counts}); run the sweep to its end first")
     write_summary(folder, found)
     done = sum(trial.state == "done" for trial in trials)
     console.print(summary_table(f"{store.plan.name}: best circuits of {done} trials", found))
@@ -90,7 +90,7 @@ def summarise(folder: Path, console: Console) -> None:
 
 
 def circuits_of(store: Store, trial: Trial) -> list[Found]:
-    """What a trial found, as its `frontier.csv` tells it."""
+    """What a trial found, as its `frontier.csv` has it."""
     folder = store.trial_folder(trial.number) / RUN
     file, rows = folder / "config.yaml", read_table(folder / "frontier.csv")
     if not rows or not file.is_file():  # a config without SnapshotCircuits
@@ -299,7 +299,7 @@ def _level(row: dict[str, str]) -> float:
 
 def _circuit_file(folder: Path, asked: str) -> Path:
     try:
-        name = asked_name(float(asked))
+        name = numbered_name(float(asked))
     except ValueError:
         name = "final"
     return folder / "circuits" / f"{name}.safetensors"

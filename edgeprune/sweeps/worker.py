@@ -17,7 +17,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.parsing import read_table
 from edgeprune.sweeps.command import trial_command
 from edgeprune.sweeps.parent_death import PARENT_VARIABLE
-from edgeprune.sweeps.store import BEAT_SECONDS, Store, Trial
+from edgeprune.sweeps.store import RENEW_SECONDS, Store, Trial
 
 FOLDER_VARIABLE = "EDGEPRUNE_TRIAL"  # where a trial is to write
 LOG, RUN, METRICS = "log.txt", "run", "metrics.csv"  # of a trial's folder; METRICS is inside RUN
@@ -131,14 +131,14 @@ def _execute(store: Store, trial: Trial, command: list[str], stop: threading.Eve
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for the sweep, which then ends its trials
         )
-        beat = time.monotonic()
+        renewed = time.monotonic()
         while process.poll() is None:
             if stop.wait(POLL_SECONDS):
                 _end(process)
                 return None
-            if time.monotonic() - beat > BEAT_SECONDS:
-                store.beat(trial.number)
-                beat = time.monotonic()
+            if time.monotonic() - renewed > RENEW_SECONDS:
+                store.renew_lease(trial.number)
+                renewed = time.monotonic()
         return process.returncode
 
 
@@ -160,7 +160,7 @@ def _failure(folder: Path, status: int) -> str:
         return f"ended by signal {-status} ({signal.Signals(-status).name})"
     text = _COLOUR.sub("", (folder / LOG).read_text(encoding="utf-8", errors="replace"))
     lines = [line.strip() for line in text.split("\n")]
-    said = [line for line in lines if line and not line.startswith("wandb:")]  # W&B says goodbye after the error
-    errors = [line for line in said if line.startswith("edgeprune: error: ")]
-    last = (errors or said or ["no output"])[-1].removeprefix("edgeprune: error: ")
+    printed = [line for line in lines if line and not line.startswith("wandb:")]  # W&B says goodbye after the error
+    errors = [line for line in printed if line.startswith("edgeprune: error: ")]
+    last = (errors or printed or ["no output"])[-1].removeprefix("edgeprune: error: ")
     return f"exit status {status}: {last}"
