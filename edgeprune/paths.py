@@ -1,10 +1,11 @@
 """Where edgeprune keeps what it fetches or makes once, and how it writes a file."""
 
+import csv
 import errno
 import os
 import re
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,6 +112,14 @@ def save_figure(figure: "Figure", path: Path, **options: Any) -> None:
     """Write a figure of matplotlib, whole or not at all, in the format of the name's ending (without one, PNG)."""
     with whole_file(path) as partial:
         figure.savefig(partial, format=path.suffix[1:] or "png", **options)
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> None:
+    """Write rows as a CSV file, whole or not at all; columns are `names`, or those of the first row."""
+    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names or list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _system_code(error: Exception) -> int | None:

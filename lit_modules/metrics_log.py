@@ -1,6 +1,5 @@
 """`metrics.csv` of a run: written whole or not at all, and carried on when the run is."""
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
@@ -10,7 +9,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from edgeprune.parsing import read_table
-from edgeprune.paths import whole_file
+from edgeprune.paths import whole_file, write_table
 
 FILE = "metrics.csv"
 
@@ -65,8 +64,5 @@ class MetricsTable:
         rows = self.metrics
         if not self._unsaved:
             return
-        with whole_file(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, sorted(set[str]().union(*rows)))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(self.path, rows, sorted(set[str]().union(*rows)))
         self._unsaved = False

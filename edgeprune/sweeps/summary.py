@@ -1,6 +1,5 @@
 """The frontier over the trials of a sweep: sparsity against faithfulness, and the best circuit of each sparsity."""
 
-import csv
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -15,7 +14,8 @@ from rich.table import Table
 from edgeprune.errors import EdgepruneError
 from edgeprune.objectives import Objective
 from edgeprune.parsing import parse_yaml, read_table, read_text
-from edgeprune.paths import save_figure, whole_file
+from edgeprune.paths import save_figure, write_table
+from edgeprune.report.frontier import ERROR_LABELS
 from edgeprune.runs import numbered_name
 from edgeprune.sweeps.parameters import short
 from edgeprune.sweeps.store import Store, Trial
@@ -28,7 +28,6 @@ SEED = "seed_everything"
 MOST_SETTINGS = 8  # that have a colour each in the plot
 FAR = 2.0  # times the greatest error: random circuits from there on are named, not drawn
 NEAR = 2  # digits that the sparsity of a circuit of none given is rounded to
-ERRORS: dict[Objective, str] = {"kl": "KL(full || circuit), nats", "squared_error": "squared error of the outputs"}
 _NAME = re.compile(r"(?:^|, )([\w.]+)=")  # of a parameter in `Found.settings`
 
 
@@ -174,11 +173,7 @@ def summary_table(title: str, found: Sequence[Found]) -> Table:
 
 def write_summary(folder: Path, found: Sequence[Found]) -> None:
     """Write `summary.csv`, a row for each circuit, and `summary.png`."""
-    rows = [asdict(item) for item in found]
-    with whole_file(folder / "summary.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(folder / "summary.csv", [asdict(item) for item in found])
     plot(found, folder / "summary.png")
 
 
@@ -233,7 +228,7 @@ def _panel(axes: Any, found: Sequence[Found], colours: dict[tuple[str, str], tup
         (lines["hollow: never reached, cut from the final gates"],) = axes.plot([], [], "o", color="0.4", mfc="white")
     name, line = _random(axes, found, kept, winners)
     lines[name] = line
-    labels = sorted({ERRORS[item.objective] for item in found})
+    labels = sorted({ERROR_LABELS[item.objective] for item in found})
     axes.set(xlabel="edges kept (%)", ylabel=" or ".join(labels))
     axes.set_xscale("log")
     axes.set_xticks(kept, [f"{value:.3g}" for value in kept])
