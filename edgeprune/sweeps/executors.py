@@ -4,6 +4,7 @@ import importlib
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -26,31 +27,19 @@ def run_local(folder: Path, workers: int, show: Callable[[], None]) -> None:
         EdgepruneError: The first that a worker raised; the others end their trials first.
     """
     stop = threading.Event()
-    errors: list[BaseException] = []
-
-    def worker() -> None:
+    with ThreadPoolExecutor(workers, "sweep") as pool:
         try:
-            work(Store.open(folder), stop)
-        except BaseException as error:
-            errors.append(error)
+            running = [pool.submit(lambda: work(Store.open(folder), stop)) for _ in range(workers)]
+            pending, failed = set(running), False
+            while pending and not failed:
+                done, pending = wait(running, REFRESH_SECONDS, FIRST_EXCEPTION)
+                failed = any(one.exception() for one in done)
+                show()
+        finally:
             stop.set()
-
-    threads = [threading.Thread(target=worker, name=f"sweep-{number}") for number in range(workers)]
-    for thread in threads:
-        thread.start()
-    try:
-        while any(thread.is_alive() for thread in threads):
-            show()
-            stop.wait(REFRESH_SECONDS)
-            if stop.is_set():
-                break
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
     show()
-    if errors:
-        raise errors[0]
+    for one in running:
+        one.result()
 
 
 def run_ray(folder: Path, workers: int, show: Callable[[], None], cpus: float = 1.0, gpus: float = 0.0) -> None:
