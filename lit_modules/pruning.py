@@ -24,7 +24,7 @@ from edgeprune.objectives import OBJECTIVES, Objective, masked_mean
 from lit_modules.checkpoint_checks import check_checkpoint
 from lit_modules.checkpoints import last_good
 from lit_modules.progress import run_progress
-from lit_modules.ranks import gathered, own_rows, sample_of_groups, summed
+from lit_modules.ranks import gathered, rows_of_rank, sample_of_groups, summed
 
 
 class NotFiniteError(EdgepruneError):
@@ -135,11 +135,11 @@ class PruningModule(pl.LightningModule):
         given = torch.optim.AdamW(self.recipe.parameter_groups()).param_groups
         for optimizer, place in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True):
             schedule: Any = place.scheduler
-            schedule.base_lrs = [own["lr"] for own in given]
+            schedule.base_lrs = [new["lr"] for new in given]
             factor = self._rate_factor(schedule.last_epoch)
-            for group, own in zip(optimizer.param_groups, given, strict=True):
-                rate = {"initial_lr": own["lr"], "lr": own["lr"] * factor}
-                group.update({**own, **rate, "params": group["params"]})
+            for group, new in zip(optimizer.param_groups, given, strict=True):
+                rate = {"initial_lr": new["lr"], "lr": new["lr"] * factor}
+                group.update({**new, **rate, "params": group["params"]})
             schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
 
     def configure_gradient_clipping(
@@ -285,11 +285,11 @@ class PruningModule(pl.LightningModule):
         assert self._gates is not None
         full, ablated = self.runs(batch, split)
         circuit = gated_logits(self.masked, batch, self._gates, ablated)
-        own = own_rows(self.trainer, batch.index)
-        if own.all():
+        mine = rows_of_rank(self.trainer, batch.index)
+        if mine.all():
             self.measures.update(full, circuit, batch)
-        elif own.any():
-            self.measures.update(full[own], circuit[own], batch.rows(own))
+        elif mine.any():
+            self.measures.update(full[mine], circuit[mine], batch.rows(mine))
 
     # ---------------------------------------------------------------- circuits and checkpoints
     def header(self) -> dict[str, Any]:

@@ -16,12 +16,12 @@ def first_rank() -> bool:
     return rank_zero_only.rank == 0  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def gathered(trainer: pl.Trainer, own: Any) -> list[Any]:
+def gathered(trainer: pl.Trainer, value: Any) -> list[Any]:
     """One plain object of every rank, in the order of ranks; all ranks must call it."""
     if trainer.world_size == 1:
-        return [own]
+        return [value]
     everything: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(everything, own)
+    torch.distributed.all_gather_object(everything, value)
     return everything
 
 
@@ -38,7 +38,7 @@ def shard(trainer: pl.Trainer) -> tuple[int, int]:
     return kwargs.get("rank", 0), kwargs.get("num_replicas", 1)
 
 
-def own_rows(trainer: pl.Trainer, index: Tensor) -> Tensor:
+def rows_of_rank(trainer: pl.Trainer, index: Tensor) -> Tensor:
     """Bool `[batch]`: which pairs of a split read in order are this rank's.
 
     A rank that is left without a pair at the end repeats one of another rank, which must not count twice.
@@ -55,8 +55,8 @@ def of_all_ranks(trainer: pl.Trainer, values: ExampleValues) -> ExampleValues:
     """Every example once, by number, from the shares of all ranks; all ranks must call it."""
     if trainer.world_size == 1:
         return values
-    own = values.examples(own_rows(trainer, values.index))
-    parts = gathered(trainer, (own.values, own.weights, own.index))
+    mine = values.examples(rows_of_rank(trainer, values.index))
+    parts = gathered(trainer, (mine.values, mine.weights, mine.index))
     joined = [torch.cat(tensors, -1) for tensors in zip(*parts, strict=True)]
     order = joined[2].argsort()
     return ExampleValues(values.measures, joined[0][..., order], joined[1][..., order], joined[2][order])

@@ -110,13 +110,13 @@ def refused_options(config: Namespace, *kinds: type[Exception]) -> Generator[Non
     except EdgepruneError:
         raise
     except (MisconfigurationException, *kinds) as error:
-        if not isinstance(error, MisconfigurationException) and _is_own(error.__traceback__):
+        if not isinstance(error, MisconfigurationException) and _other_code_was_running(error.__traceback__):
             raise
         raise EdgepruneError(_sentence(" ".join(str(error).split()), config)) from error
 
 
-def _is_own(traceback: TracebackType | None) -> bool:
-    """Whether code of this project or of the user raised it, or was at work when a library did."""
+def _other_code_was_running(traceback: TracebackType | None) -> bool:
+    """Whether code of this project or of the user raised it, or was running when a library did."""
     last = HERE
     while traceback is not None:
         module = str(traceback.tb_frame.f_globals.get("__name__"))

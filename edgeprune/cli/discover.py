@@ -40,7 +40,7 @@ __all__ = ["make_parser", "run"]
 _ = edgeprune.methods  # imported so that configs can name its classes without a path
 
 CONFIG, SCORES, CIRCUITS, STATE = "config.yaml", "scores.safetensors", "circuits", "state"
-OWN = (CONFIG, SCORES, CIRCUITS, STATE, "frontier.csv", "frontier.png")
+WRITTEN = (CONFIG, SCORES, CIRCUITS, STATE, "frontier.csv", "frontier.png")
 DONE = "frontier.csv"  # written last
 
 
@@ -234,12 +234,12 @@ class DiscoverCommand:
         shown = counted(batches, "judging circuits", report, len(batches))
         measures = evaluate_gates(problem.model, problem.runs, shown, gates, "validation")
         rows: list[Row] = []
-        for (name, circuit), own, control in zip(
+        for (name, circuit), found, control in zip(
             circuits.items(), measures[: len(circuits)], measures[len(circuits) :], strict=True
         ):
-            header = {**circuit.header, "split": "validation", "metrics": own, "random_control": control}
+            header = {**circuit.header, "split": "validation", "metrics": found, "random_control": control}
             replace(circuit, header=header).save(self.folder / CIRCUITS / f"{name}.safetensors")
-            rows.append(frontier_row(name, circuit, own, control))
+            rows.append(frontier_row(name, circuit, found, control))
         return sorted(rows, key=lambda row: row["sparsity"])
 
     def _finish(self, problem: Problem, found: Discovery, header: dict[str, Any], rows: list[Row]) -> None:
@@ -272,7 +272,7 @@ def _without(config: str, keys: Sequence[str]) -> str:
 
 def _remove(folder: Path) -> None:
     """Delete what this command writes in a folder, and nothing else."""
-    for path in (folder / name for name in OWN):
+    for path in (folder / name for name in WRITTEN):
         if path.is_dir():
             shutil.rmtree(path)
         else:

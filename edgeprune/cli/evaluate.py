@@ -193,7 +193,7 @@ def evaluate_files(options: argparse.Namespace) -> dict[str, Any]:
         runs = {text: _prepared(model, text, room, data, options.split, bars.report) for text in ablations}
         measures = _measures(Evaluator(model, runs[main], batches, options.split, progress=bars.report), options, data)
         evaluators = {
-            text: Evaluator(model, own, batches, options.split, measures, bars.report) for text, own in runs.items()
+            text: Evaluator(model, each, batches, options.split, measures, bars.report) for text, each in runs.items()
         }
         result = evaluate_circuits(evaluators, circuits, questions)
         if options.reading:

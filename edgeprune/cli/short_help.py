@@ -84,8 +84,8 @@ def groups(command: str) -> list[Group]:
         method = Option("method", "NAME", f"how to find circuits: {', '.join(kinds('method'))}")
         run = [Option("config", "FILE", CONFIG), method, *(one for one in added if one.name != "config")]
         return [Group("run", [*run, Option("print_config", "", PRINT)]), Group("model", model), Group("data", data)]
-    own = _of_class("model", "lit_modules.pruning", "PruningModule")
-    model = [*own, *(one for one in model if one.name not in ("model.name", "model.device"))]
+    trained = _of_class("model", "lit_modules.pruning", "PruningModule")
+    model = [*trained, *(one for one in model if one.name not in ("model.name", "model.device"))]
     run = [
         Option("config", "FILE", CONFIG),
         Option("ckpt_path", "FILE", "checkpoint to go on from, or to judge; last: that of the newest run"),

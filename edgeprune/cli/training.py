@@ -158,8 +158,8 @@ class EdgepruneCLI(LightningCLI):
         """Leave our progress out where it is switched off, and where the config names a bar of its own."""
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
-        own = any(isinstance(item, ProgressBar) for item in given)
-        shown = not own and config.get("enable_progress_bar") is not False
+        replaced = any(isinstance(item, ProgressBar) for item in given)
+        shown = not replaced and config.get("enable_progress_bar") is not False
         progress = [item for item in callbacks if isinstance(item, RunProgress)] if shown else []
         config["callbacks"] = [*progress, *given]  # first, so that it stops before what others show at the end
         return super()._instantiate_trainer(config, [item for item in callbacks if not isinstance(item, RunProgress)])

@@ -62,8 +62,8 @@ def run_ray(folder: Path, workers: int, show: Callable[[], None], cpus: float = 
     started = not library.is_initialized()
     if started:
         address = os.environ.get("RAY_ADDRESS")
-        own = {} if address else {"num_cpus": max(1, round(workers * cpus)), "include_dashboard": False}
-        library.init(log_to_driver=False, logging_level="ERROR", configure_logging=False, **own)
+        started_here = {} if address else {"num_cpus": max(1, round(workers * cpus)), "include_dashboard": False}
+        library.init(log_to_driver=False, logging_level="ERROR", configure_logging=False, **started_here)
     try:
         task = library.remote(num_cpus=cpus, num_gpus=gpus, max_retries=-1)(_ray_worker)
         pending = [task.remote(str(folder.absolute()), str(Path.cwd())) for _ in range(workers)]

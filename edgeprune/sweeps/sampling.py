@@ -64,10 +64,10 @@ def sample(folder: Path, sweep: SweepFile, seed: int, number: int, results: Mapp
 def _sampler(sweep: SweepFile, seed: int, number: int) -> Any:
     import optuna
 
-    own = (seed * 1_000_003 + number) % 2**32
+    seed = (seed * 1_000_003 + number) % 2**32
     if sweep.method == "bayes":
-        return optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=own)
-    return optuna.samplers.RandomSampler(seed=own)
+        return optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=seed)
+    return optuna.samplers.RandomSampler(seed=seed)
 
 
 def _draw(trial: Any, name: str, distribution: Distribution) -> float:

@@ -109,7 +109,7 @@ def trial_environment(store: Store, trial: Trial) -> dict[str, str]:
         "WANDB_PROJECT": store.sweep.project,
         "WANDB_ENTITY": store.sweep.entity,
     }
-    own = {
+    ours = {
         FOLDER_VARIABLE: str(folder),
         PARENT_VARIABLE: str(os.getpid()),
         "PYTHONUNBUFFERED": "1",
@@ -117,7 +117,7 @@ def trial_environment(store: Store, trial: Trial) -> dict[str, str]:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
     }
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_SWEEP")}
-    return inherited | own | {key: value for key, value in tracked.items() if value is not None}
+    return inherited | ours | {key: value for key, value in tracked.items() if value is not None}
 
 
 def _execute(store: Store, trial: Trial, command: list[str], stop: threading.Event) -> int | None:
