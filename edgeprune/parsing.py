@@ -120,19 +120,12 @@ def _loader() -> type["yaml.SafeLoader"]:
 @final
 @dataclass
 class _Frame:
-    """A mapping or list that is being read.
-
-    Attributes:
-        mapping: Whether it is a mapping.
-        anchor: Its own name, by which it could hold itself.
-        keys: Keys so far, with their lines.
-        count: Keys and values, or items, so far.
-    """
+    """A mapping or list that is being read."""
 
     mapping: bool = False
-    anchor: str | None = None
-    keys: dict[str, int] = field(default_factory=dict[str, int])
-    count: int = 0
+    anchor: str | None = None  # its name, by which it could hold itself
+    keys: dict[str, int] = field(default_factory=dict[str, int])  # with their lines, so far
+    count: int = 0  # keys and values, or items, so far
 
 
 def _check_node(event: "yaml.NodeEvent", stack: list[_Frame], source: str) -> None:

@@ -9,13 +9,8 @@ from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.parsing import parse_yaml, read_table, read_text
 
-CIRCUITS, CONFIG, METRICS, FRONTIER, SCORES = (
-    "circuits",
-    "config.yaml",
-    "metrics.csv",
-    "frontier.csv",
-    "scores.safetensors",
-)
+CIRCUITS, SCORES = "circuits", "scores.safetensors"
+CONFIG, METRICS, FRONTIER = "config.yaml", "metrics.csv", "frontier.csv"
 _BY_SPARSITY = "sparsity-"  # file names of circuits that were asked for by their sparsity
 
 Row = dict[str, Any]
@@ -54,11 +49,7 @@ def load_run(folder: str | Path) -> "RunFolder":
 @final
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's folder.
-
-    Attributes:
-        folder: Where it is.
-    """
+    """A run's folder."""
 
     folder: Path
 

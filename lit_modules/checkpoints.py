@@ -26,13 +26,7 @@ FORCE = 3  # that many of SIGNALS end a run at once
 
 
 class StoppedBySignalError(Exception):
-    """A signal ended the run between two steps.
-
-    Attributes:
-        signal: Which one.
-        step: Steps done.
-        checkpoint: The newest checkpoint, if there is one.
-    """
+    """A signal ended the run between two steps, after `step` of them; `checkpoint` is the newest, if there is one."""
 
     def __init__(self, number: signal.Signals, step: int, checkpoint: Path | None) -> None:
         super().__init__(f"stopped by {number.name} after step {step}")
@@ -41,12 +35,7 @@ class StoppedBySignalError(Exception):
 
 @final
 class StoppedAtOnceError(KeyboardInterrupt):
-    """Signals ended the run where it was.
-
-    Attributes:
-        signal: The last of them.
-        checkpoint: The newest checkpoint, if there is one.
-    """
+    """Signals, `signal` the last of them, ended the run where it was; `checkpoint` is the newest, if there is one."""
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__()

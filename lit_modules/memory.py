@@ -29,11 +29,11 @@ def plan_fit(module: PruningModule, data: Any, trainer: pl.Trainer) -> MemoryPla
 
     Args:
         module: With its model loaded.
-        data: With its pairs at hand.
+        data: With its pairs loaded.
         trainer: That will fit.
 
     Raises:
-        EdgepruneError: The run cannot fit, or both an open batch size and accumulation are asked for.
+        EdgepruneError: The run cannot fit, or both an open batch size and accumulation are set.
     """
     needs = _Needs(module, data, trainer)
     if "batch_size" in data.open_sizes:

@@ -26,23 +26,14 @@ from lit_modules.ranks import of_all_ranks
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One circuit of the run.
+    """One circuit of the run."""
 
-    Attributes:
-        sparsity: Sparsity asked for; None for the circuit that the final gates stand for.
-        reached: Whether the gates had got that sparse; if not, the circuit is the final gates' best edges.
-        circuit: The circuit, with its measures in the header.
-        path: Its file.
-        measures: Faithfulness on the validation pairs.
-        control: The same for a random circuit of as many edges.
-    """
-
-    sparsity: float | None
-    reached: bool
-    circuit: Circuit
-    path: Path
-    measures: dict[str, float]
-    control: dict[str, float]
+    sparsity: float | None  # one of those in the config; None for the circuit that the final gates stand for
+    reached: bool  # the gates had got that sparse; if not, the circuit is the final gates' best edges
+    circuit: Circuit  # with its measures in the header
+    path: Path  # of its file
+    measures: dict[str, float]  # faithfulness on the validation pairs
+    control: dict[str, float]  # the same for a random circuit of as many edges
 
 
 @runtime_checkable

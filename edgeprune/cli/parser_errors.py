@@ -135,17 +135,11 @@ def _subclasses(base: type) -> Iterator[type]:
 @final
 @dataclass
 class _Report:
-    """What a report says of one value.
-
-    Attributes:
-        key: Of the value.
-        given: The value, if the report has it on a line of its own.
-        reasons: Why it was refused, one for each type that it could have had.
-    """
+    """A report, taken apart."""
 
     key: str = ""
-    given: str = ""
-    reasons: list[str] = field(default_factory=list[str])
+    given: str = ""  # the value, if it has a line to itself
+    reasons: list[str] = field(default_factory=list[str])  # why it was refused, one for each type that it could have
 
     @classmethod
     def read(cls, text: str) -> "_Report":

@@ -21,17 +21,11 @@ NAMED = (LAST, "best", "hpc", "registry")  # what `ckpt_path` may be beside a fi
 @final
 @dataclass(frozen=True)
 class Place:
-    """Where a run's files are.
-
-    Attributes:
-        checkpoints: Folder of its checkpoints.
-        folder: Its own folder.
-        version: What the logger calls it; None if its config names it already.
-    """
+    """Folders of a run."""
 
     checkpoints: Path
     folder: Path
-    version: int | str | None = None
+    version: int | str | None = None  # what the logger calls it; None if its config names it already
 
     def newest(self) -> Path | None:
         """The checkpoint to go on from: `last.ckpt`, else the newest."""

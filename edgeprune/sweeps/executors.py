@@ -16,15 +16,10 @@ REFRESH_SECONDS = 0.5
 
 
 def run_local(folder: Path, workers: int, show: Callable[[], None]) -> None:
-    """Run a sweep's trials here, `workers` at a time.
-
-    Args:
-        folder: The sweep's.
-        workers: How many.
-        show: Called about twice a second.
+    """Run a sweep's trials here, `workers` at a time; `show` is called about twice a second.
 
     Raises:
-        EdgepruneError: The first that a worker raised; the others end their trials first.
+        EdgepruneError: One that a worker raised; the others end their trials first.
     """
     stop = threading.Event()
     with ThreadPoolExecutor(workers, "sweep") as pool:
@@ -53,7 +48,7 @@ def run_ray(folder: Path, workers: int, show: Callable[[], None], cpus: float = 
         gpus: Of each task.
 
     Raises:
-        EdgepruneError: If Ray is missing, or the first that a worker raised.
+        EdgepruneError: Ray is missing, or a worker raised one.
     """
     try:
         library: Any = importlib.import_module("ray")

@@ -36,59 +36,34 @@ State = Literal["waiting", "running", "done", "failed"]
 @final
 @dataclass(frozen=True)
 class Trial:
-    """One trial as `trial.json` has it.
+    """One trial as `trial.json` has it."""
 
-    Attributes:
-        number: From 0.
-        values: Parameters by dotted name.
-        latents: What the sampler drew for them.
-        state: `waiting` for one that is to run again.
-        value: The metric, once done.
-        reason: Why it failed.
-        host: Where it runs or ran.
-        seconds: How long it ran.
-        attempts: How often it was started.
-    """
-
-    number: int
-    values: dict[str, Any]
-    latents: dict[str, float]
-    state: State = "running"
-    value: float | None = None
-    reason: str | None = None
-    host: str = ""
-    seconds: float | None = None
-    attempts: int = 1
+    number: int  # from 0
+    values: dict[str, Any]  # parameters by dotted name
+    latents: dict[str, float]  # what the sampler drew for them
+    state: State = "running"  # waiting: to be run again
+    value: float | None = None  # the metric, once done
+    reason: str | None = None  # why it failed
+    host: str = ""  # where it runs or ran
+    seconds: float | None = None  # it ran
+    attempts: int = 1  # times it was started
 
 
 @final
 @dataclass(frozen=True)
 class Plan:
-    """What is fixed for a sweep's folder.
+    """What is fixed for a sweep's folder."""
 
-    Attributes:
-        ident: Part of the ids of its W&B runs.
-        name: Of the group of these runs.
-        size: How many trials.
-        seed: Of the sampler.
-    """
-
-    ident: str
-    name: str
-    size: int
-    seed: int
+    ident: str  # part of the ids of its W&B runs
+    name: str  # of the group of these runs
+    size: int  # trials
+    seed: int  # of the sampler
 
 
 @final
 @dataclass
 class Store:
-    """A sweep's folder, made or opened.
-
-    Args:
-        folder: On a disk that all workers share.
-        sweep: The sweep file.
-        plan: What is fixed.
-    """
+    """A sweep's folder, made or opened, on a disk that all workers share."""
 
     folder: Path
     sweep: SweepFile

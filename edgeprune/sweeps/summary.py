@@ -34,37 +34,21 @@ _NAME = re.compile(r"(?:^|, )([\w.]+)=")  # of a parameter in `Found.settings`
 @final
 @dataclass(frozen=True)
 class Found:
-    """One circuit of one trial.
+    """One circuit of one trial."""
 
-    Attributes:
-        trial: Number of the trial.
-        problem: Task and model.
-        method: Class of the recipe.
-        settings: The trial's parameters but for the seed.
-        seed: The seed.
-        level: Sparsity asked for; for the final gates' circuit its own, rounded.
-        sparsity: Its own.
-        edges: How many.
-        reached: Whether the gates had got that sparse; else the circuit was cut from them.
-        objective: What `error` is: `kl` or `squared_error`.
-        error: On the validation pairs.
-        random_error: That of a random circuit of its size.
-        file: The circuit, from the folder of the sweep.
-    """
-
-    trial: int
-    problem: str
-    method: str
-    settings: str
+    trial: int  # number
+    problem: str  # task and model
+    method: str  # class of the recipe
+    settings: str  # the trial's parameters but for the seed
     seed: Any
-    level: float
-    sparsity: float
+    level: float  # sparsity it was taken for; of the final gates' circuit its actual one, rounded
+    sparsity: float  # actual
     edges: int
-    reached: bool
-    objective: Objective
-    error: float
-    random_error: float
-    file: str
+    reached: bool  # the gates had got that sparse; else the circuit was cut from them
+    objective: Objective  # what `error` is
+    error: float  # on the validation pairs
+    random_error: float  # of a random circuit of its size
+    file: str  # path from the folder of the sweep
 
 
 def summarise(folder: Path, console: Console) -> None:
