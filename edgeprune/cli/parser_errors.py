@@ -28,6 +28,7 @@ _NO_CLASS = re.compile(
 )
 _OF_OPTION = re.compile(r"\w+ must be ")
 _MISSING = "the following arguments are required: "
+_NAME_OF = {"Option": slice(1), "Subcommand": slice(1, 2), "Group": slice(2)}  # among what is in quotes
 _COMMAND = re.compile(r"^(?:fit|validate|test)\.")  # before the key of an option of a command
 _NO_CONFIG = re.compile(r"Unable to load config ['\"](.*)['\"]")
 _NOISE = (
@@ -88,8 +89,11 @@ def unknown_option(error: KeyError, names: Collection[str], *, within: bool = Fa
     >>> unknown_option(KeyError("Group 'model' does not accept option 'nam'"), ["model.name"])
     "there is no option 'model.nam' (did you mean 'model.name'?); see --help"
     """
-    words = str(error.args[0]).split("'")[1::2]  # in quotes: the option, or its group or subcommand and the option
-    name = ".".join(words) if error.args[0].startswith("Group ") else words[-1]
+    text = str(error.args[0])
+    quoted = _NAME_OF.get(text.partition(" ")[0])
+    if quoted is None:
+        return text
+    name = ".".join(text.split("'")[1::2][quoted])
     if not within:
         return f"there is no option {name!r}{did_you_mean(name, names)}; see --help"
     if name in ("class_path", "init_args"):
