@@ -331,7 +331,7 @@ def _split(rows: Tensor, example: Tensor, what: str, report: Progress) -> Iterat
     size = max(1, CHUNK_BYTES // (example.numel() * example.element_size()))
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
-        report(what, min(start + size, len(rows)), len(rows))
+        report(f"brute force, {what}", min(start + size, len(rows)), len(rows))
 
 
 def _allowed(batch: PairBatch, causal: bool) -> Tensor:

@@ -158,12 +158,7 @@ def summary_table(title: str, found: Sequence[Found]) -> Table:
 def write_summary(folder: Path, found: Sequence[Found]) -> None:
     """Write `summary.csv`, a row for each circuit, and `summary.png`."""
     write_table(folder / "summary.csv", [asdict(item) for item in found])
-    plot(found, folder / "summary.png")
-
-
-def plot(found: Sequence[Found], path: Path) -> None:
-    """Write `frontier_figure` to an image file."""
-    save_figure(frontier_figure(found), path, dpi=130)
+    save_figure(frontier_figure(found), folder / "summary.png", dpi=130)
 
 
 def frontier_figure(found: Sequence[Found]) -> "Figure":
