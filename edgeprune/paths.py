@@ -108,6 +108,12 @@ def whole_file(path: Path) -> Generator[Path]:
         ) from None
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text as UTF-8, whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def save_figure(figure: "Figure", path: Path, **options: Any) -> None:
     """Write a figure of matplotlib, whole or not at all, in the format of the name's ending (without one, PNG)."""
     with whole_file(path) as partial:

@@ -33,15 +33,16 @@ from edgeprune.model_options import ModelOptions
 from edgeprune.models.limits import Limits
 from edgeprune.models.loading import fingerprint
 from edgeprune.objectives import Objective
-from edgeprune.paths import check_writable, whole_file
+from edgeprune.paths import check_writable, write_text
 from edgeprune.report.frontier import Row, frontier_row, frontier_table, write_frontier
+from edgeprune.runs import CIRCUITS, CONFIG, FRONTIER, SCORES
 
 __all__ = ["make_parser", "run"]
 _ = edgeprune.methods  # imported so that configs can name its classes without a path
 
-CONFIG, SCORES, CIRCUITS, STATE = "config.yaml", "scores.safetensors", "circuits", "state"
-WRITTEN = (CONFIG, SCORES, CIRCUITS, STATE, "frontier.csv", "frontier.png")
-DONE = "frontier.csv"  # written last
+STATE = "state"
+WRITTEN = (CONFIG, SCORES, CIRCUITS, STATE, FRONTIER, "frontier.png")
+DONE = FRONTIER  # written last
 
 
 def make_parser() -> ArgumentParser:
@@ -185,8 +186,7 @@ class DiscoverCommand:
         if not resumes:
             _remove(self.folder)
         (self.folder / STATE).mkdir(parents=True, exist_ok=True)
-        with whole_file(self.folder / CONFIG) as partial:
-            partial.write_text(self.config, encoding="utf-8")
+        write_text(self.folder / CONFIG, self.config)
         try:
             yield
         except EdgepruneError:

@@ -18,7 +18,7 @@ from edgeprune.drawing.palette import DARK, LIGHT, STRONGEST, WEAKEST
 from edgeprune.drawing.words import facts, title
 from edgeprune.graph import EdgeGraph
 from edgeprune.pages import page_template
-from edgeprune.paths import whole_file
+from edgeprune.paths import write_text
 
 SCHEMA = "edgeprune-viewer/1"
 
@@ -56,8 +56,7 @@ def viewer_html(circuits: Sequence[Named], start: int = 0, compare: int | None =
 def write_viewer(circuits: Sequence[Named], path: str | Path, start: int = 0, compare: int | None = None) -> None:
     """Write `viewer_html` to a file."""
     page = viewer_html(circuits, start, compare)
-    with whole_file(Path(path)) as partial:
-        partial.write_text(page, encoding="utf-8")
+    write_text(Path(path), page)
 
 
 def _places(graph: EdgeGraph, keep: Tensor, layout: Layout) -> dict[str, Any]:
