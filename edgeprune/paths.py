@@ -108,7 +108,7 @@ def whole_file(path: Path) -> Generator[Path]:
         ) from None
 
 
-def write_text(path: Path, text: str) -> None:
+def write_whole_text(path: Path, text: str) -> None:
     """Write a text as UTF-8, whole or not at all."""
     with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")

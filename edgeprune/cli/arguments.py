@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast, final
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.paths import check_writable, write_text
+from edgeprune.paths import check_writable, write_whole_text
 
 
 @final
@@ -88,7 +88,7 @@ def show(text: str) -> None:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file, whole or not at all; an entry of a list on a line, for there may be thousands."""
     parts = [f"{json.dumps(key)}: {_json(value)}" for key, value in content.items()]
-    write_text(path, "{\n" + ",\n".join(parts) + "\n}\n")
+    write_whole_text(path, "{\n" + ",\n".join(parts) + "\n}\n")
 
 
 def _json(value: Any) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgeprune.cli.arguments import Arguments, check_file, show
 from edgeprune.errors import EdgepruneError
-from edgeprune.paths import write_text
+from edgeprune.paths import write_whole_text
 
 OPTIONS = ("-c", "--config")
 _PACKAGE = Path(__file__).parents[1]
@@ -108,4 +108,4 @@ def _write(text: str, out: Path, overwrite: bool) -> None:
     check_file(out, "--out")
     if out.exists() and not overwrite:
         raise EdgepruneError(f"--out {out} is there already; choose another name, or give --overwrite")
-    write_text(out, text)
+    write_whole_text(out, text)

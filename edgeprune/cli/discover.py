@@ -33,7 +33,7 @@ from edgeprune.model_options import ModelOptions
 from edgeprune.models.limits import Limits
 from edgeprune.models.loading import fingerprint
 from edgeprune.objectives import Objective
-from edgeprune.paths import check_writable, write_text
+from edgeprune.paths import check_writable, write_whole_text
 from edgeprune.report.frontier import Row, frontier_row, frontier_table, write_frontier
 from edgeprune.runs import CIRCUITS, CONFIG, FRONTIER, SCORES
 
@@ -186,7 +186,7 @@ class DiscoverCommand:
         if not resumes:
             _remove(self.folder)
         (self.folder / STATE).mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / CONFIG, self.config)
+        write_whole_text(self.folder / CONFIG, self.config)
         try:
             yield
         except EdgepruneError:

@@ -26,7 +26,7 @@ from edgeprune.cli.strict_parser import StrictParser, check_numbers
 from edgeprune.cli.trial import log_as_trial, trial_folder
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.limits import Limits
-from edgeprune.paths import write_text
+from edgeprune.paths import write_whole_text
 from lit_modules import PruningModule, RunCheckpoint, RunProgress, UploadCircuits, WandbTracker
 from lit_modules.checkpoint_checks import check_checkpoint, check_start
 from lit_modules.checkpoints import SealedCheckpoints, StoppedAtOnceError, StoppedBySignalError
@@ -78,7 +78,7 @@ class SaveConfig(SaveConfigCallback):
         changed = differences(path, text) if self.resumed and path.is_file() else []
         if changed:
             print(f"the config is not the one that the run began with: {'; '.join(changed)}")  # noqa: T201
-        write_text(path, text)
+        write_whole_text(path, text)
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Log the config as hyper-parameters of the run."""

@@ -18,7 +18,7 @@ from edgeprune.drawing.palette import DARK, LIGHT, STRONGEST, WEAKEST
 from edgeprune.drawing.words import facts, title
 from edgeprune.graph import EdgeGraph
 from edgeprune.pages import page_template
-from edgeprune.paths import write_text
+from edgeprune.paths import write_whole_text
 
 SCHEMA = "edgeprune-viewer/1"
 
@@ -56,7 +56,7 @@ def viewer_html(circuits: Sequence[Named], start: int = 0, compare: int | None =
 def write_viewer(circuits: Sequence[Named], path: str | Path, start: int = 0, compare: int | None = None) -> None:
     """Write `viewer_html` to a file."""
     page = viewer_html(circuits, start, compare)
-    write_text(Path(path), page)
+    write_whole_text(Path(path), page)
 
 
 def _places(graph: EdgeGraph, keep: Tensor, layout: Layout) -> dict[str, Any]:

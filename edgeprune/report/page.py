@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.pages import page_template
-from edgeprune.paths import write_text
+from edgeprune.paths import write_whole_text
 from edgeprune.report import analyses, criteria, overview, structure
 from edgeprune.report import reading as reading_section
 from edgeprune.report.blocks import Section
@@ -64,4 +64,4 @@ def write_report(result: Mapping[str, Any], path: Path) -> None:
         path: The HTML file.
     """
     page = report_html(result)
-    write_text(path, page)
+    write_whole_text(path, page)

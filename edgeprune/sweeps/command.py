@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.paths import write_text
+from edgeprune.paths import write_whole_text
 
 _VARIABLE = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
 _MACRO = re.compile(r"\$\{([^}]*)\}")
@@ -29,7 +29,7 @@ def trial_command(words: Sequence[str], program: str, values: Mapping[str, Any],
     """
     macros = _macros(program, values, json_file)
     if "${args_json_file}" in words:
-        write_text(json_file, json.dumps(dict(values)))
+        write_whole_text(json_file, json.dumps(dict(values)))
     done: list[str] = []
     for word in words:
         filled = _VARIABLE.sub(lambda match: os.environ.get(match[1], match[1]), word)

@@ -20,7 +20,7 @@ from typing import Any, Literal, cast, final
 from filelock import FileLock, Timeout
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.paths import write_text
+from edgeprune.paths import write_whole_text
 from edgeprune.sweeps.file import SweepFile
 from edgeprune.sweeps.parameters import nested
 from edgeprune.sweeps.sampling import sample
@@ -88,8 +88,8 @@ class Store:
         with _held(FileLock(folder / "lock", timeout=LOCK_SECONDS), folder):
             if not (folder / PLAN).exists():
                 ident = f"{random.SystemRandom().getrandbits(32):08x}"
-                write_text(folder / SWEEP, sweep.text)
-                write_text(folder / PLAN, json.dumps(asdict(Plan(ident, sweep.name, size, seed)), indent=1))
+                write_whole_text(folder / SWEEP, sweep.text)
+                write_whole_text(folder / PLAN, json.dumps(asdict(Plan(ident, sweep.name, size, seed)), indent=1))
         store = cls.open(folder)
         if store.sweep.text != sweep.text or store.plan.size > size or store.plan.seed != seed:
             raise EdgepruneError(
@@ -98,7 +98,7 @@ class Store:
             )
         if size > store.plan.size:
             store = cls(folder, store.sweep, replace(store.plan, size=size))
-            write_text(folder / PLAN, json.dumps(asdict(store.plan), indent=1))
+            write_whole_text(folder / PLAN, json.dumps(asdict(store.plan), indent=1))
         return store
 
     @classmethod
@@ -193,12 +193,12 @@ class Store:
         folder = self.trial_folder(trial.number)
         folder.mkdir(parents=True, exist_ok=True)
         lease = {"host": started.host, "pid": os.getpid(), "born": _born(os.getpid())}
-        write_text(folder / LEASE, json.dumps(lease))
+        write_whole_text(folder / LEASE, json.dumps(lease))
         self._record(started)
         return started
 
     def _record(self, trial: Trial) -> None:
-        write_text(self.trial_folder(trial.number) / TRIAL, json.dumps(asdict(trial), indent=1))
+        write_whole_text(self.trial_folder(trial.number) / TRIAL, json.dumps(asdict(trial), indent=1))
 
     def _clear(self, number: int) -> None:
         """Remove what a broken attempt left, its W&B run included, so that a trial is one whole run."""
