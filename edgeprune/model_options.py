@@ -51,5 +51,5 @@ class ModelOptions:
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def load(self) -> MaskedModel:
-        """Load it."""
+        """Load the model."""
         return load_model(self.name, device=self.device, **self.loading)
