@@ -72,11 +72,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 # -------------------------------------------------------------------- YAML
 def parse_yaml(text: str, source: str) -> Any:
-    """The value that a YAML text stands for.
-
-    Args:
-        text: One document.
-        source: Where it comes from, which messages begin with.
+    """The value of a YAML document; messages begin with `source`, where it comes from.
 
     Raises:
         EdgepruneError: It is no YAML, gives a key twice, or nests deeper than `DEEPEST`.
@@ -157,12 +153,7 @@ def _no_yaml(error: Exception, source: str) -> str:
 
 # -------------------------------------------------------------------- JSON
 def parse_json(text: str, source: str, *, one_line: bool = False) -> Any:
-    """The value that a JSON text stands for.
-
-    Args:
-        text: One value.
-        source: Where it comes from, which messages begin with.
-        one_line: The text is a line of a file, and `source` says which.
+    """The value of a JSON text; messages begin with `source`, where it comes from, which for `one_line` names a line.
 
     Raises:
         EdgepruneError: It is no JSON, or an object gives a key twice.

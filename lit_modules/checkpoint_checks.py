@@ -9,13 +9,7 @@ from edgeprune.models.masked import MaskedModel
 
 
 def check_checkpoint(checkpoint: dict[str, Any], recipe: AbstractRecipe, model: MaskedModel, name: str) -> None:
-    """Refuse a checkpoint of another model or recipe.
-
-    Args:
-        checkpoint: As `torch.load` gives it.
-        recipe: That is to take its gates over.
-        model: The model of the run.
-        name: Of that model.
+    """Refuse a checkpoint of another model, which is called `name`, or of another recipe.
 
     Raises:
         EdgepruneError: The graphs, the models' weights or the recipes' parameters differ.

@@ -42,10 +42,7 @@ def rows_of_rank(trainer: pl.Trainer, index: Tensor) -> Tensor:
     """Bool `[batch]`: which pairs of a split read in order are this rank's.
 
     A rank that is left without a pair at the end repeats one of another rank, which must not count twice.
-
-    Args:
-        trainer: The trainer.
-        index: Numbers of the pairs, long `[batch]`.
+    `index` is long `[batch]`, the numbers of the pairs.
     """
     rank, number = shard(trainer)
     return index % number == rank

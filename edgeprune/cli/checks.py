@@ -43,9 +43,6 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 def check_options(config: Namespace) -> None:
     """Refuse options of `fit`, `validate` or `test` that would only fail, or do something else, once it runs.
 
-    Args:
-        config: Of the subcommand.
-
     Raises:
         EdgepruneError: One of them is out of its range, or the precision would round the gates.
     """
@@ -72,12 +69,7 @@ def _check_precision(precision: Any) -> None:
 
 
 def check_interval(trainer: Any, num_batches: int) -> None:
-    """Refuse an interval between validations that never comes within an epoch, where Lightning counts by epochs.
-
-    Args:
-        trainer: That will fit.
-        num_batches: Training batches of an epoch.
-    """
+    """Refuse an interval between validations that an epoch of so many batches never reaches, where epochs count."""
     interval, limit = trainer.val_check_interval, trainer.limit_train_batches
     if trainer.check_val_every_n_epoch is None or not trainer.limit_val_batches:
         return

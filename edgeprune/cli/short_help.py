@@ -52,12 +52,7 @@ class Group(NamedTuple):
 
 # -------------------------------------------------------------------- the pages
 def short_page(command: str, what: str) -> str:
-    """The page of a command: `fit`, `validate`, `test` or `discover`.
-
-    Args:
-        command: Its name.
-        what: What it does, in a line.
-    """
+    """The page of `fit`, `validate`, `test` or `discover`; `what` is what that does, in a line."""
     inside, example = EXAMPLES.get(command, EXAMPLES["fit"])
     parser = argparse.ArgumentParser(
         usage=f"edgeprune {command} --config X.yaml [--OPTION VALUE ...]",

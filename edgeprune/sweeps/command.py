@@ -16,7 +16,7 @@ PROGRAMS = ("edgeprune", "edgeprune.exe")
 
 
 def trial_command(words: Sequence[str], program: str, values: Mapping[str, Any], json_file: Path) -> list[str]:
-    """Words to run.
+    """The words to run, from `command` and `program` of the file.
 
     Args:
         words: The file's `command`.

@@ -30,7 +30,7 @@ def sample(folder: Path, sweep: SweepFile, seed: int, number: int, results: Mapp
     workers, and whether or not it was interrupted.
 
     Args:
-        folder: The sweep's.
+        folder: Of the sweep.
         sweep: Its file.
         seed: Of the whole sweep.
         number: Of the trial.
