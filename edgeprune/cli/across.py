@@ -66,13 +66,13 @@ def run(arguments: list[str]) -> None:
 def compare_across(options: argparse.Namespace) -> dict[str, Any]:
     """Plain figures: `circuits`, one entry each; what `cross_model` gives; and `transfers` between equal graphs."""
     from edgeprune.comparison.across import cross_model, transfer_circuits
-    from edgeprune.console import Work
+    from edgeprune.console import ProgressReporter
 
     paths, seeds = (options.first, options.second), range(options.seeds)
     sides = [_open(path, model, options) for path, model in zip(paths, options.models, strict=True)]
     labels = _labels(sides, options)
-    with Work(stderr=True) as work:
-        pair = [_candidate(name, side, options, work.report) for name, side in zip("AB", sides, strict=True)]
+    with ProgressReporter(stderr=True) as bars:
+        pair = [_candidate(name, side, options, bars.report) for name, side in zip("AB", sides, strict=True)]
         found = cross_model(*pair, measure=options.measure, seeds=seeds, labels=labels, same_texts=labels is None)
         if not found.performance.num_units:
             raise EdgepruneError(f"measure {options.measure!r} is not defined on these pairs; give another --measure")
