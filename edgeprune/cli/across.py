@@ -1,7 +1,7 @@
 """`edgeprune across A B --config DATA`: circuits of two models, compared by what heads attend to and by performance."""
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgeprune.cli.circuits import CircuitFiles
     from edgeprune.comparison.across import Candidate
     from edgeprune.comparison.performance import Labels
+    from edgeprune.console import Progress
 
 MOST_HEADS = 20  # more matched heads than that are not all in the table
 CACHE_GB = 1.0  # memory for the runs that circuits share, of each model
@@ -132,9 +133,7 @@ def _labels(sides: Sequence[Side], options: argparse.Namespace) -> "Labels | Non
     return first, second
 
 
-def _candidate(
-    name: str, side: Side, options: argparse.Namespace, report: Callable[[str, int, int], None]
-) -> "Candidate":
+def _candidate(name: str, side: Side, options: argparse.Namespace, report: "Progress") -> "Candidate":
     from edgeprune.ablations.runs import ReferenceRuns
     from edgeprune.cli.pairs import pair_batches, prepare_runs
     from edgeprune.comparison.across import Candidate
