@@ -12,14 +12,13 @@ import argparse
 import shutil
 from pathlib import Path
 
-from rich.progress import Progress
-
 from edgeprune.ablations import LearningOptions, learn_constants, save_states
 from edgeprune.circuit import Circuit
 from edgeprune.cli import main as edgeprune
 from edgeprune.cli.data import read_data_config
 from edgeprune.cli.evaluate import EVERY_ABLATION
 from edgeprune.cli.pairs import pair_batches
+from edgeprune.console import ProgressReporter
 from edgeprune.models.loading import load_model
 
 CONFIG = "configs/ioi_smollm2.yaml"
@@ -33,13 +32,8 @@ def learn(path: Path) -> None:
     """Constants on the training pairs, to a file."""
     model = load_model("smollm2", kv_readers="group")
     batches = pair_batches(read_data_config(CONFIG, tokenizer="smollm2"), "train")
-    with Progress() as bar:
-        task = bar.add_task("constants")
-
-        def report(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total)
-
-        learned = learn_constants(model, batches, LEARNING, report)
+    with ProgressReporter(stderr=True) as bars:
+        learned = learn_constants(model, batches, LEARNING, bars.report)
     save_states(path, model, learned.states, vars(LEARNING))
 
 

@@ -1,20 +1,42 @@
 """What commands show: reports at the width they need, and how far the work is, in a terminal or in a log."""
 
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
 
 SECONDS = 30.0  # between two lines of a log
 WIDE = 1000  # characters; no table of ours is wider, and none is filled up to it
 REDRAW = 0.1  # seconds between two looks at figures that a bar shows
 MARKS = 10  # lines that the time left is worked out from
 
+T = TypeVar("T")
+Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, how much there is
 Figures = Callable[[], Mapping[str, Any]]
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """A `Progress` that shows nothing."""
+
+
+def counted(items: Iterable[T], what: str, progress: Progress, total: int) -> Iterator[T]:
+    """The same items; `progress` gets how many of them are done."""
+    for done, item in enumerate(items, start=1):
+        yield item
+        progress(what, done, total)
 
 
 def report_console() -> Console:
@@ -23,19 +45,39 @@ def report_console() -> Console:
     return console if console.is_terminal else Console(width=WIDE)
 
 
+def print_report(*parts: Any) -> None:
+    """Print tables and lines on stdout, at the width that they need."""
+    console = report_console()
+    for part in parts:
+        if isinstance(part, str):
+            console.print(part, soft_wrap=True, highlight=False, markup=False)
+        else:
+            console.print(part)
+
+
+def warn(line: str) -> None:
+    """Print a line on stderr about something that is not as a user may expect, and go on."""
+    sys.stderr.write(f"edgeprune: warning: {line}\n")
+
+
 @final
-class Work:
+class ProgressReporter:
     """Bars in a terminal, which go away in the end; elsewhere a line every so many seconds.
 
     Args:
         stderr: Show it there, not on stdout.
         seconds: Between two lines where that is no terminal; None for `SECONDS`.
+        quiet: Show nothing.
+        in_bytes: Amounts are bytes.
     """
 
-    def __init__(self, *, stderr: bool = False, seconds: float | None = None) -> None:
-        self._console = Console(stderr=stderr, soft_wrap=True, highlight=False)
+    def __init__(
+        self, *, stderr: bool = False, seconds: float | None = None, quiet: bool = False, in_bytes: bool = False
+    ) -> None:
+        self._console = Console(stderr=stderr, quiet=quiet, soft_wrap=True, highlight=False)
         self._seconds = SECONDS if seconds is None else seconds
-        self._bars: Progress | None = None
+        self._amount = DownloadColumn() if in_bytes else MofNCompleteColumn()
+        self._bars: Bars | None = None
         self._tasks: dict[str, Any] = {}
         self._marks: dict[str, deque[tuple[float, int]]] = {}  # when how much was done
         self._last = time.monotonic()
@@ -43,7 +85,7 @@ class Work:
     def report(
         self, what: str, done: int, total: int | None, figures: Figures = dict, *, at_once: bool = False
     ) -> None:
-        """Tell how far a thing is; one that is done is shown no longer.
+        """Show how far a thing is; one that is done is shown no longer.
 
         Args:
             what: Its name, such as `"step"`.
@@ -67,9 +109,9 @@ class Work:
             marks.append((now, done))
             parts = [f"{what} {done:,}{'' if total is None else f' of {total:,}'}"]
             parts += [f"{name} {_plain(value)}" for name, value in figures().items()]
-            self.say(", ".join([*parts, *_left(marks, total)]))
+            self.print(", ".join([*parts, *_left(marks, total)]))
 
-    def say(self, line: str) -> None:
+    def print(self, line: str) -> None:
         """Write a line that stays."""
         console = self._console if self._bars is None else self._bars.console
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -87,7 +129,7 @@ class Work:
             self._bars.stop()
         self._bars, self._tasks = None, {}
 
-    def __enter__(self) -> "Work":
+    def __enter__(self) -> "ProgressReporter":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -96,10 +138,10 @@ class Work:
     def _draw(self, what: str, done: int, total: int | None, figures: Figures) -> None:
         if self._bars is None:
             columns = (
-                *(TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn()),
+                *(TextColumn("{task.description}"), BarColumn(bar_width=20), self._amount),
                 *(TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[figures]}")),
             )
-            self._bars = Progress(*columns, console=self._console, transient=True)
+            self._bars = Bars(*columns, console=self._console, transient=True)
             self._bars.start()
         now = time.monotonic()
         if what not in self._tasks:

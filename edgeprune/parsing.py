@@ -1,8 +1,9 @@
-"""YAML and JSON that users write: read strictly, so that a mistake is one line that names the file and the place.
+"""YAML, JSON and tables: read strictly, so that a mistake is one line that names the file and the place.
 
 A key that comes twice is refused, where the libraries' own readers keep the last value without a word.
 """
 
+import csv
 import json
 import re
 from dataclasses import dataclass, field
@@ -54,13 +55,24 @@ def _kind(content: object) -> str:
     return "a list" if isinstance(content, list) else f"only {str(content)[:60]!r}"
 
 
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV file as texts, without what a row leaves empty; none without the file.
+
+    Raises:
+        EdgepruneError: It is no CSV file.
+    """
+    if not path.is_file():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [{name: text for name, text in row.items() if text} for row in csv.DictReader(file)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise EdgepruneError(f"{path} is no table: {error}; it was altered, move it away") from None
+
+
 # -------------------------------------------------------------------- YAML
 def parse_yaml(text: str, source: str) -> Any:
-    """The value that a YAML text stands for.
-
-    Args:
-        text: One document.
-        source: Where it comes from, which messages begin with.
+    """The value of a YAML document; messages begin with `source`, where it comes from.
 
     Raises:
         EdgepruneError: It is no YAML, gives a key twice, or nests deeper than `DEEPEST`.
@@ -104,19 +116,12 @@ def _loader() -> type["yaml.SafeLoader"]:
 @final
 @dataclass
 class _Frame:
-    """A mapping or list that is being read.
-
-    Attributes:
-        mapping: Whether it is a mapping.
-        anchor: Its own name, by which it could hold itself.
-        keys: Keys so far, with their lines.
-        count: Keys and values, or items, so far.
-    """
+    """A mapping or list that is being read."""
 
     mapping: bool = False
-    anchor: str | None = None
-    keys: dict[str, int] = field(default_factory=dict[str, int])
-    count: int = 0
+    anchor: str | None = None  # its name, by which it could hold itself
+    keys: dict[str, int] = field(default_factory=dict[str, int])  # with their lines, so far
+    count: int = 0  # keys and values, or items, so far
 
 
 def _check_node(event: "yaml.NodeEvent", stack: list[_Frame], source: str) -> None:
@@ -148,12 +153,7 @@ def _no_yaml(error: Exception, source: str) -> str:
 
 # -------------------------------------------------------------------- JSON
 def parse_json(text: str, source: str, *, one_line: bool = False) -> Any:
-    """The value that a JSON text stands for.
-
-    Args:
-        text: One value.
-        source: Where it comes from, which messages begin with.
-        one_line: The text is a line of a file, and `source` says which.
+    """The value of a JSON text; messages begin with `source`, where it comes from, which for `one_line` names a line.
 
     Raises:
         EdgepruneError: It is no JSON, or an object gives a key twice.

@@ -1,10 +1,11 @@
 """Where edgeprune keeps what it fetches or makes once, and how it writes a file."""
 
+import csv
 import errno
 import os
 import re
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,6 +108,12 @@ def whole_file(path: Path) -> Generator[Path]:
         ) from None
 
 
+def write_whole_text(path: Path, text: str) -> None:
+    """Write a text as UTF-8, whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def save_figure(figure: "Figure", path: Path, **options: Any) -> None:
     """Write a figure of matplotlib, whole or not at all, in the format of the name's ending (without one, PNG).
 
@@ -120,7 +127,15 @@ def save_figure(figure: "Figure", path: Path, **options: Any) -> None:
             raise EdgepruneError(f"cannot draw to {path}: {error}") from None
 
 
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> None:
+    """Write rows as a CSV file, whole or not at all; columns are `names`, or those of the first row."""
+    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names or list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def _system_code(error: Exception) -> int | None:
     """The number of an error of the operating system, however it was raised; None for others."""
-    said = _OS_ERROR.search(str(error))
-    return getattr(error, "errno", None) or (int(said[1]) if said else None)
+    match = _OS_ERROR.search(str(error))
+    return getattr(error, "errno", None) or (int(match[1]) if match else None)

@@ -1,6 +1,5 @@
 """The folder of a run, as `edgeprune fit` and `edgeprune discover` leave it, read back."""
 
-import csv
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,31 +7,26 @@ from typing import Any, final
 
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
-from edgeprune.parsing import parse_yaml, read_text
+from edgeprune.parsing import parse_yaml, read_table, read_text
 
-CIRCUITS, CONFIG, METRICS, FRONTIER, SCORES = (
-    "circuits",
-    "config.yaml",
-    "metrics.csv",
-    "frontier.csv",
-    "scores.safetensors",
-)
-_ASKED = "sparsity-"  # file names of circuits that were asked for by their sparsity
+CIRCUITS, SCORES = "circuits", "scores.safetensors"
+CONFIG, METRICS, FRONTIER = "config.yaml", "metrics.csv", "frontier.csv"
+_BY_SPARSITY = "sparsity-"  # file names of circuits that were asked for by their sparsity
 
 Row = dict[str, Any]
 
 
-def asked_name(asked: float, prefix: str = _ASKED, form: str = ".4f") -> str:
-    """Name of the circuit that was asked for by a number; numbers that differ have names that do.
+def numbered_name(value: float, prefix: str = _BY_SPARSITY, form: str = ".4f") -> str:
+    """Name of the circuit for a given number, such as a sparsity; numbers that differ have names that do.
 
-    >>> asked_name(0.95), asked_name(0.98764), asked_name(0.001, "threshold-", "g")
+    >>> numbered_name(0.95), numbered_name(0.98764), numbered_name(0.001, "threshold-", "g")
     ('sparsity-0.9500', 'sparsity-0.98764', 'threshold-0.001')
     """
-    short = format(asked, form)
-    return prefix + (short if float(short) == asked else repr(float(asked)))
+    short = format(value, form)
+    return prefix + (short if float(short) == value else repr(float(value)))
 
 
-def load_run(folder: str | Path) -> "Run":
+def load_run(folder: str | Path) -> "RunFolder":
     """What a run left in its folder. Files are read when they are asked for, each once; the model is never loaded.
 
     Args:
@@ -44,7 +38,7 @@ def load_run(folder: str | Path) -> "Run":
     folder = Path(folder)
     if not folder.is_dir():
         raise EdgepruneError(f"no folder at {folder}; give the folder that a run wrote its circuits to")
-    run = Run(folder)
+    run = RunFolder(folder)
     if not (run.circuit_paths or run.checkpoints or any((folder / name).is_file() for name in (CONFIG, METRICS))):
         inside = next((path.parent for path in sorted(folder.glob(f"*/{CONFIG}"))), None)
         hint = f"do you mean {inside}?" if inside else "it has neither circuits nor a config nor checkpoints"
@@ -54,12 +48,8 @@ def load_run(folder: str | Path) -> "Run":
 
 @final
 @dataclass(frozen=True)
-class Run:
-    """A run's folder.
-
-    Attributes:
-        folder: Where it is.
-    """
+class RunFolder:
+    """A run's folder."""
 
     folder: Path
 
@@ -119,25 +109,20 @@ class Run:
         return sorted(self.folder.glob("checkpoints/*.ckpt"))
 
     def __repr__(self) -> str:
-        return f"Run({str(self.folder)!r}, {len(self.circuit_paths)} circuits, {len(self.checkpoints)} checkpoints)"
+        found = f"{len(self.circuit_paths)} circuits, {len(self.checkpoints)} checkpoints"
+        return f"RunFolder({str(self.folder)!r}, {found})"
 
 
 def _sparsity(name: str, circuit: Circuit) -> float:
     try:
-        return float(name.removeprefix(_ASKED)) if name.startswith(_ASKED) else round(circuit.sparsity, 6)
+        return float(name.removeprefix(_BY_SPARSITY)) if name.startswith(_BY_SPARSITY) else round(circuit.sparsity, 6)
     except ValueError:
         return round(circuit.sparsity, 6)
 
 
 def _rows(path: Path) -> list[Row]:
     """Rows of a CSV file with numbers and truth values read as such; none without the file."""
-    if not path.is_file():
-        return []
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [{name: _value(text) for name, text in row.items() if text} for row in csv.DictReader(file)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise EdgepruneError(f"{path} is no table: {error}; it was altered, leave it out or make it again") from None
+    return [{name: _value(text) for name, text in row.items()} for row in read_table(path)]
 
 
 def _value(text: str) -> Any:

@@ -24,6 +24,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from edgeprune.console import Progress, no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.memory import resident
 from edgeprune.models.loading import load_model
@@ -112,7 +113,7 @@ def selfcheck(
     attention: tuple[str, ...] = (),
     *,
     device: str = "cpu",
-    report: Callable[[str, int, int], None] = lambda what, done, total: None,
+    report: Progress = no_progress,
     **options: Any,
 ) -> Iterator[SelfCheck]:
     """Check a model, one dtype and attention kernel after the other.
@@ -155,7 +156,7 @@ def _check(
     dtype: str,
     tokens: tuple[Tensor, Tensor, Tensor],
     exact: Tensor | None,
-    report: Callable[[str, int, int], None],
+    report: Progress,
 ) -> tuple[SelfCheck, Tensor]:
     """All checks of one loaded model on clean, corrupted and next tokens, and its gates' gradient."""
     (clean, corrupted, target), kernel = tokens, str(model.hf.config._attn_implementation)

@@ -26,13 +26,7 @@ FORCE = 3  # that many of SIGNALS end a run at once
 
 
 class StoppedBySignalError(Exception):
-    """A signal ended the run between two steps.
-
-    Attributes:
-        signal: Which one.
-        step: Steps done.
-        checkpoint: The newest checkpoint, if there is one.
-    """
+    """A signal ended the run between two steps, after `step` of them; `checkpoint` is the newest, if there is one."""
 
     def __init__(self, number: signal.Signals, step: int, checkpoint: Path | None) -> None:
         super().__init__(f"stopped by {number.name} after step {step}")
@@ -41,12 +35,7 @@ class StoppedBySignalError(Exception):
 
 @final
 class StoppedAtOnceError(KeyboardInterrupt):
-    """Signals ended the run where it was.
-
-    Attributes:
-        signal: The last of them.
-        checkpoint: The newest checkpoint, if there is one.
-    """
+    """Signals, `signal` the last of them, ended the run where it was; `checkpoint` is the newest, if there is one."""
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__()
@@ -81,7 +70,7 @@ class RunCheckpoint(ModelCheckpoint):
     _step: int = 0  # steps done by then
     _between: bool = True  # no step is half done, accumulated gradients included
     _updating: bool = False  # the optimizer is at work
-    _asked: signal.Signals | None = None
+    _stop_signal: signal.Signals | None = None
     _signals: int = 0  # of Ctrl-C and SIGTERM that came
     _pid: int = 0  # workers that load data inherit the handlers
     _finished: bool = False
@@ -96,7 +85,7 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen to signals; a run that goes on in another folder than its checkpoint's has one there at once."""
         super().on_train_start(trainer, pl_module)
-        self._asked = signal.SIGTERM if trainer.received_sigterm else None
+        self._stop_signal = signal.SIGTERM if trainer.received_sigterm else None
         if threading.current_thread() is threading.main_thread():
             self._listen()
         self._step = self._last_global_step_saved = trainer.global_step
@@ -146,8 +135,8 @@ class RunCheckpoint(ModelCheckpoint):
             self._save_now(trainer)
         if isinstance(exception, StoppedAtOnceError):
             exception.checkpoint = last_good(trainer)
-        elif self._asked is not None and _a_worker_died(exception):  # of the same signal
-            raise StoppedBySignalError(self._asked, trainer.global_step, last_good(trainer)) from None
+        elif self._stop_signal is not None and _a_worker_died(exception):  # of the same signal
+            raise StoppedBySignalError(self._stop_signal, trainer.global_step, last_good(trainer)) from None
 
     # ---------------------------------------------------------------- how
     def _save_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -196,9 +185,9 @@ class RunCheckpoint(ModelCheckpoint):
         super().load_state_dict(state_dict)
 
     # ---------------------------------------------------------------- signals
-    def asked_to_stop(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether a signal came; only this process knows of it."""
-        return self._asked is not None
+        return self._stop_signal is not None
 
     def stop_if_asked(self, trainer: pl.Trainer) -> None:
         """Save and stop, on all ranks, if a signal came to any of them.
@@ -206,12 +195,12 @@ class RunCheckpoint(ModelCheckpoint):
         Raises:
             StoppedBySignalError: One came.
         """
-        asked = self._asked is not None
+        requested = self._stop_signal is not None
         if trainer.world_size > 1:
-            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
-        if asked:
+            requested = trainer.strategy.reduce_boolean_decision(requested, all=False)
+        if requested:
             self._save_now(trainer)
-            raise StoppedBySignalError(self._asked or signal.SIGTERM, trainer.global_step, last_good(trainer))
+            raise StoppedBySignalError(self._stop_signal or signal.SIGTERM, trainer.global_step, last_good(trainer))
 
     def _listen(self) -> None:
         """Lightning restores the former handlers in the end."""
@@ -224,17 +213,19 @@ class RunCheckpoint(ModelCheckpoint):
     def _on_signal(self, number: int, frame: Any) -> None:
         if os.getpid() != self._pid:
             return  # the run ends its workers itself, when it has saved
-        asked = signal.Signals(number)
-        if asked is HANGUP:
+        received = signal.Signals(number)
+        if received is HANGUP:
             _let_go_of_dead_terminals()
-        self._signals += asked in SIGNALS  # a terminal that goes may send several of the other
+        self._signals += received in SIGNALS  # a terminal that goes may send several of the other
         if self._signals >= FORCE:
-            raise StoppedAtOnceError(asked)
-        if self._asked is None:
-            _tell(f"{asked.name}: the run stops when the step under way is done and saved")
-        elif asked in SIGNALS:
-            _tell(f"{asked.name} again: still at that step, which is saved then; a third one stops at once, without it")
-        self._asked = self._asked or asked
+            raise StoppedAtOnceError(received)
+        if self._stop_signal is None:
+            _print_at_once(f"{received.name}: the run stops when the step under way is done and saved")
+        elif received in SIGNALS:
+            _print_at_once(
+                f"{received.name} again: still at that step, which is saved then; a third one stops at once, without it"
+            )
+        self._stop_signal = self._stop_signal or received
 
 
 def _a_worker_died(exception: BaseException) -> bool:
@@ -242,7 +233,7 @@ def _a_worker_died(exception: BaseException) -> bool:
     return isinstance(exception, ConnectionError | EOFError) or "DataLoader worker" in str(exception)
 
 
-def _tell(line: str) -> None:
+def _print_at_once(line: str) -> None:
     """A line on stderr, from within a signal's handler: `print` may be at work already."""
     if first_rank():
         with suppress(OSError):

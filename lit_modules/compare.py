@@ -17,7 +17,7 @@ from edgeprune.reference import ablated_positions, read_reference
 from edgeprune.tables import Numbers, table
 from lit_modules.progress import show
 from lit_modules.pruning import PruningModule
-from lit_modules.snapshots import Snapshot, SnapshotCircuits, judge, log_values
+from lit_modules.snapshots import Snapshot, SnapshotCircuits, log_values, measure_circuits
 
 TRUTH = "truth"
 SHOWN = ("precision", "recall", "jaccard")
@@ -101,7 +101,7 @@ class CompareToReference(pl.Callback):
         scores = circuit.keep.float() if circuit.scores is None else circuit.scores
         best = Circuit.from_scores(circuit.graph, scores, num_edges=known.circuit.num_edges)
         cut = edge_overlap(best.keep, known.circuit.keep, circuit.graph.exists)
-        return Compared(snapshot, known, overlap, cut, *judge(trainer, module, [best]))
+        return Compared(snapshot, known, overlap, cut, *measure_circuits(trainer, module, [best]))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the comparison; by now every snapshot is taken, those of a resumed run's first part included."""
@@ -149,7 +149,7 @@ class CompareToReference(pl.Callback):
     def _nearest(self, trainer: pl.Trainer, module: PruningModule, circuit: Circuit) -> Known:
         """The reference that shares most with `circuit`: programs may have several equal circuits."""
         if not self._known:
-            measures = judge(trainer, module, self._circuits)
+            measures = measure_circuits(trainer, module, self._circuits)
             self._known = [Known(*pair) for pair in zip(self._circuits, measures, strict=True)]
         exists = circuit.graph.exists
         return max(self._known, key=lambda known: edge_overlap(circuit.keep, known.circuit.keep, exists)["jaccard"])

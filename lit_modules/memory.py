@@ -29,11 +29,11 @@ def plan_fit(module: PruningModule, data: Any, trainer: pl.Trainer) -> MemoryPla
 
     Args:
         module: With its model loaded.
-        data: With its pairs at hand.
+        data: With its pairs loaded.
         trainer: That will fit.
 
     Raises:
-        EdgepruneError: The run cannot fit, or both an open batch size and accumulation are asked for.
+        EdgepruneError: The run cannot fit, or both an open batch size and accumulation are set.
     """
     needs = _Needs(module, data, trainer)
     if "batch_size" in data.open_sizes:
@@ -79,7 +79,7 @@ class _Needs:
         return plan_of(self.model, terms, self._kept, self.device, self.num_processes)
 
     def evaluation(self, batch: int, trained_with: int) -> MemoryPlan:
-        """Of judging circuits, several of which are run at once as long as the batch is small."""
+        """Of evaluating circuits, several of which are run at once as long as the batch is small."""
         shape, trained_with = self._evaluation, min(trained_with, self.num_pairs["train"])
         batch = min(batch, self.num_pairs["validation"])
         wide = replace(shape, batch=max(batch, TOKENS_AT_ONCE // shape.seq))
@@ -90,7 +90,7 @@ class _Needs:
 
 
 def _most_kept(module: PruningModule, data: Any) -> int:
-    """Bytes of frozen runs that will be kept in memory, at most."""
+    """Bytes of runs that will be kept in memory, at most."""
     room, needed = int(module.cache_gb * 1e9), 0
     for split in ("train", "validation"):
         for pair in data.pairs(split):

@@ -1,6 +1,5 @@
 """`metrics.csv` of a run: written whole or not at all, and carried on when the run is."""
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
@@ -9,8 +8,8 @@ from lightning.pytorch.core.saving import save_hparams_to_yaml
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
-from edgeprune.errors import EdgepruneError
-from edgeprune.paths import whole_file
+from edgeprune.parsing import read_table
+from edgeprune.paths import whole_file, write_table
 
 FILE = "metrics.csv"
 
@@ -45,7 +44,7 @@ class MetricsTable:
     def metrics(self) -> list[dict[str, Any]]:
         """All rows."""
         if self._rows is None:
-            self._rows = read_rows(self.path)[: self._kept_rows]  # the others are gone when a new one is written
+            self._rows = read_table(self.path)[: self._kept_rows]  # the others are gone when a new one is written
         return self._rows
 
     def log_metrics(self, metrics_dict: Mapping[str, Any], step: int | None = None) -> None:
@@ -65,23 +64,5 @@ class MetricsTable:
         rows = self.metrics
         if not self._unsaved:
             return
-        with whole_file(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, sorted(set[str]().union(*rows)))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(self.path, rows, sorted(set[str]().union(*rows)))
         self._unsaved = False
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a CSV file as texts, without what a row leaves empty; none without the file.
-
-    Raises:
-        EdgepruneError: It is no CSV file.
-    """
-    if not path.is_file():
-        return []
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            return [{name: text for name, text in row.items() if text} for row in csv.DictReader(file)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise EdgepruneError(f"{path} is no table: {error}; it was altered, move it away") from None

@@ -4,17 +4,13 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar, final
+from typing import Any, TypeVar, final
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 
-from edgeprune.console import Work, duration, report_console
+from edgeprune.console import ProgressReporter, duration, print_report
 from edgeprune.errors import EdgepruneError
-
-if TYPE_CHECKING:
-    from lit_modules.pruning import PruningModule
-    from lit_modules.snapshots import Snapshot
 
 STEP, VALIDATION, TEST = "step", "validation batch", "test batch"
 T = TypeVar("T")
@@ -41,9 +37,9 @@ class RunProgress(ProgressBar):
         self._begun = 0.0
 
     @cached_property
-    def _work(self) -> Work:
+    def _reporter(self) -> ProgressReporter:
         """Made by the process that shows it: a terminal cannot be handed to another one."""
-        return Work(seconds=self.seconds)
+        return ProgressReporter(seconds=self.seconds)
 
     # ---------------------------------------------------------------- what Lightning asks of a progress bar
     @property
@@ -61,22 +57,18 @@ class RunProgress(ProgressBar):
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Write a line that stays."""
-        self.say(" ".join(map(str, args)))
+        if self._enabled:
+            self._reporter.print(" ".join(map(str, args)))
 
     # ---------------------------------------------------------------- for others
-    def say(self, line: str) -> None:
-        """Write a line that stays."""
-        if self._enabled:
-            self._work.say(line)
-
     def report(self, what: str, done: int, total: int | None) -> None:
-        """Tell how far something beside the steps is."""
+        """Show how far something beside the steps is."""
         if self._enabled:
-            self._work.report(what, done, total)
+            self._reporter.report(what, done, total)
 
     def stop(self) -> None:
         """Take bars away, so that other things can be printed."""
-        self._work.stop()
+        self._reporter.stop()
 
     # ---------------------------------------------------------------- training
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -86,12 +78,12 @@ class RunProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Tell how far the steps are."""
+        """Show how far the steps are."""
         step, begins = trainer.global_step, self._first is not None and trainer.global_step == self._first + 1
         if self._enabled:
             steps = trainer.estimated_stepping_batches
             total = int(steps) if math.isfinite(steps) else None
-            self._work.report(STEP, step, total, lambda: self._figures(trainer, pl_module), at_once=begins)
+            self._reporter.report(STEP, step, total, lambda: self._figures(trainer, pl_module), at_once=begins)
 
     def _figures(self, trainer: pl.Trainer, module: pl.LightningModule) -> Mapping[str, Any]:
         """What the module logs for the bar; sparsity first."""
@@ -100,31 +92,13 @@ class RunProgress(ProgressBar):
         first = {"sparsity": found.pop("sparsity")} if "sparsity" in found else {}
         return first | found
 
-    def on_snapshot(self, trainer: pl.Trainer, module: "PruningModule", snapshot: "Snapshot") -> None:
-        """One line per circuit."""
-        circuit, name = snapshot.circuit, module.objective
-        asked = (
-            f"the final gates, sparsity {circuit.sparsity:.4g}"
-            if snapshot.sparsity is None
-            else f"sparsity {snapshot.sparsity!r}"
-        )
-        cut = "" if snapshot.reached else ", cut from the final gates"
-        self.say(
-            f"{STEP} {trainer.global_step:,}: circuit of {asked}{cut}, {circuit.num_edges:,} edges, {name} "
-            f"{snapshot.measures[name]:.4g} (random circuit {snapshot.control[name]:.4g})"
-        )
-
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Tell how long it took."""
+        """Show how long it took."""
         done = trainer.global_step - (self._first or 0)
         self.stop()
-        self.say(f"{done:,} steps in {duration(time.monotonic() - self._begun)}")
+        self.print(f"{done:,} steps in {duration(time.monotonic() - self._begun)}")
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the bars away."""
-        self.stop()
-
-    # ---------------------------------------------------------------- judging
+    # ---------------------------------------------------------------- evaluation
     def on_validation_batch_end(
         self,
         trainer: pl.Trainer,
@@ -134,7 +108,7 @@ class RunProgress(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Tell how far a validation is."""
+        """Show how far a validation is."""
         batches = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
         self.report(VALIDATION, batch_idx + 1, _total(batches, dataloader_idx))
 
@@ -147,11 +121,11 @@ class RunProgress(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Tell how far a test is."""
+        """Show how far a test is."""
         self.report(TEST, batch_idx + 1, _total(trainer.num_test_batches, dataloader_idx))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the bars away before the table of a command that only judges."""
+        """Take the bars away before the table of a command that only evaluates."""
         if trainer.state.fn != "fit":
             self.stop()
 
@@ -181,7 +155,7 @@ def run_progress(trainer: pl.Trainer) -> RunProgress | None:
 
 
 def counted(trainer: pl.Trainer, what: str, batches: Iterable[T]) -> Iterator[T]:
-    """The same batches; the run's progress says how many of them are done."""
+    """The same batches; the run's progress, if there is one, shows how many of them are done."""
     progress, total = run_progress(trainer), len(batches) if isinstance(batches, Sized) else None
     for done, batch in enumerate(batches, start=1):
         yield batch
@@ -194,6 +168,4 @@ def show(trainer: pl.Trainer, *parts: Any) -> None:
     progress = run_progress(trainer)
     if progress is not None:
         progress.stop()
-    console = report_console()
-    for part in parts:
-        console.print(part, soft_wrap=isinstance(part, str))
+    print_report(*parts)

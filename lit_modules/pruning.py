@@ -1,28 +1,30 @@
 """The LightningModule that trains a recipe's gates on a frozen model. It connects and logs; formulas live elsewhere."""
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from edgeprune import __version__
 from edgeprune.ablations import Ablation
 from edgeprune.ablations.runs import CacheDtype, ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
+from edgeprune.console import no_progress
 from edgeprune.errors import EdgepruneError
-from edgeprune.graph import KVReaders
 from edgeprune.methods import AbstractRecipe
 from edgeprune.metrics.faithfulness import faithfulness
 from edgeprune.metrics.measure import gated_logits
-from edgeprune.models.loading import fingerprint, load_model
+from edgeprune.model_options import ModelOptions
+from edgeprune.models.loading import fingerprint
 from edgeprune.objectives import OBJECTIVES, Objective, masked_mean
+from lit_modules.checkpoint_checks import check_checkpoint
 from lit_modules.checkpoints import last_good
 from lit_modules.progress import run_progress
-from lit_modules.ranks import gathered, own_rows, summed
+from lit_modules.ranks import gathered, rows_of_rank, sample_of_groups, summed
 
 
 class NotFiniteError(EdgepruneError):
@@ -40,20 +42,11 @@ class PruningModule(pl.LightningModule):
         recipe: How gates are learned.
         objective: What faithfulness is while learning: `"kl"`, or `"squared_error"` of the raw outputs for models whose
             outputs are no logits (compiled programs).
-        ablation: What closed edges carry: `interchange` (the corrupted prompt's values), `zero`, `resample`, `mean`,
-            `mean:corrupted:positional`, `optimal`, ...: see `edgeprune.ablations.Ablation`. Means and constants come
-            from the training pairs.
-        split_embedding: Token and position embedding are two writers; null: only for compiled models.
-        kv_readers: `"group"` or `"head"`, for grouped-query attention.
-        dtype: Of the frozen weights; gates stay float32.
-        gguf_file: File inside `name` to dequantise.
-        revision: Branch, tag or commit on the hub.
-        attn_implementation: `sdpa`, `eager`, `flash_attention_2`; null for the library's choice.
-        cache_gb: Memory for frozen runs that are kept, in 1e9 bytes. What does not fit goes to disk, or is made anew.
-        cache_disk_gb: Room on disk for them, in 1e9 bytes.
-        cache_dir: Folder for them; null: `frozen` in `$EDGEPRUNE_CACHE` or else `~/.cache/edgeprune`.
+        cache_disk_gb: Room on disk for runs that `cache_gb` has no room for, in 1e9 bytes.
+        cache_dir: Folder for those; null: `frozen` in `$EDGEPRUNE_CACHE` or else `~/.cache/edgeprune`.
         cache_dtype: `"bfloat16"` keeps what closed edges carry rounded, in half the room of float32; null: exactly.
         seed: Of the gate noise; the noise of a step depends on it and the step alone.
+        options: The other options of the model, those of `ModelOptions` but for its device, which the Trainer chooses.
     """
 
     def __init__(
@@ -62,18 +55,11 @@ class PruningModule(pl.LightningModule):
         recipe: AbstractRecipe,
         *,
         objective: Objective = "kl",
-        ablation: str = "interchange",
-        split_embedding: bool | None = None,
-        kv_readers: KVReaders = "group",
-        dtype: str = "float32",
-        gguf_file: str | None = None,
-        revision: str | None = None,
-        attn_implementation: str | None = None,
-        cache_gb: float = 2.0,
         cache_disk_gb: float = 0.0,
         cache_dir: str | None = None,
         cache_dtype: CacheDtype | None = None,
         seed: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__()
         if objective not in OBJECTIVES:
@@ -81,22 +67,12 @@ class PruningModule(pl.LightningModule):
         self.name = name
         self.objective: Objective = objective
         self.recipe = recipe
-        self.ablation = str(Ablation.parse(ablation))
-        self.cache_gb = cache_gb
-        self._cache_options: dict[str, Any] = {
-            "disk_gb": cache_disk_gb,
-            "disk_folder": cache_dir,
-            "cache_dtype": cache_dtype,
-        }
+        self.options = ModelOptions(name=name, device="cpu", **options)
+        self.ablation = str(Ablation.parse(self.options.ablation))
+        self.cache_gb = self.options.cache_gb
+        disk: dict[str, Any] = {"disk_gb": cache_disk_gb, "disk_folder": cache_dir, "cache_dtype": cache_dtype}
+        self._cache_options = disk
         self.seed = seed
-        self._load_options: dict[str, Any] = {
-            "split_embedding": split_embedding,
-            "kv_readers": kv_readers,
-            "dtype": dtype,
-            "gguf_file": gguf_file,
-            "revision": revision,
-            "attn_implementation": attn_implementation,
-        }
         self.strict_loading = False  # checkpoints hold no backbone; `on_load_checkpoint` checks the keys instead
         self.masked: Any = None
         self.runs: Any = None
@@ -109,7 +85,7 @@ class PruningModule(pl.LightningModule):
     def configure_model(self) -> None:
         """Load the model and make the gates, once."""
         if self.masked is None:
-            self.masked = load_model(self.name, **self._load_options)
+            self.masked = self.options.load()
             self._check_objective()
             self.runs = ReferenceRuns(self.masked, self.ablation, self.cache_gb, **self._cache_options)
             self.recipe.build(self.masked.graph)
@@ -140,8 +116,8 @@ class PruningModule(pl.LightningModule):
             collate = data.ordered_dataloader(split).collate_fn
             batches = _every_batch(data.pairs(split), collate, data.eval_batch_size)
             progress = run_progress(self.trainer)
-            report = {} if progress is None else {"report": progress.report}
-            self.runs.prepare(batches, split, objective=self.objective, **report)
+            report = no_progress if progress is None else progress.report
+            self.runs.prepare(batches, split, report, self.objective)
 
     def configure_optimizers(self) -> Any:
         """AdamW over the recipe's groups (gates descend, multipliers ascend); the recipe's learning-rate schedule."""
@@ -159,11 +135,11 @@ class PruningModule(pl.LightningModule):
         given = torch.optim.AdamW(self.recipe.parameter_groups()).param_groups
         for optimizer, place in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True):
             schedule: Any = place.scheduler
-            schedule.base_lrs = [own["lr"] for own in given]
+            schedule.base_lrs = [new["lr"] for new in given]
             factor = self._rate_factor(schedule.last_epoch)
-            for group, own in zip(optimizer.param_groups, given, strict=True):
-                rate = {"initial_lr": own["lr"], "lr": own["lr"] * factor}
-                group.update({**own, **rate, "params": group["params"]})
+            for group, new in zip(optimizer.param_groups, given, strict=True):
+                rate = {"initial_lr": new["lr"], "lr": new["lr"] * factor}
+                group.update({**new, **rate, "params": group["params"]})
             schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
 
     def configure_gradient_clipping(
@@ -172,11 +148,7 @@ class PruningModule(pl.LightningModule):
         """Clip the gates' gradients only: multipliers must feel the whole constraint."""
         if gradient_clip_val:
             gates = [p for group in optimizer.param_groups if not group["maximize"] for p in group["params"]]
-            clip = (
-                torch.nn.utils.clip_grad_value_
-                if gradient_clip_algorithm == "value"
-                else torch.nn.utils.clip_grad_norm_
-            )
+            clip = clip_grad_value_ if gradient_clip_algorithm == "value" else clip_grad_norm_
             clip(gates, gradient_clip_val)
 
     @property
@@ -199,7 +171,7 @@ class PruningModule(pl.LightningModule):
 
         def error_of(gates: Tensor) -> Tensor:
             if gates.ndim == 3:
-                gates = gates[_groups(len(gates), before, len(batch), share)]
+                gates = gates[sample_of_groups(len(gates), before, len(batch), share)]
             circuit = gated_logits(self.masked, batch, gates, ablated)
             return masked_mean(OBJECTIVES[self.objective](full, circuit), batch.position_mask)
 
@@ -231,8 +203,8 @@ class PruningModule(pl.LightningModule):
         num_wrong, examples = summed(self.trainer, counts).tolist()
         if num_wrong:
             values = gathered(self.trainer, (error.item(), penalty.item()))
-            told = " and ".join(f"{self.objective} {error}, penalty {penalty}" for error, penalty in values)
-            raise NotFiniteError(f"loss is not finite ({told}) {self._where()}")
+            values_by_rank = " and ".join(f"{self.objective} {error}, penalty {penalty}" for error, penalty in values)
+            raise NotFiniteError(f"loss is not finite ({values_by_rank}) {self._where()}")
         return error if self.trainer.world_size == 1 else error * (len(batch) * self.trainer.world_size / examples)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
@@ -268,59 +240,56 @@ class PruningModule(pl.LightningModule):
         target = self.recipe.target(self.progress)
         if target is not None:
             bar["target"] = target
-        together = self.trainer.world_size > 1
-        self.log_dict(bar, prog_bar=True, batch_size=batch_size, sync_dist=together)
+        self._log(bar, prog_bar=True, batch_size=batch_size)
         rest = {"penalty": penalty.detach(), **self.recipe.state(self.progress)}
-        self.log_dict(
-            {f"train/{name}": value for name, value in rest.items()}, batch_size=batch_size, sync_dist=together
-        )
+        self._log({f"train/{name}": value for name, value in rest.items()}, batch_size=batch_size)
+
+    def _log(self, values: Mapping[str, Any], **options: Any) -> None:
+        self.log_dict(values, sync_dist=self.trainer.world_size > 1, **options)
 
     def on_validation_epoch_start(self) -> None:
         """Fix the circuit that the gates stand for now."""
-        self._fix_circuit()
-        self._prepare_runs("train", "validation")
+        self._begin_evaluation("validation")
 
-    def _fix_circuit(self) -> None:
+    def _begin_evaluation(self, split: str) -> None:
         self.check_started()
         self._gates = self.recipe.circuit().gates(device=self.device)
         self.measures.reset()
+        self._prepare_runs("train", split)
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
-        """Judge the current circuit on a batch."""
-        self._judge(batch, "validation")
+        """Measure the current circuit on a batch."""
+        self._evaluate(batch, "validation")
 
     def on_validation_epoch_end(self) -> None:
         """Log the current circuit's faithfulness."""
-        values = {f"val/{name}": value for name, value in self.measures.compute().items()}
+        values = {f"val/{name}": value.float() for name, value in self.measures.compute().items()}
         match = values.pop("val/exact_match")
-        together = self.trainer.world_size > 1
-        self.log_dict({name: value.float() for name, value in values.items()}, sync_dist=together)
-        self.log("val/exact_match", match.float(), prog_bar=True, sync_dist=together)
+        self._log(values)
+        self._log({"val/exact_match": match}, prog_bar=True)
 
     def on_test_epoch_start(self) -> None:
         """Fix the circuit to test."""
-        self._fix_circuit()
-        self._prepare_runs("train", "test")
+        self._begin_evaluation("test")
 
     def test_step(self, batch: PairBatch, batch_idx: int) -> None:
-        """Judge the circuit on a test batch."""
-        self._judge(batch, "test")
+        """Measure the circuit on a test batch."""
+        self._evaluate(batch, "test")
 
     def on_test_epoch_end(self) -> None:
         """Log the circuit's faithfulness and sparsity."""
         values = {f"test/{name}": value.float() for name, value in self.measures.compute().items()}
-        together = self.trainer.world_size > 1
-        self.log_dict({**values, "test/sparsity": self.recipe.sparsity}, sync_dist=together)
+        self._log({**values, "test/sparsity": self.recipe.sparsity})
 
-    def _judge(self, batch: PairBatch, split: str) -> None:
+    def _evaluate(self, batch: PairBatch, split: str) -> None:
         assert self._gates is not None
         full, ablated = self.runs(batch, split)
         circuit = gated_logits(self.masked, batch, self._gates, ablated)
-        own = own_rows(self.trainer, batch.index)
-        if own.all():
+        mine = rows_of_rank(self.trainer, batch.index)
+        if mine.all():
             self.measures.update(full, circuit, batch)
-        elif own.any():
-            self.measures.update(full[own], circuit[own], batch.rows(own))
+        elif mine.any():
+            self.measures.update(full[mine], circuit[mine], batch.rows(mine))
 
     # ---------------------------------------------------------------- circuits and checkpoints
     def header(self) -> dict[str, Any]:
@@ -328,7 +297,7 @@ class PruningModule(pl.LightningModule):
         return {
             "model": self.name,
             "model_fingerprint": fingerprint(self.masked),
-            "model_options": {key: value for key, value in self._load_options.items() if value is not None},
+            "model_options": self.options.loading,
             "objective": self.objective,
             "ablation": self.ablation,
             "direction": "clean run, closed edges carry ablated values (noising)",
@@ -357,55 +326,8 @@ class PruningModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model or recipe: half of it would be loaded silently otherwise."""
         self.configure_model()
-        self.check_checkpoint(checkpoint)
+        check_checkpoint(checkpoint, self.recipe, self.masked, self.name)
         self._restored = True
-
-    def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model or recipe; the model must be there.
-
-        Raises:
-            EdgepruneError: The graphs, the models' weights or the recipes' parameters differ.
-        """
-        saved = checkpoint.get("edgeprune")
-        if saved is None:
-            raise EdgepruneError("this checkpoint is not one of edgeprune: it holds no masks")
-        if saved["graph"] != self.recipe.graph.to_dict():
-            raise EdgepruneError(
-                f"the checkpoint's masks are for a graph of {saved['graph']}, "
-                f"this model has {self.recipe.graph.to_dict()}"
-            )
-        theirs, ours = saved["header"]["model_fingerprint"], fingerprint(self.masked)
-        if theirs != ours:
-            raise EdgepruneError(
-                f"the checkpoint belongs to model {saved['header']['model']!r} (fingerprint {theirs}), not to "
-                f"{self.name!r} ({ours}): same shape, other weights"
-            )
-        want = {f"recipe.{name}" for name in self.recipe.state_dict()}
-        have = set(checkpoint["state_dict"])
-        if want != have:
-            raise EdgepruneError(
-                f"the checkpoint does not fit this recipe: missing {sorted(want - have)}, unknown {sorted(have - want)}"
-            )
-
-    def check_start(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on with gates whose start is not the one that the recipe asks for; the model must be there.
-
-        Raises:
-            EdgepruneError: A setting of the start differs; it would have no effect.
-        """
-        theirs, ours = _start(checkpoint["edgeprune"]["header"]), _start(self.recipe.describe())
-        for key in dict.fromkeys([*ours, *theirs]):
-            if theirs.get(key) != ours.get(key):
-                raise EdgepruneError(
-                    f"{key} is {ours.get(key)}, but the run to go on with began with {theirs.get(key)}, and gates that "
-                    "are under way do not start again: set it back, or leave --ckpt_path out for a new run"
-                )
-
-
-def _start(about: dict[str, Any]) -> dict[str, Any]:
-    """Of a recipe's description, what says where gates begin."""
-    warm = {f"warm_start.{key}": value for key, value in about.get("warm_start", {}).items() if key != "sha256"}
-    return {key: about[key] for key in ("init", "init_mean", "init_std") if key in about} | warm
 
 
 def _every_batch(pairs: Sequence[Any], collate: Callable[[Sequence[Any]], PairBatch], size: int) -> Iterator[PairBatch]:
@@ -418,17 +340,3 @@ def _finite(tensors: Iterable[Tensor | None]) -> bool:
     """Whether every number is; one wait for the device, however many tensors there are."""
     given = [tensor.isfinite().all() for tensor in tensors if tensor is not None]
     return not given or bool(torch.stack(given).all())
-
-
-def _groups(num_samples: int, before: int, size: int, share: int) -> Tensor:
-    """Which sample of the gates each group of a batch has, long `[group]`; groups are equal and in order.
-
-    A rank's share of a step falls into as many groups as divide both it and the samples. This batch has `size` pairs of
-    it, after `before` others.
-
-    >>> _groups(8, 0, 8, 8).tolist(), _groups(8, 4, 2, 8).tolist(), _groups(4, 2, 4, 6).tolist()
-    ([0, 1, 2, 3, 4, 5, 6, 7], [4, 5], [0, 1, 1, 1])
-    """
-    per_sample = share // math.gcd(num_samples, share)
-    per_group = math.gcd(math.gcd(per_sample, before), size)
-    return torch.arange(before, before + size, per_group) // per_sample

@@ -1,5 +1,6 @@
-"""What several processes of one run tell each other. With one process, every function gives back what it got."""
+"""What several processes of one run share out and exchange; with one process, it gets its own values back."""
 
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,12 +16,12 @@ def first_rank() -> bool:
     return rank_zero_only.rank == 0  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def gathered(trainer: pl.Trainer, own: Any) -> list[Any]:
+def gathered(trainer: pl.Trainer, value: Any) -> list[Any]:
     """One plain object of every rank, in the order of ranks; all ranks must call it."""
     if trainer.world_size == 1:
-        return [own]
+        return [value]
     everything: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(everything, own)
+    torch.distributed.all_gather_object(everything, value)
     return everything
 
 
@@ -37,14 +38,11 @@ def shard(trainer: pl.Trainer) -> tuple[int, int]:
     return kwargs.get("rank", 0), kwargs.get("num_replicas", 1)
 
 
-def own_rows(trainer: pl.Trainer, index: Tensor) -> Tensor:
+def rows_of_rank(trainer: pl.Trainer, index: Tensor) -> Tensor:
     """Bool `[batch]`: which pairs of a split read in order are this rank's.
 
     A rank that is left without a pair at the end repeats one of another rank, which must not count twice.
-
-    Args:
-        trainer: The trainer.
-        index: Numbers of the pairs, long `[batch]`.
+    `index` is long `[batch]`, the numbers of the pairs.
     """
     rank, number = shard(trainer)
     return index % number == rank
@@ -54,8 +52,22 @@ def of_all_ranks(trainer: pl.Trainer, values: ExampleValues) -> ExampleValues:
     """Every example once, by number, from the shares of all ranks; all ranks must call it."""
     if trainer.world_size == 1:
         return values
-    own = values.examples(own_rows(trainer, values.index))
-    parts = gathered(trainer, (own.values, own.weights, own.index))
+    mine = values.examples(rows_of_rank(trainer, values.index))
+    parts = gathered(trainer, (mine.values, mine.weights, mine.index))
     joined = [torch.cat(tensors, -1) for tensors in zip(*parts, strict=True)]
     order = joined[2].argsort()
     return ExampleValues(values.measures, joined[0][..., order], joined[1][..., order], joined[2][order])
+
+
+def sample_of_groups(num_samples: int, before: int, size: int, share: int) -> Tensor:
+    """Which sample of the gates each group of a batch has, long `[group]`; groups are equal and in order.
+
+    A rank's share of a step falls into as many groups as divide both it and the samples. This batch has `size` pairs of
+    it, after `before` others.
+
+    >>> [sample_of_groups(*of).tolist() for of in ((8, 0, 8, 8), (8, 4, 2, 8), (4, 2, 4, 6))]
+    [[0, 1, 2, 3, 4, 5, 6, 7], [4, 5], [0, 1, 1, 1]]
+    """
+    per_sample = share // math.gcd(num_samples, share)
+    per_group = math.gcd(math.gcd(per_sample, before), size)
+    return torch.arange(before, before + size, per_group) // per_sample

@@ -1,4 +1,4 @@
-"""Circuits taken on the way: written, judged, compared, and shown as one table and one plot at the end."""
+"""Circuits taken on the way: written, measured, compared, and shown as one table and one plot at the end."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -17,32 +17,23 @@ from edgeprune.metrics.registry import STANDARD as MEASURES
 from edgeprune.objectives import Objective
 from edgeprune.paths import check_writable
 from edgeprune.report.frontier import frontier_row, frontier_table, write_frontier
-from edgeprune.runs import asked_name
+from edgeprune.runs import numbered_name
 from lit_modules.checkpoints import run_checkpoint
-from lit_modules.progress import counted, show
+from lit_modules.progress import STEP, counted, run_progress, show
 from lit_modules.pruning import PruningModule
 from lit_modules.ranks import of_all_ranks
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One circuit of the run.
+    """One circuit of the run."""
 
-    Attributes:
-        sparsity: Sparsity asked for; None for the circuit that the final gates stand for.
-        reached: Whether the gates had got that sparse; if not, the circuit is the final gates' best edges.
-        circuit: The circuit, with its measures in the header.
-        path: Its file.
-        measures: Faithfulness on the validation pairs.
-        control: The same for a random circuit of as many edges.
-    """
-
-    sparsity: float | None
-    reached: bool
-    circuit: Circuit
-    path: Path
-    measures: dict[str, float]
-    control: dict[str, float]
+    sparsity: float | None  # one of those in the config; None for the circuit that the final gates stand for
+    reached: bool  # the gates had got that sparse; if not, the circuit is the final gates' best edges
+    circuit: Circuit  # with its measures in the header
+    path: Path  # of its file
+    measures: dict[str, float]  # faithfulness on the validation pairs
+    control: dict[str, float]  # the same for a random circuit of as many edges
 
 
 @runtime_checkable
@@ -50,7 +41,7 @@ class SnapshotListener(Protocol):
     """A callback that wants to see every snapshot."""
 
     def on_snapshot(self, trainer: pl.Trainer, module: PruningModule, snapshot: Snapshot) -> None:
-        """Called after a snapshot was written and judged."""
+        """Called after a snapshot was written and measured."""
         ...
 
 
@@ -78,32 +69,32 @@ def check_folders(trainer: pl.Trainer) -> None:
             check_writable(folder, name, folder=True)
 
 
-class JudgingStoppedError(Exception):
-    """A signal came while circuits were judged."""
+class EvaluationStoppedError(Exception):
+    """A signal came while circuits were measured."""
 
 
-def judge(
+def measure_circuits(
     trainer: pl.Trainer, module: PruningModule, circuits: list[Circuit], *, stoppable: bool = False
 ) -> list[dict[str, float]]:
     """Faithfulness of each circuit on all of the run's validation pairs; all ranks must call it, and share the work.
 
     Raises:
-        JudgingStoppedError: A signal asked the run to stop meanwhile; with several ranks the work is finished first.
+        EvaluationStoppedError: A signal asked the run to stop meanwhile; with several ranks the work is finished first.
     """
     loader: Any = trainer.datamodule.val_dataloader()  # pyright: ignore[reportAttributeAccessIssue]
-    counted_batches = counted(trainer, "judging circuits: batch", loader)
+    shown = counted(trainer, "judging circuits: batch", loader)
     stops = stoppable and trainer.world_size == 1
-    batches = _until_asked(trainer, counted_batches) if stops else counted_batches
+    batches = _until_stopped(trainer, shown) if stops else shown
     gates = [circuit.gates() for circuit in circuits]
     values = measure_examples(module.masked, module.runs, batches, gates, "validation")
     return of_all_ranks(trainer, values).as_dicts()
 
 
-def _until_asked(trainer: pl.Trainer, batches: Iterable[PairBatch]) -> Iterator[PairBatch]:
+def _until_stopped(trainer: pl.Trainer, batches: Iterable[PairBatch]) -> Iterator[PairBatch]:
     callback = run_checkpoint(trainer)
     for batch in batches:
-        if callback is not None and callback.asked_to_stop():
-            raise JudgingStoppedError
+        if callback is not None and callback.stop_requested():
+            raise EvaluationStoppedError
         yield batch
 
 
@@ -115,7 +106,7 @@ def log_values(trainer: pl.Trainer, values: dict[str, float]) -> None:
 
 @final
 class SnapshotCircuits(pl.Callback):
-    """Write a circuit whenever the run passes a requested sparsity, and judge it on the validation pairs.
+    """Write a circuit whenever the run passes a requested sparsity, and measure it on the validation pairs.
 
     A sparsity is passed when the gates themselves are that sparse, and the annealed target, if the recipe has one,
     has got there too. Deviation from "when the target passes": gates may lag behind their target, and cutting them
@@ -185,7 +176,7 @@ class SnapshotCircuits(pl.Callback):
         """A pure function of the gates and the step, so that a stopped run takes later what it did not get to."""
         target = module.recipe.target(module.progress)
         now = module.recipe.sparsity if target is None else min(module.recipe.sparsity, target)
-        with suppress(JudgingStoppedError):  # the run stops after this step
+        with suppress(EvaluationStoppedError):  # the run stops after this step
             for sparsity in self.sparsities:
                 if sparsity <= now and sparsity not in self._done:
                     self._take(trainer, module, sparsity, reached=True)
@@ -199,7 +190,7 @@ class SnapshotCircuits(pl.Callback):
                 if sparsity not in self._done:
                     self._take(trainer, module, sparsity, reached=False)
             self._take(trainer, module, None, reached=True)
-        except JudgingStoppedError:
+        except EvaluationStoppedError:
             callback = run_checkpoint(trainer)
             assert callback is not None
             callback.stop_if_asked(trainer)
@@ -209,17 +200,11 @@ class SnapshotCircuits(pl.Callback):
     def _take(self, trainer: pl.Trainer, module: PruningModule, sparsity: float | None, reached: bool) -> None:
         circuit = module.circuit(sparsity)
         control = Circuit.random(circuit.graph, circuit.num_edges, self.control_seed)
-        measures, random = judge(trainer, module, [circuit, control], stoppable=True)
-        about = {"task": trainer.datamodule.describe(), "split": "validation"}  # pyright: ignore[reportAttributeAccessIssue]
-        header = {
-            **circuit.header,
-            **about,
-            "reached": reached,
-            "metrics": measures,
-            "random_control": random,
-        }
-        circuit = Circuit(circuit.graph, circuit.keep, circuit.scores, header)
-        name = "final" if sparsity is None else asked_name(sparsity)
+        measures, random = measure_circuits(trainer, module, [circuit, control], stoppable=True)
+        about: dict[str, Any] = {"task": trainer.datamodule.describe(), "split": "validation"}  # pyright: ignore[reportAttributeAccessIssue]
+        about |= {"reached": reached, "metrics": measures, "random_control": random}
+        circuit = replace(circuit, header={**circuit.header, **about})
+        name = "final" if sparsity is None else numbered_name(sparsity)
         path = run_folder(trainer) / "circuits" / f"{name}.safetensors"
         if trainer.is_global_zero:
             circuit.save(path)
@@ -230,6 +215,8 @@ class SnapshotCircuits(pl.Callback):
             trainer,
             {f"snapshot/{name}": measures[name] for name in MEASURES} | {"snapshot/sparsity": circuit.sparsity},
         )
+        if (progress := run_progress(trainer)) is not None:
+            progress.print(_line(snapshot, trainer.global_step, module.objective))
         for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
             if isinstance(callback, SnapshotListener):
                 callback.on_snapshot(trainer, module, snapshot)
@@ -261,6 +248,17 @@ def _read(sparsity: float, name: str, folders: list[Path]) -> Snapshot:
     circuit = Circuit.load(path)
     header = circuit.header
     return Snapshot(sparsity, header["reached"], circuit, path, header["metrics"], header["random_control"])
+
+
+def _line(snapshot: Snapshot, step: int, objective: Objective) -> str:
+    circuit, which = snapshot.circuit, f"sparsity {snapshot.sparsity!r}"
+    if snapshot.sparsity is None:
+        which = f"the final gates, sparsity {circuit.sparsity:.4g}"
+    cut = "" if snapshot.reached else ", cut from the final gates"
+    return (
+        f"{STEP} {step:,}: circuit of {which}{cut}, {circuit.num_edges:,} edges, {objective} "
+        f"{snapshot.measures[objective]:.4g} (random circuit {snapshot.control[objective]:.4g})"
+    )
 
 
 def _row(snapshot: Snapshot) -> dict[str, Any]:

@@ -62,21 +62,21 @@ def silence_of(url: str, seconds: float = ANSWER_WITHIN) -> str | None:
     return silence(ask, seconds)
 
 
-def _is_offline(asked: bool | None) -> bool:
-    """Whether to log offline; says so where a key is set, but no server answers.
+def _is_offline(chosen: bool | None) -> bool:
+    """Whether to log offline; prints so where a key is set, but no server answers.
 
     Raises:
-        EdgepruneError: No server answers, and being online was asked for.
+        EdgepruneError: No server answers, and being online was chosen.
     """
-    if asked is None and not has_wandb_key():
+    if chosen is None and not has_wandb_key():
         return True
-    if asked or os.environ.get("WANDB_MODE") in NO_SERVER_MODES or not first_rank():
-        return bool(asked)
+    if chosen or os.environ.get("WANDB_MODE") in NO_SERVER_MODES or not first_rank():
+        return bool(chosen)
     url = server()
     why = silence_of(url)
     if why is None:
         return False
-    if asked is False:
+    if chosen is False:
         raise EdgepruneError(f"no W&B server answers at {url} ({why}): set offline of the logger to null or true")
     print(  # noqa: T201
         f"edgeprune: no W&B server answers at {url} ({why}): this run is logged offline, `wandb sync` sends it later",
@@ -182,13 +182,13 @@ class UploadCircuits(pl.Callback):
 
 
 def best_circuit(circuits: Sequence[Circuit], objective: Objective) -> int | None:
-    """Index of the circuit that beats the random circuit of its size by most; None if none was judged."""
-    judged = [
+    """Index of the circuit that beats the random circuit of its size by most; None if none was measured."""
+    gains = [
         (circuit.header["random_control"][objective] - circuit.header["metrics"][objective], -number)
         for number, circuit in enumerate(circuits)
         if "metrics" in circuit.header and "random_control" in circuit.header
     ]
-    return -max(judged)[1] if judged else None
+    return -max(gains)[1] if gains else None
 
 
 def edge_table(circuits: dict[str, Circuit], max_edges: int) -> Any:

@@ -17,11 +17,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from rich.progress import Progress
 
 from datamodules.tasks.ioi_words import NAMES
 from edgeprune import downloads
 from edgeprune.cli.get import run
+from edgeprune.console import ProgressReporter
 from edgeprune.downloads import get_model
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.fetched import MODELS, is_complete, model_folder
@@ -79,7 +79,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     """The small file counts as the known one, dequantising writes two small files, no package is missing."""
 
-    def dequantise(model: downloads.Fetchable, gguf: Path, target: Path, bars: Progress) -> None:
+    def dequantise(model: downloads.Fetchable, gguf: Path, target: Path, bars: ProgressReporter) -> None:
         assert gguf.read_bytes() == GGUF
         target.mkdir()
         (target / "config.json").write_text("{}")

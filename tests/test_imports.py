@@ -42,6 +42,7 @@ LAYERS = {
     "edgeprune.ablations": 6,
     "edgeprune.downloads": 6,
     "edgeprune.memory": 6,
+    "edgeprune.model_options": 7,
     "edgeprune.reference": 7,
     "edgeprune.metrics": 7,
     "edgeprune.selfcheck": 7,

@@ -1,6 +1,6 @@
 """Optimal ablation: for every writer the one constant that hurts least in place of its output (arXiv 2409.09951)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
@@ -10,14 +10,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from edgeprune.ablations.means import mean_of_pairs
 from edgeprune.batch import PairBatch
+from edgeprune.console import Progress, no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
 from edgeprune.models.block import Edits, walk
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.states import WriterStates
 from edgeprune.objectives import OBJECTIVES, Objective
-
-Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 
 
 @final
@@ -78,7 +77,7 @@ def learn_constants(
     model: MaskedModel,
     batches: Iterable[PairBatch],
     options: LearningOptions | None = None,
-    report: Progress = lambda what, done, total: None,
+    report: Progress = no_progress,
 ) -> Learned:
     """Learn one constant per writer; only clean prompts enter.
 

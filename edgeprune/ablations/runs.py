@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from edgeprune.ablations import Ablation, Donors, LearningOptions, learn_constants, load_states, mean_of_pairs, zero
-from edgeprune.ablations.constants import Progress
 from edgeprune.ablations.frozen_store import ALIGNMENT, PLACES, FrozenStore, Place, Values
 from edgeprune.ablations.homes import Homes, KeepingPlan
 from edgeprune.ablations.positions import aligned, positions
 from edgeprune.batch import PairBatch
+from edgeprune.console import Progress, no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.limits import Limits
 from edgeprune.models.masked import MaskedModel
@@ -99,7 +99,7 @@ class ReferenceRuns:
         self,
         batches: Iterable[PairBatch],
         split: str = TRAIN,
-        report: Progress = lambda what, done, total: None,
+        report: Progress = no_progress,
         objective: Objective | None = None,
     ) -> None:
         """Take from pairs the values that closed edges carry; does nothing, and reads none, unless `wants(split)`.

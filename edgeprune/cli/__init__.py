@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.sweeps.lifeline import end_with_sweep
+from edgeprune.sweeps.parent_death import end_with_sweep
 
 COMMANDS = {
     "fit": ("edgeprune.cli.training", "learn a circuit: --config X.yaml"),

@@ -1,7 +1,7 @@
 """`edgeprune across A B --config DATA`: circuits of two models, compared by what heads attend to and by performance."""
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from edgeprune.cli.circuits import CircuitFiles
     from edgeprune.comparison.across import Candidate
     from edgeprune.comparison.performance import Labels
+    from edgeprune.console import Progress
 
 MOST_HEADS = 20  # more matched heads than that are not all in the table
 CACHE_GB = 1.0  # memory for the runs that circuits share, of each model
@@ -66,13 +67,13 @@ def run(arguments: list[str]) -> None:
 def compare_across(options: argparse.Namespace) -> dict[str, Any]:
     """Plain figures: `circuits`, one entry each; what `cross_model` gives; and `transfers` between equal graphs."""
     from edgeprune.comparison.across import cross_model, transfer_circuits
-    from edgeprune.console import Work
+    from edgeprune.console import ProgressReporter
 
     paths, seeds = (options.first, options.second), range(options.seeds)
     sides = [_open(path, model, options) for path, model in zip(paths, options.models, strict=True)]
     labels = _labels(sides, options)
-    with Work(stderr=True) as work:
-        pair = [_candidate(name, side, options, work.report) for name, side in zip("AB", sides, strict=True)]
+    with ProgressReporter(stderr=True) as bars:
+        pair = [_candidate(name, side, options, bars.report) for name, side in zip("AB", sides, strict=True)]
         found = cross_model(*pair, measure=options.measure, seeds=seeds, labels=labels, same_texts=labels is None)
         if not found.performance.num_units:
             raise EdgepruneError(f"measure {options.measure!r} is not defined on these pairs; give another --measure")
@@ -132,9 +133,7 @@ def _labels(sides: Sequence[Side], options: argparse.Namespace) -> "Labels | Non
     return first, second
 
 
-def _candidate(
-    name: str, side: Side, options: argparse.Namespace, report: Callable[[str, int, int], None]
-) -> "Candidate":
+def _candidate(name: str, side: Side, options: argparse.Namespace, report: "Progress") -> "Candidate":
     from edgeprune.ablations.runs import ReferenceRuns
     from edgeprune.cli.pairs import pair_batches, prepare_runs
     from edgeprune.comparison.across import Candidate

@@ -4,11 +4,12 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, cast, final
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.paths import check_writable, whole_file
+from edgeprune.paths import check_writable, write_whole_text
 
 
 @final
@@ -38,6 +39,14 @@ def check_ablation(text: str | None) -> None:
         Ablation.parse(text)
 
 
+def check_least(options: argparse.Namespace, least: Mapping[str, float]) -> None:
+    """Refuse options below the least value that they may have."""
+    for name, lowest in least.items():
+        value = getattr(options, name)
+        if value is not None and not value >= lowest:
+            raise EdgepruneError(f"--{name.replace('_', '-')} must be at least {lowest}, got {value}")
+
+
 def check_file(path: Path | None, option: str) -> None:
     """Refuse, before any work is done, a file that could not be written, or whose folder is not there."""
     if path is None:
@@ -45,6 +54,27 @@ def check_file(path: Path | None, option: str) -> None:
     check_writable(path, option)
     if not path.parent.is_dir():
         raise EdgepruneError(f"{option} {path}: there is no folder {path.parent}; make it first")
+
+
+def short_names(paths: list[str]) -> list[str]:
+    """File names without suffix, with as many folders before them as tell them apart.
+
+    Raises:
+        EdgepruneError: Two paths lead to one file.
+    """
+    files: dict[Path, str] = {}
+    for path in paths:
+        file = Path(path).resolve()
+        if file in files:
+            again = "is named twice" if files[file] == path else f"is the same file as {files[file]}"
+            raise EdgepruneError(f"{path} {again}; name a circuit once")
+        files[file] = path
+    parts = [Path(path).with_suffix("").parts for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return paths  # they differ in nothing but the suffix
 
 
 def show(text: str) -> None:
@@ -58,8 +88,7 @@ def show(text: str) -> None:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file, whole or not at all; an entry of a list on a line, for there may be thousands."""
     parts = [f"{json.dumps(key)}: {_json(value)}" for key, value in content.items()]
-    with whole_file(path) as partial:
-        partial.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+    write_whole_text(path, "{\n" + ",\n".join(parts) + "\n}\n")
 
 
 def _json(value: Any) -> str:

@@ -1,7 +1,6 @@
 """Circuit files that a command names, and the model that they are of."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +100,7 @@ class CircuitFiles:
         Raises:
             EdgepruneError: A circuit does not fit it.
         """
+        from edgeprune.console import warn
         from edgeprune.models.loading import fingerprint, load_model
 
         loading: dict[str, Any] = {"device": device}
@@ -115,7 +115,7 @@ class CircuitFiles:
         for path, circuit in self.native.items():
             circuit.check_fits(model.graph, f"{name!r}, asked to run {path},")
             if circuit.header.get("model_fingerprint", weights) != weights:
-                sys.stderr.write(f"edgeprune: warning: {path} was found on other weights than those of {name!r}\n")
+                warn(f"{path} was found on other weights than those of {name!r}")
         return model
 
     def circuits(self, model: "MaskedModel | None") -> "list[Circuit]":
@@ -139,9 +139,10 @@ class CircuitFiles:
 
     def warn_of_positions(self, model: "MaskedModel", circuits: "Sequence[Circuit]", ablations: Sequence[str]) -> None:
         """Warn of circuits that never close a position embedding where they came from, and do here."""
+        from edgeprune.console import warn
         from edgeprune.reference import ablated_positions
 
         for path, circuit in zip(self.paths, circuits, strict=True):
             found = next(filter(None, (ablated_positions(circuit, model, ablation) for ablation in ablations)), None)
             if found:
-                sys.stderr.write(f"edgeprune: warning: {path} {found}; read the file with --split-embedding\n")
+                warn(f"{path} {found}; read the file with --split-embedding")

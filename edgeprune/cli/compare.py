@@ -115,11 +115,10 @@ def _add_measures(
     options: argparse.Namespace,
 ) -> None:
     """Run every circuit, at its own and at its matched size, on the same pairs, and add the measures."""
-    from rich.progress import track
-
     from edgeprune.ablations.runs import ReferenceRuns
     from edgeprune.cli.data import read_data_config
     from edgeprune.cli.pairs import prepare_runs
+    from edgeprune.console import ProgressReporter, counted
     from edgeprune.metrics.measure import measure_examples
     from edgeprune.models.limits import Limits
 
@@ -131,8 +130,9 @@ def _add_measures(
     cuts = [circuit for pair in matched.values() if pair is not None for circuit in pair]
     gates = [model.graph.all_open(), *(circuit.gates() for circuit in (*circuits, *cuts))]
     loader: Any = data.ordered_dataloader(options.split)
-    batches = track(loader, description="running circuits", transient=True)
-    full, *measured = measure_examples(model, runs, batches, gates, options.split).as_dicts()
+    with ProgressReporter(stderr=True) as bars:
+        batches = counted(loader, "running circuits", bars.report, len(loader))
+        full, *measured = measure_examples(model, runs, batches, gates, options.split).as_dicts()
     result |= {"model": name, "ablation": runs.ablation, "split": options.split, "full_model": full}
     measures = iter(measured)
     for row in result["circuits"]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from edgeprune.cli.arguments import Arguments, check_file, show
 from edgeprune.errors import EdgepruneError
-from edgeprune.paths import whole_file
+from edgeprune.paths import write_whole_text
 
 OPTIONS = ("-c", "--config")
 _PACKAGE = Path(__file__).parents[1]
@@ -108,5 +108,4 @@ def _write(text: str, out: Path, overwrite: bool) -> None:
     check_file(out, "--out")
     if out.exists() and not overwrite:
         raise EdgepruneError(f"--out {out} is there already; choose another name, or give --overwrite")
-    with whole_file(out) as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_whole_text(out, text)

@@ -22,7 +22,7 @@ def read_data_config(path: str, tokenizer: str | None = None) -> "PairDataModule
         EdgepruneError: The file is missing, is no YAML, has no such section, or the section has a mistake.
     """
     from datamodules import PairDataModule
-    from edgeprune.cli.options import StrictParser, check_numbers
+    from edgeprune.cli.strict_parser import StrictParser, check_numbers
 
     config = read_options(find_config(path))
     data, model = config.get("data"), config.get("model")

@@ -4,9 +4,9 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast, final
 
@@ -16,86 +16,40 @@ from jsonargparse import ArgumentParser, Namespace
 import edgeprune.methods
 from datamodules import PairDataModule
 from edgeprune import __version__
-from edgeprune.ablations import Ablation
 from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.cli.arguments import innermost
 from edgeprune.cli.configs import with_paths
-from edgeprune.cli.options import StrictParser, check_numbers
 from edgeprune.cli.pairs import pair_batches, prepare_runs
-from edgeprune.console import Work, report_console
+from edgeprune.cli.strict_parser import StrictParser, check_numbers
+from edgeprune.console import Progress, ProgressReporter, counted, print_report
 from edgeprune.errors import EdgepruneError
-from edgeprune.graph import KVReaders
-from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
+from edgeprune.methods.discovery import AbstractDiscovery, Discovery
 from edgeprune.methods.problem import Metric, Problem
 from edgeprune.methods.selection import Selection
 from edgeprune.metrics.measure import measure_examples
+from edgeprune.model_options import ModelOptions
 from edgeprune.models.limits import Limits
-from edgeprune.models.loading import fingerprint, load_model
-from edgeprune.models.masked import MaskedModel
+from edgeprune.models.loading import fingerprint
 from edgeprune.objectives import Objective
-from edgeprune.paths import check_writable, whole_file
+from edgeprune.paths import check_writable, write_whole_text
 from edgeprune.report.frontier import Row, frontier_row, frontier_table, write_frontier
+from edgeprune.runs import CIRCUITS, CONFIG, FRONTIER, SCORES
 
 __all__ = ["make_parser", "run"]
 _ = edgeprune.methods  # imported so that configs can name its classes without a path
 
-CONFIG, SCORES, CIRCUITS, STATE = "config.yaml", "scores.safetensors", "circuits", "state"
-OWN = (CONFIG, SCORES, CIRCUITS, STATE, "frontier.csv", "frontier.png")
-DONE = "frontier.csv"  # written last
-
-
-@final
-@dataclass(frozen=True)
-class ModelSection:
-    """The model to look into, and what its closed edges carry.
-
-    Attributes:
-        name: Model: hub id, local folder, `smollm2`, `compiled:reverse`, or a ground-truth folder.
-        ablation: What closed edges carry: `interchange` (the corrupted prompt's values), `zero`, `resample`, `mean`,
-            `mean:corrupted:positional`, `optimal`, ...: see `edgeprune.ablations.Ablation`. Means and constants come
-            from all training pairs.
-        split_embedding: Token and position embedding are two writers; null: only for compiled models.
-        kv_readers: `"group"` or `"head"`, for grouped-query attention.
-        dtype: Of the frozen weights.
-        device: Where to run.
-        gguf_file: File inside `name` to dequantise.
-        revision: Branch, tag or commit on the hub.
-        attn_implementation: `sdpa`, `eager`, `flash_attention_2`; null for the library's choice.
-        cache_gb: Memory for frozen runs that are kept, in 1e9 bytes.
-    """
-
-    name: str
-    ablation: str = "interchange"
-    split_embedding: bool | None = None
-    kv_readers: KVReaders = "group"
-    dtype: str = "float32"
-    device: str = "cpu"
-    gguf_file: str | None = None
-    revision: str | None = None
-    attn_implementation: str | None = None
-    cache_gb: float = 2.0
-
-    def __post_init__(self) -> None:
-        Ablation.parse(self.ablation)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Arguments of `load_model` beside name and device, those that are set."""
-        names = ("split_embedding", "kv_readers", "dtype", "gguf_file", "revision", "attn_implementation")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-
-    def load(self) -> MaskedModel:
-        """Load it."""
-        return load_model(self.name, device=self.device, **self.options)
+STATE = "state"
+WRITTEN = (CONFIG, SCORES, CIRCUITS, STATE, FRONTIER, "frontier.png")
+DONE = FRONTIER  # written last
 
 
 def make_parser() -> ArgumentParser:
     """Arguments of the command: all of them may come from the config."""
     parser = StrictParser(prog="edgeprune discover", description="Find circuits with a method that does not train.")
     parser.add_argument("--config", action="config", help="YAML file; later options win")
-    parser.add_class_arguments(ModelSection, "model")
+    parser.add_class_arguments(ModelOptions, "model")
     parser.add_subclass_arguments(AbstractDiscovery, "method", required=True)
     parser.add_argument("--metric", type=Metric, default="kl", help="what the loss of an example is")
     parser.add_class_arguments(PairDataModule, "data")
@@ -115,7 +69,7 @@ def make_parser() -> ArgumentParser:
 
 
 def run(arguments: list[str]) -> None:
-    """Find, write, judge and show circuits."""
+    """Find, write, evaluate and show circuits."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # torch deprecation inside Lightning itself
     parser = make_parser()
     try:
@@ -130,7 +84,7 @@ def run(arguments: list[str]) -> None:
     except (TypeError, ValueError) as error:  # jsonargparse wraps what a constructor raised
         raise innermost(error) from None
     plain = parser.dump(config.clone())
-    Run(cast("Any", built), plain).go()
+    DiscoverCommand(cast("Any", built), plain).run()
 
 
 def _default_tokenizer(config: Namespace) -> None:
@@ -139,7 +93,7 @@ def _default_tokenizer(config: Namespace) -> None:
 
 
 @final
-class Run:
+class DiscoverCommand:
     """One discovery: everything is built and checked before anything is written.
 
     Args:
@@ -148,7 +102,7 @@ class Run:
     """
 
     def __init__(self, options: Any, config: str) -> None:
-        self.section: ModelSection = options.model
+        self.model: ModelOptions = options.model
         self.method: AbstractDiscovery = options.method
         self.metric: Metric = options.metric
         self.data: PairDataModule = options.data
@@ -160,42 +114,42 @@ class Run:
         self.folder = Path(options.out)
         self.config = _without(config, ("out", "overwrite"))
 
-    def go(self) -> None:
-        """Find circuits, write, judge and show them."""
+    def run(self) -> None:
+        """Find circuits, write, evaluate and show them."""
         if self.limit is not None and self.limit < 1:
             raise EdgepruneError(f"limit must be at least 1, got {self.limit}")
         self._check_folder()
-        model = self.section.load()
+        model = self.model.load()
         limits = Limits.of(model)
         self.data.check(limits, self.split, self.limit)
         self.data.check(limits, "validation")
         batches = pair_batches(self.data, self.split, self.limit)
         validation = pair_batches(self.data, "validation", None, self.data.eval_batch_size)
-        runs = ReferenceRuns(model, self.section.ablation, self.section.cache_gb)
+        runs = ReferenceRuns(model, self.model.ablation, self.model.cache_gb)
         problem = Problem(model, batches, runs, self.metric, self.split)
-        with self._prepared(), Work(stderr=True) as work:
-            report = work.report
+        with self._prepared(), ProgressReporter(stderr=True) as bars:
+            report = bars.report
             self._prepare_runs(runs, (*batches, *validation), report)
             start = time.perf_counter()
             found = self.method.discover(problem, self._going_on(report), self.folder / STATE)
             seconds = time.perf_counter() - start if found.seconds is None else found.seconds
             header = self._header(problem, found, seconds)
             circuits = self._circuits(problem, found, header)
-            rows = self._judge(problem, validation, circuits, report)
+            rows = self._evaluate(problem, validation, circuits, report)
             self._finish(problem, found, header, rows)
         self._show(rows)
 
-    def _prepare_runs(self, runs: ReferenceRuns, batches: Sequence[PairBatch], report: Report) -> None:
+    def _prepare_runs(self, runs: ReferenceRuns, batches: Sequence[PairBatch], report: Progress) -> None:
         """Give the ablation the pairs that it takes its values from; refuse `batches` that it cannot serve."""
         prepare_runs(runs, self.data, self.split, "validation", report=report, objective=_objective(self.metric))
         for batch in batches:
             runs.check(batch)
 
-    def _going_on(self, report: Report) -> Report:
-        """Where the method has a state to go on from, say so on stderr with its first report, which tells how far."""
+    def _going_on(self, report: Progress) -> Progress:
+        """Where the method has a state to go on from, print so on stderr with its first report, which has how far."""
         pending = any((self.folder / STATE).iterdir())
 
-        def told(what: str, done: int, total: int) -> None:
+        def report_first(what: str, done: int, total: int) -> None:
             nonlocal pending
             if pending:
                 where = f"{what}, {done:,} of {total:,} done"
@@ -203,7 +157,7 @@ class Run:
                 pending = False
             report(what, done, total)
 
-        return told
+        return report_first
 
     # ---------------------------------------------------------------- the folder
     def _check_folder(self) -> None:
@@ -232,8 +186,7 @@ class Run:
         if not resumes:
             _remove(self.folder)
         (self.folder / STATE).mkdir(parents=True, exist_ok=True)
-        with whole_file(self.folder / CONFIG) as partial:
-            partial.write_text(self.config, encoding="utf-8")
+        write_whole_text(self.folder / CONFIG, self.config)
         try:
             yield
         except EdgepruneError:
@@ -253,9 +206,9 @@ class Run:
             "num_examples": problem.num_examples,
             "found_on": self.split,
             "seconds": seconds,
-            "model": self.section.name,
+            "model": self.model.name,
             "model_fingerprint": fingerprint(problem.model),
-            "model_options": self.section.options,
+            "model_options": self.model.loading,
             "ablation": problem.runs.ablation,
             "direction": "clean run, closed edges carry ablated values (noising)",
             "task": self.data.describe(),
@@ -270,27 +223,23 @@ class Run:
             circuits |= (self.selection or Selection()).circuits(problem.model.graph, found.scores)
         if not circuits:
             raise EdgepruneError(f"method {type(self.method).__name__} found neither scores nor circuits")
-        return {
-            name: Circuit(circuit.graph, circuit.keep, circuit.scores, {**header, **circuit.header})
-            for name, circuit in circuits.items()
-        }
+        return {name: replace(one, header={**header, **one.header}) for name, one in circuits.items()}
 
-    def _judge(
-        self, problem: Problem, batches: Sequence[PairBatch], circuits: Mapping[str, Circuit], report: Report
+    def _evaluate(
+        self, problem: Problem, batches: Sequence[PairBatch], circuits: Mapping[str, Circuit], report: Progress
     ) -> list[Row]:
         """Write each circuit with its measures and those of a random one; a row for each, densest first."""
         controls = [Circuit.random(item.graph, item.num_edges, self.control_seed) for item in circuits.values()]
         gates = [circuit.gates() for circuit in (*circuits.values(), *controls)]
-        counted = _counted(batches, report)
-        measures = measure_examples(problem.model, problem.runs, counted, gates, "validation").as_dicts()
+        shown = counted(batches, "evaluating circuits", report, len(batches))
+        measures = measure_examples(problem.model, problem.runs, shown, gates, "validation").as_dicts()
         rows: list[Row] = []
-        for (name, circuit), own, control in zip(
+        for (name, circuit), found, control in zip(
             circuits.items(), measures[: len(circuits)], measures[len(circuits) :], strict=True
         ):
-            header = {**circuit.header, "split": "validation", "metrics": own, "random_control": control}
-            judged = Circuit(circuit.graph, circuit.keep, circuit.scores, header)
-            judged.save(self.folder / CIRCUITS / f"{name}.safetensors")
-            rows.append(frontier_row(name, judged, own, control))
+            header = {**circuit.header, "split": "validation", "metrics": found, "random_control": control}
+            replace(circuit, header=header).save(self.folder / CIRCUITS / f"{name}.safetensors")
+            rows.append(frontier_row(name, circuit, found, control))
         return sorted(rows, key=lambda row: row["sparsity"])
 
     def _finish(self, problem: Problem, found: Discovery, header: dict[str, Any], rows: list[Row]) -> None:
@@ -305,9 +254,8 @@ class Run:
     def _show(self, rows: list[Row]) -> None:
         title = f"{type(self.method).__name__}: circuits on the validation pairs"
         named = any(not str(row["asked"]).startswith("sparsity-") for row in rows)  # else a column says it
-        console = report_console()
-        console.print(frontier_table(title, rows, _objective(self.metric), named=named))
-        console.print(f"scores, circuits, frontier.csv and frontier.png are in {self.folder}", soft_wrap=True)
+        table = frontier_table(title, rows, _objective(self.metric), named=named)
+        print_report(table, f"scores, circuits, frontier.csv and frontier.png are in {self.folder}")
 
 
 def _objective(metric: Metric) -> Objective:
@@ -324,14 +272,8 @@ def _without(config: str, keys: Sequence[str]) -> str:
 
 def _remove(folder: Path) -> None:
     """Delete what this command writes in a folder, and nothing else."""
-    for path in (folder / name for name in OWN):
+    for path in (folder / name for name in WRITTEN):
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-
-
-def _counted(batches: Sequence[PairBatch], report: Report) -> Iterator[PairBatch]:
-    for done, batch in enumerate(batches, start=1):
-        yield batch
-        report("judging circuits", done, len(batches))

@@ -50,7 +50,7 @@ def run(arguments: list[str]) -> None:
 
 
 def _format(path: Path) -> str:
-    """What a folder or an own file says that it holds."""
+    """What a folder, or a file of this package, holds."""
     from edgeprune.sealed import format_of
 
     if path.is_dir():

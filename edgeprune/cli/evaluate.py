@@ -3,14 +3,13 @@
 import argparse
 import re
 import shlex
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.cli.arguments import Arguments, check_ablation, check_file, write_json
+from edgeprune.cli.arguments import Arguments, check_ablation, check_file, check_least, short_names, write_json
 from edgeprune.cli.circuits import add_reading_options
 from edgeprune.errors import EdgepruneError
 
@@ -20,7 +19,8 @@ if TYPE_CHECKING:
     from edgeprune.canonical import CanonicalCircuit
     from edgeprune.circuit import Circuit
     from edgeprune.cli.circuits import CircuitFiles
-    from edgeprune.evaluation.evaluator import Evaluator, Progress
+    from edgeprune.console import Progress
+    from edgeprune.evaluation.evaluator import Evaluator
     from edgeprune.formats import Holds
     from edgeprune.graph import EdgeGraph
     from edgeprune.models.masked import MaskedModel
@@ -112,10 +112,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     from edgeprune.metrics.registry import measure_named  # not for --help: it is slow
 
     _check_outputs(options)
-    for name, least in LEAST.items():
-        value = getattr(options, name)
-        if value is not None and not value >= least:
-            raise EdgepruneError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    check_least(options, LEAST)
     options.ablations = _listed(options.ablations, EVERY_ABLATION)
     for ablation in (options.ablation, *options.ablations):
         check_ablation(ablation)
@@ -164,14 +161,14 @@ def evaluate_files(options: argparse.Namespace) -> dict[str, Any]:
     from edgeprune.cli.circuits import CircuitFiles
     from edgeprune.cli.data import read_data_config
     from edgeprune.cli.pairs import pair_batches
-    from edgeprune.console import Work
+    from edgeprune.console import ProgressReporter
     from edgeprune.evaluation.evaluator import Evaluator
     from edgeprune.models.limits import Limits
     from edgeprune.models.loading import fingerprint
     from edgeprune.report.evaluate import evaluate_circuits
     from edgeprune.statistics.uncertainty import Resampling
 
-    start, names = time.perf_counter(), _short_names(options.circuits)
+    start, names = time.perf_counter(), short_names(options.circuits)
     files = CircuitFiles.open(options.circuits, options.holds)
     name = files.model_name(options.model)
     resampling = Resampling(options.draws, options.level)
@@ -191,12 +188,12 @@ def evaluate_files(options: argparse.Namespace) -> dict[str, Any]:
     ablations = list(dict.fromkeys((main, *options.ablations)))
     files.warn_of_positions(model, list(circuits.values()), ablations)
     questions = _questions(options, data, model.graph, sum(map(len, batches)), resampling)
-    with Work(stderr=True) as work:
+    with ProgressReporter(stderr=True) as bars:
         room = options.cache_gb / len(ablations)
-        runs = {text: _prepared(model, text, room, data, options.split, work.report) for text in ablations}
-        measures = _measures(Evaluator(model, runs[main], batches, options.split, progress=work.report), options, data)
+        runs = {text: _prepared(model, text, room, data, options.split, bars.report) for text in ablations}
+        measures = _measures(Evaluator(model, runs[main], batches, options.split, progress=bars.report), options, data)
         evaluators = {
-            text: Evaluator(model, own, batches, options.split, measures, work.report) for text, own in runs.items()
+            text: Evaluator(model, each, batches, options.split, measures, bars.report) for text, each in runs.items()
         }
         result = evaluate_circuits(evaluators, circuits, questions)
         if options.reading:
@@ -253,27 +250,6 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "edgeprune": __version__, **others}
 
 
-def _short_names(paths: list[str]) -> list[str]:
-    """File names without suffix, with as many folders before them as tell them apart.
-
-    Raises:
-        EdgepruneError: Two paths lead to one file.
-    """
-    files: dict[Path, str] = {}
-    for path in paths:
-        file = Path(path).resolve()
-        if file in files:
-            again = "is named twice" if files[file] == path else f"is the same file as {files[file]}"
-            raise EdgepruneError(f"{path} {again}; name a circuit once")
-        files[file] = path
-    parts = [Path(path).with_suffix("").parts for path in paths]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return paths  # they differ in nothing but the suffix
-
-
 def _prepared(
     model: "MaskedModel", ablation: str, cache_gb: float, data: "PairDataModule", split: str, progress: "Progress"
 ) -> "ReferenceRuns":
@@ -287,12 +263,14 @@ def _prepared(
 
 
 def _warn_of_other_ablations(files: "CircuitFiles", main: str) -> None:
+    from edgeprune.console import warn
+
     for path, circuit in files.native.items():
         other = circuit.header.get("ablation", main)
         if other != main:
-            sys.stderr.write(
-                f"edgeprune: warning: {path} was found under ablation {other} and is run under {main} as the others "
-                f"are; `--ablations {other}` shows both\n"
+            warn(
+                f"{path} was found under ablation {other} and is run under {main} as the others are; "
+                f"`--ablations {other}` shows both"
             )
 
 
@@ -356,11 +334,7 @@ def _known(asked: list[str], graph: "EdgeGraph", holds: "Holds | None") -> "Mapp
 
 # -------------------------------------------------------------------- tables
 def _print(result: dict[str, Any]) -> None:
-    from edgeprune.console import report_console
+    from edgeprune.console import print_report
     from edgeprune.report.terminal import notes, tables
 
-    console = report_console()
-    for table in tables(result):
-        console.print(table)
-    for line in notes(result):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    print_report(*tables(result), *notes(result))

@@ -1,11 +1,10 @@
 """Pairs of a data module for the commands that need no Trainer, and what an ablation takes from them."""
 
-from collections.abc import Callable
-
 from datamodules import PairDataModule
 from datamodules.pairs import collate
 from edgeprune.ablations.runs import TRAIN, ReferenceRuns
 from edgeprune.batch import PairBatch
+from edgeprune.console import Progress, no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.objectives import Objective
 
@@ -25,7 +24,7 @@ def prepare_runs(
     runs: ReferenceRuns,
     data: PairDataModule,
     *splits: str,
-    report: Callable[[str, int, int], None] = lambda what, done, total: None,
+    report: Progress = no_progress,
     objective: Objective | None = None,
 ) -> None:
     """Give the ablation the pairs that it takes its values from: training pairs, and those of the splits to be run."""

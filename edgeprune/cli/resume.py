@@ -8,10 +8,10 @@ from jsonargparse import Namespace
 
 from edgeprune.checkpoint_files import load_checkpoint
 from edgeprune.errors import EdgepruneError
-from edgeprune.parsing import parse_yaml, read_text
+from edgeprune.parsing import parse_yaml, read_table, read_text
 from edgeprune.paths import PARTIAL
 from lit_modules.checkpoints import RUN
-from lit_modules.metrics_log import FILE, read_rows
+from lit_modules.metrics_log import FILE
 from lit_modules.ranks import first_rank
 
 LAST, CHECKPOINTS = "last", "checkpoints"
@@ -21,17 +21,11 @@ NAMED = (LAST, "best", "hpc", "registry")  # what `ckpt_path` may be beside a fi
 @final
 @dataclass(frozen=True)
 class Place:
-    """Where a run's files are.
-
-    Attributes:
-        checkpoints: Folder of its checkpoints.
-        folder: Its own folder.
-        version: What the logger calls it; None if its config names it already.
-    """
+    """Folders of a run."""
 
     checkpoints: Path
     folder: Path
-    version: int | str | None = None
+    version: int | str | None = None  # what the logger calls it; None if its config names it already
 
     def newest(self) -> Path | None:
         """The checkpoint to go on from: `last.ckpt`, else the newest."""
@@ -45,7 +39,7 @@ def go_on(config: Namespace, fit: bool) -> int:
 
     Args:
         config: Of the subcommand; changed.
-        fit: Whether the subcommand is `fit`; the others only judge the checkpoint.
+        fit: Whether the subcommand is `fit`; the others only evaluate the checkpoint.
 
     Returns:
         Rows of `metrics.csv` that were logged before the checkpoint.
@@ -59,12 +53,12 @@ def go_on(config: Namespace, fit: bool) -> int:
     if not fit:
         return 0
     if path is None:
-        _say(f"no checkpoint in {place.checkpoints} yet: the run begins again at step 0 in {place.folder}")
+        _print(f"no checkpoint in {place.checkpoints} yet: the run begins again at step 0 in {place.folder}")
         _use(config, place, None)
         return 0
     checkpoint = load_checkpoint(path)
     check_unfinished(checkpoint, path, config)
-    _say(f"going on from {path} after step {checkpoint['global_step']}, in {place.folder}")
+    _print(f"going on from {path} after step {checkpoint['global_step']}, in {place.folder}")
     _use(config, place, checkpoint)
     return _rows(checkpoint, place.folder)
 
@@ -161,7 +155,7 @@ def _rows(checkpoint: dict[str, Any], folder: Path) -> int:
     run = checkpoint.get(RUN)
     if run is not None:
         return run["rows"]
-    return sum(int(row["step"]) < checkpoint["global_step"] for row in read_rows(folder / FILE))
+    return sum(int(row["step"]) < checkpoint["global_step"] for row in read_table(folder / FILE))
 
 
 def differences(former: Path, present: str) -> list[str]:
@@ -180,6 +174,6 @@ def _flat(value: Any, key: str = "") -> dict[str, Any]:
     return {name: item for part in value for name, item in _flat(value[part], f"{key}.{part}".strip(".")).items()}
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     if first_rank():
         print(line, flush=True)  # noqa: T201

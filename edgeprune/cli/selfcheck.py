@@ -18,7 +18,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--json", type=Path, help="a file for the figures")
     options = parser.parse_args(arguments[1:])
     check_file(options.json, "--json")
-    from edgeprune.console import Work, report_console
+    from edgeprune.console import ProgressReporter, print_report
     from edgeprune.models.loading import DTYPES
     from edgeprune.selfcheck import selfcheck, table_of
 
@@ -26,12 +26,12 @@ def run(arguments: list[str]) -> int:
         if dtype not in DTYPES or dtype == "auto":
             raise EdgepruneError(f"--dtype {dtype}: choose among {', '.join(set(DTYPES) - {'auto'})}")
     settings = {"device": options.device, "kv_readers": options.kv_readers, "revision": options.revision}
-    with Work(stderr=True) as work:
+    with ProgressReporter(stderr=True) as bars:
         checks = list(
-            selfcheck(options.model, tuple(options.dtype), tuple(options.attn), report=work.report, **settings)
+            selfcheck(options.model, tuple(options.dtype), tuple(options.attn), report=bars.report, **settings)
         )
-    console, ok = report_console(), all(check.ok for check in checks)
-    console.print(table_of(checks, f"{options.model}: {'every check passes' if ok else 'some checks FAILED'}"))
+    ok = all(check.ok for check in checks)
+    print_report(table_of(checks, f"{options.model}: {'every check passes' if ok else 'some checks FAILED'}"))
     if options.json is not None:
         write_json(options.json, {"model": options.model, "ok": ok, "checks": [check.to_dict() for check in checks]})
     return 0 if ok else 1

@@ -52,12 +52,7 @@ class Group(NamedTuple):
 
 # -------------------------------------------------------------------- the pages
 def short_page(command: str, what: str) -> str:
-    """The page of a command: `fit`, `validate`, `test` or `discover`.
-
-    Args:
-        command: Its name.
-        what: What it does, in a line.
-    """
+    """The page of `fit`, `validate`, `test` or `discover`; `what` is what that does, in a line."""
     inside, example = EXAMPLES.get(command, EXAMPLES["fit"])
     parser = argparse.ArgumentParser(
         usage=f"edgeprune {command} --config X.yaml [--OPTION VALUE ...]",
@@ -77,14 +72,15 @@ def short_page(command: str, what: str) -> str:
 def groups(command: str) -> list[Group]:
     """The options of a command."""
     data = _of_class("data", "datamodules.pairs", "PairDataModule")
+    model = _of_class("model", "edgeprune.model_options", "ModelOptions")
     if command == "discover":
         home = "edgeprune.cli.discover"
         added = [_added(call, home) for call in ast.walk(_module(home)) if isinstance(call, ast.Call) and _adds(call)]
         method = Option("method", "NAME", f"how to find circuits: {', '.join(kinds('method'))}")
         run = [Option("config", "FILE", CONFIG), method, *(one for one in added if one.name != "config")]
-        model = Group("model", _of_class("model", home, "ModelSection"))
-        return [Group("run", [*run, Option("print_config", "", PRINT)]), model, Group("data", data)]
-    model = _of_class("model", "lit_modules.pruning", "PruningModule")
+        return [Group("run", [*run, Option("print_config", "", PRINT)]), Group("model", model), Group("data", data)]
+    trained = _of_class("model", "lit_modules.pruning", "PruningModule")
+    model = [*trained, *(one for one in model if one.name not in ("model.name", "model.device"))]
     run = [
         Option("config", "FILE", CONFIG),
         Option("ckpt_path", "FILE", "checkpoint to go on from, or to judge; last: that of the newest run"),

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from edgeprune.cli.arguments import Arguments
+from edgeprune.cli.arguments import Arguments, check_least
 from edgeprune.cli.configs import find_config
 from edgeprune.console import report_console
 from edgeprune.errors import EdgepruneError
@@ -41,10 +41,7 @@ def run(arguments: list[str]) -> None:
         return
     if options.file is None:
         raise EdgepruneError("give a sweep file, such as configs/sweeps/reverse_grid.yaml, or --summary DIR")
-    for name in ("workers", "trials"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise EdgepruneError(f"--{name} must be at least 1, got {value}")
+    check_least(options, {"workers": 1, "trials": 1})
     check_optuna()
     options.file = find_config(options.file)
     sweep = SweepFile.read(options.file)
@@ -56,7 +53,7 @@ def run(arguments: list[str]) -> None:
     store = Store.make(folder, sweep, size, options.seed)
     if options.retry:
         store.retry()
-    _say_what_has_no_effect(options.file, sweep)
+    _warn_of_early_terminate(options.file, sweep)
     with _View(store) as view:
         if options.executor == "ray":
             run_ray(folder, options.workers, view.update, options.cpus, options.gpus)
@@ -134,7 +131,7 @@ def _dry_run(arguments: Sequence[str]) -> None:
         training.run([*arguments, "--print_config"])
 
 
-def _say_what_has_no_effect(path: Path, sweep: SweepFile) -> None:
+def _warn_of_early_terminate(path: Path, sweep: SweepFile) -> None:
     if sweep.early_terminate:
         print(f"{path}: early_terminate has no effect here; every trial runs to its end", file=sys.stderr)  # noqa: T201
 
@@ -148,7 +145,7 @@ class _View:
         self.store = store
         self.console = Console()
         self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
-        self.told: set[int] = set()
+        self.printed: set[int] = set()
 
     def __enter__(self) -> "_View":
         if self.live is not None:
@@ -166,8 +163,8 @@ class _View:
             self.live.update(trial_table(self.store, trials), refresh=True)
             return
         for trial in trials:
-            if trial.state in ("done", "failed") and trial.number not in self.told:
-                self.told.add(trial.number)
+            if trial.state in ("done", "failed") and trial.number not in self.printed:
+                self.printed.add(trial.number)
                 self.console.print(_line(self.store, trial), soft_wrap=True, markup=False, highlight=False)
 
 

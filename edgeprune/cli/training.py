@@ -19,15 +19,16 @@ import edgeprune.objectives
 from datamodules import PairDataModule
 from edgeprune.checkpoint_files import load_checkpoint
 from edgeprune.cli.arguments import innermost
+from edgeprune.cli.checks import check_interval, check_options, refused_options
 from edgeprune.cli.configs import with_paths
-from edgeprune.cli.options import StrictParser, check_numbers
-from edgeprune.cli.refusals import check_interval, check_options, refusals
 from edgeprune.cli.resume import LAST, NAMED, check_unfinished, differences, go_on
+from edgeprune.cli.strict_parser import StrictParser, check_numbers
 from edgeprune.cli.trial import log_as_trial, trial_folder
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.limits import Limits
-from edgeprune.paths import whole_file
+from edgeprune.paths import write_whole_text
 from lit_modules import PruningModule, RunCheckpoint, RunProgress, UploadCircuits, WandbTracker
+from lit_modules.checkpoint_checks import check_checkpoint, check_start
 from lit_modules.checkpoints import SealedCheckpoints, StoppedAtOnceError, StoppedBySignalError
 from lit_modules.memory import plan_fit
 from lit_modules.metrics_log import MetricsTable
@@ -49,13 +50,13 @@ class OneLineParser(StrictParser, LightningArgumentParser):
 class SaveConfig(SaveConfigCallback):
     """Writes the resolved config, whole or not at all, and hands it to W&B.
 
-    The file says nothing of a checkpoint: it is the config of the whole run, however often that was resumed.
+    The file names no checkpoint: it is the config of the whole run, however often that was resumed.
     """
 
     resumed: bool = False  # the run goes on, so the folder's config should be the same
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write `config.yaml` of a subcommand that only judges."""
+        """Write `config.yaml` of a subcommand that only evaluates."""
         if stage != "fit":
             self._save(trainer, pl_module, stage)
 
@@ -77,8 +78,7 @@ class SaveConfig(SaveConfigCallback):
         changed = differences(path, text) if self.resumed and path.is_file() else []
         if changed:
             print(f"the config is not the one that the run began with: {'; '.join(changed)}")  # noqa: T201
-        with whole_file(path) as partial:
-            partial.write_text(text, encoding="utf-8")
+        write_whole_text(path, text)
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Log the config as hyper-parameters of the run."""
@@ -91,7 +91,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 class EdgepruneCLI(LightningCLI):
-    """Links seeds and tokenizer, adds the checkpoint section, and leaves a checkpoint no say in the config."""
+    """Links seeds and tokenizer, adds the checkpoint section, and lets no checkpoint change the config."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """One seed for gate noise and data order; masks are checkpointed every 50 steps."""
@@ -123,7 +123,9 @@ class EdgepruneCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build everything, model and pairs included, so that a mistake shows before any file is written."""
-        with refusals(self.config.get(str(self.subcommand), self.config), ValueError, TypeError, ImportError, OSError):
+        with refused_options(
+            self.config.get(str(self.subcommand), self.config), ValueError, TypeError, ImportError, OSError
+        ):
             super().instantiate_classes()
         if self.subcommand is not None:
             check_folders(self.trainer)
@@ -135,13 +137,13 @@ class EdgepruneCLI(LightningCLI):
             saved = None if checkpoint is None or checkpoint in NAMED else load_checkpoint(checkpoint)
             self.model.configure_model()
             if saved is not None:
-                self.model.check_checkpoint(saved)
+                check_checkpoint(saved, self.model.recipe, self.model.masked, self.model.name)
                 if self.subcommand == "fit":
                     check_unfinished(saved, Path(str(checkpoint)), self.config.fit)
-                    self.model.check_start(saved)
+                    check_start(saved, self.model.recipe)
             if checkpoint is None:
                 self.model.check_started()
-            self.datamodule.setup({"fit": "fit", "validate": "validate", "test": "test"}[self.subcommand])
+            self.datamodule.setup(self.subcommand)
             for split in {"fit": ("train", "validation"), "validate": ("validation",)}.get(self.subcommand, ("test",)):
                 self.datamodule.check(Limits.of(self.model.masked), split)
             if self.subcommand == "fit":
@@ -155,15 +157,15 @@ class EdgepruneCLI(LightningCLI):
         """Leave our progress out where it is switched off, and where the config names a bar of its own."""
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
-        own = any(isinstance(item, ProgressBar) for item in given)
-        shown = not own and config.get("enable_progress_bar") is not False
+        replaced = any(isinstance(item, ProgressBar) for item in given)
+        shown = not replaced and config.get("enable_progress_bar") is not False
         progress = [item for item in callbacks if isinstance(item, RunProgress)] if shown else []
         config["callbacks"] = [*progress, *given]  # first, so that it stops before what others show at the end
         return super()._instantiate_trainer(config, [item for item in callbacks if not isinstance(item, RunProgress)])
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run it; what Lightning refuses only now is one line too."""
-        with refusals(self.config[subcommand], ValueError):
+        with refused_options(self.config[subcommand], ValueError):
             super()._run_subcommand(subcommand)
 
     def _write_whole_files(self) -> None:

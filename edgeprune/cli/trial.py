@@ -27,8 +27,10 @@ def log_as_trial(config: Namespace, folder: Path) -> None:
     """Replace the loggers of a config: a CSV log in the trial's folder, and W&B, with the config's own W&B settings."""
     given = config.trainer.logger
     loggers: list[Any] = given if isinstance(given, list) else [given]
-    own = [item for item in loggers if isinstance(item, Namespace) and str(item.class_path).endswith("WandbTracker")]
-    tracker = own[0].clone() if own else Namespace(class_path=TRACKER, init_args=Namespace())
+    trackers = [
+        item for item in loggers if isinstance(item, Namespace) and str(item.class_path).endswith("WandbTracker")
+    ]
+    tracker = trackers[0].clone() if trackers else Namespace(class_path=TRACKER, init_args=Namespace())
     settings: Namespace = tracker.init_args
     settings.save_dir = str(folder)
     settings.name = None  # the sweep names its runs

@@ -15,13 +15,13 @@ from typing import Any, cast
 import torch
 import transformers
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from edgeprune.compiled.trained_induction import FILE, LONGEST, SHORTEST, WEIGHTS, empty_model, sample
 from edgeprune.compiled.transformer import CompiledLayer, CompiledTransformer
+from edgeprune.console import ProgressReporter
 from edgeprune.errors import EdgepruneError
 from edgeprune.paths import check_writable
 from edgeprune.tables import Numbers, table
@@ -142,13 +142,8 @@ def _run(steps: int, seed: int, out: Path) -> int:
         raise EdgepruneError(f"--seed must lie in 0 to 2^63 - 1, got {seed}")
     check_writable(out, "--out")
     console = Console()
-    with Progress(console=console) as progress:
-        task = progress.add_task("training", total=steps)
-        model = train(
-            steps,
-            seed,
-            lambda step, loss: progress.update(task, completed=step + 1, description=f"training, loss {loss:.3f}"),
-        )
+    with ProgressReporter() as bars:
+        model = train(steps, seed, lambda step, loss: bars.report("training", step + 1, steps, lambda: {"loss": loss}))
     share = accuracy(model)
     console.print(_table(head_scores(model)))
     console.print(f"accuracy on held-out repeats: {share:.4f}")

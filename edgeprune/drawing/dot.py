@@ -8,7 +8,7 @@ from edgeprune.drawing.captions import title
 from edgeprune.drawing.edges import edges_of, union
 from edgeprune.drawing.layout import Layout, lay_out
 from edgeprune.drawing.palette import LIGHT, line_width
-from edgeprune.paths import whole_file
+from edgeprune.paths import write_whole_text
 
 
 def dot(circuit: Circuit, other: Circuit | None = None) -> str:
@@ -62,5 +62,4 @@ def _quoted(text: str) -> str:
 
 def write_dot(circuit: Circuit, path: str | Path, other: Circuit | None = None) -> None:
     """Write `dot` to a file."""
-    with whole_file(Path(path)) as partial:
-        partial.write_text(dot(circuit, other), encoding="utf-8")
+    write_whole_text(Path(path), dot(circuit, other))

@@ -18,7 +18,7 @@ from edgeprune.drawing.layout import NODE_HEIGHT, READER, Layout, lay_out
 from edgeprune.drawing.palette import DARK, LIGHT, STRONGEST, WEAKEST
 from edgeprune.graph import EdgeGraph
 from edgeprune.pages import page_template
-from edgeprune.paths import whole_file
+from edgeprune.paths import write_whole_text
 
 SCHEMA = "edgeprune-viewer/1"
 
@@ -58,8 +58,7 @@ def write_viewer(
 ) -> None:
     """Write `viewer_html` to a file."""
     page = viewer_html(circuits, start, compare)
-    with whole_file(Path(path)) as partial:
-        partial.write_text(page, encoding="utf-8")
+    write_whole_text(Path(path), page)
 
 
 def _places(graph: EdgeGraph, keep: Tensor, layout: Layout) -> dict[str, Any]:

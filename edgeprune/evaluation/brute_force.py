@@ -10,19 +10,18 @@ arithmetic it shares between circuits (`edgeprune.evaluation.enumeration`); load
     found.front()        # for each number of edges, the best that can be had
 """
 
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
 from edgeprune.compiled.transformer import CompiledTransformer
+from edgeprune.console import Progress, ProgressReporter
 from edgeprune.errors import EdgepruneError
-from edgeprune.evaluation.enumeration import Enumeration, MemoryBudgetError, Report
+from edgeprune.evaluation.enumeration import Enumeration, MemoryBudgetError
 from edgeprune.graph import EdgeGraph
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.states import WriterStates
@@ -160,8 +159,10 @@ def brute_force(
     """
     free = _check(model, among, reduce, rest)
     open_ = model.graph.exists & ~free if rest == "open" else torch.zeros_like(free)
-    with _bar(progress) as report:
-        errors = _Search(model, error, reduce == "max", free, open_, report, int(memory_gb * 1e9)).run(batch, ablated)
+    with ProgressReporter(stderr=True, quiet=not progress) as bars:
+        errors = _Search(model, error, reduce == "max", free, open_, bars.report, int(memory_gb * 1e9)).run(
+            batch, ablated
+        )
     if reduce == "mean":
         errors = errors / len(batch)
     return BruteForce(model.graph, _edge_names(model.graph, free), _edge_names(model.graph, open_), errors)
@@ -175,7 +176,7 @@ class _Search(NamedTuple):
     worst: bool
     free: Tensor
     open: Tensor
-    report: Report
+    report: Progress
     num_bytes: int
 
     def run(self, batch: PairBatch, ablated: WriterStates) -> Tensor:
@@ -235,15 +236,6 @@ def _check(model: MaskedModel, among: Sequence[str] | None, reduce: str, rest: s
             "from in `among`"
         )
     return free
-
-
-@contextmanager
-def _bar(shown: bool) -> Generator[Report]:
-    with Progress(disable=not shown, transient=True) as progress:
-        task = progress.add_task("brute force")
-        yield lambda what, done, total: progress.update(
-            task, description=f"brute force, {what}", completed=done, total=total
-        )
 
 
 def _num_bits(size: int) -> Tensor:

@@ -23,11 +23,11 @@ from torch.nn.functional import linear
 
 from edgeprune.batch import PairBatch
 from edgeprune.compiled.transformer import CompiledAttention, CompiledLayer, CompiledMLP, CompiledTransformer
+from edgeprune.console import Progress
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.states import WriterStates
 
 CHUNK_BYTES = 32 * 2**20  # of projected values worked on at a time
-Report = Callable[[str, int, int], None]  # what is being worked on, how much of it is done, how much there is
 
 
 class MemoryBudgetError(Exception):
@@ -144,7 +144,7 @@ class Enumeration:
         ablated: WriterStates,
         free: Tensor,
         open_: Tensor,
-        report: Report,
+        report: Progress,
         num_bytes: int,
     ) -> None:
         self.budget = _Budget(num_bytes)
@@ -326,12 +326,12 @@ def _unique(columns: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, Te
     return which, place
 
 
-def _split(rows: Tensor, example: Tensor, what: str, report: Report) -> Iterator[Tensor]:
+def _split(rows: Tensor, example: Tensor, what: str, report: Progress) -> Iterator[Tensor]:
     """Rows in parts whose values, each as large as `example`, fill about `CHUNK_BYTES`."""
     size = max(1, CHUNK_BYTES // (example.numel() * example.element_size()))
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
-        report(what, min(start + size, len(rows)), len(rows))
+        report(f"brute force, {what}", min(start + size, len(rows)), len(rows))
 
 
 def _allowed(batch: PairBatch, causal: bool) -> Tensor:

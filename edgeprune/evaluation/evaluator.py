@@ -1,7 +1,7 @@
 """A model on fixed pairs under one ablation, ready to evaluate any number of circuits."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
@@ -11,18 +11,13 @@ from torch import Tensor
 
 from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
+from edgeprune.console import Progress, no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
 from edgeprune.metrics.examples import ExampleValues
 from edgeprune.metrics.measure import measure_examples
 from edgeprune.metrics.registry import STANDARD
 from edgeprune.models.masked import MaskedModel
-
-Progress = Callable[[str, int, int], None]  # what, done, total
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """A progress report that goes nowhere."""
 
 
 @final
@@ -36,7 +31,7 @@ class Evaluator:
         batches: The pairs.
         split: Which split they are of.
         measures: What is measured, names in `edgeprune.metrics.registry`.
-        progress: Told what is being run, how many batches are done, and of how many.
+        progress: Gets what is being run, how many batches are done, and of how many.
     """
 
     model: MaskedModel
@@ -44,7 +39,7 @@ class Evaluator:
     batches: Sequence[PairBatch]
     split: str = "test"
     measures: tuple[str, ...] = STANDARD
-    progress: Progress = silent
+    progress: Progress = no_progress
 
     def __post_init__(self) -> None:
         if not self.batches:

@@ -29,7 +29,7 @@ from edgeprune.formats.eap_ig import (
     width_of,
 )
 from edgeprune.graph import EdgeGraph
-from edgeprune.paths import whole_file
+from edgeprune.paths import write_whole_text
 
 _KEYS = ("cfg", "nodes", "edges")
 
@@ -55,8 +55,7 @@ class EapIgJson(AbstractFormat):
         content, notes = to_file(circuit, options)
         if content.scores is not None and not content.graph.to_vector(content.scores).isfinite().all():
             raise EdgepruneError("scores of existing edges must be finite: JSON has no NaN and no infinity")
-        with whole_file(path) as partial:
-            partial.write_text(json.dumps(to_json(content)), encoding="utf-8")
+        write_whole_text(path, json.dumps(to_json(content)))
         return notes
 
 

@@ -19,7 +19,7 @@ from edgeprune.formats import acdc
 from edgeprune.formats.base import AbstractFormat, ExportOptions, Imported, Loaded, need_graph, not_held, refuse_twice
 from edgeprune.formats.views import on_graph, per_group, per_head
 from edgeprune.graph import EdgeGraph
-from edgeprune.paths import whole_file
+from edgeprune.paths import write_whole_text
 
 NO_GRAPH = "the graph is left out: reading needs the model"
 Tool = Literal["own", "edge-pruning", "auto-circuit", "acdc"]
@@ -172,8 +172,7 @@ def _tool(entry: Any) -> Tool:
 
 def save_list(path: Path, content: list[Any]) -> None:
     """Write a JSON list, whole or not at all."""
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_whole_text(path, json.dumps(content, indent=1) + "\n")
 
 
 # -------------------------------------------------------------------- ours

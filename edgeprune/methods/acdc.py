@@ -23,12 +23,13 @@ import torch
 from torch import Tensor
 
 from edgeprune.circuit import Circuit
+from edgeprune.console import Progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
 from edgeprune.methods.acdc_losses import AbstractLosses, PlainLosses, TailLosses
 from edgeprune.methods.acdc_order import Order, receiver_order, sender_order
 from edgeprune.methods.acdc_state import Run, State, identify
-from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
+from edgeprune.methods.discovery import AbstractDiscovery, Discovery
 from edgeprune.methods.problem import Problem
 
 Evaluation = Literal["plain", "reuse", "speculative"]
@@ -88,7 +89,7 @@ class ACDC(AbstractDiscovery):
                 f"memory_gb must be above 0 and tie_margin at least 0, got {self.memory_gb} and {self.tie_margin}"
             )
 
-    def discover(self, problem: Problem, report: Report, folder: Path | None = None) -> Discovery:
+    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> Discovery:
         """Find the circuit of each tau.
 
         Args:

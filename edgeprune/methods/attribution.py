@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
+from edgeprune.console import Progress, no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods.problem import FLAT, Metric, Problem
 from edgeprune.models.masked import COMPUTED, MaskedModel
@@ -120,13 +121,16 @@ def _of_example(field: Tensor, row: int, length: int) -> Tensor:
     return field[:, :, :length] if field.shape[1] == 1 else field[:, row : row + 1, :length]
 
 
-def mean_over_examples(problem: Problem, score: BatchScores, report: Callable[[int, int], None]) -> Tensor:
+def mean_over_examples(
+    problem: Problem, score: BatchScores, report: Progress = no_progress, what: str = "batches"
+) -> Tensor:
     """Sum of `score` over all batches, divided by the number of examples: how they are batched does not matter.
 
     Args:
         problem: Where batches come from.
         score: Scores `[reader, writer]` of a batch (pairs, full logits, ablated states), summed over its examples.
-        report: Called with the number of batches done, and of all.
+        report: Gets `what`, the number of batches done, and of all.
+        what: Names the work in its reports.
 
     Returns:
         Float64 `[reader, writer]` on the CPU.
@@ -134,7 +138,7 @@ def mean_over_examples(problem: Problem, score: BatchScores, report: Callable[[i
     total = torch.zeros(problem.model.graph.shape, dtype=torch.float64)
     for done, (batch, full, ablated) in enumerate(problem.frozen(), start=1):
         total += score(batch, full, ablated).double().cpu()
-        report(done, len(problem.batches))
+        report(what, done, len(problem.batches))
     return total / problem.num_examples
 
 

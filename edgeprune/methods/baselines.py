@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
+from edgeprune.console import Progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods.attribution import mean_over_examples
-from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
+from edgeprune.methods.discovery import AbstractDiscovery, Discovery
 from edgeprune.methods.problem import Problem
 from edgeprune.models.outputs import writer_outputs
 from edgeprune.models.states import WriterStates
@@ -29,7 +30,7 @@ class RandomScores(AbstractDiscovery):
 
     seed: int = 0
 
-    def discover(self, problem: Problem, report: Report, folder: Path | None = None) -> Discovery:
+    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> Discovery:
         """Draw a score for every edge."""
         graph = problem.model.graph
         noise = torch.rand(graph.shape, generator=torch.Generator().manual_seed(self.seed))
@@ -58,13 +59,13 @@ class ActivationMagnitude(AbstractDiscovery):
         if self.of not in get_args(Of):
             raise EdgepruneError(f"of must be one of {', '.join(get_args(Of))}, got {self.of!r}")
 
-    def discover(self, problem: Problem, report: Report, folder: Path | None = None) -> Discovery:
+    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> Discovery:
         """Score every edge."""
 
         def score(batch: PairBatch, full: Tensor, ablated: WriterStates) -> Tensor:
             return self._norms(problem, batch, ablated)
 
-        scores = mean_over_examples(problem, score, lambda done, total: report("activation magnitude", done, total))
+        scores = mean_over_examples(problem, score, report, "activation magnitude")
         return Discovery(scores, about={"forward_passes": len(problem.batches)})
 
     @torch.no_grad()

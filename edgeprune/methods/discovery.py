@@ -1,7 +1,7 @@
 """A method that does not train: it scores edges, or finds circuits, in one go."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from edgeprune.circuit import Circuit
+from edgeprune.console import Progress
 from edgeprune.methods.problem import Problem
-
-Report = Callable[[str, int, int], None]  # what is being done, how many done, how many in all
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +35,7 @@ class AbstractDiscovery(ABC):
     """A method that does not train. A final class is a frozen dataclass whose fields are its settings."""
 
     @abstractmethod
-    def discover(self, problem: Problem, report: Report, folder: Path | None = None) -> Discovery:
+    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> Discovery:
         """Find out which edges matter.
 
         Args:

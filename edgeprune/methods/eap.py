@@ -8,10 +8,11 @@ from typing import Any, final
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
+from edgeprune.console import Progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.gates import uniform_noise
 from edgeprune.methods.attribution import closing_curvatures, closing_effects, mean_over_examples, open_gates
-from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
+from edgeprune.methods.discovery import AbstractDiscovery, Discovery
 from edgeprune.methods.problem import FLAT, Problem
 from edgeprune.models.states import WriterStates
 
@@ -47,7 +48,7 @@ class EAP(AbstractDiscovery):
         if self.samples < 1:
             raise EdgepruneError(f"samples must be at least 1, got {self.samples}")
 
-    def discover(self, problem: Problem, report: Report, folder: Path | None = None) -> Discovery:
+    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> Discovery:
         """Score every edge."""
         gates = open_gates(problem.model)
         first_order = problem.metric not in FLAT
@@ -57,7 +58,7 @@ class EAP(AbstractDiscovery):
                 return closing_effects(problem, batch, full, ablated, gates)
             return closing_curvatures(problem, batch, full, ablated, gates, self._signs) / self.samples
 
-        scores = mean_over_examples(problem, score, lambda done, total: report("EAP", done, total))
+        scores = mean_over_examples(problem, score, report, "EAP")
         passes = len(problem.batches) if first_order else self.samples * problem.num_examples
         return Discovery(scores, about={"order": 1 if first_order else 2, "backward_passes": passes})
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
+from edgeprune.console import Progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods.attribution import closing_effects, mean_over_examples, open_gates
-from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
+from edgeprune.methods.discovery import AbstractDiscovery, Discovery
 from edgeprune.methods.problem import Problem
 from edgeprune.models.states import FixedOutputs, WriterStates
 
@@ -54,7 +55,7 @@ class EAPIG(AbstractDiscovery):
         if self.steps < 1:
             raise EdgepruneError(f"steps must be at least 1, got {self.steps}")
 
-    def discover(self, problem: Problem, report: Report, folder: Path | None = None) -> Discovery:
+    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> Discovery:
         """Score every edge."""
         gates, runs = open_gates(problem.model), self._num_runs(problem)
         total, done = runs * len(problem.batches), 0
@@ -68,7 +69,7 @@ class EAPIG(AbstractDiscovery):
                 report(f"EAP-IG ({self.variant})", done, total)
             return scores / runs
 
-        scores = mean_over_examples(problem, score, lambda done, total: None)
+        scores = mean_over_examples(problem, score)
         return Discovery(scores, about={"backward_passes": total})
 
     def _num_runs(self, problem: Problem) -> int:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
+from edgeprune.console import Progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
 from edgeprune.methods.attribution import open_gates
-from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
+from edgeprune.methods.discovery import AbstractDiscovery, Discovery
 from edgeprune.methods.identity import identity_of
 from edgeprune.methods.problem import Problem
 from edgeprune.metrics.measure import gated_logits
@@ -42,7 +43,7 @@ class ExactEdgePatching(AbstractDiscovery):
     edges: tuple[str, ...] | None = None
 
     @torch.no_grad()
-    def discover(self, problem: Problem, report: Report, folder: Path | None = None) -> Discovery:
+    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> Discovery:
         """Score the edges."""
         graph = problem.model.graph
         edges = self._edges(graph)

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
+from edgeprune.console import Progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
 from edgeprune.methods.attribution import require_slope
-from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
+from edgeprune.methods.discovery import AbstractDiscovery, Discovery
 from edgeprune.methods.node_gates import NodeMap
 from edgeprune.methods.problem import Problem
 from edgeprune.models.block import Edits, Site
@@ -58,7 +59,7 @@ class HISP(AbstractDiscovery):
         if self.formula not in get_args(Formula):
             raise EdgepruneError(f"formula must be one of {', '.join(get_args(Formula))}, got {self.formula!r}")
 
-    def discover(self, problem: Problem, report: Report, folder: Path | None = None) -> Discovery:
+    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> Discovery:
         """One run forward and backward per batch, and one more forward for `"paper"`; nothing to resume."""
         require_slope(problem, "HISP")
         if self.formula == "paper" and problem.runs.spec.kind not in ("interchange", "zero"):

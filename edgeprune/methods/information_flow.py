@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
+from edgeprune.console import Progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods.attribution import mean_over_examples
-from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
+from edgeprune.methods.discovery import AbstractDiscovery, Discovery
 from edgeprune.methods.problem import Problem
 from edgeprune.models.outputs import reader_inputs, writer_outputs
 from edgeprune.models.states import WriterStates
@@ -64,14 +65,14 @@ class InformationFlowRoutes(AbstractDiscovery):
                 f"threshold must lie in [0, 1), got {self.threshold}: it is a share of what a reader hears"
             )
 
-    def discover(self, problem: Problem, report: Report, folder: Path | None = None) -> Discovery:
+    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> Discovery:
         """Score every edge."""
 
         def score(batch: PairBatch, full: Tensor, ablated: WriterStates) -> Tensor:
             return self._shares(problem, batch)
 
         what = "information flow routes"
-        scores = mean_over_examples(problem, score, lambda done, total: report(what, done, total))
+        scores = mean_over_examples(problem, score, report, what)
         return Discovery(scores, about={"forward_passes": len(problem.batches)})
 
     @torch.no_grad()

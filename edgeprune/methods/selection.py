@@ -10,7 +10,7 @@ from torch import Tensor
 from edgeprune.circuit import Circuit, edges_at
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
-from edgeprune.runs import asked_name
+from edgeprune.runs import numbered_name
 
 Rule = Literal["top_n", "greedy", "threshold"]
 
@@ -109,9 +109,9 @@ class Selection:
         dangling ones were dropped.
         """
         if self.rule == "threshold":
-            cuts = {asked_name(value, "threshold-", "g"): value for value in sorted(set(self.thresholds))}
+            cuts = {numbered_name(value, "threshold-", "g"): value for value in sorted(set(self.thresholds))}
         else:
-            cuts = {asked_name(value): value for value in sorted(set(self.sparsities))}
+            cuts = {numbered_name(value): value for value in sorted(set(self.sparsities))}
         return {name: self._circuit(graph, scores, value) for name, value in cuts.items()}
 
     def _circuit(self, graph: EdgeGraph, scores: Tensor, value: float) -> Circuit:

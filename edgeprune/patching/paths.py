@@ -17,9 +17,9 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor
 
+from edgeprune.console import Progress, no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
-from edgeprune.methods.discovery import Report
 from edgeprune.methods.problem import Problem
 from edgeprune.models.block import Edits, Site
 from edgeprune.models.masked import MaskedModel
@@ -62,7 +62,7 @@ def path(
     mlps: Between = "recompute",
     *,
     direction: Direction = "noising",
-    report: Report | None = None,
+    report: Progress = no_progress,
 ) -> PatchingResult:
     """Patch the direct paths from each sender to the receivers.
 
@@ -106,8 +106,7 @@ def path(
             logits = _three_runs(model, pair, _Sender.named(name, model, pair, direction), chosen, mlps)
             tally.add(number, (metric_of(problem, pair.clean, logits, moved), *ends), every)
             done += 1
-            if report is not None:
-                report("patching paths", done, total)
+            report("patching paths", done, total)
     return PatchingResult(
         **tally.tensors([len(names) for names in labels]),
         dims=dims,

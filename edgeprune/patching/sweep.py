@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
+from edgeprune.console import Progress, no_progress
 from edgeprune.errors import EdgepruneError
-from edgeprune.methods.discovery import Report
 from edgeprune.methods.problem import Problem
 from edgeprune.models.masked import MaskedModel
 from edgeprune.patching.result import PatchingResult, Tally
@@ -36,7 +36,7 @@ def activation(
     by: Sequence[str] | None = None,
     *,
     direction: Direction = "noising",
-    report: Report | None = None,
+    report: Progress = no_progress,
 ) -> PatchingResult:
     """Patch every site of one kind, one at a time.
 
@@ -82,8 +82,7 @@ def activation(
                     metric = metric_of(problem, pair.clean, logits, moved)
                     tally.add(row * len(sites) + number, (metric, *ends), wheres[number].any(1))
             done += 1
-            if report is not None:
-                report(f"patching {what}", done, total)
+            report(f"patching {what}", done, total)
     return PatchingResult(
         **tally.tensors([len(names) for names in labels]),
         dims=dims,

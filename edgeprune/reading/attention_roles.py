@@ -23,8 +23,9 @@ from torch.nn.functional import normalize
 
 from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
+from edgeprune.console import Progress, no_progress
 from edgeprune.errors import EdgepruneError
-from edgeprune.evaluation.evaluator import Evaluator, Progress, silent
+from edgeprune.evaluation.evaluator import Evaluator
 from edgeprune.json_numbers import json_fields, json_numbers
 from edgeprune.models.masked import MaskedModel
 from edgeprune.nodes import node_names, nodes_of_readers
@@ -91,7 +92,7 @@ AttentionOf = Callable[[PairBatch, Tensor], Tensor]  # pairs, parts `[batch, seq
 def head_roles(
     model: MaskedModel,
     batches: Sequence[PairBatch],
-    progress: Progress = silent,
+    progress: Progress = no_progress,
     attention: AttentionOf | None = None,
 ) -> HeadRoles:
     """Attention of all heads of the model between the parts of clean prompts.
@@ -99,7 +100,7 @@ def head_roles(
     Args:
         model: Of any family.
         batches: Pairs of a task with roles.
-        progress: Called with how many batches are done.
+        progress: Gets how many batches are done.
         attention: That of another run of the model, such as a circuit's; None: of the full model.
 
     Raises:
@@ -264,7 +265,7 @@ class RoleProfile:
 
 
 def role_profile(
-    model: MaskedModel, batches: Sequence[PairBatch], circuit: Circuit, progress: Progress = silent
+    model: MaskedModel, batches: Sequence[PairBatch], circuit: Circuit, progress: Progress = no_progress
 ) -> RoleProfile:
     """A circuit in terms of what its heads attend to.
 
@@ -272,7 +273,7 @@ def role_profile(
         model: Whose circuit it is.
         batches: Pairs of a task with roles; the clean prompts are run.
         circuit: The circuit.
-        progress: Called with how many batches are done.
+        progress: Gets how many batches are done.
 
     Raises:
         EdgepruneError: The circuit is of another graph, or no prompt has a role.

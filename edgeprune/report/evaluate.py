@@ -5,7 +5,6 @@ The form of the result (schema `edgeprune-evaluation/1`) is described in docs/gu
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import combinations
 from typing import Any, final
 
@@ -15,10 +14,11 @@ from edgeprune.canonical import CanonicalCircuit
 from edgeprune.circuit import Circuit
 from edgeprune.comparison.known import against_known
 from edgeprune.comparison.overlap import compare_every_two, edge_kinds, reader_layers
+from edgeprune.console import Progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.completeness import KnockOutOptions, find_completeness
 from edgeprune.evaluation.controls import run_controls
-from edgeprune.evaluation.evaluator import Evaluator, Progress, answer_measure, divergence_measure
+from edgeprune.evaluation.evaluator import Evaluator, answer_measure, divergence_measure
 from edgeprune.evaluation.hypothesis import HypothesisOptions, run_hypothesis_tests
 from edgeprune.evaluation.mib import mib_curves
 from edgeprune.evaluation.minimality import marginal_effects
@@ -210,7 +210,7 @@ def _pairs(
 ) -> Iterator[Json]:
     """Every two circuits: what they share, and how their figures differ on the same pairs."""
     evaluated = values.circuits(slice(2, 2 + len(circuits)))
-    differences = paired_differences(evaluated, **vars(resampling), report=partial(progress, "every two circuits"))
+    differences = paired_differences(evaluated, **vars(resampling), report=progress)
     places = combinations(range(len(circuits)), 2)
     for (a, b), overlap, found in zip(places, compare_every_two(circuits), differences, strict=True):
         yield {"a": a, "b": b, **overlap, "differences": {name: one.to_dict() for name, one in found.items()}}

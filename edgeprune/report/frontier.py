@@ -1,6 +1,5 @@
 """Sparsity against faithfulness for the circuits of one run: rows, the table, `frontier.csv` and `frontier.png`."""
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,10 +11,14 @@ from edgeprune.circuit import Circuit
 from edgeprune.metrics.registry import STANDARD as MEASURES
 from edgeprune.metrics.registry import measure_named
 from edgeprune.objectives import Objective
-from edgeprune.paths import save_figure, whole_file
+from edgeprune.paths import save_figure, write_table
 from edgeprune.tables import Numbers, beside, table
 
 Row = dict[str, Any]
+ERROR_LABELS: dict[Objective, str] = {
+    "kl": "KL(full || circuit), nats",
+    "squared_error": "squared error of the outputs",
+}
 
 
 def frontier_row(
@@ -63,10 +66,7 @@ def frontier_table(title: str, rows: Sequence[Row], objective: Objective = "kl",
 
 def write_frontier(folder: Path, rows: Sequence[Row], objective: Objective = "kl") -> None:
     """Write `frontier.csv` and `frontier.png` in `folder`, each whole or not at all."""
-    with whole_file(folder / "frontier.csv") as partial, partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(folder / "frontier.csv", rows)
     plot_frontier(rows, folder / "frontier.png", objective)
 
 
@@ -85,8 +85,7 @@ def plot_frontier(rows: Sequence[Row], path: Path, objective: Objective = "kl") 
     axes.plot(
         kept, [row[f"random_{objective}"] for row in rows], "s--", color="0.6", label="random circuit of the same size"
     )
-    label = {"kl": "KL(full || circuit), nats", "squared_error": "squared error of the outputs"}[objective]
-    axes.set(xlabel="edges kept (%)", ylabel=label, ylim=(0, None))
+    axes.set(xlabel="edges kept (%)", ylabel=ERROR_LABELS[objective], ylim=(0, None))
     if kept:
         axes.set_xscale("log")
         ticks = [value for value in (50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1) if min(kept) <= value <= max(kept)]

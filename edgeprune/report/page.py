@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.pages import page_template
-from edgeprune.paths import whole_file
+from edgeprune.paths import write_whole_text
 from edgeprune.report import analyses, behaviour, criteria, overview, structure, variations
 from edgeprune.report.blocks import Section
 from edgeprune.report.glossary import glossary
@@ -63,5 +63,4 @@ def write_report(result: Mapping[str, Any], path: Path) -> None:
         path: The HTML file.
     """
     page = report_html(result)
-    with whole_file(path) as partial:
-        partial.write_text(page, encoding="utf-8")
+    write_whole_text(path, page)

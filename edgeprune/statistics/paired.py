@@ -1,7 +1,7 @@
 """Two circuits on the same examples: the difference of their figures, with an interval and a p-value."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, final
@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from edgeprune.console import Progress, no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.json_numbers import json_fields
 from edgeprune.metrics.examples import ExampleValues
@@ -93,7 +94,7 @@ def paired_differences(
     level: float = LEVEL,
     seed: int = 0,
     permutations: int = PERMUTATIONS,
-    report: Callable[[int, int], None] = lambda done, total: None,
+    report: Progress = no_progress,
 ) -> list[dict[str, Difference]]:
     """`paired_difference` of every two circuits by every measure.
 
@@ -106,7 +107,7 @@ def paired_differences(
         level: Share of the draws inside the interval.
         seed: Of the draws and of the exchanges.
         permutations: Random exchanges, and the most that are tried in turn.
-        report: Called with how many differences are found, and of how many.
+        report: Gets how many differences are found, and of how many.
 
     Returns:
         For every two circuits (0 and 1, 0 and 2, ...), the earlier one minus the later one, by measure.
@@ -130,7 +131,7 @@ def paired_differences(
             for group in same:
                 group.exchange(signs)
                 done += group.num_pairs * len(signs) / number
-                report(round(done), total)
+                report("every two circuits", round(done), total)
         for group in same:
             for place, figure, as_large in group.results(level):
                 p_value = as_large / number if exact else (as_large + 1) / (number + 1)

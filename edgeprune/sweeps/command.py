@@ -8,28 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.paths import whole_file
+from edgeprune.paths import write_whole_text
 
 _VARIABLE = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
 _MACRO = re.compile(r"\$\{([^}]*)\}")
-MACROS = (
-    "env",
-    "interpreter",
-    "program",
-    "args",
-    "args_no_equals",
-    "args_no_hyphens",
-    "args_no_boolean_flags",
-    "args_append_hydra",
-    "args_override_hydra",
-    "args_json",
-    "args_json_file",
-)
 PROGRAMS = ("edgeprune", "edgeprune.exe")
 
 
 def trial_command(words: Sequence[str], program: str, values: Mapping[str, Any], json_file: Path) -> list[str]:
-    """Words to run.
+    """The words to run, from `command` and `program` of the file.
 
     Args:
         words: The file's `command`.
@@ -40,23 +27,9 @@ def trial_command(words: Sequence[str], program: str, values: Mapping[str, Any],
     >>> trial_command(["${program}", "fit", "${args}"], "edgeprune", {"seed_everything": 1}, Path("x.json"))
     ['edgeprune', 'fit', '--seed_everything=1']
     """
-    text = json.dumps(dict(values))
-    macros: dict[str, list[str]] = {
-        "env": ["/usr/bin/env"] if os.name != "nt" else [],
-        "interpreter": ["python"],
-        "program": [program] if program else [],
-        "args": [f"--{name}={value}" for name, value in values.items()],
-        "args_no_equals": [word for name, value in values.items() for word in (f"--{name}", str(value))],
-        "args_no_hyphens": [f"{name}={value}" for name, value in values.items()],
-        "args_no_boolean_flags": [_flag(name, value) for name, value in values.items() if value is not False],
-        "args_append_hydra": [f"+{name}={value}" for name, value in values.items()],
-        "args_override_hydra": [f"++{name}={value}" for name, value in values.items()],
-        "args_json": [text],
-        "args_json_file": [str(json_file)],
-    }
+    macros = _macros(program, values, json_file)
     if "${args_json_file}" in words:
-        with whole_file(json_file) as partial:
-            partial.write_text(text, encoding="utf-8")
+        write_whole_text(json_file, json.dumps(dict(values)))
     done: list[str] = []
     for word in words:
         filled = _VARIABLE.sub(lambda match: os.environ.get(match[1], match[1]), word)
@@ -81,10 +54,27 @@ def fit_arguments(words: Sequence[str]) -> list[str]:
     return arguments
 
 
+def _macros(program: str, values: Mapping[str, Any], json_file: Path) -> dict[str, list[str]]:
+    """Words that each macro stands for."""
+    return {
+        "env": ["/usr/bin/env"] if os.name != "nt" else [],
+        "interpreter": ["python"],
+        "program": [program] if program else [],
+        "args": [f"--{name}={value}" for name, value in values.items()],
+        "args_no_equals": [word for name, value in values.items() for word in (f"--{name}", str(value))],
+        "args_no_hyphens": [f"{name}={value}" for name, value in values.items()],
+        "args_no_boolean_flags": [_flag(name, value) for name, value in values.items() if value is not False],
+        "args_append_hydra": [f"+{name}={value}" for name, value in values.items()],
+        "args_override_hydra": [f"++{name}={value}" for name, value in values.items()],
+        "args_json": [json.dumps(dict(values))],
+        "args_json_file": [str(json_file)],
+    }
+
+
 def unknown_macros(words: Sequence[str]) -> list[str]:
     """Macros that W&B would drop without a word."""
     found = [match[1] for match in map(_MACRO.fullmatch, words) if match and not match[1].startswith("envvar:")]
-    return [name for name in found if name not in MACROS]
+    return [name for name in found if name not in _macros("", {}, Path())]
 
 
 def _flag(name: str, value: Any) -> str:

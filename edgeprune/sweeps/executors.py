@@ -4,6 +4,7 @@ import importlib
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +16,25 @@ REFRESH_SECONDS = 0.5
 
 
 def run_local(folder: Path, workers: int, show: Callable[[], None]) -> None:
-    """Run a sweep's trials here, `workers` at a time.
-
-    Args:
-        folder: The sweep's.
-        workers: How many.
-        show: Called about twice a second.
+    """Run a sweep's trials here, `workers` at a time; `show` is called about twice a second.
 
     Raises:
-        EdgepruneError: The first that a worker raised; the others end their trials first.
+        EdgepruneError: One that a worker raised; the others end their trials first.
     """
     stop = threading.Event()
-    errors: list[BaseException] = []
-
-    def worker() -> None:
+    with ThreadPoolExecutor(workers, "sweep") as pool:
         try:
-            work(Store.open(folder), stop)
-        except BaseException as error:
-            errors.append(error)
+            running = [pool.submit(lambda: work(Store.open(folder), stop)) for _ in range(workers)]
+            pending, failed = set(running), False
+            while pending and not failed:
+                done, pending = wait(running, REFRESH_SECONDS, FIRST_EXCEPTION)
+                failed = any(one.exception() for one in done)
+                show()
+        finally:
             stop.set()
-
-    threads = [threading.Thread(target=worker, name=f"sweep-{number}") for number in range(workers)]
-    for thread in threads:
-        thread.start()
-    try:
-        while any(thread.is_alive() for thread in threads):
-            show()
-            stop.wait(REFRESH_SECONDS)
-            if stop.is_set():
-                break
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
     show()
-    if errors:
-        raise errors[0]
+    for one in running:
+        one.result()
 
 
 def run_ray(folder: Path, workers: int, show: Callable[[], None], cpus: float = 1.0, gpus: float = 0.0) -> None:
@@ -64,7 +48,7 @@ def run_ray(folder: Path, workers: int, show: Callable[[], None], cpus: float = 
         gpus: Of each task.
 
     Raises:
-        EdgepruneError: If Ray is missing, or the first that a worker raised.
+        EdgepruneError: Ray is missing, or a worker raised one.
     """
     try:
         library: Any = importlib.import_module("ray")
@@ -73,8 +57,8 @@ def run_ray(folder: Path, workers: int, show: Callable[[], None], cpus: float = 
     started = not library.is_initialized()
     if started:
         address = os.environ.get("RAY_ADDRESS")
-        own = {} if address else {"num_cpus": max(1, round(workers * cpus)), "include_dashboard": False}
-        library.init(log_to_driver=False, logging_level="ERROR", configure_logging=False, **own)
+        started_here = {} if address else {"num_cpus": max(1, round(workers * cpus)), "include_dashboard": False}
+        library.init(log_to_driver=False, logging_level="ERROR", configure_logging=False, **started_here)
     try:
         task = library.remote(num_cpus=cpus, num_gpus=gpus, max_retries=-1)(_ray_worker)
         pending = [task.remote(str(folder.absolute()), str(Path.cwd())) for _ in range(workers)]

@@ -31,17 +31,11 @@ KEYS = (
 @final
 @dataclass(frozen=True)
 class Target:
-    """What a sweep is judged by.
+    """The metric that a sweep's trials are compared by."""
 
-    Attributes:
-        name: Of the logged number; its last value counts, as in W&B's summary of a run.
-        goal: Which way is better.
-        target: No trial starts any more once one is this good; None: all run.
-    """
-
-    name: str
+    name: str  # of the logged number; its last value counts, as in W&B's summary of a run
     goal: Literal["minimize", "maximize"] = "minimize"
-    target: float | None = None
+    target: float | None = None  # no trial starts any more once one is this good; None: all run
 
     def reached(self, value: float) -> bool:
         """Whether a trial with this value ends the sweep."""
@@ -53,33 +47,19 @@ class Target:
 @final
 @dataclass(frozen=True)
 class SweepFile:
-    """A sweep file.
+    """A sweep file."""
 
-    Attributes:
-        name: Of the sweep; the file's stem where it has none.
-        method: How parameters are chosen.
-        parameters: What to choose.
-        command: Of a trial, with W&B's macros.
-        program: What `${program}` stands for.
-        metric: What trials are judged by.
-        run_cap: The most trials; None: as many as a grid has.
-        project: W&B project.
-        entity: W&B user or team.
-        early_terminate: Whether the file has such a section, which has no effect here.
-        text: The file itself.
-    """
-
-    name: str
+    name: str  # the file's stem where it has none
     method: Method
     parameters: tuple[Parameter, ...]
-    command: tuple[str, ...]
-    program: str
-    metric: Target | None
-    run_cap: int | None
-    project: str | None
-    entity: str | None
-    early_terminate: bool
-    text: str
+    command: tuple[str, ...]  # of a trial, with W&B's macros
+    program: str  # what `${program}` stands for
+    metric: Target | None  # what trials are compared by
+    run_cap: int | None  # the most trials; None: as many as a grid has
+    project: str | None  # of W&B
+    entity: str | None  # W&B user or team
+    early_terminate: bool  # the file has such a section, which has no effect here
+    text: str  # of the file
 
     @classmethod
     def read(cls, path: Path) -> "SweepFile":

@@ -21,15 +21,10 @@ EDGE = 1e-6  # a normal distribution is drawn from between its quantiles EDGE an
 @final
 @dataclass(frozen=True)
 class Choice:
-    """One of some values.
-
-    Attributes:
-        values: To choose from.
-        probabilities: Of each; None: all alike.
-    """
+    """One of some values."""
 
     values: tuple[Any, ...]
-    probabilities: tuple[float, ...] | None = None
+    probabilities: tuple[float, ...] | None = None  # None: all alike
 
     def value(self, latent: float) -> Any:
         """The value of an index, or, with probabilities, of a number in [0, 1]."""
@@ -63,25 +58,15 @@ class Whole:
 @final
 @dataclass(frozen=True)
 class Continuous:
-    """A number from an interval of latent numbers.
+    """A number from an interval of latent numbers."""
 
-    Attributes:
-        low: Least latent number.
-        high: Greatest.
-        log: Whether the latent number itself is drawn on a logarithmic scale.
-        shape: From latent number to value.
-        mu: Mean of a normal shape.
-        sigma: Its standard deviation.
-        q: Step that values are rounded to; None: none.
-    """
-
-    low: float
-    high: float
-    log: bool = False
-    shape: Shape = "plain"
-    mu: float = 0.0
-    sigma: float = 1.0
-    q: float | None = None
+    low: float  # least latent number
+    high: float  # greatest
+    log: bool = False  # the latent number itself is drawn on a logarithmic scale
+    shape: Shape = "plain"  # from latent number to value
+    mu: float = 0.0  # mean of a normal shape
+    sigma: float = 1.0  # its standard deviation
+    q: float | None = None  # step that values are rounded to; None: none
 
     def value(self, latent: float) -> float:
         """The value of a latent number.
@@ -126,11 +111,7 @@ class Parameter:
 
 
 def read_parameters(section: Any, where: str) -> list[Parameter]:
-    """The parameters of a sweep file.
-
-    Args:
-        section: What stands under `parameters`.
-        where: The file, for error messages.
+    """The parameters of a sweep file, from what stands under `parameters`; `where` is the file, for messages.
 
     Raises:
         EdgepruneError: For the first one that W&B would not take either, or that has no counterpart here.

@@ -3,15 +3,13 @@
 import math
 import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.sweeps.file import SweepFile
 from edgeprune.sweeps.parameters import Choice, Distribution, Whole
-
-if TYPE_CHECKING:
-    from edgeprune.sweeps.store import Store, Trial
 
 JOURNAL = "journal.log"
 STUDY = "sweep"
@@ -25,45 +23,51 @@ def check_optuna() -> None:
         raise EdgepruneError("a sweep needs Optuna, which is not installed; pip install 'edgeprune[sweep]'") from None
 
 
-def sample(store: "Store", trials: "list[Trial]") -> dict[str, float]:
-    """Draw the latent numbers of trial number `len(trials)`; the caller holds the store's lock.
+def sample(folder: Path, sweep: SweepFile, seed: int, number: int, results: Mapping[int, float]) -> dict[str, float]:
+    """Draw the latent numbers of a trial; the caller holds the lock of the sweep's folder.
 
     The sampler's seed depends on the trial's number, so that a random search is the same whatever the number of
     workers, and whether or not it was interrupted.
+
+    Args:
+        folder: Of the sweep.
+        sweep: Its file.
+        seed: Of the whole sweep.
+        number: Of the trial.
+        results: The metric of earlier trials that are done, by their numbers.
     """
     import optuna
 
-    number = len(trials)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study = optuna.create_study(
-            storage=_journal(store),
+            storage=_journal(folder / JOURNAL),
             study_name=STUDY,
-            direction=store.sweep.metric.goal if store.sweep.metric else "minimize",
-            sampler=_sampler(store.sweep, store.plan.seed, number),
+            direction=sweep.metric.goal if sweep.metric else "minimize",
+            sampler=_sampler(sweep, seed, number),
             load_if_exists=True,
         )
         known = study.get_trials(deepcopy=False)
-        for trial in trials:
-            if trial.state == "done" and trial.value is not None and not known[trial.number].state.is_finished():
-                study.tell(trial.number, trial.value)
+        for earlier, value in results.items():
+            if not known[earlier].state.is_finished():
+                study.tell(earlier, value)
         if number < len(known):  # a worker died between drawing and writing it down
             drawn = optuna.trial.Trial(study, known[number]._trial_id)
         else:
-            if store.sweep.method == "grid":
-                study.enqueue_trial(store.sweep.combination(number))
+            if sweep.method == "grid":
+                study.enqueue_trial(sweep.combination(number))
             drawn = study.ask()
-        return {item.name: _draw(drawn, item.name, item.distribution) for item in store.sweep.parameters}
+        return {item.name: _draw(drawn, item.name, item.distribution) for item in sweep.parameters}
 
 
 def _sampler(sweep: SweepFile, seed: int, number: int) -> Any:
     import optuna
 
-    own = (seed * 1_000_003 + number) % 2**32
+    seed = (seed * 1_000_003 + number) % 2**32
     if sweep.method == "bayes":
-        return optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=own)
-    return optuna.samplers.RandomSampler(seed=own)
+        return optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=seed)
+    return optuna.samplers.RandomSampler(seed=seed)
 
 
 def _draw(trial: Any, name: str, distribution: Distribution) -> float:
@@ -76,7 +80,7 @@ def _draw(trial: Any, name: str, distribution: Distribution) -> float:
     return trial.suggest_float(name, 0.0, math.nextafter(1.0, 0.0))
 
 
-def _journal(store: "Store") -> Any:
+def _journal(path: Path) -> Any:
     import optuna
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
@@ -89,7 +93,6 @@ def _journal(store: "Store") -> Any:
         def release(self) -> None:
             pass
 
-    path = store.folder / JOURNAL
     if path.exists():
         _mend(path)
     return optuna.storages.JournalStorage(JournalFileBackend(str(path), Held(str(path))))

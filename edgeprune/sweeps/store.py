@@ -20,12 +20,13 @@ from typing import Any, Literal, cast, final
 from filelock import FileLock, Timeout
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.paths import whole_file
+from edgeprune.paths import write_whole_text
 from edgeprune.sweeps.file import SweepFile
 from edgeprune.sweeps.parameters import nested
+from edgeprune.sweeps.sampling import sample
 
-LEASE_SECONDS = 120.0  # a worker touches its lease every BEAT_SECONDS: six may be missed
-BEAT_SECONDS = 20.0
+LEASE_SECONDS = 120.0  # a worker touches its lease every RENEW_SECONDS: six may be missed
+RENEW_SECONDS = 20.0
 LOCK_SECONDS = 60.0  # a lock is held for milliseconds; who holds it longer hangs
 SWEEP, PLAN, LEASE, TRIAL = "sweep.yaml", "plan.json", "lease", "trial.json"
 
@@ -35,59 +36,34 @@ State = Literal["waiting", "running", "done", "failed"]
 @final
 @dataclass(frozen=True)
 class Trial:
-    """One trial as `trial.json` tells it.
+    """One trial as `trial.json` has it."""
 
-    Attributes:
-        number: From 0.
-        values: Parameters by dotted name.
-        latents: What the sampler drew for them.
-        state: `waiting` for one that is to run again.
-        value: The metric, once done.
-        reason: Why it failed.
-        host: Where it runs or ran.
-        seconds: How long it ran.
-        attempts: How often it was started.
-    """
-
-    number: int
-    values: dict[str, Any]
-    latents: dict[str, float]
-    state: State = "running"
-    value: float | None = None
-    reason: str | None = None
-    host: str = ""
-    seconds: float | None = None
-    attempts: int = 1
+    number: int  # from 0
+    values: dict[str, Any]  # parameters by dotted name
+    latents: dict[str, float]  # what the sampler drew for them
+    state: State = "running"  # waiting: to be run again
+    value: float | None = None  # the metric, once done
+    reason: str | None = None  # why it failed
+    host: str = ""  # where it runs or ran
+    seconds: float | None = None  # it ran
+    attempts: int = 1  # times it was started
 
 
 @final
 @dataclass(frozen=True)
 class Plan:
-    """What is fixed for a sweep's folder.
+    """What is fixed for a sweep's folder."""
 
-    Attributes:
-        ident: Part of the ids of its W&B runs.
-        name: Of the group of these runs.
-        size: How many trials.
-        seed: Of the sampler.
-    """
-
-    ident: str
-    name: str
-    size: int
-    seed: int
+    ident: str  # part of the ids of its W&B runs
+    name: str  # of the group of these runs
+    size: int  # trials
+    seed: int  # of the sampler
 
 
 @final
 @dataclass
 class Store:
-    """A sweep's folder, made or opened.
-
-    Args:
-        folder: On a disk that all workers share.
-        sweep: The sweep file.
-        plan: What is fixed.
-    """
+    """A sweep's folder, made or opened, on a disk that all workers share."""
 
     folder: Path
     sweep: SweepFile
@@ -112,8 +88,8 @@ class Store:
         with _held(FileLock(folder / "lock", timeout=LOCK_SECONDS), folder):
             if not (folder / PLAN).exists():
                 ident = f"{random.SystemRandom().getrandbits(32):08x}"
-                _write(folder / SWEEP, sweep.text)
-                _write(folder / PLAN, json.dumps(asdict(Plan(ident, sweep.name, size, seed)), indent=1))
+                write_whole_text(folder / SWEEP, sweep.text)
+                write_whole_text(folder / PLAN, json.dumps(asdict(Plan(ident, sweep.name, size, seed)), indent=1))
         store = cls.open(folder)
         if store.sweep.text != sweep.text or store.plan.size > size or store.plan.seed != seed:
             raise EdgepruneError(
@@ -122,7 +98,7 @@ class Store:
             )
         if size > store.plan.size:
             store = cls(folder, store.sweep, replace(store.plan, size=size))
-            _write(folder / PLAN, json.dumps(asdict(store.plan), indent=1))
+            write_whole_text(folder / PLAN, json.dumps(asdict(store.plan), indent=1))
         return store
 
     @classmethod
@@ -158,17 +134,18 @@ class Store:
                     return self._start(replace(trial, attempts=trial.attempts + 1))
             if len(trials) >= self.plan.size or self._reached(trials):
                 return None
-            from edgeprune.sweeps.sampling import sample
-
-            latents = sample(self, trials)
+            results = {
+                trial.number: trial.value for trial in trials if trial.state == "done" and trial.value is not None
+            }
+            latents = sample(self.folder, self.sweep, self.plan.seed, len(trials), results)
             values = {
                 parameter.name: parameter.distribution.value(latents[parameter.name])
                 for parameter in self.sweep.parameters
             }
             return self._start(Trial(len(trials), values, latents))
 
-    def beat(self, number: int) -> None:
-        """Say that the worker of a trial is alive."""
+    def renew_lease(self, number: int) -> None:
+        """Note that the worker of a trial is alive."""
         os.utime(self.trial_folder(number) / LEASE)
 
     def finish(self, trial: Trial) -> None:
@@ -216,12 +193,12 @@ class Store:
         folder = self.trial_folder(trial.number)
         folder.mkdir(parents=True, exist_ok=True)
         lease = {"host": started.host, "pid": os.getpid(), "born": _born(os.getpid())}
-        _write(folder / LEASE, json.dumps(lease))
+        write_whole_text(folder / LEASE, json.dumps(lease))
         self._record(started)
         return started
 
     def _record(self, trial: Trial) -> None:
-        _write(self.trial_folder(trial.number) / TRIAL, json.dumps(asdict(trial), indent=1))
+        write_whole_text(self.trial_folder(trial.number) / TRIAL, json.dumps(asdict(trial), indent=1))
 
     def _clear(self, number: int) -> None:
         """Remove what a broken attempt left, its W&B run included, so that a trial is one whole run."""
@@ -235,23 +212,18 @@ class Store:
         file = self.trial_folder(number) / LEASE
         try:
             lease: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            beat = file.stat().st_mtime
+            renewed = file.stat().st_mtime
         except (OSError, ValueError):
             return False
         if lease["host"] == socket.gethostname():
             return _alive(cast("int", lease["pid"]), lease["born"])
-        return self._now() - beat < LEASE_SECONDS
+        return self._now() - renewed < LEASE_SECONDS
 
     def _now(self) -> float:
         """The time by the clock of the shared disk, which also stamps the leases."""
         file = self.folder / "clock"
         file.touch()
         return file.stat().st_mtime
-
-
-def _write(path: Path, text: str) -> None:
-    with whole_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
 
 
 @contextmanager

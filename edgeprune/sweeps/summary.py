@@ -1,6 +1,5 @@
 """The frontier over the trials of a sweep: sparsity against faithfulness, and the best circuit of each sparsity."""
 
-import csv
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -14,9 +13,10 @@ from rich.table import Table
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.objectives import Objective
-from edgeprune.parsing import parse_yaml
-from edgeprune.paths import save_figure, whole_file
-from edgeprune.runs import asked_name
+from edgeprune.parsing import parse_yaml, read_table, read_text
+from edgeprune.paths import save_figure, write_table
+from edgeprune.report.frontier import ERROR_LABELS
+from edgeprune.runs import numbered_name
 from edgeprune.sweeps.parameters import short
 from edgeprune.sweeps.store import Store, Trial
 from edgeprune.sweeps.worker import RUN
@@ -27,46 +27,29 @@ if TYPE_CHECKING:
 
 SEED = "seed_everything"
 MOST_SETTINGS = 8  # that have a colour each in the plot
-FAR = 2.0  # times the greatest error: random circuits from there on are told, not drawn
-NEAR = 2  # digits that the sparsity of a circuit of no asked one is rounded to
-ERRORS: dict[Objective, str] = {"kl": "KL(full || circuit), nats", "squared_error": "squared error of the outputs"}
+FAR = 2.0  # times the greatest error: random circuits from there on are named, not drawn
+NEAR = 2  # digits that the sparsity of a circuit of none given is rounded to
 _NAME = re.compile(r"(?:^|, )([\w.]+)=")  # of a parameter in `Found.settings`
 
 
 @final
 @dataclass(frozen=True)
 class Found:
-    """One circuit of one trial.
+    """One circuit of one trial."""
 
-    Attributes:
-        trial: Number of the trial.
-        problem: Task and model.
-        method: Class of the recipe.
-        settings: The trial's parameters but for the seed.
-        seed: The seed.
-        level: Sparsity asked for; for the final gates' circuit its own, rounded.
-        sparsity: Its own.
-        edges: How many.
-        reached: Whether the gates had got that sparse; else the circuit was cut from them.
-        objective: What `error` is: `kl` or `squared_error`.
-        error: On the validation pairs.
-        random_error: That of a random circuit of its size.
-        file: The circuit, from the folder of the sweep.
-    """
-
-    trial: int
-    problem: str
-    method: str
-    settings: str
+    trial: int  # number
+    problem: str  # task and model
+    method: str  # class of the recipe
+    settings: str  # the trial's parameters but for the seed
     seed: Any
-    level: float
-    sparsity: float
+    level: float  # sparsity it was taken for; of the final gates' circuit its actual one, rounded
+    sparsity: float  # actual
     edges: int
-    reached: bool
-    objective: Objective
-    error: float
-    random_error: float
-    file: str
+    reached: bool  # the gates had got that sparse; else the circuit was cut from them
+    objective: Objective  # what `error` is
+    error: float  # on the validation pairs
+    random_error: float  # of a random circuit of its size
+    file: str  # path from the folder of the sweep
 
 
 def summarise(folder: Path, console: Console) -> None:
@@ -80,8 +63,8 @@ def summarise(folder: Path, console: Console) -> None:
     found = [item for trial in trials if trial.state == "done" for item in circuits_of(store, trial)]
     if not found:
         states = {state: sum(trial.state == state for trial in trials) for state in ("running", "waiting", "failed")}
-        said = ", ".join(f"{count} {state}" for state, count in states.items() if count) or "none was started"
-        raise EdgepruneError(f"{folder}: no trial has found circuits yet ({said}); run the sweep to its end first")
+        counts = ", ".join(f"{count} {state}" for state, count in states.items() if count) or "none was started"
+        raise EdgepruneError(f"{folder}: no trial has found circuits yet ({counts}); run the sweep to its end first")
     write_summary(folder, found)
     done = sum(trial.state == "done" for trial in trials)
     console.print(summary_table(f"{store.plan.name}: best circuits of {done} trials", found))
@@ -91,14 +74,12 @@ def summarise(folder: Path, console: Console) -> None:
 
 
 def circuits_of(store: Store, trial: Trial) -> list[Found]:
-    """What a trial found, as its `frontier.csv` tells it."""
+    """What a trial found, as its `frontier.csv` has it."""
     folder = store.trial_folder(trial.number) / RUN
-    try:
-        config = parse_yaml((folder / "config.yaml").read_text(encoding="utf-8"), str(folder / "config.yaml"))
-        with (folder / "frontier.csv").open(newline="", encoding="utf-8") as lines:
-            rows = list(csv.DictReader(lines))
-    except OSError:  # a config without SnapshotCircuits
+    file, rows = folder / "config.yaml", read_table(folder / "frontier.csv")
+    if not rows or not file.is_file():  # a config without SnapshotCircuits
         return []
+    config = parse_yaml(read_text(file), str(file))
     objective: Objective = config["model"]["objective"]
     settings = {name: value for name, value in trial.values.items() if name != SEED}
     return [
@@ -176,17 +157,8 @@ def summary_table(title: str, found: Sequence[Found]) -> Table:
 
 def write_summary(folder: Path, found: Sequence[Found]) -> None:
     """Write `summary.csv`, a row for each circuit, and `summary.png`."""
-    rows = [asdict(item) for item in found]
-    with whole_file(folder / "summary.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    plot(found, folder / "summary.png")
-
-
-def plot(found: Sequence[Found], path: Path) -> None:
-    """Write `frontier_figure` to an image file."""
-    save_figure(frontier_figure(found), path, dpi=130)
+    write_table(folder / "summary.csv", [asdict(item) for item in found])
+    save_figure(frontier_figure(found), folder / "summary.png", dpi=130)
 
 
 def frontier_figure(found: Sequence[Found]) -> "Figure":
@@ -235,7 +207,7 @@ def _panel(axes: Any, found: Sequence[Found], colours: dict[tuple[str, str], tup
         (lines["hollow: never reached, cut from the final gates"],) = axes.plot([], [], "o", color="0.4", mfc="white")
     name, line = _random(axes, found, kept, winners)
     lines[name] = line
-    labels = sorted({ERRORS[item.objective] for item in found})
+    labels = sorted({ERROR_LABELS[item.objective] for item in found})
     axes.set(xlabel="edges kept (%)", ylabel=" or ".join(labels))
     axes.set_xscale("log")
     axes.set_xticks(kept, [f"{value:.3g}" for value in kept])
@@ -301,7 +273,7 @@ def _level(row: dict[str, str]) -> float:
 
 def _circuit_file(folder: Path, asked: str) -> Path:
     try:
-        name = asked_name(float(asked))
+        name = numbered_name(float(asked))
     except ValueError:
         name = "final"
     return folder / "circuits" / f"{name}.safetensors"

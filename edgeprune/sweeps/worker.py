@@ -1,7 +1,6 @@
 """A worker: takes trials from a sweep's folder and runs each as a process of its own."""
 
 import contextlib
-import csv
 import math
 import os
 import re
@@ -15,9 +14,10 @@ from pathlib import Path
 from typing import final
 
 from edgeprune.errors import EdgepruneError
+from edgeprune.parsing import read_table
 from edgeprune.sweeps.command import trial_command
-from edgeprune.sweeps.lifeline import PARENT_VARIABLE
-from edgeprune.sweeps.store import BEAT_SECONDS, Store, Trial
+from edgeprune.sweeps.parent_death import PARENT_VARIABLE
+from edgeprune.sweeps.store import RENEW_SECONDS, Store, Trial
 
 FOLDER_VARIABLE = "EDGEPRUNE_TRIAL"  # where a trial is to write
 LOG, RUN, METRICS = "log.txt", "run", "metrics.csv"  # of a trial's folder; METRICS is inside RUN
@@ -88,12 +88,9 @@ def _record(store: Store, trial: Trial) -> None:
 
 def last_values(file: Path) -> dict[str, float]:
     """The last value of everything that a trial logged."""
-    if not file.is_file():
-        return {}
     values: dict[str, float] = {}
-    with file.open(newline="", encoding="utf-8") as lines:
-        for row in csv.DictReader(lines):
-            values |= {name: float(value) for name, value in row.items() if value}
+    for row in read_table(file):
+        values |= {name: float(value) for name, value in row.items()}
     return {name: value for name, value in values.items() if name not in ("step", "epoch")}
 
 
@@ -112,7 +109,7 @@ def trial_environment(store: Store, trial: Trial) -> dict[str, str]:
         "WANDB_PROJECT": store.sweep.project,
         "WANDB_ENTITY": store.sweep.entity,
     }
-    own = {
+    ours = {
         FOLDER_VARIABLE: str(folder),
         PARENT_VARIABLE: str(os.getpid()),
         "PYTHONUNBUFFERED": "1",
@@ -120,7 +117,7 @@ def trial_environment(store: Store, trial: Trial) -> dict[str, str]:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
     }
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_SWEEP")}
-    return inherited | own | {key: value for key, value in tracked.items() if value is not None}
+    return inherited | ours | {key: value for key, value in tracked.items() if value is not None}
 
 
 def _execute(store: Store, trial: Trial, command: list[str], stop: threading.Event) -> int | None:
@@ -134,14 +131,14 @@ def _execute(store: Store, trial: Trial, command: list[str], stop: threading.Eve
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for the sweep, which then ends its trials
         )
-        beat = time.monotonic()
+        renewed = time.monotonic()
         while process.poll() is None:
             if stop.wait(POLL_SECONDS):
                 _end(process)
                 return None
-            if time.monotonic() - beat > BEAT_SECONDS:
-                store.beat(trial.number)
-                beat = time.monotonic()
+            if time.monotonic() - renewed > RENEW_SECONDS:
+                store.renew_lease(trial.number)
+                renewed = time.monotonic()
         return process.returncode
 
 
@@ -163,7 +160,7 @@ def _failure(folder: Path, status: int) -> str:
         return f"ended by signal {-status} ({signal.Signals(-status).name})"
     text = _COLOUR.sub("", (folder / LOG).read_text(encoding="utf-8", errors="replace"))
     lines = [line.strip() for line in text.split("\n")]
-    said = [line for line in lines if line and not line.startswith("wandb:")]  # W&B says goodbye after the error
-    errors = [line for line in said if line.startswith("edgeprune: error: ")]
-    last = (errors or said or ["no output"])[-1].removeprefix("edgeprune: error: ")
+    printed = [line for line in lines if line and not line.startswith("wandb:")]  # W&B says goodbye after the error
+    errors = [line for line in printed if line.startswith("edgeprune: error: ")]
+    last = (errors or printed or ["no output"])[-1].removeprefix("edgeprune: error: ")
     return f"exit status {status}: {last}"

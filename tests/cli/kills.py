@@ -68,7 +68,7 @@ class Hurt(pl.Callback):
         elif how.startswith("group SIG"):
             os.killpg(os.getpgrp(), signal.Signals[how.removeprefix("group ")])
         elif how.startswith("wait for SIG"):
-            came = run_checkpoint(self.trainer).asked_to_stop  # type: ignore[arg-type, union-attr]
+            came = run_checkpoint(self.trainer).stop_requested  # type: ignore[arg-type, union-attr]
             for _ in range(6000):
                 if came():
                     return
@@ -90,7 +90,7 @@ class Hurt(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.trainer = trainer
-        replace, until_asked = Path.replace, snapshots._until_asked
+        replace, until_stopped = Path.replace, snapshots._until_stopped
 
         def watched_replace(path: Path, target: Path) -> Path:
             kind = "circuit" if target.suffix == ".safetensors" else KINDS.get(target.name, "")
@@ -100,11 +100,11 @@ class Hurt(pl.Callback):
             return done
 
         def watched_batches(*args: Any) -> Iterator[Any]:
-            for batch in until_asked(*args):
+            for batch in until_stopped(*args):
                 self.hurt("judge")
                 yield batch
 
-        Path.replace, snapshots._until_asked = watched_replace, watched_batches  # type: ignore[method-assign]
+        Path.replace, snapshots._until_stopped = watched_replace, watched_batches  # type: ignore[method-assign]
 
     def on_train_batch_start(self, *_: Any) -> None:
         self.hurt("begin")

@@ -12,8 +12,9 @@ import yaml
 
 from edgeprune.circuit import Circuit
 from edgeprune.cli import main
+from edgeprune.console import Progress
 from edgeprune.methods import ExactEdgePatching
-from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
+from edgeprune.methods.discovery import AbstractDiscovery, Discovery
 from edgeprune.methods.problem import Problem
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +27,7 @@ class OneCircuit(AbstractDiscovery):
 
     name: str = "tau-0.01"
 
-    def discover(self, problem: Problem, report: Report, folder: Path | None = None) -> Discovery:
+    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> Discovery:
         circuit = Circuit.from_edges(problem.model.graph, ["tok_embed->logits"], {"tau": 0.01})
         return Discovery(circuits={self.name: circuit})
 
@@ -184,7 +185,7 @@ class Stop:
         self.after, self.passes = after, [0]
 
     def wrap(self, discover: Callable[..., Discovery]) -> Callable[..., Discovery]:
-        def wrapped(method: ExactEdgePatching, problem: Problem, report: Report, folder: Path) -> Discovery:
+        def wrapped(method: ExactEdgePatching, problem: Problem, report: Progress, folder: Path) -> Discovery:
             def counting(what: str, done: int, total: int) -> None:
                 report(what, done, total)
                 self.passes[-1] += 1

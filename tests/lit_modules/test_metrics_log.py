@@ -7,8 +7,9 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from edgeprune.errors import EdgepruneError
+from edgeprune.parsing import read_table
 from edgeprune.paths import DiskFullError
-from lit_modules.metrics_log import FILE, MetricsTable, read_rows
+from lit_modules.metrics_log import FILE, MetricsTable
 
 
 def log(folder: Path, kept_rows: int = 0) -> CSVLogger:
@@ -27,7 +28,7 @@ def test_rows_are_kept_up_to_the_checkpoint_s_and_go_on(tmp_path: Path) -> None:
     whole = path.read_text()
     first.log_metrics({"kl": 5.0, "val/kl": 6.0}, 4)
     first.finalize("success")
-    assert [row["step"] for row in read_rows(path)] == ["0", "1", "2", "3", "4"]
+    assert [row["step"] for row in read_table(path)] == ["0", "1", "2", "3", "4"]
     again = log(tmp_path, kept_rows=3)
     again.log_metrics({"kl": torch.tensor(1.0)}, 3)
     again.save()
@@ -39,7 +40,7 @@ def test_a_damaged_log_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / FILE
     path.write_bytes(b"step,kl\n0,\xff\n")
     with pytest.raises(EdgepruneError, match=rf"{FILE} is no table: .*move it away"):
-        read_rows(path)
+        read_table(path)
 
 
 def test_hyper_parameters_are_written(tmp_path: Path) -> None:
@@ -63,4 +64,4 @@ def test_a_full_disk_leaves_the_rows_that_were_there(tmp_path: Path, monkeypatch
     monkeypatch.undo()
     assert (tmp_path / "run" / "version_0" / FILE).read_text() == before
     logger.save()
-    assert len(read_rows(tmp_path / "run" / "version_0" / FILE)) == 2
+    assert len(read_table(tmp_path / "run" / "version_0" / FILE)) == 2

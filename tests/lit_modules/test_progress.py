@@ -14,7 +14,7 @@ import yaml
 
 from edgeprune import console
 from edgeprune.cli import main
-from edgeprune.console import Work
+from edgeprune.console import ProgressReporter
 from edgeprune.errors import EdgepruneError
 from lit_modules import RunProgress
 
@@ -124,12 +124,12 @@ def test_a_line_every_so_many_seconds_with_the_time_left(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
-    work, asked = Work(seconds=30), []
+    bars, asked = ProgressReporter(seconds=30), []
     for done in range(1, 101):
         now[0] += 4.0  # seconds each
-        work.report("step", done, 100, lambda done=done: asked.append(done) or {"kl": done / 7, "state": "good"})
-    work.say("[a line] that stays")
-    work.report("other things", 3, None, at_once=True)
+        bars.report("step", done, 100, lambda done=done: asked.append(done) or {"kl": done / 7, "state": "good"})
+    bars.print("[a line] that stays")
+    bars.report("other things", 3, None, at_once=True)
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert err == ""

@@ -22,7 +22,7 @@ def test_every_pair_is_judged_once(num_pairs: int, number: int) -> None:
     judged: list[int] = []
     for rank in range(number):
         for batch in map(torch.tensor, PairBatchSampler(num_pairs, 2, rank=rank, world_size=number)):
-            judged += batch[ranks.own_rows(trainer(rank, number), batch)].tolist()
+            judged += batch[ranks.rows_of_rank(trainer(rank, number), batch)].tolist()
     assert sorted(judged) == list(range(num_pairs))
 
 
@@ -36,7 +36,8 @@ def values_of(index: list[int]) -> ExampleValues:
 def test_examples_of_all_ranks_are_put_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     shares = [[0, 2, 4], [1, 3, 4]]  # the second is left without a pair, and repeats one of the first
     parts = [
-        values_of(share).examples(ranks.own_rows(trainer(r, 2), torch.tensor(share))) for r, share in enumerate(shares)
+        values_of(share).examples(ranks.rows_of_rank(trainer(r, 2), torch.tensor(share)))
+        for r, share in enumerate(shares)
     ]
     given = [(part.values, part.weights, part.index) for part in parts]
     monkeypatch.setattr(ranks, "gathered", lambda _, own: given)

@@ -16,6 +16,7 @@ from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.compiled import minimal_circuits
 from edgeprune.compiled.tracr_format import read_circuit
+from edgeprune.console import no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import ArchSpec, EdgeGraph
 from edgeprune.methods.acdc import ACDC
@@ -32,10 +33,6 @@ from tests.models.test_conformance import build
 
 VOCAB = 29
 EVALUATIONS = ("plain", "reuse", "speculative")
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """Report nothing."""
 
 
 def random_batches(sizes: tuple[int, ...] = (2, 1), seed: int = 0) -> list[PairBatch]:
@@ -94,7 +91,7 @@ def check_equal(problem: Problem, tau: float, **settings: Any) -> None:
     for edge, effect in effects.items():
         matrix[graph.index(edge)] = effect
     for evaluation in EVALUATIONS:
-        found = ACDC((tau,), evaluation=evaluation, **settings).discover(problem, silent)
+        found = ACDC((tau,), evaluation=evaluation, **settings).discover(problem, no_progress)
         assert edges_of(found, tau) == expected
         assert found.scores is not None
         torch.testing.assert_close(found.scores, matrix, atol=1e-5, rtol=1e-5)  # logits are compared in float32
@@ -174,20 +171,20 @@ def test_published_circuits_are_recovered(name: str, ablation: Any) -> None:
     batch = collate(list(enumerate(random.Random(0).sample(pairs["train"], 64))))
     model = load_model(folder, dtype="float64")
     problem = Problem(model, [batch], ReferenceRuns(model, ablation, budget_gb=1.0), "squared_error")
-    found = ACDC((1e-3,)).discover(problem, silent)
+    found = ACDC((1e-3,)).discover(problem, no_progress)
     assert edges_of(found, 1e-3) == set(read_circuit(folder, ablation))
 
 
 @pytest.mark.parametrize("ablation", ["zero", "interchange"])
 @pytest.mark.parametrize("program", ["reverse", "xproportion", "hist", "sort", "or_gate", "and_gate"])
 def test_circuits_of_programs_are_minimal_ones(program: str, ablation: Any) -> None:
-    found = ACDC((1e-3,)).discover(compiled_problem(program, ablation, 150), silent)
+    found = ACDC((1e-3,)).discover(compiled_problem(program, ablation, 150), no_progress)
     assert edges_of(found, 1e-3) in [set(edges) for edges in minimal_circuits(program, ablation)]
 
 
 @pytest.mark.parametrize(("indices", "kept"), [("normal", "h0"), ("reverse", "h1")])
 def test_or_gate_drops_the_first_head_tested_and_keeps_the_other(indices: Any, kept: str) -> None:
-    found = ACDC((1e-3,), indices=indices).discover(compiled_problem("or_gate", "zero"), silent)
+    found = ACDC((1e-3,), indices=indices).discover(compiled_problem("or_gate", "zero"), no_progress)
     assert edges_of(found, 1e-3) == {f"tok_embed->a0.{kept}.v", f"a0.{kept}->m0", "m0->logits"}
 
 
@@ -195,15 +192,15 @@ def test_or_gate_drops_the_first_head_tested_and_keeps_the_other(indices: Any, k
 def test_infinite_taus_remove_all_or_nothing() -> None:
     problem = random_problem("gpt2", 0)
     inf = float("inf")
-    found = ACDC((inf, -inf)).discover(problem, silent)
+    found = ACDC((inf, -inf)).discover(problem, no_progress)
     assert found.circuits["tau-inf"].num_edges == 0
     assert found.circuits["tau--inf"].num_edges == problem.model.graph.num_edges
-    assert ACDC((inf,), absolute=True).discover(problem, silent).circuits["tau-inf"].num_edges == 0
+    assert ACDC((inf,), absolute=True).discover(problem, no_progress).circuits["tau-inf"].num_edges == 0
 
 
 @pytest.mark.parametrize("absolute", [False, True])
 def test_each_kept_edge_changed_the_loss_by_tau_when_it_was_tested(absolute: bool) -> None:
-    found = ACDC((0.01,), absolute=absolute).discover(random_problem("llama", 1), silent)
+    found = ACDC((0.01,), absolute=absolute).discover(random_problem("llama", 1), no_progress)
     circuit = found.circuits["tau-0.01"]
     assert circuit.scores is not None
     sizes = circuit.scores.abs() if absolute else circuit.scores
@@ -214,7 +211,7 @@ def test_each_kept_edge_changed_the_loss_by_tau_when_it_was_tested(absolute: boo
 
 def test_edges_into_readers_that_nothing_hears_go_without_a_test() -> None:
     problem = random_problem("gpt2", 0)
-    found = ACDC((0.05,)).discover(problem, silent)
+    found = ACDC((0.05,)).discover(problem, no_progress)
     about = found.about["tau-0.05"]
     assert about["free"] > 0
     assert about["tested"] + about["free"] == problem.model.graph.num_edges
@@ -229,9 +226,9 @@ def test_edges_into_readers_that_nothing_hears_go_without_a_test() -> None:
 def test_several_taus_each_start_from_the_full_model() -> None:
     problem = random_problem("edgeprune_compiled", 1)
     taus = (0.001, 0.05, 0.01)
-    together = ACDC(taus).discover(problem, silent)
+    together = ACDC(taus).discover(problem, no_progress)
     for tau in taus:
-        assert edges_of(ACDC((tau,)).discover(problem, silent), tau) == edges_of(together, tau)
+        assert edges_of(ACDC((tau,)).discover(problem, no_progress), tau) == edges_of(together, tau)
     assert together.scores is not None
     for name, circuit in together.circuits.items():
         removed = ~circuit.keep & circuit.graph.exists
@@ -247,10 +244,11 @@ def test_examples_count_alike_however_they_are_cut_into_batches() -> None:
     results = []
     for sizes in ((3,), (2, 1), (1, 1, 1)):
         problem = Problem(model, random_batches(sizes), ReferenceRuns(model, "interchange"), "kl")
-        results.append(ACDC((0.01,)).discover(problem, silent))
+        results.append(ACDC((0.01,)).discover(problem, no_progress))
     assert len({frozenset(edges_of(found, 0.01)) for found in results}) == 1
     assert edges_of(results[0], 0.01) != edges_of(
-        ACDC((0.01,)).discover(Problem(model, random_batches((2,)), ReferenceRuns(model, "interchange")), silent), 0.01
+        ACDC((0.01,)).discover(Problem(model, random_batches((2,)), ReferenceRuns(model, "interchange")), no_progress),
+        0.01,
     )
 
 
@@ -275,7 +273,7 @@ def test_a_killed_run_goes_on_to_the_same_result(
 ) -> None:
     monkeypatch.setattr("edgeprune.methods.acdc.time", SimpleNamespace(monotonic=count().__next__))  # 1 s each time
     problem, method = random_problem("gpt2", 0), ACDC((0.02, 0.005), direct_edges=direct_edges)
-    whole = method.discover(problem, silent)
+    whole = method.discover(problem, no_progress)
     with pytest.raises(Killed):
         method.discover(problem, killer(after), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["acdc.safetensors"]
@@ -297,8 +295,8 @@ def test_a_killed_run_goes_on_to_the_same_result(
 
 def test_another_run_is_refused_in_one_line(tmp_path: Path) -> None:
     problem = random_problem("edgeprune_compiled", 1)
-    ACDC((0.02,)).discover(problem, silent, tmp_path)
-    ACDC((0.02,), memory_gb=1.0).discover(problem, silent, tmp_path)  # nothing is left to do, nothing to refuse
+    ACDC((0.02,)).discover(problem, no_progress, tmp_path)
+    ACDC((0.02,), memory_gb=1.0).discover(problem, no_progress, tmp_path)  # nothing is left to do, nothing to refuse
     others = {
         "taus": (problem, ACDC((0.03,))),
         "absolute": (problem, ACDC((0.02,), absolute=True)),
@@ -308,17 +306,17 @@ def test_another_run_is_refused_in_one_line(tmp_path: Path) -> None:
     }
     for name, (other, method) in others.items():
         with pytest.raises(EdgepruneError, match=f"another {name}") as error:
-            method.discover(other, silent, tmp_path)
+            method.discover(other, no_progress, tmp_path)
         assert "\n" not in str(error.value)
     next(problem.model.hf.parameters()).data[0, 0] += 1
     with pytest.raises(EdgepruneError, match="another model"):
-        ACDC((0.02,)).discover(problem, silent, tmp_path)
+        ACDC((0.02,)).discover(problem, no_progress, tmp_path)
 
 
 def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
     (tmp_path / "acdc.safetensors").write_bytes(b"no state")
     with pytest.raises(EdgepruneError, match="remove it to begin anew"):
-        ACDC().discover(random_problem("edgeprune_compiled", 1), silent, tmp_path)
+        ACDC().discover(random_problem("edgeprune_compiled", 1), no_progress, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from edgeprune.ablations.runs import ReferenceRuns
+from edgeprune.console import no_progress
 from edgeprune.methods.acdc import ACDC, ahead, updated
 from edgeprune.methods.acdc_losses import PlainLosses, TailLosses
 from edgeprune.methods.acdc_order import sender_order
 from edgeprune.methods.problem import Problem
 from edgeprune.models.partial import CleanRun, Tail
 from edgeprune.models.partial_plan import make_plan
-from tests.methods.test_acdc import edges_of, random_batches, random_problem, silent, small
+from tests.methods.test_acdc import edges_of, random_batches, random_problem, small
 from tests.models.test_conformance import WIRED
 
 ABLATIONS = ("interchange", "zero")
@@ -81,7 +82,7 @@ def test_less_memory_gives_the_same_losses(memory_gb: float) -> None:
 def test_speculation_evaluates_more_but_decides_alike() -> None:
     problem = random_problem("gpt2", 0)
     settings = ({"max_ahead": 1}, {"max_ahead": 3}, {"max_ahead": 50, "waste": 5.0})
-    results = [ACDC((0.01,), evaluation="speculative", **one).discover(problem, silent) for one in settings]
+    results = [ACDC((0.01,), evaluation="speculative", **one).discover(problem, no_progress) for one in settings]
     assert len({frozenset(edges_of(found, 0.01)) for found in results}) == 1
     counts = [found.about["tau-0.01"]["evaluated"] for found in results]
     assert counts[0] < counts[1] < counts[2]
@@ -106,7 +107,7 @@ def test_what_lies_at_the_threshold_is_decided_by_the_whole_model() -> None:
     first = sender_order(graph, logits, "normal", "normal", seed=0)[0]
     before = plain.begin(graph.exists, logits)
     tau = plain.prefixes([], [first])[0] - before
-    results = [ACDC((tau,), evaluation=kind).discover(problem, silent) for kind in ("plain", "speculative")]
+    results = [ACDC((tau,), evaluation=kind).discover(problem, no_progress) for kind in ("plain", "speculative")]
     for found in results:
         assert found.circuits[f"tau-{tau!r}"].keep[logits, first]
     assert edges_of(results[0], tau) == edges_of(results[1], tau)
@@ -144,7 +145,7 @@ def count_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_runs_are_made_once_where_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     made, model = count_runs(monkeypatch), small("gpt2", 0)
     problem = Problem(model, random_batches(), ReferenceRuns(model, "interchange"))
-    ACDC((0.05,)).discover(problem, silent)
+    ACDC((0.05,)).discover(problem, no_progress)
     assert len(made) == len(problem.batches)
 
 

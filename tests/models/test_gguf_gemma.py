@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from rich.progress import Progress
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from edgeprune import downloads
+from edgeprune.console import ProgressReporter
 from edgeprune.models.fetched import MODELS
 
 pytest.importorskip("gguf")
@@ -32,7 +32,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     root = tmp_path_factory.mktemp("gemma")
     expected = write_gemma_gguf(root / "tiny.gguf")
     model = dataclasses.replace(MODELS["gemma3-270m"], folder="tiny")
-    downloads._dequantise(model, root / "tiny.gguf", root / "model", Progress(disable=True))
+    downloads._dequantise(model, root / "tiny.gguf", root / "model", ProgressReporter(quiet=True))
     return expected, root / "model"
 
 

@@ -92,7 +92,7 @@ def test_roles_add_up_to_the_whole_edge(family: Any, index: int, kv_readers: str
     judge, keep = evaluator(model), some_edges(model)
     problem = Problem(model, judge.batches, judge.runs, measure, "test")
     gates = keep.double()
-    whole = mean_over_examples(problem, lambda *of: closing_effects(problem, *of, gates), lambda done, total: None)
+    whole = mean_over_examples(problem, lambda *of: closing_effects(problem, *of, gates))
     found = first_order_effects(judge, keep, measure, ROLES)
     torch.testing.assert_close(found.sum(0), whole, **CLOSE)
     assert (found[:, keep].abs().amax(1) > 1e-6).all()  # every part has a share

@@ -2,6 +2,7 @@
 
 import pytest
 
+from edgeprune.console import no_progress
 from edgeprune.methods.acdc import ACDC
 from edgeprune.methods.discovery import Discovery
 from tests.references.tiny_models import MODELS, model, numbers, our_name, problem
@@ -9,13 +10,9 @@ from tests.references.tiny_models import MODELS, model, numbers, our_name, probl
 CLOSE = 1e-6  # losses are float32 here
 
 
-def silent(what: str, done: int, total: int) -> None:
-    """A report that nobody reads."""
-
-
 def found(name: str, graph: str, tau: float, rule: str) -> Discovery:
     method = ACDC((tau,), absolute=rule == "absolute", direct_edges=graph == "direct")
-    return method.discover(problem(model(name), "kl"), silent)
+    return method.discover(problem(model(name), "kl"), no_progress)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from edgeprune.console import no_progress
 from edgeprune.methods.attribution import closing_effects, open_gates
 from edgeprune.methods.discovery import AbstractDiscovery
 from edgeprune.methods.eap import EAP
@@ -26,12 +27,8 @@ METHODS: dict[str, Callable[[], AbstractDiscovery]] = {
 TOLERANCE = {"gpt2": 5e-7, "llama": 2e-6}  # float32 remains in losses and in Llama's norms
 
 
-def silent(what: str, done: int, total: int) -> None:
-    """A report that nobody reads."""
-
-
 def scores(method: AbstractDiscovery, given: Problem) -> Tensor:
-    found = method.discover(given, silent).scores
+    found = method.discover(given, no_progress).scores
     assert found is not None
     return found
 

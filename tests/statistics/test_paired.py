@@ -151,7 +151,7 @@ def test_draws_are_made_once_for_all_pairs(monkeypatch: pytest.MonkeyPatch) -> N
     for name in made:
         counted(name)
     seen: list[tuple[int, int]] = []
-    paired_differences(several(40), draws=10, report=lambda done, total: seen.append((done, total)))
+    paired_differences(several(40), draws=10, report=lambda what, done, total: seen.append((done, total)))
     assert made == {"resamples": [0, 37, 38, 39, 40], "_random_signs": [37, 38, 39, 40]}
     assert seen == sorted(seen)
     assert seen[-1] == (20, 20)

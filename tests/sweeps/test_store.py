@@ -217,7 +217,7 @@ def test_a_lease_of_another_machine_holds_while_it_is_touched(tmp_path: Path) ->
     lease_of(store, "elsewhere", 1, None, age=store_module.LEASE_SECONDS / 2)
     assert claimed(store) == 1
     lease_of(store, "elsewhere", 1, None, age=store_module.LEASE_SECONDS * 2)
-    store.beat(0)
+    store.renew_lease(0)
     assert claimed(store) == 2
     lease_of(store, "elsewhere", 1, None, age=store_module.LEASE_SECONDS * 2)
     assert claimed(store) == 0

@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.sweeps.summary import Found, best, frontier_figure, plot, series, spread, summarise
+from edgeprune.paths import save_figure
+from edgeprune.sweeps.summary import Found, best, frontier_figure, series, spread, summarise
 from edgeprune.sweeps.worker import work
 from tests.sweeps.test_store import NEVER
 from tests.sweeps.trials import make_store
@@ -74,7 +75,7 @@ def test_a_plot_of_several_problems_and_methods(tmp_path: Path) -> None:
         for method in ("EdgePruning", "UGS")
         for level in (0.5, 0.9)
     ]
-    plot([*found, replace(ONE, level=1.0, sparsity=1.0, edges=0)], tmp_path / "x.png")
+    save_figure(frontier_figure([*found, replace(ONE, level=1.0, sparsity=1.0, edges=0)]), tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
 
 

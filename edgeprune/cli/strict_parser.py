@@ -13,7 +13,7 @@ from typing import Any, NoReturn, final, get_args
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, get_loader, set_loader
 
-from edgeprune.cli.mistakes import INNER, one_sentence
+from edgeprune.cli.parser_errors import INNER, one_sentence, unknown_arguments, unknown_option
 from edgeprune.errors import EdgepruneError
 from edgeprune.parsing import check_keys, parse_yaml, read_options
 
@@ -62,10 +62,15 @@ class StrictParser(ArgumentParser):
         """Raise what the command line prints: the innermost reason, which names the key."""
         parser: StrictParser = getattr(ex, "subcommand_parser", self)
         within = not self.exit_on_error  # as jsonargparse makes parsers of classes
-        said = one_sentence(message or str(ex), parser.names(), parser.classes(), within=within)
+        if isinstance(ex, KeyError):
+            sentence = unknown_option(ex, parser.names(), within=within)
+        elif ex is None:
+            sentence = unknown_arguments(message, parser.names())
+        else:
+            sentence = one_sentence(message or str(ex), parser.classes(), within=within)
         if not within:
-            raise EdgepruneError(said)
-        super().error(f"{INNER}{said}{INNER}", ex)
+            raise EdgepruneError(sentence)
+        super().error(f"{INNER}{sentence}{INNER}", ex)
 
     def names(self) -> list[str]:
         """Options that there are, with the names of their groups."""

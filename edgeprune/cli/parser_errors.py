@@ -1,7 +1,7 @@
-"""What jsonargparse reports of a user's mistake, in one sentence.
+"""What jsonargparse reports of a wrong option, in one sentence.
 
-Its report has a line for every type that a value did not fit, and names classes of this project. Of that the key, the
-rule and the value are kept; where no class or option has the given name, the names that there are come instead.
+Its exceptions say only whether an option is unknown, and its parser's actions which options and classes there are. The
+key, the rule and the value stand in the text alone, which has a line for every type that a value did not fit.
 """
 
 import difflib
@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
-INNER = "\x1f"  # on both sides of what the parser of a class within a value has said already
+INNER = "\x1f"  # on both sides of the sentence that the parser of a class within a value has made
 _INNER = re.compile(f"{INNER}([^{INNER}]*){INNER}")
 _GOES_ON = (".", ":", " ")  # begins what is said of a part of a value, to follow its key
 _KEY = re.compile(r'Parser key "([^"]+)":\s*')
@@ -26,13 +26,10 @@ _NO_CLASS = re.compile(
     r"|Expected an instantiatable class, but .*"
     r"|(?P<form>Not a valid subclass of )\w+(?:\. Got value: (?P<value>.*))?"
 )
-_NO_OPTION = re.compile(
-    r"(?:Option|Subcommand '.+' does not accept option|Group '(?P<group>.+)' does not accept option) '(?P<name>.+?)'.*"
-)
 _OF_OPTION = re.compile(r"\w+ must be ")
-_MISSING = re.compile(r"the following arguments are required: (.+)")
+_MISSING = "the following arguments are required: "
+_NAME_OF = {"Option": slice(1), "Subcommand": slice(1, 2), "Group": slice(2)}  # among what is in quotes
 _COMMAND = re.compile(r"^(?:fit|validate|test)\.")  # before the key of an option of a command
-_UNKNOWN = re.compile(r"unrecognized arguments: (?:--(?P<name>[\w.]+))?.*")
 _NO_CONFIG = re.compile(r"Unable to load config ['\"](.*)['\"]")
 _NOISE = (
     "Does not validate against",
@@ -59,24 +56,14 @@ _TYPES = {
 }
 
 
-def one_sentence(
-    report: str,
-    names: Collection[str] = (),
-    classes: Mapping[str, Sequence[type]] | None = None,
-    *,
-    within: bool = False,
-) -> str:
-    """Say what is wrong.
+def one_sentence(report: str, key_bases: Mapping[str, Sequence[type]] | None = None, *, within: bool = False) -> str:
+    """What is wrong with a value, or what is missing.
 
     Args:
         report: What jsonargparse reports, on one or more lines.
-        names: The options that there are.
-        classes: For options that name a class, its bases: `{"method": [AbstractDiscovery]}`.
+        key_bases: For options that name a class, its bases: `{"method": [AbstractDiscovery]}`.
         within: The report is of options of a class, which is itself the value of an option: the sentence goes on from
             that option's key.
-
-    >>> one_sentence("unrecognized arguments: --depth 3")
-    'unrecognized arguments: --depth 3; see --help'
     """
     read = _Report.read(report)
     key = f".{read.key}" if within and read.key else read.key
@@ -88,12 +75,41 @@ def one_sentence(
         return f"{key}: cannot read options from {config[1]!r} ({why}); give a YAML file, or --{read.key}.NAME VALUE"
     wrong = [match for reason in read.reasons if (match := _NO_CLASS.fullmatch(reason))]
     if wrong:
-        return _no_class(wrong, key, read.given, (classes or {}).get(read.key, ()))
+        return _no_class(wrong, key, read.given, (key_bases or {}).get(read.key, ()))
     rules = [match for reason in read.reasons if (match := _RULE.fullmatch(reason))]
-    said = [_said(reason, key, names, within) for reason in read.reasons if not _RULE.fullmatch(reason)]
+    sentences = [_sentence(reason, key, within) for reason in read.reasons if not _RULE.fullmatch(reason)]
     if rules:
-        said.insert(0, _broken(rules, key, read.given))
-    return "; or ".join(dict.fromkeys(said)) or " ".join(report.split())
+        sentences.insert(0, _broken(rules, key, read.given))
+    return "; or ".join(dict.fromkeys(sentences)) or " ".join(report.split())
+
+
+def unknown_option(error: KeyError, names: Collection[str], *, within: bool = False) -> str:
+    """That there is no such option; `within` as in `one_sentence`.
+
+    >>> unknown_option(KeyError("Group 'model' does not accept option 'nam'"), ["model.name"])
+    "there is no option 'model.nam' (did you mean 'model.name'?); see --help"
+    """
+    text = str(error.args[0])
+    quoted = _NAME_OF.get(text.partition(" ")[0])
+    if quoted is None:
+        return text
+    name = ".".join(text.split("'")[1::2][quoted])
+    if not within:
+        return f"there is no option {name!r}{did_you_mean(name, names)}; see --help"
+    if name in ("class_path", "init_args"):
+        return " must hold class_path and init_args alone; put its options among the init_args"
+    takes = f"; it takes {', '.join(names)}" if names else "; it takes none"
+    return f" has no option {name!r}{did_you_mean(name, names)}{takes}"
+
+
+def unknown_arguments(report: str, names: Collection[str]) -> str:
+    """That no option takes some words of the command line.
+
+    >>> unknown_arguments("unrecognized arguments: --depht 3", ["depth"])
+    "unrecognized arguments: --depht 3 (did you mean 'depth'?); see --help"
+    """
+    word = report.partition(": ")[2].partition(" ")[0].partition("=")[0]
+    return f"{report}{did_you_mean(word.removeprefix('--'), names) if word.startswith('--') else ''}; see --help"
 
 
 def known(*bases: type) -> list[str]:
@@ -123,17 +139,11 @@ def _subclasses(base: type) -> Iterator[type]:
 @final
 @dataclass
 class _Report:
-    """What a report says of one value.
-
-    Attributes:
-        key: Of the value.
-        given: The value, if the report has it on a line of its own.
-        reasons: Why it was refused, one for each type that it could have had.
-    """
+    """A report, taken apart."""
 
     key: str = ""
-    given: str = ""
-    reasons: list[str] = field(default_factory=list[str])
+    given: str = ""  # the value, if it has a line to itself
+    reasons: list[str] = field(default_factory=list[str])  # why it was refused, one for each type that it could have
 
     @classmethod
     def read(cls, text: str) -> "_Report":
@@ -172,29 +182,15 @@ def _broken(rules: Sequence[re.Match[str]], key: str, given: str) -> str:
     return f"{key} must be {' or '.join(dict.fromkeys(allowed))}, got {value}"
 
 
-def _said(reason: str, key: str, names: Collection[str], within: bool) -> str:
-    if match := _NO_OPTION.fullmatch(reason):
-        name = f"{match['group']}.{match['name']}" if match["group"] else match["name"]
-        return _no_option(name, key, names, within)
-    if match := _MISSING.fullmatch(reason):
-        missing = [_COMMAND.sub("", name) for name in match[1].split(", ")]
+def _sentence(reason: str, key: str, within: bool) -> str:
+    if reason.startswith(_MISSING):
+        missing = [_COMMAND.sub("", name) for name in reason.removeprefix(_MISSING).split(", ")]
         if within:
             return f"{key} lacks {', '.join(missing)}; give it among the init_args"
         return f"missing: {', '.join(missing)}; give them as options (--{missing[0]}) or in --config"
-    if match := _UNKNOWN.fullmatch(reason):
-        return f"{reason}{did_you_mean(match['name'] or '', names)}; see --help"
     if key and _OF_OPTION.match(reason):
         return f"{key}.{reason}"
     return f"{key}: {reason}" if key or within else reason
-
-
-def _no_option(name: str, key: str, names: Collection[str], within: bool) -> str:
-    if not within:
-        return f"there is no option {name!r}{did_you_mean(name, names)}; see --help"
-    if name in ("class_path", "init_args"):
-        return f"{key} must hold class_path and init_args alone; put its options among the init_args"
-    takes = f"; it takes {', '.join(names)}" if names else "; it takes none"
-    return f"{key} has no option {name!r}{did_you_mean(name, names)}{takes}"
 
 
 def _no_class(reasons: Sequence[re.Match[str]], key: str, given: str, bases: Sequence[type]) -> str:

@@ -43,9 +43,6 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 def check_options(config: Namespace) -> None:
     """Refuse options of `fit`, `validate` or `test` that would only fail, or do something else, once it runs.
 
-    Args:
-        config: Of the subcommand.
-
     Raises:
         EdgepruneError: One of them is out of its range, or the precision would round the gates.
     """
@@ -72,12 +69,7 @@ def _check_precision(precision: Any) -> None:
 
 
 def check_interval(trainer: Any, num_batches: int) -> None:
-    """Refuse an interval between validations that never comes within an epoch, where Lightning counts by epochs.
-
-    Args:
-        trainer: That will fit.
-        num_batches: Training batches of an epoch.
-    """
+    """Refuse an interval between validations that an epoch of so many batches never reaches, where epochs count."""
     interval, limit = trainer.val_check_interval, trainer.limit_train_batches
     if trainer.check_val_every_n_epoch is None or not trainer.limit_val_batches:
         return
@@ -91,7 +83,7 @@ def check_interval(trainer: Any, num_batches: int) -> None:
 
 # -------------------------------------------------------------------- what Lightning refuses
 @contextmanager
-def refusals(config: Namespace, *kinds: type[Exception]) -> Generator[None]:
+def refused_options(config: Namespace, *kinds: type[Exception]) -> Generator[None]:
     """Let libraries' refusals of options be one line; an error in other code stays what it is.
 
     Lightning has an exception for options that it refuses. Where it, or a library below it, raises another one of
@@ -110,13 +102,13 @@ def refusals(config: Namespace, *kinds: type[Exception]) -> Generator[None]:
     except EdgepruneError:
         raise
     except (MisconfigurationException, *kinds) as error:
-        if not isinstance(error, MisconfigurationException) and _is_own(error.__traceback__):
+        if not isinstance(error, MisconfigurationException) and _other_code_was_running(error.__traceback__):
             raise
-        raise EdgepruneError(_said(" ".join(str(error).split()), config)) from error
+        raise EdgepruneError(_sentence(" ".join(str(error).split()), config)) from error
 
 
-def _is_own(traceback: TracebackType | None) -> bool:
-    """Whether code of this project or of the user raised it, or was at work when a library did."""
+def _other_code_was_running(traceback: TracebackType | None) -> bool:
+    """Whether code of this project or of the user raised it, or was running when a library did."""
     last = HERE
     while traceback is not None:
         module = str(traceback.tb_frame.f_globals.get("__name__"))
@@ -127,7 +119,7 @@ def _is_own(traceback: TracebackType | None) -> bool:
     return last.startswith(HERE)
 
 
-def _said(reason: str, config: Namespace) -> str:
+def _sentence(reason: str, config: Namespace) -> str:
     options = {key: value for key, value in config.items() if isinstance(value, str | int | float) and value != "auto"}
     named = [key for key in options if _names(reason, key.rpartition(".")[2])]
     if not named:  # some name only the value

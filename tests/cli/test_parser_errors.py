@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from edgeprune.cli import main
-from edgeprune.cli.mistakes import known, one_sentence
+from edgeprune.cli.parser_errors import known, one_sentence
 from edgeprune.methods import AbstractDiscovery, AbstractRecipe
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
