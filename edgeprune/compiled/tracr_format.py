@@ -13,14 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from edgeprune.circuit import Circuit
 from edgeprune.compiled.transformer import CompiledConfig, CompiledTransformer
 from edgeprune.errors import EdgepruneError
-from edgeprune.graph import ArchSpec, EdgeGraph
 from edgeprune.parsing import parse_json
 
 FORMAT = "tracr-circuit-data/1"
-EdgeList = Literal["causal", "minimal", "structural"]
+EdgeKind = Literal["causal", "minimal", "structural"]
 _NAMES = {"tok": "tok_embed", "pos": "pos_embed", "out": "logits"}
 
 
@@ -43,57 +41,33 @@ def read_folder(path: str | Path) -> CompiledTransformer:
     return model.eval()
 
 
-def read_circuit(path: str | Path, ablation: str) -> tuple[str, ...]:
+def known_edges(path: str | Path, ablation: str, kind: EdgeKind = "causal") -> tuple[str, ...]:
     """Names of the edges that matter in a folder's model; its graph has token and position embedding apart.
 
     Args:
         path: The folder.
         ablation: `"zero"`, `"interchange"`, or another that the folder knows.
+        kind: `"causal"`: edges that matter when closed alone. `"minimal"`: what is left when edges are closed one
+            after the other as long as the output stays. `"structural"`: edges that carry anything.
 
     Raises:
         EdgepruneError: A file is missing or damaged, or this ablation is not in it.
     """
+    if kind not in get_args(EdgeKind):
+        raise EdgepruneError(f"kind must be one of {', '.join(get_args(EdgeKind))}, got {kind!r}")
     file = Path(path) / "circuit.json"
     circuit = _read_json(file)
-    known = _ablations(circuit, "causal")
+    keys = {name: kind if kind == "structural" else f"{kind}_{name}" for name in circuit.get("pairs") or ()}
+    known = [name for name, key in keys.items() if key in circuit]
     if ablation not in known:
         raise EdgepruneError(f"{file} has no circuit for ablation {ablation!r}; it has: {', '.join(known)}")
-    return _edge_names(circuit, f"causal_{ablation}", file)
-
-
-def read_circuits(path: str | Path, edges: EdgeList = "causal") -> dict[str, Circuit]:
-    """All circuits of a folder, one per ablation; the graph has token and position embedding apart.
-
-    Args:
-        path: The folder.
-        edges: `"causal"`: edges that matter when closed alone. `"minimal"`: what is left when edges are closed one
-            after the other as long as the output stays. `"structural"`: edges that carry anything.
-
-    Raises:
-        EdgepruneError: A file is missing or damaged, or names an edge that the model lacks.
-    """
-    if edges not in get_args(EdgeList):
-        raise EdgepruneError(f"edges must be one of {', '.join(get_args(EdgeList))}, got {edges!r}")
-    path = Path(path)
-    file = path / "circuit.json"
-    circuit, config = _read_json(file), _read_config(path)
-    arch = ArchSpec(
-        num_layers=config.num_hidden_layers,
-        num_heads=config.num_attention_heads,
-        num_kv_heads=config.num_attention_heads,
-        split_embedding=True,
-        kv_readers="group",
-        has_mlp=config.intermediate_size > 0,
-    )
-    graph = EdgeGraph(arch)
-    header = {"model": str(path), "source": "circuit.json", "edges": edges}
-    keys = {
-        ablation: edges if edges == "structural" else f"{edges}_{ablation}" for ablation in _ablations(circuit, edges)
-    }
-    return {
-        ablation: Circuit.from_edges(graph, _edge_names(circuit, key, file), {**header, "ablation": ablation})
-        for ablation, key in keys.items()
-    }
+    try:
+        pairs = [(str(writer), str(reader)) for writer, reader in circuit[keys[ablation]]]
+    except (TypeError, ValueError) as error:
+        raise EdgepruneError(
+            f"{file}: {keys[ablation]!r} is no list of edges ({error}); get the folder again"
+        ) from None
+    return tuple(f"{_NAMES.get(writer, writer)}->{_NAMES.get(reader, reader)}" for writer, reader in pairs)
 
 
 class Examples(NamedTuple):
@@ -150,20 +124,6 @@ def _check_input(ids: tuple[int, ...], vocab_size: int, longest: int, file: Path
             f"{file} has the input {list(ids)}, the model takes 1 to {longest} ids from 0 to {vocab_size - 1}; "
             "get the folder again"
         )
-
-
-def _ablations(circuit: dict[str, Any], edges: str) -> list[str]:
-    """Ablations for which a file has edges of a kind."""
-    return [
-        ablation for ablation in circuit.get("pairs") or () if edges == "structural" or f"{edges}_{ablation}" in circuit
-    ]
-
-
-def _edge_names(circuit: dict[str, Any], key: str, file: Path) -> tuple[str, ...]:
-    try:
-        return tuple(f"{_NAMES.get(writer, writer)}->{_NAMES.get(reader, reader)}" for writer, reader in circuit[key])
-    except (KeyError, TypeError, ValueError) as error:
-        raise EdgepruneError(f"{file}: {key!r} is no list of edges ({error}); get the folder again") from None
 
 
 # -------------------------------------------------------------------- files
