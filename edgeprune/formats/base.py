@@ -139,8 +139,8 @@ def is_number(value: Any) -> bool:
     return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63)
 
 
-def shown(names: Iterable[str], at_most: int = 5) -> str:
+def shown(names: Iterable[str], limit: int = 5) -> str:
     """Some names, and how many more there are."""
     known = list(names)
-    more = f" and {len(known) - at_most} more" if len(known) > at_most else ""
-    return ", ".join(known[:at_most]) + more
+    more = f" and {len(known) - limit} more" if len(known) > limit else ""
+    return ", ".join(known[:limit]) + more

@@ -28,7 +28,7 @@ from edgeprune.graph import ArchSpec, EdgeGraph
 
 _MOST = 1000  # layers, or heads of a layer: a damaged number must not fill the memory
 _HOLDS = "holds"  # in `cfg`; EAP-IG takes over keys that it does not know
-FORMATS = ("eap-ig-json", "eap-ig-pt")
+EAP_IG_FORMATS = ("eap-ig-json", "eap-ig-pt")
 TOKENS_ALONE = (
     "its embedding is that of the tokens alone: a position embedding (GPT-2) always stays there, and is ablated with "
     "the tokens' here; for zero or mean ablation read it with split_embedding=True"
@@ -163,7 +163,7 @@ def to_file(circuit: Circuit, options: ExportOptions) -> tuple[EapIgFile, list[s
             f"pos_embed is left out: EAP-IG keeps all of its edges, here {closed:,} of them are closed; its input is "
             "tok_embed"
         )
-    elif circuit.header.get("source_format") not in FORMATS:
+    elif circuit.header.get("source_format") not in EAP_IG_FORMATS:
         notes.append(
             "its input is the embedding of the tokens alone: EAP-IG keeps a position embedding (GPT-2), which embed "
             "here ablates with the tokens'; under zero or mean ablation circuits differ"

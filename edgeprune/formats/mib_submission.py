@@ -19,7 +19,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.formats import eap_ig_json, eap_ig_pt
 from edgeprune.formats.base import AbstractFormat, ExportOptions, Imported, Loaded
 from edgeprune.formats.eap_ig import EapIgFile, to_file
-from edgeprune.formats.loading import load
+from edgeprune.formats.plain_values import load_values
 from edgeprune.gates.base import top_k
 from edgeprune.graph import EdgeGraph
 
@@ -90,7 +90,7 @@ class MibCircuits(_AbstractSubmission):
         ranked = Circuit(circuit.graph, circuit.keep, circuit.ranking)
         ranking = to_file(ranked, ExportOptions(1))[0].scores
         assert ranking is not None  # it was just checked that there are scores
-        files = {f"circuit_{share:g}.pt": _cut(content, ranking, share) for share in SHARES}
+        files = {f"circuit_{share:g}.pt": _best_edges(content, ranking, share) for share in SHARES}
         _write_folder(path, files)
         notes = [note for note in notes if "dangling" not in note]
         own = "scores left out: nine circuits of the best edges by score are written, whichever edges the circuit keeps"
@@ -104,19 +104,19 @@ def _check_scored(circuit: Circuit) -> None:
         raise EdgepruneError("scores of existing edges must be finite: NaN or infinity cannot be ranked")
 
 
-def at_most(share: float, num_edges: int) -> int:
+def edge_budget(share: float, num_edges: int) -> int:
     """The most edges that a circuit of `share` percent may have.
 
-    >>> at_most(0.1, 32491)
+    >>> edge_budget(0.1, 32491)
     32
     """
     return math.floor(share * num_edges / 100 + 1e-9)
 
 
-def _cut(content: EapIgFile, ranking: torch.Tensor, share: float) -> EapIgFile:
+def _best_edges(content: EapIgFile, ranking: torch.Tensor, share: float) -> EapIgFile:
     graph = content.graph
     keep = torch.zeros(graph.shape, dtype=torch.bool)
-    keep[graph.exists] = top_k(graph.to_vector(ranking), at_most(share, graph.num_edges))
+    keep[graph.exists] = top_k(graph.to_vector(ranking), edge_budget(share, graph.num_edges))
     return to_file(Circuit(graph, keep), ExportOptions(content.d_model))[0]
 
 
@@ -193,7 +193,7 @@ def _folder_problems(folder: Path) -> Iterator[str]:
 
 
 def _parse(file: Path) -> EapIgFile:
-    loaded = load(file)
+    loaded = load_values(file)
     try:
         return eap_ig_json.parse(loaded) if loaded.kind == "json" else eap_ig_pt.parse(loaded)
     except EdgepruneError as error:
@@ -236,7 +236,7 @@ def _size_problems(contents: dict[str, EapIgFile]) -> Iterator[str]:
         return
     ordered = sorted(contents.items(), key=lambda item: _size(item[1]))
     for share, (name, content) in zip(SHARES, ordered, strict=True):
-        size, most = _size(content), at_most(share, content.graph.num_edges)
+        size, most = _size(content), edge_budget(share, content.graph.num_edges)
         if size > most:
             of_all = f"{most:,} of {content.graph.num_edges:,}"
             yield f"{name} has {size:,.6g} edges; the circuit of {share:g} % may have {of_all}"

@@ -1,4 +1,4 @@
-"""Which formats there are, which one a file has, and reading and writing by name or by suffix."""
+"""Reading and writing circuit files: which formats there are, and which one a file has."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +12,16 @@ from edgeprune.formats.eap_ig_json import EapIgJson
 from edgeprune.formats.eap_ig_pt import EapIgPt
 from edgeprune.formats.edge_list import EdgeList
 from edgeprune.formats.edge_pruning import EdgePruningCheckpoint, EdgePruningEdges
-from edgeprune.formats.loading import load
 from edgeprune.formats.mib_submission import MibCircuits, MibImportances
-from edgeprune.formats.own import OwnFile
+from edgeprune.formats.native import NativeFile
+from edgeprune.formats.plain_values import load_values
 from edgeprune.graph import EdgeGraph
 
 # A file has the first format that recognises it.
 FORMATS: dict[str, AbstractFormat] = {
     form.name: form
     for form in (
-        OwnFile(),
+        NativeFile(),
         EapIgJson(),
         EapIgPt(),
         MibImportances(),
@@ -55,10 +55,10 @@ def format_for(path: Path) -> AbstractFormat:
     raise EdgepruneError(f"{path.name}: no format ends in {path.suffix!r}; give --to, one of {', '.join(FORMATS)}")
 
 
-def is_own(path: str | Path) -> bool:
+def is_native(path: str | Path) -> bool:
     """Whether `Circuit.load` is to read a file: by its suffix, unless it holds masks of Edge Pruning."""
     path = Path(path)
-    return path.suffix in OwnFile.suffixes and not (path.is_file() and load(path).kind == "tensors")
+    return path.suffix in NativeFile.suffixes and not (path.is_file() and load_values(path).kind == "tensors")
 
 
 def read_circuit(
@@ -79,7 +79,7 @@ def read_circuit(
             tell what it holds.
     """
     path = Path(path)
-    loaded = replace(load(path), holds=holds)
+    loaded = replace(load_values(path), holds=holds)
     try:
         form = _recognised(loaded) if name is None else _of_its_kind(format_named(name), loaded)
         found = form.read(loaded, graph)
