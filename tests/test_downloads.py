@@ -19,7 +19,7 @@ import pytest
 import torch
 from rich.progress import Progress
 
-from datamodules.tasks.ioi_words import NAMES
+from datamodules.tasks.ioi import NAMES
 from edgeprune import downloads
 from edgeprune.cli.get import run
 from edgeprune.downloads import get_model

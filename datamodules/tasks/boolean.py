@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, final, get_args
 
 from datamodules.tasks.base import PromptPair
 from datamodules.tasks.generated import GeneratedTask, distinct, share_out
-from datamodules.tasks.wording import check_choice, fill, fingerprint_with, tokens_after_word
+from datamodules.tasks.wording import check_choice, fill, tokens_after_word
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
@@ -118,10 +118,6 @@ class BooleanExpressions(GeneratedTask[Supply]):
             return distinct(lambda number: self._pair(vocabulary, number % 2 == 0, rng), count, "Boolean")
         except EdgepruneError:
             raise self._exhausted(f"{count} pairs of one split") from None
-
-    def fingerprint(self) -> str | None:
-        """Hash of the code."""
-        return fingerprint_with(super().fingerprint())
 
     def _examples(self) -> tuple[Question, ...]:
         """Different expressions, whose choice does not touch the order of those that are asked for."""

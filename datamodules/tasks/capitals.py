@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, final, get_args
 
 from datamodules.tasks.base import PromptPair
-from datamodules.tasks.capitals_words import CAPITALS, TO_CAPITAL, TO_COUNTRY
 from datamodules.tasks.generated import GeneratedTask, share_out
 from datamodules.tasks.wording import (
     check_choice,
     check_templates,
     fill,
-    fingerprint_with,
+    pairs_of,
     rounds,
     tokens_after_word,
 )
@@ -32,7 +31,7 @@ MIN_QUESTIONS = 2  # of each length in every split: one to ask, one to corrupt w
 
 
 @dataclass(frozen=True)
-class Words:
+class Countries:
     """Subjects with their answers, by the number of tokens of the subject; every answer is one token.
 
     Attributes:
@@ -46,7 +45,7 @@ class Words:
 
 @final
 @dataclass(frozen=True)
-class Capitals(GeneratedTask[Words]):
+class Capitals(GeneratedTask[Countries]):
     """Prompts that end before the capital of a country, or before the country of a capital.
 
     Templates are equally frequent. The entities are the countries, each with its capital: with `entities="disjoint"`
@@ -74,7 +73,7 @@ class Capitals(GeneratedTask[Words]):
         check_choice("direction", self.direction, get_args(Direction))
         check_templates(self.templates, len(self._forms))
 
-    def vocabulary(self, tokenizer: "PreTrainedTokenizerBase") -> Words:
+    def vocabulary(self, tokenizer: "PreTrainedTokenizerBase") -> Countries:
         """Questions whose answer is one token and whose subject has partners of its length."""
         to_capital = self.direction == "country_to_capital"
         questions: list[Question] = [pair if to_capital else (pair[1], pair[0]) for pair in CAPITALS]
@@ -93,7 +92,7 @@ class Capitals(GeneratedTask[Words]):
             )
         return words
 
-    def share_out(self, vocabulary: Words, rng: random.Random) -> list[Words]:
+    def share_out(self, vocabulary: Countries, rng: random.Random) -> list[Countries]:
         """Countries of each split; a length with fewer than two for every split is left out."""
         num_splits = sum(size > 0 for size in self.sizes)
         groups = [group for group in _groups(vocabulary) if len(group) >= MIN_QUESTIONS * num_splits]
@@ -105,21 +104,17 @@ class Capitals(GeneratedTask[Words]):
             )
         return [_words(parts) for parts in zip(*shared, strict=True)]
 
-    def generate(self, vocabulary: Words, count: int, rng: random.Random) -> list[PromptPair]:
+    def generate(self, vocabulary: Countries, count: int, rng: random.Random) -> list[PromptPair]:
         """Different pairs, going round the templates."""
         templates = range(self.templates or len(self._forms))
         drawn = rounds(templates, len(vocabulary.questions), count, rng, "Capitals")
         return [self._pair(template, vocabulary.questions[number], vocabulary, rng) for template, number in drawn]
 
-    def fingerprint(self) -> str | None:
-        """Hash of the code and of all sentences and words."""
-        return fingerprint_with(super().fingerprint(), TO_CAPITAL, TO_COUNTRY, CAPITALS)
-
     @property
     def _forms(self) -> tuple[str, ...]:
         return TO_CAPITAL if self.direction == "country_to_capital" else TO_COUNTRY
 
-    def _pair(self, template: int, question: Question, words: Words, rng: random.Random) -> PromptPair:
+    def _pair(self, template: int, question: Question, words: Countries, rng: random.Random) -> PromptPair:
         subject, answer = question
         other, other_answer = rng.choice(words.partners[subject])
         clean = fill(self._forms[template], {"subject": subject})
@@ -137,17 +132,70 @@ class Capitals(GeneratedTask[Words]):
         )
 
 
-def _words(groups: Sequence[Sequence[Question]]) -> Words:
+def _words(groups: Sequence[Sequence[Question]]) -> Countries:
     """Questions of several lengths, one group each; a question without a partner is left out."""
     kept = [group for group in groups if len(group) >= MIN_QUESTIONS]
     partners = {question[0]: [other for other in group if other != question] for group in kept for question in group}
-    return Words(tuple(question for group in kept for question in group), partners)
+    return Countries(tuple(question for group in kept for question in group), partners)
 
 
-def _groups(words: Words) -> list[list[Question]]:
+def _groups(words: Countries) -> list[list[Question]]:
     """The questions by length again: those that are partners of one another."""
     groups: list[list[Question]] = []
     for question in words.questions:
         if not any(question in group for group in groups):
             groups.append([question, *words.partners[question[0]]])
     return groups
+
+
+# -------------------------------------------------------------------- sentences and words
+# Every slot follows a space.
+# The capital follows the end.
+TO_CAPITAL = (
+    "The capital of {subject} is",
+    "The capital city of {subject} is called",
+    "The government of {subject} sits in the city of",
+    "As every child knows, the capital of {subject} is",
+    "Question: what is the capital of {subject}? Answer:",
+    "On the map of {subject} a star marks the capital,",
+    "Last year we flew to {subject} and saw its capital,",
+    "In the atlas the capital of {subject} is given as",
+    "The largest embassies in {subject} are in its capital,",
+    "They moved to {subject} and now live in its capital,",
+)
+
+# The country follows the end.
+TO_COUNTRY = (
+    "The city of {subject} is the capital of",
+    "As every child knows, {subject} is the capital of",
+    "Question: which country has {subject} as its capital? Answer:",
+    "The government that sits in {subject} is the government of",
+    "A plane to {subject} takes you to the capital of",
+    "The atlas gives {subject} as the capital of",
+    "Our embassy in {subject} is the embassy in",
+    "We visited {subject} because it is the capital of",
+    "On the map {subject} is marked as the capital of",
+    "They moved to {subject}, and now they live in",
+)
+
+CAPITALS = pairs_of(  # country/capital; no name that needs an article or is also that of a part of another country
+    """
+    Afghanistan/Kabul, Albania/Tirana, Algeria/Algiers, Angola/Luanda, Argentina/Buenos Aires, Armenia/Yerevan,
+    Australia/Canberra, Austria/Vienna, Azerbaijan/Baku, Bahrain/Manama, Bangladesh/Dhaka, Belarus/Minsk,
+    Belgium/Brussels, Bosnia/Sarajevo, Brazil/Brasília, Britain/London, Bulgaria/Sofia, Cambodia/Phnom Penh,
+    Canada/Ottawa, Chile/Santiago, China/Beijing, Colombia/Bogotá, Croatia/Zagreb, Cuba/Havana, Cyprus/Nicosia,
+    Denmark/Copenhagen, Ecuador/Quito, Egypt/Cairo, Estonia/Tallinn, Ethiopia/Addis Ababa, Fiji/Suva,
+    Finland/Helsinki, France/Paris, Germany/Berlin, Ghana/Accra, Greece/Athens, Haiti/Port-au-Prince,
+    Hungary/Budapest, Iceland/Reykjavik, India/New Delhi, Indonesia/Jakarta, Iran/Tehran, Iraq/Baghdad,
+    Ireland/Dublin, Italy/Rome, Jamaica/Kingston, Japan/Tokyo, Jordan/Amman, Kazakhstan/Astana, Kenya/Nairobi,
+    Laos/Vientiane, Latvia/Riga, Lebanon/Beirut, Libya/Tripoli, Lithuania/Vilnius, Malaysia/Kuala Lumpur,
+    Mali/Bamako, Malta/Valletta, Mongolia/Ulaanbaatar, Morocco/Rabat, Mozambique/Maputo, Myanmar/Naypyidaw,
+    Namibia/Windhoek, Nepal/Kathmandu, Nigeria/Abuja, North Korea/Pyongyang, Norway/Oslo, Oman/Muscat,
+    Pakistan/Islamabad, Peru/Lima, Poland/Warsaw, Portugal/Lisbon, Qatar/Doha, Romania/Bucharest, Russia/Moscow,
+    Rwanda/Kigali, Saudi Arabia/Riyadh, Senegal/Dakar, Serbia/Belgrade, Slovakia/Bratislava, Slovenia/Ljubljana,
+    Somalia/Mogadishu, South Korea/Seoul, Spain/Madrid, Sudan/Khartoum, Sweden/Stockholm, Switzerland/Bern,
+    Syria/Damascus, Thailand/Bangkok, Tunisia/Tunis, Turkey/Ankara, Uganda/Kampala, Ukraine/Kyiv,
+    Uruguay/Montevideo, Uzbekistan/Tashkent, Venezuela/Caracas, Vietnam/Hanoi, Yemen/Sanaa, Zambia/Lusaka,
+    Zimbabwe/Harare
+    """
+)

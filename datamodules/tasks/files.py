@@ -1,7 +1,5 @@
 """What readers of users' files share: where the file lies, its rows, and how they become splits."""
 
-import hashlib
-import inspect
 import random
 import textwrap
 import warnings
@@ -10,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from types import ModuleType
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from datamodules.tasks import continuations
 from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair
@@ -37,6 +36,8 @@ class FileTask(AbstractTask):
         test_fraction: Share of the rows to test on, if they name no split.
         seed: Fixes which row goes to which split.
     """
+
+    sources: ClassVar[tuple[ModuleType, ...]] = (continuations,)
 
     path: str
     validation_fraction: float = 0.1
@@ -69,11 +70,9 @@ class FileTask(AbstractTask):
         fractions = {"test": self.test_fraction, "validation": self.validation_fraction}
         return draw([row.pair for row in rows], fractions, self.seed)
 
-    def fingerprint(self) -> str | None:
-        """Hash of the code, with that which finds the answers' tokens, and of the file's content."""
-        code = super().fingerprint()
-        shared = inspect.getsource(continuations).encode()
-        return code and hashlib.sha256(code.encode() + shared + Path(self.path).read_bytes()).hexdigest()
+    def input_files(self) -> list[Path]:
+        """The file."""
+        return [Path(self.path)]
 
 
 def check_fractions(*fractions: float) -> None:

@@ -4,8 +4,10 @@ import random
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
 
+from datamodules.tasks import wording
 from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair, TokenPair
 from edgeprune.errors import EdgepruneError, NoTokenizerError
 
@@ -36,6 +38,7 @@ class GeneratedTask(AbstractTask, Generic[Vocabulary]):
     """
 
     single_token_answers: ClassVar[bool] = True
+    sources: ClassVar[tuple[ModuleType, ...]] = (wording,)
 
     num_train: int = 200
     num_validation: int = 100

@@ -8,17 +8,17 @@ No token occurs twice in the sequence, so its first occurrence says what follows
 framework for transformer circuits" (2021), and Olsson et al., arXiv 2209.11895.
 """
 
-import inspect
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, cast, final, get_args
+from types import ModuleType
+from typing import TYPE_CHECKING, ClassVar, Literal, cast, final, get_args
 
-from datamodules.tasks import generated
+from datamodules.tasks import generated, wording
 from datamodules.tasks.base import SPLITS, AbstractTask, TokenPair
 from datamodules.tasks.generated import check_sizes, distinct
-from datamodules.tasks.wording import check_choice, fingerprint_with
+from datamodules.tasks.wording import check_choice
 from edgeprune.errors import EdgepruneError, NoTokenizerError
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ class Induction(AbstractTask):
         bos_token: Its id; None: the tokenizer's, if there is a tokenizer and it has one.
         seed: Fixes every choice.
     """
+
+    sources: ClassVar[tuple[ModuleType, ...]] = (generated, wording)
 
     num_train: int = 200
     num_validation: int = 100
@@ -110,10 +112,6 @@ class Induction(AbstractTask):
         for name, size in zip(SPLITS, self._sizes(), strict=True):
             splits[name], pairs = pairs[:size], pairs[size:]
         return splits
-
-    def fingerprint(self) -> str | None:
-        """Hash of the code."""
-        return fingerprint_with(super().fingerprint(), inspect.getsource(generated))
 
     def _check_ids(self, num_tokens: int) -> None:
         """Refuse ids that the tokenizer does not have."""

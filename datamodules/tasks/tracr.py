@@ -1,14 +1,14 @@
 """Pairs of a ground-truth folder of format `tracr-circuit-data/1`: the inputs in its `examples.json`."""
 
-import hashlib
-import inspect
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 
+from datamodules.tasks import files
 from datamodules.tasks.base import SPLITS, AbstractTask, TokenPair
 from datamodules.tasks.files import check_fractions
 from edgeprune.batch import IGNORE
@@ -41,6 +41,8 @@ class TracrTask(AbstractTask):
         seed: Fixes which pair goes to which split.
     """
 
+    sources: ClassVar[tuple[ModuleType, ...]] = (files, tracr_format)
+
     path: str
     pairs: str | None = None
     validation_fraction: float = 0.15
@@ -64,16 +66,10 @@ class TracrTask(AbstractTask):
             return dict.fromkeys(SPLITS, pairs)
         return self._part(pairs)
 
-    def fingerprint(self) -> str | None:
-        """Hash of the code and of the folder's files."""
-        code = super().fingerprint()
-        if code is None:
-            return None
-        digest = hashlib.sha256((code + inspect.getsource(tracr_format)).encode())
-        for name in ("model.json", "model.safetensors", "examples.json"):
-            file = Path(self.path) / name
-            digest.update(file.read_bytes() if file.is_file() else b"")
-        return digest.hexdigest()
+    def input_files(self) -> list[Path]:
+        """Those of the folder that are there."""
+        files = [Path(self.path) / name for name in ("model.json", "model.safetensors", "examples.json")]
+        return [file for file in files if file.is_file()]
 
     def _part(self, pairs: list[TokenPair]) -> dict[str, list[TokenPair]]:
         """Share the pairs out; a clean prompt that occurs more than once stays in one split."""

@@ -1,10 +1,7 @@
 """What tasks made of sentences share: slots filled in, words of one token, sentence forms used in turn."""
 
-import hashlib
-import inspect
 import random
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from functools import cache
 from string import Formatter
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -47,6 +44,17 @@ def fill(template: str, words: Mapping[str, str]) -> Filled:
 @cache
 def _pieces(template: str) -> tuple[tuple[str, str | None], ...]:
     return tuple((literal, slot) for literal, slot, _, _ in Formatter().parse(template))
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """Words that spaces separate."""
+    return tuple(text.split())
+
+
+def pairs_of(text: str) -> tuple[tuple[str, str], ...]:
+    """Pairs such as `"singer/singers, son/sons"`."""
+    halves = (pair.strip().partition("/") for pair in text.split(","))
+    return tuple((first, second) for first, _, second in halves)
 
 
 def token_after(filled: Filled, slot: str) -> Span:
@@ -115,6 +123,24 @@ def check_templates(templates: int | None, available: int) -> None:
         raise EdgepruneError(f"templates must be 1..{available}, or null for all, got {templates}")
 
 
+def check_enough(task: str, *kinds: tuple[str, Sized, int]) -> None:
+    """Refuse a tokenizer for which too few words of a list are single tokens.
+
+    Args:
+        task: For the message.
+        kinds: What words they are, those that are single tokens, and how many of them the task needs.
+
+    Raises:
+        EdgepruneError: There are fewer.
+    """
+    if any(len(words) < needed for _, words, needed in kinds):
+        found = ", ".join(f"{len(words)} of {needed} {what}" for what, words, needed in kinds)
+        raise EdgepruneError(
+            f"{task} needs words that are single tokens, and this tokenizer has {found}: choose a model with a larger "
+            "vocabulary, or give your own pairs as JSONL"
+        )
+
+
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Refuse a setting that is none of its choices.
 
@@ -123,11 +149,3 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """
     if value not in choices:
         raise EdgepruneError(f"{name} must be one of {tuple(choices)}, got {value!r}")
-
-
-def fingerprint_with(code: str | None, *words: object) -> str | None:
-    """Hash of a task's code (with that of its bases), of this module, and of its sentences and words."""
-    if code is None:
-        return None
-    shared = inspect.getsource(sys.modules[__name__])
-    return hashlib.sha256(repr((code, shared, words)).encode()).hexdigest()

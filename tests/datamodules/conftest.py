@@ -11,9 +11,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from datamodules.tasks import capitals_words, gendered_pronoun_words, greater_than_words, subject_verb_words
 from datamodules.tasks.boolean import INSTRUCTION
-from datamodules.tasks.docstring_words import ARGUMENTS, DESCRIPTIONS, FUNCTIONS
+from datamodules.tasks.docstring import ARGUMENTS, DESCRIPTIONS, FUNCTIONS
 from datamodules.tasks.greater_than import FORMS
-from datamodules.tasks.ioi_words import NAMES, OBJECTS, PLACES, TEMPLATES
+from datamodules.tasks.ioi import NAMES, OBJECTS, PLACES, TEMPLATES
 from edgeprune.models.fetched import is_complete, model_folder
 from tests.files import outside
 

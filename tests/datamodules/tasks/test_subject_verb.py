@@ -5,7 +5,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from datamodules import PromptPair, SubjectVerb
-from datamodules.tasks.subject_verb_words import ADJECTIVES, NOUNS, RELATIONS, SIMPLE, VERBS, WITH_ATTRACTOR
+from datamodules.tasks.subject_verb import ADJECTIVES, NOUNS, RELATIONS, SIMPLE, VERBS, WITH_ATTRACTOR
 from edgeprune.errors import EdgepruneError
 from tests.datamodules.conftest import TASK_WORDS, word_tokenizer
 from tests.datamodules.tasks.conformance import check_task, clean_prompts, role_text
