@@ -5,6 +5,7 @@ A folder holds `model.json` (shape, vocabulary), `model.safetensors` (weights pe
 """
 
 import os
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -37,7 +38,9 @@ def read_folder(path: str | Path) -> CompiledTransformer:
     path = Path(path)
     config = _read_config(path)
     model = CompiledTransformer(config)
-    model.load_state_dict(_convert(_read_tensors(path / "model.safetensors", _shapes(config)), config))
+    weights = list(_weights(config))
+    tensors = _read_tensors(path / "model.safetensors", {weight.source: weight.shape for weight in weights})
+    model.load_state_dict({weight.target: weight.convert(tensors[weight.source]) for weight in weights})
     return model.eval()
 
 
@@ -200,46 +203,30 @@ def _config(info: dict[str, Any], path: Path) -> CompiledConfig:
     return config
 
 
-def _shapes(config: CompiledConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the file with its shape."""
-    d, dh, heads, units = (
-        config.hidden_size,
-        config.head_dim,
-        config.num_attention_heads,
-        config.intermediate_size,
-    )
-    shapes: dict[str, tuple[int, ...]] = {
-        "embed.W_E": (config.vocab_size, d),
-        "pos_embed.W_pos": (config.n_ctx, d),
-        "unembed.W_U": (d, config.d_out),
-    }
-    for layer in range(config.num_hidden_layers):
-        attn, mlp = f"blocks.{layer}.attn", f"blocks.{layer}.mlp"
-        for kind in "QKV":
-            shapes |= {f"{attn}.W_{kind}": (heads, d, dh), f"{attn}.b_{kind}": (heads, dh)}
-        shapes |= {f"{attn}.W_O": (heads, dh, d), f"{attn}.b_O": (d,)}
-        if units:
-            shapes |= {f"{mlp}.W_in": (d, units), f"{mlp}.b_in": (units,)}
-            shapes |= {f"{mlp}.W_out": (units, d), f"{mlp}.b_out": (d,)}
-    return shapes
+class _Weight(NamedTuple):
+    """A tensor of the file (inputs first, heads apart), and of the model (outputs first, heads fused)."""
+
+    source: str
+    shape: tuple[int, ...]
+    target: str
+    convert: Callable[[Tensor], Tensor] = lambda tensor: tensor
 
 
-def _convert(tensors: dict[str, Tensor], config: CompiledConfig) -> dict[str, Tensor]:
-    """From the file's layout (inputs first, heads apart) to nn.Linear's (outputs first, heads fused)."""
-    state = {
-        "tok_embed.weight": tensors["embed.W_E"],
-        "pos_embed.weight": tensors["pos_embed.W_pos"],
-        "unembed.weight": tensors["unembed.W_U"].T,
-    }
+def _weights(config: CompiledConfig) -> Iterator[_Weight]:
+    d, dh, heads, units = config.hidden_size, config.head_dim, config.num_attention_heads, config.intermediate_size
+    yield _Weight("embed.W_E", (config.vocab_size, d), "tok_embed.weight")
+    yield _Weight("pos_embed.W_pos", (config.n_ctx, d), "pos_embed.weight")
+    yield _Weight("unembed.W_U", (d, config.d_out), "unembed.weight", Tensor.t)
     for layer in range(config.num_hidden_layers):
-        source, target = f"blocks.{layer}", f"layers.{layer}"
+        source, target = f"blocks.{layer}.attn", f"layers.{layer}.attn"
         for kind in "QKV":
-            projection = f"{target}.attn.{kind.lower()}_proj"
-            state[f"{projection}.weight"] = tensors[f"{source}.attn.W_{kind}"].transpose(1, 2).flatten(0, 1)
-            state[f"{projection}.bias"] = tensors[f"{source}.attn.b_{kind}"].flatten()
-        state[f"{target}.attn.o_proj.weight"] = tensors[f"{source}.attn.W_O"].flatten(0, 1).T
-        state[f"{target}.attn.o_proj.bias"] = tensors[f"{source}.attn.b_O"]
-        for end in ("in", "out") if config.intermediate_size else ():
-            state[f"{target}.mlp.fc_{end}.weight"] = tensors[f"{source}.mlp.W_{end}"].T
-            state[f"{target}.mlp.fc_{end}.bias"] = tensors[f"{source}.mlp.b_{end}"]
-    return state
+            project = f"{target}.{kind.lower()}_proj"
+            yield _Weight(f"{source}.W_{kind}", (heads, d, dh), f"{project}.weight", lambda w: w.mT.flatten(0, 1))
+            yield _Weight(f"{source}.b_{kind}", (heads, dh), f"{project}.bias", Tensor.flatten)
+        yield _Weight(f"{source}.W_O", (heads, dh, d), f"{target}.o_proj.weight", lambda w: w.flatten(0, 1).T)
+        yield _Weight(f"{source}.b_O", (d,), f"{target}.o_proj.bias")
+        for end, width, other in (("in", d, units), ("out", units, d)) if units else ():
+            yield _Weight(
+                f"blocks.{layer}.mlp.W_{end}", (width, other), f"layers.{layer}.mlp.fc_{end}.weight", Tensor.t
+            )
+            yield _Weight(f"blocks.{layer}.mlp.b_{end}", (other,), f"layers.{layer}.mlp.fc_{end}.bias")

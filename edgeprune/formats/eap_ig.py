@@ -13,8 +13,10 @@ the reader is told. A score is positive where patching the edge raises the loss,
 it is `tok_embed`, both ways, and every edge of `pos_embed` is kept.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
@@ -22,7 +24,7 @@ from torch import Tensor
 
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
-from edgeprune.formats.base import ExportOptions, Holds, Imported, Loaded, not_held
+from edgeprune.formats.base import AbstractFormat, ExportOptions, Holds, Imported, Loaded, not_held
 from edgeprune.formats.views import moved, on_graph, one_embedding, per_head, with_open_positions, without_positions
 from edgeprune.graph import ArchSpec, EdgeGraph
 
@@ -248,3 +250,29 @@ def checked_mapping(loaded: Loaded, keys: tuple[str, ...]) -> dict[str, Any]:
     if missing:
         raise EdgepruneError(f"it has no {', '.join(map(repr, missing))}; EAP-IG's files have {', '.join(keys)}")
     return value
+
+
+class AbstractEapIg(AbstractFormat):
+    """What both formats have in common."""
+
+    @abstractmethod
+    def parse(self, loaded: Loaded) -> EapIgFile:
+        """The content of a file.
+
+        Raises:
+            EdgepruneError: A key is missing, a value is of the wrong kind, or does not fit the file's own graph.
+        """
+
+    @abstractmethod
+    def save(self, content: EapIgFile, path: Path) -> None:
+        """Write a file, whole or not at all."""
+
+    def read(self, loaded: Loaded, graph: EdgeGraph | None) -> Imported:
+        """The circuit in a file."""
+        return to_circuit(self.parse(loaded), loaded, self.name, graph)
+
+    def write(self, circuit: Circuit, path: Path, options: ExportOptions) -> list[str]:
+        """Write a circuit."""
+        content, notes = to_file(circuit, options)
+        self.save(content, path)
+        return notes
