@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.answers import Sets
 from datamodules.cache import cache_folder, cache_key, content_hash, load_or_build
-from datamodules.encode import Sets, UnequalLengths, encode_pairs, warn_of_two_bos
+from datamodules.encode import UnequalLengths, encode_pairs, warn_of_two_bos
 from datamodules.preview import plain_preview
 from datamodules.sampler import PairBatchSampler
 from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair, TokenPair

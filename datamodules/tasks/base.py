@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import sys
+import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -49,6 +50,11 @@ class PromptPair:
     corrupted_roles: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
     source: str = ""
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def where(self) -> str:
+        """Where the pair comes from, or its prompt where that is not known."""
+        return self.source or f"pair {textwrap.shorten(self.clean, 60)!r}"
 
 
 @dataclass(frozen=True)
