@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import track
 
-from datamodules.pairs import collate
+from datamodules.collate import collate
 from datamodules.tasks.tracr import TracrTask
 from edgeprune.ablations import zero
 from edgeprune.circuit import Circuit

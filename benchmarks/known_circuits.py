@@ -28,7 +28,7 @@ from ground_truth import Problem, compared, fit, of_program
 from rich.console import Console
 from rich.progress import track
 
-from datamodules.pairs import collate
+from datamodules.collate import collate
 from datamodules.tasks.compiled import CompiledTask
 from edgeprune import methods
 from edgeprune.ablations.runs import ReferenceRuns

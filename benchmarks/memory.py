@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from datamodules.pairs import collate
+from datamodules.collate import collate
 from datamodules.sampler import PairBatchSampler
 from datamodules.tasks.base import TokenPair
 from edgeprune.ablations.homes import Homes

@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal, cast, final, get_args
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.answers import Sets
 from datamodules.cache import cache_folder, cache_key, content_hash, load_or_build
+from datamodules.collate import Example, collate
 from datamodules.encode import UnequalLengths, encode_pairs, warn_of_two_bos
 from datamodules.preview import plain_preview
 from datamodules.sampler import PairBatchSampler
 from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair, TokenPair
 from edgeprune.ablations.homes import Homes
-from edgeprune.batch import IGNORE, PairBatch
+from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError, NoTokenizerError
 from edgeprune.metrics.measure import TOKENS_AT_ONCE
 from edgeprune.models.limits import Limits
@@ -29,60 +28,7 @@ from edgeprune.models.limits import Limits
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Example = tuple[int, TokenPair]  # number in the split, tokens
 _SPLITS_OF_STAGE = {"fit": SPLITS[:2], "validate": SPLITS[1:2], "test": SPLITS[2:]}
-
-
-def collate(examples: Sequence[Example], pad_id: int = 0) -> PairBatch:
-    """Stack examples of different length: tokens padded on the right, positions by repeating the last one."""
-    pairs = [pair for _, pair in examples]
-    seq = max(len(pair.clean) for pair in pairs)
-    num = max(len(pair.positions) for pair in pairs)
-    aligned = any(pair.alignment for pair in pairs)
-    corrupted_seq = max(len(pair.corrupted) for pair in pairs)
-    roles = dict.fromkeys(name for pair in pairs for name in pair.roles)
-    mask = _mask([pair.clean for pair in pairs], seq)
-    return PairBatch(
-        clean=_stack([pair.clean for pair in pairs], seq, pad_id),
-        corrupted=_stack([pair.corrupted for pair in pairs], corrupted_seq, pad_id),
-        attention_mask=mask,
-        positions=torch.cat([_stack([pair.positions], num, pair.positions[-1]) for pair in pairs]),
-        position_mask=_mask([pair.positions for pair in pairs], num).bool(),
-        targets=_stack([pair.targets for pair in pairs], num, IGNORE),
-        distractors=_stack([pair.distractors for pair in pairs], num, IGNORE),
-        index=torch.tensor([number for number, _ in examples]),
-        answers=_stack_sets([pair.answers or _alone(pair.targets) for pair in pairs], num),
-        wrong_answers=_stack_sets([pair.wrong_answers or _alone(pair.distractors) for pair in pairs], num),
-        corrupted_mask=_mask([pair.corrupted for pair in pairs], corrupted_seq) if aligned else mask,
-        alignment=_stack([pair.alignment or tuple(range(len(pair.clean))) for pair in pairs], seq, 0)
-        if aligned
-        else None,
-        roles={name: torch.tensor([pair.roles.get(name, (-1, -1)) for pair in pairs]) for name in roles},
-    )
-
-
-def _length(pairs: Sequence[TokenPair], number: int) -> int:
-    return len(pairs[number].clean)
-
-
-def _stack(rows: Sequence[tuple[int, ...]], length: int, fill: int) -> Tensor:
-    """Long `[row, length]`."""
-    return torch.tensor([row + (fill,) * (length - len(row)) for row in rows])
-
-
-def _mask(rows: Sequence[tuple[int, ...]], length: int) -> Tensor:
-    return _stack([(1,) * len(row) for row in rows], length, 0)
-
-
-def _alone(ids: Sequence[int]) -> Sets:
-    return tuple((token,) for token in ids)
-
-
-def _stack_sets(rows: Sequence[Sets], num: int) -> Tensor:
-    """Long `[row, num, largest set]`, filled up with `IGNORE`."""
-    size = max(1, max(len(ids) for sets in rows for ids in sets))
-    sets = [ids for row in rows for ids in row + ((),) * (num - len(row))]
-    return _stack(sets, size, IGNORE).view(len(rows), num, size)
 
 
 @contextmanager
@@ -175,14 +121,11 @@ class PairDataModule(pl.LightningDataModule):
         for name, size in sizes.items():
             if not (size == "auto" and name != "target_batch_size") and (not isinstance(size, int) or size < 1):
                 raise EdgepruneError(f"{name}={size} must be a number of pairs, at least 1, or (not the target) 'auto'")
-        if length_windows < 0:
-            raise EdgepruneError(f"length_windows must be 0 or more, got {length_windows}")
-        if num_workers < 0:
-            raise EdgepruneError(f"num_workers must be 0 or more, got {num_workers}")
-        if unequal_lengths not in get_args(UnequalLengths):
-            raise EdgepruneError(
-                f"unequal_lengths must be one of {', '.join(get_args(UnequalLengths))}, got {unequal_lengths!r}"
-            )
+        for name, value in (("length_windows", length_windows), ("num_workers", num_workers)):
+            if value < 0:
+                raise EdgepruneError(f"{name} must be 0 or more, got {value}")
+        if unequal_lengths not in (known := get_args(UnequalLengths)):
+            raise EdgepruneError(f"unequal_lengths must be one of {', '.join(known)}, got {unequal_lengths!r}")
         self.task = task
         self.tokenizer = tokenizer
         self._sizes: dict[str, int | str] = {**sizes}
@@ -396,7 +339,7 @@ class PairDataModule(pl.LightningDataModule):
             "seed": self.seed,
             "parts": getattr(self.trainer, "accumulate_grad_batches", 1),
             "window": self.length_windows,
-            "length": partial(_length, pairs),
+            "length": lambda number: len(pairs[number].clean),
             "position": self._position,
         }
         return PairBatchSampler(

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from datamodules import PairDataModule
-from datamodules.pairs import collate
+from datamodules.collate import collate
 from edgeprune.ablations.runs import TRAIN, ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.train_induction import accuracy, head_scores, main, train
-from datamodules.pairs import collate
+from datamodules.collate import collate
 from datamodules.tasks.induction import Induction
 from edgeprune.batch import IGNORE
 from edgeprune.compiled import cases, load_compiled, true_circuit

@@ -4,7 +4,7 @@ import re
 import pytest
 import torch
 
-from datamodules.pairs import collate
+from datamodules.collate import collate
 from datamodules.tasks.base import TokenPair
 from datamodules.tasks.compiled import CompiledTask
 from edgeprune import ablations

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from datamodules.pairs import collate
+from datamodules.collate import collate
 from datamodules.tasks.base import TokenPair
 from datamodules.tasks.compiled import CompiledTask
 from datamodules.tasks.tracr import TracrTask
