@@ -22,8 +22,7 @@ from transformers import AutoTokenizer
 
 from datamodules import IOI, PairDataModule
 from datamodules.cache import load_pairs, save_pairs
-from datamodules.encode import encode_pairs
-from datamodules.pairs import without_collection
+from datamodules.encode import encode_pairs, without_collection
 
 T = TypeVar("T")
 

@@ -50,7 +50,7 @@ def cache_key(
     add_special_tokens: bool | None,
     unequal_lengths: str = "error",
 ) -> str | None:
-    """Hash of everything that the tokens depend on; None if the task or its code cannot tell."""
+    """Hash of everything that the tokens depend on; None where the code is not known."""
     fingerprint = task.fingerprint()
     try:
         encoding = [inspect.getsource(module) for module in (encode, answers, align, texts)]
@@ -274,7 +274,7 @@ def _hash(columns: Mapping[str, Column]) -> str:
 
 
 def pack(pairs: Sequence[TokenPair]) -> dict[str, Column]:
-    """All pairs end to end: how many tokens, positions, ... each has says where to cut.
+    """All pairs end to end: the numbers of tokens, positions, ... of each give the borders.
 
     A pair's answer sets are cut twice, into sets (`num_answers_sets` per pair) and into tokens (`num_answers` per set).
     A role is one column of first token and the one after the last, -1 and -1 where a pair lacks it. What no pair has
@@ -296,9 +296,9 @@ def pack(pairs: Sequence[TokenPair]) -> dict[str, Column]:
     for name in SET_COLUMNS:
         sets: list[tuple[tuple[int, ...], ...]] = [getattr(pair, name) for pair in pairs]
         if any(sets):
-            columns[f"num_{name}_sets"] = _flat([len(own)] for own in sets)
-            columns[f"num_{name}"] = _flat([len(ids)] for own in sets for ids in own)
-            columns[name] = _flat(ids for own in sets for ids in own)
+            columns[f"num_{name}_sets"] = _flat([len(row)] for row in sets)
+            columns[f"num_{name}"] = _flat([len(ids)] for row in sets for ids in row)
+            columns[name] = _flat(ids for row in sets for ids in row)
     for role in {name for pair in pairs for name in pair.roles}:
         columns[ROLE + json.dumps(role)] = _flat(pair.roles.get(role, (-1, -1)) for pair in pairs)
     return columns

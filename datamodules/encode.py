@@ -7,12 +7,12 @@ logits are scored at the last prompt token and at each of them.
     corrupted  When Kate and Paul ... to | An na     (answer " Annabelle" = An na belle)
 """
 
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import gc
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, final
+from typing import TYPE_CHECKING, Literal, NamedTuple, final
 
 from datamodules.align import Span, align_prompts, align_roles
 from datamodules.answers import answer_sets, check_answers
@@ -26,7 +26,18 @@ if TYPE_CHECKING:
 
 UnequalLengths = Literal["error", "end", "roles"]
 CHUNK = 4096  # pairs tokenised in one call: what a tokenizer returns takes some 2 kB per text
-LOOKED_AT = 100  # pairs of a split, where all would be read from a file only for that
+
+
+@contextmanager
+def without_collection() -> Generator[None]:
+    """Pause the search for reference cycles, which takes a third of the time where a million objects are made."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 def encode_pairs(
@@ -314,26 +325,3 @@ def _shared_opening(clean: Sequence[int], corrupted: Sequence[int], special: fro
     while count < min(len(clean), len(corrupted)) - 1 and clean[count] == corrupted[count] and clean[count] in special:
         count += 1
     return count
-
-
-# -------------------------------------------------------------------- two BOS
-def warn_of_two_bos(
-    splits: Iterable[Sequence[TokenPair]], tokenizer: "PreTrainedTokenizerBase", add_special_tokens: bool | None
-) -> None:
-    """Warn where prompts begin with the BOS that the tokenizer adds, and once more with that which the text holds.
-
-    The first pairs of each split are looked at.
-    """
-    bos: Any = tokenizer.bos_token_id
-    options: dict[str, Any] = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-    opening: list[int] = tokenizer("", **options)["input_ids"][:1]
-    if bos is None or opening != [bos]:
-        return
-    looked_at = [pair for pairs in splits for pair in islice(pairs, LOOKED_AT)]
-    twice = sum((bos, bos) in (pair.clean[:2], pair.corrupted[:2]) for pair in looked_at)
-    if twice:
-        warnings.warn(
-            f"{twice} of {len(looked_at)} pairs begin with {tokenizer.bos_token!r} twice: the text holds it and the "
-            "tokenizer adds one; take it out of the text, or set add_special_tokens to false",
-            stacklevel=2,
-        )

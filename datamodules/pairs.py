@@ -1,24 +1,23 @@
 """The LightningDataModule of clean/corrupted pairs: task -> tokens -> batches."""
 
-import gc
-import signal
 import textwrap
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, cast, final, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import lightning.pytorch as pl
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from datamodules.cache import cache_folder, cache_key, content_hash, load_or_build
 from datamodules.collate import Example, collate
-from datamodules.encode import UnequalLengths, encode_pairs, warn_of_two_bos
+from datamodules.encode import UnequalLengths, encode_pairs, without_collection
+from datamodules.loader import Examples, ResumableLoader, outlast_terminal
 from datamodules.preview import plain_preview
 from datamodules.sampler import PairBatchSampler
 from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair, TokenPair
+from datamodules.texts import warn_of_two_bos
 from edgeprune.ablations.homes import Homes
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError, NoTokenizerError
@@ -29,48 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SPLITS_OF_STAGE = {"fit": SPLITS[:2], "validate": SPLITS[1:2], "test": SPLITS[2:]}
-
-
-@contextmanager
-def without_collection() -> Generator[None]:
-    """Pause the search for reference cycles, which takes a third of the time where a million objects are made."""
-    running = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if running:
-            gc.enable()
-
-
-@final
-class _Examples(Dataset[Example]):
-    """Pairs with their numbers, read one by one."""
-
-    def __init__(self, pairs: Sequence[TokenPair]) -> None:
-        self.pairs = pairs
-
-    def __getitem__(self, index: int) -> Example:
-        return index, self.pairs[index]
-
-
-def _outlast_terminal(worker: int) -> None:
-    """Ctrl-C and a terminal that goes reach workers, too: let the run save with them, and end them itself."""
-    for name in ("SIGINT", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-
-@final
-class ResumableLoader(DataLoader[Example]):
-    """A loader that Lightning knows to be resumable; the place to resume at is kept by `PairDataModule`."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the sampler asks the data module where to begin."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to load."""
 
 
 class PairDataModule(pl.LightningDataModule):
@@ -146,23 +103,21 @@ class PairDataModule(pl.LightningDataModule):
         """Training pairs per batch and process.
 
         Raises:
-            EdgepruneError: It was left open, and nobody has settled it.
+            EdgepruneError: It is still `"auto"`.
         """
         size = self._sizes["batch_size"]
         if size == "auto":
-            raise EdgepruneError(
-                "batch_size auto is for `edgeprune fit`, which knows what memory allows; give a number"
-            )
+            raise EdgepruneError("batch_size auto is for `edgeprune fit`, which knows the memory; give a number")
         return cast("int", size)
 
     @property
     def target_batch_size(self) -> int:
-        """Training pairs per step and process, where `batch_size` was left open."""
+        """Training pairs per step and process, where `batch_size` is `"auto"`."""
         return cast("int", self._sizes["target_batch_size"])
 
     @property
     def eval_batch_size(self) -> int:
-        """Pairs per batch and process of evaluations; where it was left open, as many as make a run fastest."""
+        """Pairs per batch and process of evaluations; where it is `"auto"`, as many as make a run fastest."""
         size = self._sizes["eval_batch_size"]
         if size == "auto":
             longest = max(self.extent(split)[0] for split in SPLITS if self.pairs(split))
@@ -230,15 +185,11 @@ class PairDataModule(pl.LightningDataModule):
 
         `""` stands where a pair lacks a label. Pairs given as tokens have none.
         """
-        known = [
-            pair.labels if isinstance(pair, PromptPair) else {}
-            for pair in self.task.splits(self.tokenizer_object).get(split, ())
-        ]
+        pairs = self.task.splits(self.tokenizer_object).get(split, ())
+        known = [pair.labels if isinstance(pair, PromptPair) else {} for pair in pairs]
         assert len(known) == len(self.pairs(split))
-        return {
-            name: tuple(item.get(name, "") for item in known)
-            for name in dict.fromkeys(n for item in known for n in item)
-        }
+        names = dict.fromkeys(name for labels in known for name in labels)
+        return {name: tuple(labels.get(name, "") for labels in known) for name in names}
 
     def _load(self) -> Mapping[str, Sequence[TokenPair]]:
         missing = self._find_tokenizer()
@@ -277,9 +228,8 @@ class PairDataModule(pl.LightningDataModule):
                 f"{type(self.task).__name__} gives text, but there is no tokenizer; set `tokenizer` to a "
                 "model name or folder"
             )
-        prompts = cast("Sequence[PromptPair]", pairs)
         return encode_pairs(
-            prompts,
+            cast("Sequence[PromptPair]", pairs),
             self.tokenizer_object,
             add_special_tokens=self.add_special_tokens,
             single_token_answers=self.task.single_token_answers,
@@ -352,11 +302,11 @@ class PairDataModule(pl.LightningDataModule):
 
     def _loader(self, split: str, *, shuffled: bool) -> DataLoader[Example]:
         return ResumableLoader(
-            _Examples(self.pairs(split)),
+            Examples(self.pairs(split)),
             batch_sampler=self._sampler(split, shuffled=shuffled),
             collate_fn=self._collate,
             num_workers=self.num_workers,
-            worker_init_fn=_outlast_terminal,
+            worker_init_fn=outlast_terminal,
         )
 
     # ---------------------------------------------------------------- resuming
@@ -396,5 +346,5 @@ class PairDataModule(pl.LightningDataModule):
         }
 
     def preview(self, n: int = 10, split: str = "train") -> str:
-        """The first `n` pairs of `split` as the model sees them, with answer and distractor; plain text, for logs."""
+        """The first `n` pairs of `split` as the model sees them, with answer and distractor."""
         return plain_preview(self.pairs(split)[:n], self.tokenizer_object, split)

@@ -1,6 +1,6 @@
 """Pairs for people: what the model is shown, where the roles lie, what differs and which answers count.
 
-With colours a role is a coloured stretch and a differing token is underlined; without, they are `[role:text]` and
+With colours a role is coloured text and a differing token is underlined; without, they are `[role:text]` and
 `{text}`.
 """
 
@@ -114,7 +114,7 @@ class _Shower:
         names = [tuple(name for name, (start, end) in spans if start <= i < end) for i in range(len(pair.clean))]
         differs = [() if other else None for other in _differs(pair)]
         lines = [
-            ("clean", self._marked(pair.clean, [own or None for own in names])),
+            ("clean", self._marked(pair.clean, [roles or None for roles in names])),
             ("corrupted", self._marked(pair.corrupted, differs)),
             ("scored at", Text(", ".join(map(str, pair.positions)))),
             *((name, Text(value)) for name, value in self._answers(pair)),

@@ -1,4 +1,4 @@
-"""What a task hands over: pairs of prompts, as text or as tokens, with the answer that is asked for."""
+"""What a task gives: pairs of prompts, as text or as tokens, with their answers."""
 
 import hashlib
 import inspect
@@ -156,10 +156,10 @@ class AbstractTask(ABC):
 
         None if it is not known (code typed at a prompt): such a task is never cached.
         """
-        own = [sys.modules[cls.__module__] for cls in type(self).__mro__ if issubclass(cls, AbstractTask)]
+        modules = [sys.modules[cls.__module__] for cls in type(self).__mro__ if issubclass(cls, AbstractTask)]
         digest = hashlib.sha256()
         try:
-            for module in (*own, *self.sources):
+            for module in (*modules, *self.sources):
                 digest.update(inspect.getsource(module).encode())
         except (OSError, TypeError):
             return None

@@ -69,8 +69,8 @@ class BooleanExpressions(GeneratedTask[Supply]):
         seed: Fixes every choice.
         prompting: `"few_shot"`: examples with their values come first. `"instruction"`: a sentence says what to do.
         num_operators: How many `and`, `or` and `not` an expression has.
-        num_examples: Examples of a few-shot prompt, the same in every prompt; true and false ones take turns. None of
-            them is ever asked for.
+        num_examples: Examples of a few-shot prompt, the same in every prompt, true and false in turn, and not
+            asked for in any.
         instruction: Prompt of the other kind, with the slot `{expression}`; a chat model's marks can be put in.
     """
 
@@ -120,7 +120,7 @@ class BooleanExpressions(GeneratedTask[Supply]):
             raise self._exhausted(f"{count} pairs of one split") from None
 
     def _examples(self) -> tuple[Question, ...]:
-        """Different expressions, whose choice does not touch the order of those that are asked for."""
+        """Different expressions, drawn apart from those of the prompts."""
         rng = random.Random(f"examples {self.seed}")
         found: dict[str, Question] = {}
         for _ in range(TRIES * self.num_examples):

@@ -10,7 +10,7 @@
 The arguments are described in the order in which the function takes them, so the answer is the next one, " ratio".
 The task is that of Heimersheim and Janiak, "A circuit for Python docstrings in a 4-layer attention-only transformer"
 (2023), in the form in which ACDC (arXiv 2304.14997) uses it: two arguments before the three that count and one after
-them. DocstringWords and code are our own.
+them. Words and code are ours.
 """
 
 import random
@@ -130,11 +130,11 @@ class Docstring(GeneratedTask[DocstringWords]):
         return self.num_before + 3 + self.num_after + SPARE_NAMES
 
     def _pair(self, words: DocstringWords, names: Sequence[str], rng: random.Random) -> PromptPair:
-        own = self.num_before + 3 + self.num_after
-        drawn = tuple(rng.sample(names, own + 5))
+        num_names = self.num_before + 3 + self.num_after
+        drawn = tuple(rng.sample(names, num_names + 5))
         matching = drawn[self.num_before : self.num_before + 3]
-        clean = Signature(drawn[: self.num_before], matching, drawn[self.num_before + 3 : own], matching[:2])
-        corrupted = self._corrupt(clean, drawn[own:])
+        clean = Signature(drawn[: self.num_before], matching, drawn[self.num_before + 3 : num_names], matching[:2])
+        corrupted = self._corrupt(clean, drawn[num_names:])
         about = rng.sample(words.descriptions, METHOD_WORDS + 2 * ARGUMENT_WORDS)
         function = rng.choice(words.functions)
         text, other = (_write(signature, function, about) for signature in (clean, corrupted))
@@ -148,7 +148,7 @@ class Docstring(GeneratedTask[DocstringWords]):
             wrong_ids=(tuple(words.arguments[name] for name in wrong),),
             roles=_roles(text),
             corrupted_roles=_roles(other),
-            source=f"Docstring {function}({', '.join(drawn[:own])})",
+            source=f"Docstring {function}({', '.join(drawn[:num_names])})",
             labels={"answer": matching[2], "function": function},
         )
 

@@ -28,7 +28,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class FileTask(AbstractTask):
-    """Pairs from one file of the user's; a subclass says how to read it.
+    """Pairs from one file; a subclass reads its rows.
 
     Attributes:
         path: The file.
@@ -101,7 +101,7 @@ def draw(pairs: Sequence[PromptPair], fractions: Mapping[str, float], seed: int)
 
 
 def warn_of_shared_prompts(splits: Mapping[str, Sequence[PromptPair]], path: str) -> None:
-    """Warn of clean prompts that splits have in common where the file, not the task, says which row is in which."""
+    """Warn of clean prompts that splits have in common where the file itself names the splits."""
     prompts = [{pair.clean for pair in pairs} for pairs in splits.values()]
     shared = set[str]().union(*(first & second for first, second in combinations(prompts, 2)))
     if shared:

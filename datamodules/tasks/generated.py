@@ -25,14 +25,14 @@ Vocabulary = TypeVar("Vocabulary")
 class GeneratedTask(AbstractTask, Generic[Vocabulary]):
     """Prompts made from sentence forms and words; no clean prompt occurs twice, in one split or in two.
 
-    A subclass says which words the tokenizer can use (`vocabulary`), how to share them out among the splits
-    (`share_out`) and how to make prompts from them (`generate`).
+    A subclass gives the words that the tokenizer can use (`vocabulary`), shares them out among the splits (`share_out`)
+    and makes prompts from them (`generate`).
 
     Attributes:
         num_train: Pairs to train on.
         num_validation: Pairs to validate on.
         num_test: Pairs to test on.
-        entities: `"disjoint"`: no entity (what that is, each task says) occurs in two splits. `"shared"`: all splits
+        entities: `"disjoint"`: no entity (each task has its kind) occurs in two splits. `"shared"`: all splits
             draw on all of them.
         seed: Fixes every choice.
     """
@@ -83,8 +83,8 @@ class GeneratedTask(AbstractTask, Generic[Vocabulary]):
         else:
             vocabularies = self.share_out(vocabulary, rng)
             parts = [
-                self.generate(own, size, rng) if size else []
-                for own, size in zip(vocabularies, self.sizes, strict=True)
+                self.generate(part, size, rng) if size else []
+                for part, size in zip(vocabularies, self.sizes, strict=True)
             ]
         return dict(zip(SPLITS, parts, strict=True))
 

@@ -147,7 +147,7 @@ class GreaterThan(GeneratedTask[NounsAndYears]):
     def share_out(self, vocabulary: NounsAndYears, rng: random.Random) -> list[NounsAndYears]:
         """Nouns of each split; years are common to all."""
         nouns = share_out(vocabulary.nouns, self.sizes, rng, minimum=MIN_NOUNS, what="nouns")
-        return [replace(vocabulary, nouns=own) for own in nouns]
+        return [replace(vocabulary, nouns=part) for part in nouns]
 
     def generate(self, vocabulary: NounsAndYears, count: int, rng: random.Random) -> list[PromptPair]:
         """Different pairs, going round the verbs."""

@@ -4,7 +4,7 @@
     random      [BOS] t w e g o | k r a x m      nothing to copy from
     shuffle     [BOS] x k m a r | k r a x m      something else to copy
 
-No token occurs twice in the sequence, so its first occurrence says what follows. See Elhage et al., "A mathematical
+No token occurs twice in the sequence, so what followed it before follows again. See Elhage et al., "A mathematical
 framework for transformer circuits" (2021), and Olsson et al., arXiv 2209.11895.
 """
 
@@ -90,7 +90,7 @@ class Induction(AbstractTask):
 
     @property
     def needs_tokenizer(self) -> bool:
-        """Not where `vocab_size` says which ids there are."""
+        """Not with `vocab_size`."""
         return self.vocab_size is None
 
     def splits(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, list[TokenPair]]:

@@ -94,7 +94,7 @@ class IOI(GeneratedTask[IOIWords]):
     def share_out(self, vocabulary: IOIWords, rng: random.Random) -> list[IOIWords]:
         """Names of each split; places and objects are common to all."""
         names = share_out(vocabulary.names, self.sizes, rng, minimum=MIN_NAMES, what="names")
-        return [replace(vocabulary, names=own) for own in names]
+        return [replace(vocabulary, names=part) for part in names]
 
     def generate(self, vocabulary: IOIWords, count: int, rng: random.Random) -> list[PromptPair]:
         """Different pairs, going round the templates and orders."""

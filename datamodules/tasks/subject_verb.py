@@ -100,7 +100,7 @@ class SubjectVerb(GeneratedTask[NounsAndVerbs]):
     def share_out(self, vocabulary: NounsAndVerbs, rng: random.Random) -> list[NounsAndVerbs]:
         """Nouns of each split; the other words are common to all."""
         nouns = share_out(vocabulary.nouns, self.sizes, rng, minimum=MIN_NOUNS, what="nouns")
-        return [replace(vocabulary, nouns=own) for own in nouns]
+        return [replace(vocabulary, nouns=part) for part in nouns]
 
     def generate(self, vocabulary: NounsAndVerbs, count: int, rng: random.Random) -> list[PromptPair]:
         """Different pairs, going round the templates and numbers."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class TracrTask(AbstractTask):
     """The stored pairs of a compiled model, clean and corrupted.
 
-    Scored are all positions at which the program says something; pairs too short to have any are left out. The model's
+    Scored are all positions with an output; pairs too short to have any are left out. The model's
     outputs are *for* their position, not for the next token: where they stand for symbols, the target is the index of
     the one that the full model gives; where they are numbers there is no target, and faithfulness is the squared error
     (`model.objective: squared_error`).
@@ -96,8 +96,7 @@ class TracrTask(AbstractTask):
         scored = [pair for pair in prompts if examples.positions(len(pair[0]))]
         if not scored:
             raise EdgepruneError(
-                f"{self.path} has no pair of kind {kind!r} with a position at which the program says something; "
-                "choose another kind"
+                f"{self.path} has no pair of kind {kind!r} with a position that has an output; choose another kind"
             )
         model = read_folder(self.path)
         return [_pair(model, clean, corrupted, examples) for clean, corrupted in scored]

@@ -144,7 +144,7 @@ def copy(reads: Sequence[str], writes: Sequence[str], weight: float = 1.0) -> li
 
 def equal(query: Sequence[str], key: Sequence[str]) -> list[Match]:
     """Look where the one-hot `key` columns hold what the one-hot `query` columns ask for."""
-    return [Match({asked: FOCUS}, {offered: 1.0}) for asked, offered in zip(query, key, strict=True)]
+    return [Match({wanted: FOCUS}, {found: 1.0}) for wanted, found in zip(query, key, strict=True)]
 
 
 def table(entries: Mapping[tuple[str, ...], Columns], one: str | None = None) -> list[Unit]:

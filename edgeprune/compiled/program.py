@@ -1,4 +1,4 @@
-"""What a program says about itself: how to build its model, what it computes, and which edges matter."""
+"""What is known of a program: how to build its model, what it computes, and which edges matter."""
 
 from collections.abc import Callable, Mapping
 from itertools import product

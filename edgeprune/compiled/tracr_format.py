@@ -79,7 +79,7 @@ class Examples(NamedTuple):
     Attributes:
         inputs: Valid inputs.
         pairs: For each kind of pair (`"interchange"`, ...) clean and corrupted inputs of the same length.
-        first_output: First position at which the program says something; None: only at the last one.
+        first_output: First position with an output; None: only at the last one.
         categorical: Outputs stand for symbols (else they are numbers).
     """
 

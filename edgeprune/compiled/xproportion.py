@@ -39,7 +39,7 @@ def build_xproportion() -> CompiledTransformer:
     >>> [round(value, 4) for value in fractions.tolist()]
     [1.0, 0.5, 0.6667, 0.5]
     """
-    not_after = [Match({_INDEX[own]: FOCUS}, dict.fromkeys(_INDEX[: own + 1], 1.0)) for own in range(MAX_LENGTH)]
+    not_after = [Match({_INDEX[i]: FOCUS}, dict.fromkeys(_INDEX[: i + 1], 1.0)) for i in range(MAX_LENGTH)]
     description = Description(
         columns=["is x token", *_INDEX, "is x", "fraction"],
         tokens={letter: {"is x token": 1.0} if letter == COUNTED else {} for letter in LETTERS} | {BOS: {}, PAD: {}},

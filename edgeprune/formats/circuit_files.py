@@ -70,13 +70,13 @@ def read_circuit(
         path: The file, a folder with one file of EAP-IG's, or that of a checkpoint of Edge Pruning.
         graph: The graph that the circuit is wanted on. Formats that do not say which graph they are of need it; for
             others it must be of the same model, and k and v readers are merged or repeated to fit it.
-        name: The format; None to tell it by the content.
-        holds: `"scores"` or `"circuit"`, for a file that does not tell: EAP-IG saves scores, of which every edge is to
+        name: The format; None to recognise it by the content.
+        holds: `"scores"` or `"circuit"`, for a file that does not say: EAP-IG saves scores, of which every edge is to
             be kept, and a circuit without edges alike.
 
     Raises:
         EdgepruneError: The file is missing, damaged or of another format, has an edge that the graph lacks, or does not
-            tell what it holds.
+            say what it holds.
     """
     path = Path(path)
     loaded = replace(load_values(path), holds=holds)
@@ -131,7 +131,7 @@ def _recognised(loaded: Loaded) -> AbstractFormat:
 
 
 def _of_its_kind(form: AbstractFormat, loaded: Loaded) -> AbstractFormat:
-    """The format that was asked for, if the content can be read as that."""
+    """The named format, if the content can be read as that."""
     lists = loaded.kind == "json" and isinstance(loaded.value, list) and FORMATS["edges"].suffixes == form.suffixes
     if form.folder or form.recognises(loaded) or (lists and not isinstance(form, EapIgJson)):
         return form

@@ -6,8 +6,8 @@ the orders of `EdgeGraph`, so a matrix there is one here, transposed. GPT-2 smal
 edges.
 
 Files hold scores and membership side by side. EAP-IG writes its scores before anything is cut, with no edge in the
-graph, and an empty circuit just so. Files that are written here tell these apart by `holds` in `cfg`, others by what
-the reader is told. A score is positive where patching the edge raises the loss, as ours.
+graph, and an empty circuit just so. Files that are written here tell these apart by `holds` in `cfg`, others by the
+argument `holds` of reading. A score is positive where patching the edge raises the loss, as ours.
 
 `input` is the embedding of tokens alone: EAP-IG never ablates a position embedding. So on a graph with two embeddings
 it is `tok_embed`, both ways, and every edge of `pos_embed` is kept.
@@ -50,7 +50,7 @@ class EapIgFile:
         nodes_scores: Float32 `[writer]`, or None.
         neurons: Bool `[writer, d_model]`, the neurons of a node that are in the file's graph, or None.
         has_edges: False for JSON with nodes alone.
-        holds: What the file says of itself; None for what EAP-IG and MIB write.
+        holds: What the file itself says; None for what EAP-IG and MIB write.
     """
 
     graph: EdgeGraph
@@ -133,7 +133,7 @@ def width_of(cfg: dict[str, Any]) -> int:
 
 
 def holds_of(cfg: dict[str, Any]) -> Holds | None:
-    """What a file's `cfg` says that it holds; None where it says nothing."""
+    """What the file holds by its `cfg`; None where that has no word of it."""
     holds = cfg.get(_HOLDS)
     if holds not in (None, *get_args(Holds)):
         raise EdgepruneError(f"'cfg' has {_HOLDS}={str(holds)[:20]!r}; expected one of {', '.join(get_args(Holds))}")
@@ -216,11 +216,11 @@ def to_circuit(content: EapIgFile, loaded: Loaded, form: str, graph: EdgeGraph |
         count = content.weighted_edge_count
         notes.append(f"neurons are left out; with them the file counts {count:,.1f} edges for {content.num_edges:,}")
     header = {"source": loaded.path.name, "source_format": form}
-    own = Circuit(content.graph, keep, scores, header | ({"d_model": content.d_model} if content.d_model else {}))
+    circuit = Circuit(content.graph, keep, scores, header | ({"d_model": content.d_model} if content.d_model else {}))
     if graph is None:
         notes.append("its graph has k and v readers of every query head, and one embedding")
-        return Imported(own, (*notes, TOKENS_ALONE))
-    fitted = on_graph(own, one_embedding(graph))
+        return Imported(circuit, (*notes, TOKENS_ALONE))
+    fitted = on_graph(circuit, one_embedding(graph))
     notes += fitted.notes
     if not graph.arch.split_embedding:
         return Imported(fitted.circuit, (*notes, TOKENS_ALONE))
@@ -228,10 +228,10 @@ def to_circuit(content: EapIgFile, loaded: Loaded, form: str, graph: EdgeGraph |
     return Imported(with_open_positions(fitted.circuit), tuple(notes))
 
 
-def _before_or_after_a_cut(content: EapIgFile, told: Holds | None) -> tuple[Tensor, str]:
+def _before_or_after_a_cut(content: EapIgFile, given: Holds | None) -> tuple[Tensor, str]:
     """What a file with scores and no edge in its graph keeps, and a sentence on it."""
     empty = "no edge is in the file's graph"
-    match content.holds or told:
+    match content.holds or given:
         case "scores":
             return content.graph.exists, f"{empty}: it is a file of scores, and every edge is kept"
         case "circuit":

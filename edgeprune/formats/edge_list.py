@@ -139,7 +139,7 @@ class AbstractEdgeList(AbstractFormat):
     """What the lists of edges have in common.
 
     Attributes:
-        tools: Whose names tell that a list is of this format.
+        tools: Whose names make a list one of this format.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = (".json",)
@@ -163,7 +163,7 @@ class AbstractEdgeList(AbstractFormat):
 
 
 def _tool(entry: Any) -> Tool:
-    """Whose names an entry has; ours where it is no edge, which reading will tell."""
+    """Whose names an entry has; native where it is no edge, which reading refuses."""
     try:
         return _parsed(entry).tool
     except EdgepruneError:

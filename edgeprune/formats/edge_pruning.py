@@ -225,11 +225,11 @@ class EdgePruningCheckpoint(AbstractFormat):
     def read(self, loaded: Loaded, graph: EdgeGraph | None) -> Imported:
         """The circuit by Edge Pruning's own rule, with the edges' log-alphas as scores."""
         checkpoint = Checkpoint.of(loaded.value)
-        own = checkpoint.graph
+        there = checkpoint.graph
         best = max(float(tensor.max()) for tensor in checkpoint.reads())
-        scores = torch.where(own.exists, checkpoint.matrix(checkpoint.reads(), embedding=best), 0.0)
+        scores = torch.where(there.exists, checkpoint.matrix(checkpoint.reads(), embedding=best), 0.0)
         header = {"source": loaded.path.name, "source_format": self.name}
-        circuit = Circuit(own, checkpoint.keep(), scores, header)
+        circuit = Circuit(there, checkpoint.keep(), scores, header)
         notes = ["scores are the log-alphas of the edges; the writers' own gates count in which edges are kept alone"]
         if not checkpoint.num_embeddings:
             notes.append("its embeddings have no masks: their edges are kept, with the highest score in the file")

@@ -22,7 +22,7 @@ _SLOPES = frozenset({"eap", "eap_ig", "eap-ig-json", "eap-ig-pt", "auto-circuit"
 
 
 def per_head(graph: EdgeGraph, *, split_embedding: bool | None = None) -> EdgeGraph:
-    """The graph that counts k and v readers per query head, as most tools do; embeddings as told, or as they are."""
+    """The graph that counts k and v readers per query head, as most tools do; embeddings as they are, unless given."""
     arch = graph.arch
     split = arch.split_embedding if split_embedding is None else split_embedding
     return EdgeGraph(_like(arch, num_kv_heads=arch.num_heads, split_embedding=split))
@@ -93,7 +93,7 @@ def moved(circuit: Circuit, graph: EdgeGraph) -> Imported:
 
 
 def has_slopes(circuit: Circuit) -> bool:
-    """Whether scores are slopes of the loss, as far as the header tells by the method or the file's format."""
+    """Whether scores are slopes of the loss, as far as the header shows by the method or the file's format."""
     return circuit.header.get("method", circuit.header.get("source_format")) in _SLOPES
 
 
