@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, NamedTuple, final
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, final
 
 from datamodules.align import Span, align_prompts, align_roles
 from datamodules.answers import answer_sets, check_answers
@@ -128,8 +128,10 @@ class _Texts:
 
     def __init__(self, texts: Iterator[str], rules: _Rules) -> None:
         self.rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        options = {} if rules.add_special_tokens is None else {"add_special_tokens": rules.add_special_tokens}
-        self.batch: BatchEncoding = rules.tokenizer(list(self.rows), return_attention_mask=False, **options)
+        options: dict[str, Any] = {"return_attention_mask": False}
+        if rules.add_special_tokens is not None:
+            options["add_special_tokens"] = rules.add_special_tokens
+        self.batch: BatchEncoding = rules.tokenizer(list(self.rows), **options)
         self._ids: list[list[int]] = self.batch["input_ids"]
 
     def ids(self, text: str) -> list[int]:

@@ -165,7 +165,7 @@ class PairDataModule(pl.LightningDataModule):
             count: Look at the first so many only.
 
         Raises:
-            EdgepruneError: It names the first pair that does not fit.
+            EdgepruneError: A pair does not fit; the first is named.
         """
         for number, pair in enumerate(islice(self.pairs(split), count)):
             parts = pair.clean, pair.corrupted, pair.targets, pair.distractors, pair.answers, pair.wrong_answers
@@ -187,7 +187,6 @@ class PairDataModule(pl.LightningDataModule):
         """
         pairs = self.task.splits(self.tokenizer_object).get(split, ())
         known = [pair.labels if isinstance(pair, PromptPair) else {} for pair in pairs]
-        assert len(known) == len(self.pairs(split))
         names = dict.fromkeys(name for labels in known for name in labels)
         return {name: tuple(labels.get(name, "") for labels in known) for name in names}
 
@@ -255,18 +254,17 @@ class PairDataModule(pl.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: PairBatch, device: torch.device, dataloader_idx: int) -> PairBatch:
         """Move a batch to `device`."""
-        del dataloader_idx
         return batch.to(device)
 
     def homes(self, split: str) -> Homes:
         """The home batches of a split: training pairs as epoch 0 meets them, others as they are evaluated."""
-        pairs, collate_numbers = self.pairs(split), self._collate
+        pairs = self.pairs(split)
 
         def lengths(number: int) -> tuple[int, int]:
             return len(pairs[number].clean), len(pairs[number].positions)
 
         def batch_of(numbers: Sequence[int]) -> PairBatch:
-            return collate_numbers([(number, pairs[number]) for number in numbers])
+            return self._collate([(number, pairs[number]) for number in numbers])
 
         return Homes(self._sampler(split, shuffled=split == "train").homes(), batch_of, lengths)
 
@@ -275,21 +273,21 @@ class PairDataModule(pl.LightningDataModule):
         return partial(collate, pad_id=getattr(self.tokenizer_object, "pad_token_id", None) or 0)
 
     def place_in_step(self, number: int) -> tuple[int, int]:
-        """Where training batch `number` of an epoch lies in this process's share of its step.
-
-        Returns:
-            Pairs of the share that come before it, and pairs of the share.
-        """
+        """Of this process's share of a step: pairs before training batch `number` of an epoch, and all pairs."""
         return self._sampler("train", shuffled=True).place_in_step(number)
 
     def _sampler(self, split: str, *, shuffled: bool) -> PairBatchSampler:
         pairs = self.pairs(split)
         ranks = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
+
+        def length(number: int) -> int:
+            return len(pairs[number].clean)
+
         training: dict[str, Any] = {
             "seed": self.seed,
             "parts": getattr(self.trainer, "accumulate_grad_batches", 1),
             "window": self.length_windows,
-            "length": lambda number: len(pairs[number].clean),
+            "length": length,
             "position": self._position,
         }
         return PairBatchSampler(
@@ -336,7 +334,7 @@ class PairDataModule(pl.LightningDataModule):
 
     # ---------------------------------------------------------------- for people and records
     def describe(self) -> dict[str, Any]:
-        """Task, tokenizer, number of pairs and hash of the tokens of every split."""
+        """Task, tokenizer, and of every split the number of pairs and the hash of their tokens."""
         return {
             **self.task.description(),
             "tokenizer": self.tokenizer or getattr(self.tokenizer_object, "name_or_path", None),

@@ -203,13 +203,25 @@ def _config(info: dict[str, Any], path: Path) -> CompiledConfig:
     return config
 
 
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _fused_outputs(tensor: Tensor) -> Tensor:
+    return tensor.mT.flatten(0, 1)
+
+
+def _fused_inputs(tensor: Tensor) -> Tensor:
+    return tensor.flatten(0, 1).T
+
+
 class _Weight(NamedTuple):
     """A tensor of the file (inputs first, heads apart), and of the model (outputs first, heads fused)."""
 
     source: str
     shape: tuple[int, ...]
     target: str
-    convert: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    convert: Callable[[Tensor], Tensor] = _same
 
 
 def _weights(config: CompiledConfig) -> Iterator[_Weight]:
@@ -221,9 +233,9 @@ def _weights(config: CompiledConfig) -> Iterator[_Weight]:
         source, target = f"blocks.{layer}.attn", f"layers.{layer}.attn"
         for kind in "QKV":
             project = f"{target}.{kind.lower()}_proj"
-            yield _Weight(f"{source}.W_{kind}", (heads, d, dh), f"{project}.weight", lambda w: w.mT.flatten(0, 1))
+            yield _Weight(f"{source}.W_{kind}", (heads, d, dh), f"{project}.weight", _fused_outputs)
             yield _Weight(f"{source}.b_{kind}", (heads, dh), f"{project}.bias", Tensor.flatten)
-        yield _Weight(f"{source}.W_O", (heads, dh, d), f"{target}.o_proj.weight", lambda w: w.flatten(0, 1).T)
+        yield _Weight(f"{source}.W_O", (heads, dh, d), f"{target}.o_proj.weight", _fused_inputs)
         yield _Weight(f"{source}.b_O", (d,), f"{target}.o_proj.bias")
         for end, width, other in (("in", d, units), ("out", units, d)) if units else ():
             yield _Weight(
