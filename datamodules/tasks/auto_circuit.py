@@ -40,12 +40,6 @@ class AutoCircuitTask(FileTask):
 
     The first answer is the target, the first wrong one the distractor. Every entry of `word_idxs` becomes a role: the
     text that these tokens cover, so that it is found again whether or not a BOS comes first.
-
-    Attributes:
-        path: The file.
-        validation_fraction: Share of the prompts to validate on.
-        test_fraction: Share of the prompts to test on.
-        seed: Fixes which prompt goes to which split.
     """
 
     def rows(self, tokenizer: "PreTrainedTokenizerBase | None") -> list[Row]:

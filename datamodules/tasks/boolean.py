@@ -62,11 +62,7 @@ class BooleanExpressions(GeneratedTask[Supply]):
     Roles: `expression`, and `END`, the last token.
 
     Attributes:
-        num_train: Pairs to train on.
-        num_validation: Pairs to validate on.
-        num_test: Pairs to test on.
         entities: `"disjoint"`: no expression occurs in two splits. `"shared"`: no clean expression does.
-        seed: Fixes every choice.
         prompting: `"few_shot"`: examples with their values come first. `"instruction"`: a sentence says what to do.
         num_operators: How many `and`, `or` and `not` an expression has.
         num_examples: Examples of a few-shot prompt, the same in every prompt, true and false in turn, and not

@@ -6,8 +6,8 @@ and its capital is the distractor. The list of countries and the sentences are o
 
 import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, final, get_args
 
 from datamodules.tasks.base import PromptPair
@@ -32,15 +32,25 @@ MIN_QUESTIONS = 2  # of each length in every split: one to ask, one to corrupt w
 
 @dataclass(frozen=True)
 class Countries:
-    """Subjects with their answers, by the number of tokens of the subject; every answer is one token.
+    """Subjects with their answers; every answer is one token.
 
     Attributes:
-        questions: All of them.
-        partners: For each subject the other questions of the same length.
+        groups: Questions whose subjects have the same number of tokens; at least two each.
     """
 
-    questions: tuple[Question, ...]
-    partners: Mapping[str, Sequence[Question]]
+    groups: tuple[tuple[Question, ...], ...]
+
+    @property
+    def questions(self) -> list[Question]:
+        """All of them."""
+        return [question for group in self.groups for question in group]
+
+    @cached_property
+    def partners(self) -> dict[str, list[Question]]:
+        """For each subject the other questions of the same length."""
+        return {
+            question[0]: [other for other in group if other != question] for group in self.groups for question in group
+        }
 
 
 @final
@@ -55,9 +65,6 @@ class Capitals(GeneratedTask[Countries]):
     last token).
 
     Attributes:
-        num_train: Pairs to train on; fewer than for other tasks, for there are few countries.
-        num_validation: Pairs to validate on.
-        num_test: Pairs to test on.
         direction: `"country_to_capital"` or `"capital_to_country"`.
         templates: Use the first so many templates; None for all.
     """
@@ -84,31 +91,32 @@ class Capitals(GeneratedTask[Countries]):
         for question, subject, answer in zip(questions, subjects, answers, strict=True):
             if subject and len(answer) == 1:
                 by_length[len(subject)].append(question)
-        words = _words([by_length[length] for length in sorted(by_length)])
-        if not words.questions:
+        groups = [tuple(group) for _, group in sorted(by_length.items()) if len(group) >= MIN_QUESTIONS]
+        if not groups:
             raise EdgepruneError(
                 f"no two of the {len(CAPITALS)} answers of {self.direction} are single tokens for this tokenizer: "
                 "choose a model with a larger vocabulary, or give your own pairs as JSONL"
             )
-        return words
+        return Countries(tuple(groups))
 
     def share_out(self, vocabulary: Countries, rng: random.Random) -> list[Countries]:
         """Countries of each split; a length with fewer than two for every split is left out."""
         num_splits = sum(size > 0 for size in self.sizes)
-        groups = [group for group in _groups(vocabulary) if len(group) >= MIN_QUESTIONS * num_splits]
+        groups = [group for group in vocabulary.groups if len(group) >= MIN_QUESTIONS * num_splits]
         shared = [share_out(group, self.sizes, rng, minimum=MIN_QUESTIONS, what="countries") for group in groups]
         if not shared:
             raise EdgepruneError(
                 f"{len(vocabulary.questions)} countries cannot be shared out among {num_splits} splits of at least "
                 f"{MIN_QUESTIONS}: set entities to 'shared', or use a model with a larger vocabulary"
             )
-        return [_words(parts) for parts in zip(*shared, strict=True)]
+        return [Countries(tuple(filter(None, groups))) for groups in zip(*shared, strict=True)]
 
     def generate(self, vocabulary: Countries, count: int, rng: random.Random) -> list[PromptPair]:
         """Different pairs, going round the templates."""
         templates = range(self.templates or len(self._forms))
-        drawn = rounds(templates, len(vocabulary.questions), count, rng, "Capitals")
-        return [self._pair(template, vocabulary.questions[number], vocabulary, rng) for template, number in drawn]
+        questions = vocabulary.questions
+        drawn = rounds(templates, len(questions), count, rng, "Capitals")
+        return [self._pair(template, questions[number], vocabulary, rng) for template, number in drawn]
 
     @property
     def _forms(self) -> tuple[str, ...]:
@@ -130,22 +138,6 @@ class Capitals(GeneratedTask[Countries]):
             source=f"Capitals template {template} {subject}",
             labels={"template": str(template), "subject": subject, "other": other},
         )
-
-
-def _words(groups: Sequence[Sequence[Question]]) -> Countries:
-    """Questions of several lengths, one group each; a question without a partner is left out."""
-    kept = [group for group in groups if len(group) >= MIN_QUESTIONS]
-    partners = {question[0]: [other for other in group if other != question] for group in kept for question in group}
-    return Countries(tuple(question for group in kept for question in group), partners)
-
-
-def _groups(words: Countries) -> list[list[Question]]:
-    """The questions by length again: those that are partners of one another."""
-    groups: list[list[Question]] = []
-    for question in words.questions:
-        if not any(question in group for group in groups):
-            groups.append([question, *words.partners[question[0]]])
-    return groups
 
 
 # -------------------------------------------------------------------- sentences and words

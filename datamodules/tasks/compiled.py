@@ -5,7 +5,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
-from datamodules.tasks.base import SPLITS, AbstractTask, TokenPair
+from datamodules.tasks.base import AbstractTask, TokenPair
+from datamodules.tasks.generated import in_splits
 from edgeprune.batch import IGNORE
 from edgeprune.compiled import Case, cases, output_kind
 from edgeprune.errors import EdgepruneError
@@ -76,10 +77,7 @@ class CompiledTask(AbstractTask):
             other = rng.choice(range(len(peers[len(ids)]) - 1))
             corrupted = peers[len(ids)][other + (other >= rank[ids])]  # any but the input itself
             pairs.append(_pair(ids, corrupted, outputs, numerical))
-        splits: dict[str, list[TokenPair]] = {}
-        for name, size in zip(SPLITS, self._sizes(len(found)), strict=True):
-            splits[name], pairs = pairs[:size], pairs[size:]
-        return splits
+        return in_splits(pairs, self._sizes(len(found)))
 
     def fingerprint(self) -> None:
         """Never cached: the pairs also depend on the program's code, and are made faster than read."""

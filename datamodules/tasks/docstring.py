@@ -78,11 +78,7 @@ class Docstring(GeneratedTask[DocstringWords]):
     docstring, and `END`, the last token.
 
     Attributes:
-        num_train: Pairs to train on.
-        num_validation: Pairs to validate on.
-        num_test: Pairs to test on.
         entities: `"disjoint"`: no argument name occurs in two splits. `"shared"`: all splits draw on all names.
-        seed: Fixes every choice.
         corruption: Which names become new ones. `"random_random"`: A, B and C in the `def` line, and A and B in the
             docstring, by others than there. `"random_def"`: A, B and C in the `def` line. `"random_doc"`: A and B in
             the docstring. `"random_answer"`: C, so that the right answer changes.

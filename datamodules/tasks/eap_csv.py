@@ -42,10 +42,6 @@ class EAPCSVTask(FileTask):
     of every row.
 
     Attributes:
-        path: The file, with a line of column names.
-        validation_fraction: Share of the rows to validate on, if they name no split.
-        test_fraction: Share of the rows to test on, if they name no split.
-        seed: Fixes which row goes to which split.
         corrupted: Column of the corrupted prompts; some tables have several.
     """
 

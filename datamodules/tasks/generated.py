@@ -2,8 +2,9 @@
 
 import random
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
 
@@ -75,18 +76,12 @@ class GeneratedTask(AbstractTask, Generic[Vocabulary]):
         rng = random.Random(self.seed)
         vocabulary = self.vocabulary(tokenizer)
         if self.entities == "shared":
-            pairs = self.generate(vocabulary, sum(self.sizes), rng)
-            ends = [sum(self.sizes[: i + 1]) for i in range(len(SPLITS))]
-            parts = [pairs[end - size : end] for end, size in zip(ends, self.sizes, strict=True)]
-            for part in parts:
+            splits = in_splits(self.generate(vocabulary, sum(self.sizes), rng), self.sizes)
+            for part in splits.values():
                 rng.shuffle(part)
-        else:
-            vocabularies = self.share_out(vocabulary, rng)
-            parts = [
-                self.generate(part, size, rng) if size else []
-                for part, size in zip(vocabularies, self.sizes, strict=True)
-            ]
-        return dict(zip(SPLITS, parts, strict=True))
+            return splits
+        parts = zip(SPLITS, self.share_out(vocabulary, rng), self.sizes, strict=True)
+        return {split: self.generate(part, size, rng) if size else [] for split, part, size in parts}
 
 
 def check_sizes(sizes: tuple[int, int, int]) -> None:
@@ -99,6 +94,12 @@ def check_sizes(sizes: tuple[int, int, int]) -> None:
         raise EdgepruneError(
             f"num_train, num_validation, num_test = {sizes} must not be negative, and 1 to {MAX_PAIRS} in all"
         )
+
+
+def in_splits(pairs: Sequence[Pair], sizes: Iterable[int]) -> dict[str, list[Pair]]:
+    """The first pairs to the first split, as many as its size, and so on."""
+    rest = iter(pairs)
+    return {split: list(islice(rest, size)) for split, size in zip(SPLITS, sizes, strict=True)}
 
 
 def share_out(

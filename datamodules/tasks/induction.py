@@ -16,8 +16,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar, Literal, cast, final, get_args
 
 from datamodules.tasks import generated, wording
-from datamodules.tasks.base import SPLITS, AbstractTask, TokenPair
-from datamodules.tasks.generated import check_sizes, distinct
+from datamodules.tasks.base import AbstractTask, TokenPair
+from datamodules.tasks.generated import check_sizes, distinct, in_splits
 from datamodules.tasks.wording import check_choice
 from edgeprune.errors import EdgepruneError, NoTokenizerError
 
@@ -108,10 +108,7 @@ class Induction(AbstractTask):
         rng = random.Random(self.seed)
         start = () if bos is None else (bos,)
         pairs = distinct(lambda _: self._pair(tokens, start, rng), sum(self._sizes()), "induction")
-        splits: dict[str, list[TokenPair]] = {}
-        for name, size in zip(SPLITS, self._sizes(), strict=True):
-            splits[name], pairs = pairs[:size], pairs[size:]
-        return splits
+        return in_splits(pairs, self._sizes())
 
     def _check_ids(self, num_tokens: int) -> None:
         """Refuse ids that the tokenizer does not have."""
