@@ -27,7 +27,7 @@ _ESCAPES = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
 def plain_preview(pairs: Sequence[TokenPair], tokenizer: "PreTrainedTokenizerBase | None", split: str) -> str:
     """Each pair in six lines: prompts, scored positions, answer and distractor."""
-    show = _Shower(tokenizer)
+    show = _TokenPrinter(tokenizer)
     return "\n\n".join(
         f"{split} {number}\n"
         f"  clean       {show.text(pair.clean)}\n"
@@ -76,7 +76,7 @@ def rich_preview(
         colour: Mark roles and differing tokens by colours and lines, not by brackets.
     """
     styles = {name: _style(i) for i, name in enumerate(roles)} if colour else None
-    show = _Shower(tokenizer, styles)
+    show = _TokenPrinter(tokenizer, styles)
     return [show.legend(roles), *(show.pair(pair, f"{split} {number}") for number, pair in enumerate(pairs))]
 
 
@@ -87,7 +87,7 @@ def _style(number: int) -> str:
 
 @final
 @dataclass(frozen=True)
-class _Shower:
+class _TokenPrinter:
     """How tokens are shown: as text or, without a tokenizer, as numbers; with `styles` of roles or else brackets."""
 
     tokenizer: "PreTrainedTokenizerBase | None"

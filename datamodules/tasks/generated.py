@@ -8,7 +8,7 @@ from itertools import islice
 from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
 
-from datamodules.tasks import wording
+from datamodules.tasks import continuations, wording
 from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair, TokenPair
 from edgeprune.errors import EdgepruneError, NoTokenizerError
 
@@ -39,7 +39,7 @@ class GeneratedTask(AbstractTask, Generic[Vocabulary]):
     """
 
     single_token_answers: ClassVar[bool] = True
-    sources: ClassVar[tuple[ModuleType, ...]] = (wording,)
+    sources: ClassVar[tuple[ModuleType, ...]] = (wording, continuations)
 
     num_train: int = 200
     num_validation: int = 100

@@ -6,6 +6,7 @@ from functools import cache
 from string import Formatter
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from datamodules.tasks.continuations import Continuation, added_tokens
 from datamodules.texts import has_unknown
 from edgeprune.errors import EdgepruneError
 
@@ -74,11 +75,8 @@ def single_token_words(words: Sequence[str], tokenizer: "PreTrainedTokenizerBase
 
 def tokens_after_word(words: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[tuple[int, ...]]:
     """Token ids that each of `words` adds after another word and a space; none if one of them is unknown."""
-    anchor = "When"
-    texts = [anchor, *(f"{anchor} {word}" for word in words)]
-    start, *rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    added = [tuple(ids[len(start) :]) if ids[: len(start)] == start else () for ids in rows]
-    return [() if has_unknown(ids, tokenizer) else ids for ids in added]
+    added = added_tokens([Continuation("When", f" {word}", source="") for word in words], tokenizer)
+    return [() if ids is None or has_unknown(ids, tokenizer) else ids for ids in added]
 
 
 def rounds(cells: Sequence[T], num_fillings: int, count: int, rng: random.Random, what: str) -> list[tuple[T, int]]:
