@@ -18,6 +18,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
+from edgeprune.compiled.program import BOS, PAD
 from edgeprune.compiled.transformer import (
     CompiledAttention,
     CompiledConfig,
@@ -82,13 +83,12 @@ class Description:
 
     Attributes:
         columns: Names of the residual columns, in order.
-        tokens: For each token of the vocabulary the columns that its embedding sets, in the order of their ids.
+        tokens: For each token of the vocabulary the columns that its embedding sets, in the order of their ids. Inputs
+            begin with the token `BOS`, and rows are filled with `PAD`, where there are these.
         positions: For each position the columns that its embedding sets: as many as the longest input has tokens.
         layers: From the first to the last.
         outputs: For each logit, by its label, the columns that it adds up; one that reads nothing is always 0.
         causal: Whether a position sees only itself and those before it.
-        bos: Token that inputs begin with, if any.
-        pad: Token to fill rows with, if any.
     """
 
     columns: Sequence[str]
@@ -97,8 +97,6 @@ class Description:
     layers: Sequence[Layer]
     outputs: Mapping[str, Columns]
     causal: bool = False
-    bos: str | None = None
-    pad: str | None = None
 
 
 def build(name: str, description: Description) -> CompiledTransformer:
@@ -110,7 +108,7 @@ def build(name: str, description: Description) -> CompiledTransformer:
 
     Raises:
         EdgepruneError: A column that is not declared, or is never written or never read; a head or unit that reads or
-            writes nothing; an unknown BOS or PAD.
+            writes nothing.
     """
     _check(description)
     model = CompiledTransformer(_config(name, description))
@@ -207,8 +205,8 @@ def _config(name: str, description: Description) -> CompiledConfig:
         intermediate_size=max(max(len(layer.units), bool(layer.adds)) for layer in layers),
         d_out=len(description.outputs),
         causal=description.causal,
-        bos_token_id=None if description.bos is None else tokens.index(description.bos),
-        pad_token_id=None if description.pad is None else tokens.index(description.pad),
+        bos_token_id=tokens.index(BOS) if BOS in tokens else None,
+        pad_token_id=tokens.index(PAD) if PAD in tokens else None,
         vocab=tokens,
         output_labels=list(description.outputs),
     )
@@ -254,9 +252,6 @@ def _check(description: Description) -> None:
     repeated = sorted({name for name in description.columns if list(description.columns).count(name) > 1})
     if repeated:
         raise EdgepruneError(f"column {repeated[0]!r} is declared twice; give every column its own name")
-    for kind, name in (("bos", description.bos), ("pad", description.pad)):
-        if name is not None and name not in description.tokens:
-            raise EdgepruneError(f"{kind}={name!r} is no token; the tokens are {', '.join(description.tokens)}")
     reads, writes = _reads_and_writes(description.layers)
     for use in (*reads, *writes):
         if not use.columns:

@@ -54,7 +54,6 @@ def build_induction() -> CompiledTransformer:
         ],
         outputs={BOS: {}} | {name: {f"output {name}": 1.0} for name in SYMBOLS},
         causal=True,
-        bos=BOS,
     )
     return build("induction", description)
 

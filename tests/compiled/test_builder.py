@@ -126,7 +126,6 @@ WRONG = {
         "unit 0 of m1 reads nothing; name at least one column, or leave it out",
     ),
     "mute unit": ({"layers": [IDLE, Layer(units=[Unit({"seen": 1.0}, {})])]}, "unit 0 of m1 writes nothing"),
-    "bos": ({"bos": "BOS"}, "bos='BOS' is no token; the tokens are a, b"),
 }
 
 
