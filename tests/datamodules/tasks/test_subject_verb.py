@@ -101,7 +101,7 @@ def test_seed_decides(words: PreTrainedTokenizerBase) -> None:
 def test_too_few_words_are_refused() -> None:
     with pytest.raises(EdgepruneError, match="17 nouns cannot be shared out among 3 splits of at least 6"):
         SubjectVerb().splits(few_nouns(17))
-    with pytest.raises(EdgepruneError, match="SubjectVerb needs .* has 5 of 6 nouns"):
+    with pytest.raises(EdgepruneError, match=r"SubjectVerb needs .* has 5 of 6 nouns"):
         SubjectVerb().splits(few_nouns(5))
     with pytest.raises(EdgepruneError, match="20 of 6 nouns, 0 of 1 verbs"):
         SubjectVerb().splits(few_nouns(20, without=tuple(verb[1] for verb in VERBS)))
