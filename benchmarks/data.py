@@ -22,8 +22,7 @@ from transformers import AutoTokenizer
 
 from datamodules import IOI, PairDataModule
 from datamodules.cache import load_pairs, save_pairs
-from datamodules.encode import encode_pairs
-from datamodules.pairs import without_collection
+from datamodules.encode import encode_pairs, without_collection
 
 T = TypeVar("T")
 
@@ -85,7 +84,8 @@ def _memory(path: Path) -> dict[str, float]:
     def resident() -> tuple[float, float]:
         lines = Path("/proc/self/status").read_text().splitlines()
         fields = dict(line.split(":") for line in lines if line.startswith(("RssAnon", "RssFile")))
-        return tuple(int(fields[name].split()[0]) * 1024 / 1e6 for name in ("RssAnon", "RssFile"))
+        anonymous, mapped = (int(fields[name].split()[0]) * 1024 / 1e6 for name in ("RssAnon", "RssFile"))
+        return anonymous, mapped
 
     before = resident()
     pairs = load_pairs(path)

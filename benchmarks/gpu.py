@@ -11,6 +11,8 @@ edges, values and gradients. Prints a table of failures and a summary; exit stat
 import argparse
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -145,17 +147,16 @@ def main() -> None:
     print(f"torch {torch.__version__}, {name}, TF32 {torch.backends.cuda.matmul.allow_tf32}")
     for case in CASES:
         start = time.perf_counter()
-        for check, arguments in (
-            (exact, (case, options.device, options.quick)),
-            (closed, (case, options.device)),
-            (slow, (case, options.device)),
-        ):
+        checks: dict[str, Callable[[], None]] = {
+            "exact": partial(exact, case, options.device, options.quick),
+            "closed": partial(closed, case, options.device),
+            "slow": partial(slow, case, options.device),
+        }
+        for check, work in checks.items():
             try:
-                check(*arguments)
+                work()
             except Exception as error:  # a failure like any other: the rest is still to be seen
-                fail(
-                    check.__name__, case.id, "", "", "", "", None, type(error).__name__, str(error).split("\n")[0][:160]
-                )
+                fail(check, case.id, "", "", "", "", None, type(error).__name__, str(error).split("\n")[0][:160])
         print(f"{case.id:40s} {time.perf_counter() - start:6.1f} s, failures so far {len(ROWS)}", flush=True)
     by_kind: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
     for row in ROWS:

@@ -24,12 +24,12 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import track
 
-from datamodules.pairs import collate
+from datamodules.collate import collate
 from datamodules.tasks.tracr import TracrTask
 from edgeprune.ablations import zero
 from edgeprune.circuit import Circuit
 from edgeprune.compiled import minimal_circuits, programs
-from edgeprune.compiled.tracr_format import read_circuit, read_circuits
+from edgeprune.compiled.tracr_format import known_edges
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.brute_force import brute_force
 from edgeprune.models.loading import load_model
@@ -67,10 +67,10 @@ def of_folder(folder: Path) -> list[Problem]:
     problems: list[Problem] = []
     for ablation in ABLATIONS:
         try:
-            causal = list(read_circuit(folder, ablation))
+            causal = list(known_edges(folder, ablation))
         except EdgepruneError:
             continue  # this folder has no circuit for the ablation
-        minimal = read_circuits(folder, "minimal")[ablation].edges()
+        minimal = known_edges(folder, ablation, "minimal")
         truths = [causal] if set(minimal) <= set(causal) else all_minimal(folder, ablation)
         arguments = [
             f"--model.name={folder}",

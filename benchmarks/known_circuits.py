@@ -17,7 +17,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,13 +28,14 @@ from ground_truth import Problem, compared, fit, of_program
 from rich.console import Console
 from rich.progress import track
 
-from datamodules.pairs import collate
+from datamodules.collate import collate
 from datamodules.tasks.compiled import CompiledTask
 from edgeprune import methods
 from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.circuit import Circuit
 from edgeprune.compiled import programs
 from edgeprune.methods.discovery import AbstractDiscovery
+from edgeprune.methods.problem import Problem as DiscoveryProblem
 from edgeprune.models.loading import load_model
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -43,10 +44,7 @@ PARTS = ("attribution", "training")
 Row = dict[str, Any]
 
 # Column -> the method for a seed.
-SEEDED: dict[str, Any] = {
-    "EAP": lambda seed: methods.EAP(seed=seed),
-    "random": lambda seed: methods.RandomScores(seed=seed),
-}
+SEEDED: dict[str, Callable[..., AbstractDiscovery]] = {"EAP": methods.EAP, "random": methods.RandomScores}
 FIXED: dict[str, AbstractDiscovery] = {
     "inputs": methods.EAPIG("inputs", 5),
     "activations": methods.EAPIG("activations", 5),
@@ -100,15 +98,26 @@ def attribute(job: Row) -> Row:
     batches = [collate(pairs[start : start + BATCH]) for start in range(0, len(pairs), BATCH)]
     model = load_model(problem.name)
     runs = ReferenceRuns(model, job["ablation"], budget_gb=1.0)
-    question = methods.problem.Problem(model, batches, runs, "squared_error")
-    method = SEEDED[job["method"]](job["seed"]) if job["method"] in SEEDED else FIXED[job["method"]]
+    problem_given = DiscoveryProblem(model, batches, runs, "squared_error")
+    method = SEEDED[job["method"]](seed=job["seed"]) if job["method"] in SEEDED else FIXED[job["method"]]
     begin = time.perf_counter()
-    scores = method.discover(question, lambda what, done, total: None).scores.abs()
+    scores = method.discover(problem_given, no_progress).scores
     seconds = time.perf_counter() - begin
+    assert scores is not None  # these methods score edges
     sizes = {len(edges) for edges in problem.truths}
-    circuits = [Circuit.from_scores(model.graph, scores, num_edges=size) for size in sizes]
-    best = min((compared(problem, circuit) for circuit in circuits), key=lambda row: len(row["missing"]))
+    circuits = [Circuit.from_scores(model.graph, scores.abs(), num_edges=size) for size in sizes]
+    rows = [compared(problem, circuit) for circuit in circuits]
+    best = min(rows, key=num_missing)
     return {**job, "settings": method.describe(), "pairs": len(pairs), **best, "seconds": round(seconds, 2)}
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Show nothing."""
+
+
+def num_missing(row: Row) -> int:
+    """Needed edges that a circuit lacks."""
+    return len(row["missing"])
 
 
 def problem_of(job: Row) -> Problem:

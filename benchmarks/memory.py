@@ -12,6 +12,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,11 +21,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from datamodules.pairs import collate
+from datamodules.collate import collate
 from datamodules.sampler import PairBatchSampler
 from datamodules.tasks.base import TokenPair
 from edgeprune.ablations.homes import Homes
 from edgeprune.ablations.runs import ReferenceRuns
+from edgeprune.batch import PairBatch
 from edgeprune.memory import (
     BatchShape,
     MemoryPlan,
@@ -108,7 +110,7 @@ def measure(case: Case) -> dict[str, Any]:
     return _row(plan, _resident("VmHWM"))
 
 
-def _batch(pairs: list[TokenPair], numbers: list[int]) -> Any:
+def _batch(pairs: list[TokenPair], numbers: Sequence[int]) -> PairBatch:
     return collate([(number, pairs[number]) for number in numbers])
 
 

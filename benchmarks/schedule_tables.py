@@ -20,7 +20,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from schedule import PROBLEMS, SETTINGS
+from markdown_tables import lines_of, markdown
+from schedule_settings import PROBLEMS, SETTINGS
 
 Row = dict[str, Any]
 APART = 3  # standard errors
@@ -115,11 +116,6 @@ def frontier_at(runs: Sequence[Row], sparsities: Sequence[float], edges: int) ->
 
 
 # -------------------------------------------------------------------- tables
-def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table."""
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *lines))
-
-
 def language_table(rows: Sequence[Row]) -> str:
     """KL at every sparsity by setting."""
     sparsities = PROBLEMS[rows[0]["problem"]].sparsities
@@ -258,11 +254,6 @@ def insert(page: str, tables: Mapping[str, str]) -> str:
             re.escape(begin) + ".*?" + re.escape(end), lambda _, new=begin + table + end: new, page, flags=re.S
         )
     return page
-
-
-def lines_of(rows: Sequence[Row]) -> str:
-    """JSON with one line per run."""
-    return "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"
 
 
 def main() -> None:

@@ -1,43 +1,8 @@
 """Clean/corrupted pairs for training and evaluation."""
 
+from datamodules import tasks
 from datamodules.pairs import PairDataModule
-from datamodules.tasks import (
-    IOI,
-    AbstractTask,
-    AutoCircuitTask,
-    BooleanExpressions,
-    Capitals,
-    Docstring,
-    EAPCSVTask,
-    GenderedPronoun,
-    GreaterThan,
-    HFDatasetTask,
-    Induction,
-    JSONLTask,
-    PromptPair,
-    SubjectVerb,
-    TokenPair,
-)
-from datamodules.tasks.compiled import CompiledTask
-from datamodules.tasks.tracr import TracrTask
+from datamodules.tasks import *  # noqa: F403
 
-__all__ = [
-    "IOI",
-    "AbstractTask",
-    "AutoCircuitTask",
-    "BooleanExpressions",
-    "Capitals",
-    "CompiledTask",
-    "Docstring",
-    "EAPCSVTask",
-    "GenderedPronoun",
-    "GreaterThan",
-    "HFDatasetTask",
-    "Induction",
-    "JSONLTask",
-    "PairDataModule",
-    "PromptPair",
-    "SubjectVerb",
-    "TokenPair",
-    "TracrTask",
-]
+__all__ = ["PairDataModule"]
+__all__ += tasks.__all__

@@ -1,9 +1,9 @@
 """Which corrupted token each clean token is compared with, where the two prompts of a pair differ in length.
 
-Both prompts are cut into stretches, and stretches that face each other are laid end to end:
+Both prompts are cut into segments, and segments that face each other are laid end to end:
 
-    clean      Mary  Ann  Lee  met        stretches of 3 and 1 tokens
-    corrupted        Kate Doe  met        ... face stretches of 2 and 1
+    clean      Mary  Ann  Lee  met        segments of 3 and 1 tokens
+    corrupted        Kate Doe  met        ... face segments of 2 and 1
     alignment   0    0    1    2          the first corrupted position is repeated; of a longer one the left is cut off
 """
 
@@ -16,7 +16,7 @@ Span = tuple[int, int]  # first token and the one after the last
 
 
 def align_ends(clean: Span, corrupted: Span) -> list[int]:
-    """For each token of the stretch `clean` the one of `corrupted` that it faces, counted from the end.
+    """For each token of the segment `clean` the one of `corrupted` that it faces, counted from the end.
 
     Where `corrupted` is empty, that is the token before it.
 
@@ -36,7 +36,7 @@ def align_prompts(num_clean: int, num_corrupted: int, *, opening: int = 0) -> li
 def align_roles(
     num_clean: int, num_corrupted: int, roles: Mapping[str, Span], corrupted_roles: Mapping[str, Span], *, opening: int
 ) -> list[int]:
-    """Tokens of a role face tokens of that role; the stretches before, between and after face each other in order.
+    """Tokens of a role face tokens of that role; the segments before, between and after face each other in order.
 
     Args:
         num_clean: Tokens of the clean prompt.
@@ -56,9 +56,9 @@ def align_roles(
     facing = {roles[name]: corrupted_roles[name] for name in roles}
     if any(facing[roles[name]] != corrupted_roles[name] for name in roles):
         raise EdgepruneError(f"roles {_names(roles)} share tokens in the clean prompt only; mark them apart")
-    stretches = _between(facing, opening, num_clean, "clean")
+    segments = _between(facing, opening, num_clean, "clean")
     others = _between(facing.values(), opening, num_corrupted, "corrupted")
-    parts = sorted([*facing.items(), *zip(stretches, others, strict=True)])
+    parts = sorted([*facing.items(), *zip(segments, others, strict=True)])
     alignment = [*range(opening), *(i for ours, theirs in parts for i in align_ends(ours, theirs))]
     if alignment[-1] != num_corrupted - 1:
         raise EdgepruneError(
@@ -69,11 +69,11 @@ def align_roles(
 
 
 def _between(spans: Iterable[Span], opening: int, end: int, kind: str) -> list[Span]:
-    """The stretches, maybe empty, before, between and after `spans`."""
-    stretches = [(a, b) for (_, a), (b, _) in pairwise([(0, opening), *sorted(spans), (end, end)])]
-    if any(a > b for a, b in stretches):
+    """The segments, maybe empty, before, between and after `spans`."""
+    segments = [(a, b) for (_, a), (b, _) in pairwise([(0, opening), *sorted(spans), (end, end)])]
+    if any(a > b for a, b in segments):
         raise EdgepruneError(f"roles overlap in the {kind} prompt, which cannot be aligned by them; mark them apart")
-    return stretches
+    return segments
 
 
 def _names(roles: Mapping[str, Span]) -> str:

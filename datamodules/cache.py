@@ -7,7 +7,6 @@ is rebuilt. Files are mapped into memory: a pair is read when it is asked for, a
 import hashlib
 import inspect
 import json
-import mmap
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from datamodules import align, encode, texts
+from datamodules import align, answers, encode, texts
 from datamodules.tasks.base import SPLITS, AbstractTask, TokenPair
 from edgeprune.errors import EdgepruneError
 from edgeprune.paths import cache_root, whole_file
@@ -51,10 +50,10 @@ def cache_key(
     add_special_tokens: bool | None,
     unequal_lengths: str = "error",
 ) -> str | None:
-    """Hash of everything that the tokens depend on; None if the task or its code cannot tell."""
+    """Hash of everything that the tokens depend on; None where the code is not known."""
     fingerprint = task.fingerprint()
     try:
-        encoding = [inspect.getsource(module) for module in (encode, align, texts)]
+        encoding = [inspect.getsource(module) for module in (encode, answers, align, texts)]
     except OSError:  # installed without sources
         return None
     if fingerprint is None:
@@ -246,17 +245,11 @@ def _starts(lengths: Column) -> NDArray[np.int64]:
 
 def _map_columns(path: Path) -> tuple[dict[str, Column], dict[str, str]]:
     """The tensors of a safetensors file as arrays that stay on disk, and its metadata."""
-    with safe_open(path, framework="numpy") as file:  # checks the header against the length of the file
+    with safe_open(path, framework="pt") as file:  # torch's tensors are mapped, those of numpy copied
+        columns: dict[str, Column] = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118
         metadata: dict[str, str] = file.metadata() or {}
-    with path.open("rb") as file:
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    begin = 8 + int.from_bytes(data[:8], "little")  # the format: length of the header, header, tensors
-    header: dict[str, Any] = json.loads(data[8:begin])
-    columns = {
-        name: np.ndarray(entry["shape"], np.dtype("<i4"), buffer=data, offset=begin + entry["data_offsets"][0])
-        for name, entry in header.items()
-        if name != "__metadata__" and entry["dtype"] == "I32"
-    }
+    for column in columns.values():
+        column.flags.writeable = False
     return columns, metadata
 
 
@@ -281,7 +274,7 @@ def _hash(columns: Mapping[str, Column]) -> str:
 
 
 def pack(pairs: Sequence[TokenPair]) -> dict[str, Column]:
-    """All pairs end to end: how many tokens, positions, ... each has says where to cut.
+    """All pairs end to end: the numbers of tokens, positions, ... of each give the borders.
 
     A pair's answer sets are cut twice, into sets (`num_answers_sets` per pair) and into tokens (`num_answers` per set).
     A role is one column of first token and the one after the last, -1 and -1 where a pair lacks it. What no pair has
@@ -303,9 +296,9 @@ def pack(pairs: Sequence[TokenPair]) -> dict[str, Column]:
     for name in SET_COLUMNS:
         sets: list[tuple[tuple[int, ...], ...]] = [getattr(pair, name) for pair in pairs]
         if any(sets):
-            columns[f"num_{name}_sets"] = _flat([len(own)] for own in sets)
-            columns[f"num_{name}"] = _flat([len(ids)] for own in sets for ids in own)
-            columns[name] = _flat(ids for own in sets for ids in own)
+            columns[f"num_{name}_sets"] = _flat([len(row)] for row in sets)
+            columns[f"num_{name}"] = _flat([len(ids)] for row in sets for ids in row)
+            columns[name] = _flat(ids for row in sets for ids in row)
     for role in {name for pair in pairs for name in pair.roles}:
         columns[ROLE + json.dumps(role)] = _flat(pair.roles.get(role, (-1, -1)) for pair in pairs)
     return columns

@@ -7,14 +7,15 @@ logits are scored at the last prompt token and at each of them.
     corrupted  When Kate and Paul ... to | An na     (answer " Annabelle" = An na belle)
 """
 
-import textwrap
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import gc
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, Self, final
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, final
 
 from datamodules.align import Span, align_prompts, align_roles
+from datamodules.answers import answer_sets, check_answers
 from datamodules.tasks.base import PromptPair, TokenPair
 from datamodules.texts import check_characters, unknown_token
 from edgeprune.batch import IGNORE
@@ -25,8 +26,18 @@ if TYPE_CHECKING:
 
 UnequalLengths = Literal["error", "end", "roles"]
 CHUNK = 4096  # pairs tokenised in one call: what a tokenizer returns takes some 2 kB per text
-LOOKED_AT = 100  # pairs of a split, where all would be read from a file only for that
-Sets = tuple[tuple[int, ...], ...]
+
+
+@contextmanager
+def without_collection() -> Generator[None]:
+    """Pause the search for reference cycles, which takes a third of the time where a million objects are made."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 def encode_pairs(
@@ -53,13 +64,13 @@ def encode_pairs(
         single_token_answers: Refuse answers and distractors of several tokens.
         unequal_lengths: What to do with prompts of different length, which the corrupted run keeps. `"error"`: refuse
             them. `"end"`: compare positions counted from the end. `"roles"`: compare roles with roles, and the
-            stretches between them counted from their ends; a pair of equal length that does not mark
+            segments between them counted from their ends; a pair of equal length that does not mark
             `corrupted_roles` stays aligned token for token.
 
     Raises:
         EdgepruneError: A pair is not usable; the message says which, where it comes from and why.
     """
-    rules = _Rules.of(tokenizer, add_special_tokens, single_token_answers, unequal_lengths)
+    rules = _Rules(tokenizer, add_special_tokens, single_token_answers, unequal_lengths)
     return [
         pair for start in range(0, len(pairs), CHUNK) for pair in _encode_chunk(pairs[start : start + CHUNK], rules)
     ]
@@ -71,32 +82,44 @@ class _Rules:
     """Settings of one encoding, with what is asked of the tokenizer only once."""
 
     tokenizer: "PreTrainedTokenizerBase"
-    options: Mapping[str, Any]
+    add_special_tokens: bool | None
     single_token_answers: bool
     unequal_lengths: UnequalLengths
-    unknown: int | None
-    special: frozenset[int]
-    vocabulary: int
 
-    @classmethod
-    def of(
-        cls,
-        tokenizer: "PreTrainedTokenizerBase",
-        add_special_tokens: bool | None,
-        single_token_answers: bool,
-        unequal_lengths: UnequalLengths,
-    ) -> Self:
-        options = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        special: list[int] = tokenizer.all_special_ids
-        return cls(
-            tokenizer=tokenizer,
-            options={"return_attention_mask": False, **options},
-            single_token_answers=single_token_answers,
-            unequal_lengths=unequal_lengths,
-            unknown=unknown_token(tokenizer),
-            special=frozenset(special),
-            vocabulary=len(tokenizer),
-        )
+    @cached_property
+    def unknown(self) -> int | None:
+        """Token of words that the tokenizer does not know."""
+        return unknown_token(self.tokenizer)
+
+    @cached_property
+    def special(self) -> frozenset[int]:
+        """Tokens such as BOS."""
+        return frozenset(self.tokenizer.all_special_ids)
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+        return len(self.tokenizer)
+
+
+class _Continuation(NamedTuple):
+    """A text that follows a prompt."""
+
+    kind: str  # the field of the pair
+    prompt: str
+    text: str
+
+    @property
+    def whole(self) -> str:
+        return self.prompt + self.text
+
+
+def _continuations(pair: PromptPair) -> Iterator[_Continuation]:
+    yield _Continuation("answer", pair.clean, pair.answer)
+    if pair.distractor is not None:
+        yield _Continuation("distractor", pair.clean, pair.distractor)
+    if pair.corrupted_answer is not None:
+        yield _Continuation("corrupted_answer", pair.corrupted, pair.corrupted_answer)
 
 
 @final
@@ -105,7 +128,10 @@ class _Texts:
 
     def __init__(self, texts: Iterator[str], rules: _Rules) -> None:
         self.rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        self.batch: BatchEncoding = rules.tokenizer(list(self.rows), **rules.options)
+        options: dict[str, Any] = {"return_attention_mask": False}
+        if rules.add_special_tokens is not None:
+            options["add_special_tokens"] = rules.add_special_tokens
+        self.batch: BatchEncoding = rules.tokenizer(list(self.rows), **options)
         self._ids: list[list[int]] = self.batch["input_ids"]
 
     def ids(self, text: str) -> list[int]:
@@ -145,17 +171,17 @@ def _encode_chunk(pairs: Sequence[PromptPair], rules: _Rules) -> list[TokenPair]
 
 def _check_text(pair: PromptPair) -> None:
     texts = pair.clean, pair.corrupted, pair.answer, pair.distractor or "", pair.corrupted_answer or ""
-    check_characters(texts, _where(pair))
+    check_characters(texts, pair.where)
     for kind, text, roles in (
         ("clean", pair.clean, pair.roles),
         ("corrupted", pair.corrupted, pair.corrupted_roles),
     ):
         if not text.strip():
-            raise EdgepruneError(f"{_where(pair)}: the {kind} prompt is empty; put some text before the answer")
+            raise EdgepruneError(f"{pair.where}: the {kind} prompt is empty; put some text before the answer")
         for name, (start, end) in roles.items():
             if not 0 <= start < end <= len(text):
                 raise EdgepruneError(
-                    f"{_where(pair)}: role {name!r} covers characters {start} to {end} of the {kind} prompt, which has "
+                    f"{pair.where}: role {name!r} covers characters {start} to {end} of the {kind} prompt, which has "
                     f"{len(text)}; give the first character and the one after the last"
                 )
 
@@ -163,13 +189,7 @@ def _check_text(pair: PromptPair) -> None:
 def _tokenise(pairs: Sequence[PromptPair], rules: _Rules) -> _Texts:
     def needed() -> Iterator[str]:
         for pair in pairs:
-            yield pair.clean
-            yield pair.corrupted
-            yield pair.clean + pair.answer
-            if pair.distractor is not None:
-                yield pair.clean + pair.distractor
-            if pair.corrupted_answer is not None:
-                yield pair.corrupted + pair.corrupted_answer
+            yield from (pair.clean, pair.corrupted, *(item.whole for item in _continuations(pair)))
 
     return _Texts(needed(), rules)
 
@@ -201,21 +221,15 @@ def _move_space(pair: PromptPair) -> PromptPair:
 # -------------------------------------------------------------------- one pair
 def _encode(pair: PromptPair, texts: _Texts, rules: _Rules) -> TokenPair:
     clean, corrupted = texts.ids(pair.clean), texts.ids(pair.corrupted)
-    answer = _continuation(pair, "answer", pair.clean, pair.answer, texts)
-    wrong, other = (
-        None if text is None else _continuation(pair, kind, prompt, text, texts)
-        for kind, prompt, text in (
-            ("distractor", pair.clean, pair.distractor),
-            ("corrupted_answer", pair.corrupted, pair.corrupted_answer),
-        )
-    )
+    added = {item.kind: _added_tokens(pair, item, texts) for item in _continuations(pair)}
+    answer, wrong = added["answer"], added.get("distractor")
     _check_known(pair, texts, rules)
-    _check_answers(pair, answer, wrong, other, rules)
+    check_answers(pair, answer, wrong, added.get("corrupted_answer"), single=rules.single_token_answers)
     alignment = _alignment(pair, texts, rules)
     distractors = [IGNORE] * len(answer)
     if wrong is not None:
         distractors[0] = wrong[0]
-    answers, wrong_answers = _answer_sets(pair, answer, distractors, rules)
+    answers, wrong_answers = answer_sets(pair, answer, distractors, rules.vocabulary)
     last_of_prompt = len(clean) - 1
     return TokenPair(
         clean=(*clean, *answer[:-1]),
@@ -230,92 +244,30 @@ def _encode(pair: PromptPair, texts: _Texts, rules: _Rules) -> TokenPair:
     )
 
 
-def _continuation(pair: PromptPair, kind: str, prompt: str, text: str, texts: _Texts) -> list[int]:
-    """Tokens that `text` adds to the prompt."""
-    start, whole = texts.ids(prompt), texts.ids(prompt + text)
+def _added_tokens(pair: PromptPair, item: _Continuation, texts: _Texts) -> list[int]:
+    """Tokens that a text adds to its prompt."""
+    start, whole = texts.ids(item.prompt), texts.ids(item.whole)
     if not _continues(start, whole):
         raise EdgepruneError(
-            f"{_where(pair)}: {kind} {text!r} changes the tokens of the prompt before it; end the prompt at "
+            f"{pair.where}: {item.kind} {item.text!r} changes the tokens of the prompt before it; end the prompt at "
             "the end of a word and start the continuation with its space, or set add_special_tokens to false "
             "if the tokenizer closes every text"
         )
     if len(whole) == len(start):
-        raise EdgepruneError(f"{_where(pair)}: {kind} {text!r} has no tokens; give at least one")
+        raise EdgepruneError(f"{pair.where}: {item.kind} {item.text!r} has no tokens; give at least one")
     return whole[len(start) :]
 
 
 def _check_known(pair: PromptPair, texts: _Texts, rules: _Rules) -> None:
     if rules.unknown is None:
         return
-    shown = [(pair.clean, pair.clean), (pair.corrupted, pair.corrupted), (pair.answer, pair.clean + pair.answer)]
-    if pair.distractor is not None:
-        shown.append((pair.distractor, pair.clean + pair.distractor))
-    if pair.corrupted_answer is not None:
-        shown.append((pair.corrupted_answer, pair.corrupted + pair.corrupted_answer))
-    for text, whole in shown:
+    shown = [(pair.clean, pair.clean), (pair.corrupted, pair.corrupted)]
+    for text, whole in (*shown, *((item.text, item.whole) for item in _continuations(pair))):
         if rules.unknown in texts.ids(whole):
             raise EdgepruneError(
-                f"{_where(pair)}: {text!r} holds a word unknown to the tokenizer (it becomes "
+                f"{pair.where}: {text!r} holds a word unknown to the tokenizer (it becomes "
                 f"{rules.tokenizer.unk_token!r}); reword it"
             )
-
-
-def _check_answers(
-    pair: PromptPair, answer: list[int], wrong: list[int] | None, other: list[int] | None, rules: _Rules
-) -> None:
-    if rules.single_token_answers:
-        for kind, text, ids in (("answer", pair.answer, answer), ("distractor", pair.distractor, wrong)):
-            if ids is not None and len(ids) != 1:
-                raise EdgepruneError(
-                    f"{_where(pair)}: {kind} {text!r} is {len(ids)} tokens after the prompt, this task needs one; "
-                    "choose another word, or use a model with a larger vocabulary"
-                )
-    if wrong is not None and wrong[0] == answer[0]:
-        raise EdgepruneError(
-            f"{_where(pair)}: answer {pair.answer!r} and distractor {pair.distractor!r} start with the same "
-            f"token ({answer[0]}), so their logits cannot be compared; choose another distractor or give none"
-        )
-    if other is not None and other[0] == answer[0]:
-        raise EdgepruneError(
-            f"{_where(pair)}: answer {pair.answer!r} and corrupted_answer {pair.corrupted_answer!r} start with the "
-            f"same token ({answer[0]}); make the corrupted prompt ask for something else"
-        )
-
-
-def _answer_sets(pair: PromptPair, answer: list[int], distractors: list[int], rules: _Rules) -> tuple[Sets, Sets]:
-    if not pair.answer_ids and not pair.wrong_ids:
-        return (), ()
-    right = _filled(pair, "answer_ids", pair.answer_ids, answer, rules)
-    wrong = _filled(pair, "wrong_ids", pair.wrong_ids, distractors, rules)
-    for target, ids in zip(answer, right, strict=True):
-        if target not in ids:
-            raise EdgepruneError(
-                f"{_where(pair)}: answer {pair.answer!r} has the token {target}, which is not among its answer_ids "
-                f"{textwrap.shorten(str(ids), 60)}; add it"
-            )
-    for ids, wrong_ids, distractor in zip(right, wrong, distractors, strict=True):
-        both = set(ids) & {*wrong_ids, distractor}
-        if both:
-            raise EdgepruneError(
-                f"{_where(pair)}: token {min(both)} is both a right and a wrong answer; take it out of one of them"
-            )
-    return (right if pair.answer_ids else ()), (wrong if pair.wrong_ids else ())
-
-
-def _filled(pair: PromptPair, kind: str, sets: Sets, alone: list[int], rules: _Rules) -> Sets:
-    """`sets` without repeated ids, and with the one of `alone` where there is no set."""
-    if sets and len(sets) != len(alone):
-        raise EdgepruneError(
-            f"{_where(pair)}: {kind} has {len(sets)} sets for an answer of {len(alone)} tokens; give one for each"
-        )
-    for ids in sets:
-        if ids and not 0 <= min(ids) <= max(ids) < rules.vocabulary:
-            raise EdgepruneError(
-                f"{_where(pair)}: {kind} {textwrap.shorten(str(ids), 60)} must lie in 0..{rules.vocabulary - 1}, the "
-                "vocabulary of this tokenizer"
-            )
-    known = [() if own == IGNORE else (own,) for own in alone]
-    return tuple(tuple(dict.fromkeys(ids)) or own for ids, own in zip(sets or known, known, strict=True))
 
 
 # -------------------------------------------------------------------- roles and lengths
@@ -326,7 +278,7 @@ def _role_tokens(pair: PromptPair, kind: Literal["clean", "corrupted"], texts: _
         if start == end:
             first, last = roles[name]
             raise EdgepruneError(
-                f"{_where(pair)}: role {name!r} covers no token of the {kind} prompt, only {text[first:last]!r}; "
+                f"{pair.where}: role {name!r} covers no token of the {kind} prompt, only {text[first:last]!r}; "
                 "mark some text"
             )
     return spans
@@ -337,12 +289,12 @@ def _alignment(pair: PromptPair, texts: _Texts, rules: _Rules) -> tuple[int, ...
     clean, corrupted = texts.ids(pair.clean), texts.ids(pair.corrupted)
     if clean == corrupted:
         raise EdgepruneError(
-            f"{_where(pair)}: the clean and the corrupted prompt are identical; change what is asked for"
+            f"{pair.where}: the clean and the corrupted prompt are identical; change what is asked for"
         )
     equal = len(clean) == len(corrupted)
     if not equal and rules.unequal_lengths == "error":
         raise EdgepruneError(
-            f"{_where(pair)}: the clean prompt has {len(clean)} tokens and the corrupted one "
+            f"{pair.where}: the clean prompt has {len(clean)} tokens and the corrupted one "
             f"{len(corrupted)}; reword one so that the numbers agree, or set unequal_lengths to 'end' or 'roles'"
         )
     if equal and (rules.unequal_lengths != "roles" or not pair.corrupted_roles):
@@ -366,7 +318,7 @@ def _align_by_roles(pair: PromptPair, texts: _Texts, opening: int) -> list[int]:
     try:
         return align_roles(*sizes, roles, others, opening=opening)
     except EdgepruneError as error:
-        raise EdgepruneError(f"{_where(pair)}: {error}") from None
+        raise EdgepruneError(f"{pair.where}: {error}") from None
 
 
 def _shared_opening(clean: Sequence[int], corrupted: Sequence[int], special: frozenset[int]) -> int:
@@ -375,30 +327,3 @@ def _shared_opening(clean: Sequence[int], corrupted: Sequence[int], special: fro
     while count < min(len(clean), len(corrupted)) - 1 and clean[count] == corrupted[count] and clean[count] in special:
         count += 1
     return count
-
-
-def _where(pair: PromptPair) -> str:
-    return pair.source or f"pair {textwrap.shorten(pair.clean, 60)!r}"
-
-
-# -------------------------------------------------------------------- two BOS
-def warn_of_two_bos(
-    splits: Iterable[Sequence[TokenPair]], tokenizer: "PreTrainedTokenizerBase", add_special_tokens: bool | None
-) -> None:
-    """Warn where prompts begin with the BOS that the tokenizer adds, and once more with that which the text holds.
-
-    The first pairs of each split are looked at.
-    """
-    bos: Any = tokenizer.bos_token_id
-    options: dict[str, Any] = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-    opening: list[int] = tokenizer("", **options)["input_ids"][:1]
-    if bos is None or opening != [bos]:
-        return
-    looked_at = [pair for pairs in splits for pair in islice(pairs, LOOKED_AT)]
-    twice = sum((bos, bos) in (pair.clean[:2], pair.corrupted[:2]) for pair in looked_at)
-    if twice:
-        warnings.warn(
-            f"{twice} of {len(looked_at)} pairs begin with {tokenizer.bos_token!r} twice: the text holds it and the "
-            "tokenizer adds one; take it out of the text, or set add_special_tokens to false",
-            stacklevel=2,
-        )

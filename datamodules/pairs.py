@@ -1,26 +1,25 @@
 """The LightningDataModule of clean/corrupted pairs: task -> tokens -> batches."""
 
-import gc
-import signal
 import textwrap
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, cast, final, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from datamodules.cache import cache_folder, cache_key, content_hash, load_or_build
-from datamodules.encode import Sets, UnequalLengths, encode_pairs, warn_of_two_bos
+from datamodules.collate import Example, collate
+from datamodules.encode import UnequalLengths, encode_pairs, without_collection
+from datamodules.loader import Examples, ResumableLoader, outlast_terminal
 from datamodules.preview import plain_preview
 from datamodules.sampler import PairBatchSampler
 from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair, TokenPair
+from datamodules.texts import warn_of_two_bos
 from edgeprune.ablations.homes import Homes
-from edgeprune.batch import IGNORE, PairBatch
+from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError, NoTokenizerError
 from edgeprune.metrics.measure import TOKENS_AT_ONCE
 from edgeprune.models.limits import Limits
@@ -28,102 +27,7 @@ from edgeprune.models.limits import Limits
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Example = tuple[int, TokenPair]  # number in the split, tokens
 _SPLITS_OF_STAGE = {"fit": SPLITS[:2], "validate": SPLITS[1:2], "test": SPLITS[2:]}
-
-
-def collate(examples: Sequence[Example], pad_id: int = 0) -> PairBatch:
-    """Stack examples of different length: tokens padded on the right, positions by repeating the last one."""
-    pairs = [pair for _, pair in examples]
-    seq = max(len(pair.clean) for pair in pairs)
-    num = max(len(pair.positions) for pair in pairs)
-    aligned = any(pair.alignment for pair in pairs)
-    corrupted_seq = max(len(pair.corrupted) for pair in pairs)
-    roles = dict.fromkeys(name for pair in pairs for name in pair.roles)
-    mask = _mask([pair.clean for pair in pairs], seq)
-    return PairBatch(
-        clean=_stack([pair.clean for pair in pairs], seq, pad_id),
-        corrupted=_stack([pair.corrupted for pair in pairs], corrupted_seq, pad_id),
-        attention_mask=mask,
-        positions=torch.cat([_stack([pair.positions], num, pair.positions[-1]) for pair in pairs]),
-        position_mask=_mask([pair.positions for pair in pairs], num).bool(),
-        targets=_stack([pair.targets for pair in pairs], num, IGNORE),
-        distractors=_stack([pair.distractors for pair in pairs], num, IGNORE),
-        index=torch.tensor([number for number, _ in examples]),
-        answers=_stack_sets([pair.answers or _alone(pair.targets) for pair in pairs], num),
-        wrong_answers=_stack_sets([pair.wrong_answers or _alone(pair.distractors) for pair in pairs], num),
-        corrupted_mask=_mask([pair.corrupted for pair in pairs], corrupted_seq) if aligned else mask,
-        alignment=_stack([pair.alignment or tuple(range(len(pair.clean))) for pair in pairs], seq, 0)
-        if aligned
-        else None,
-        roles={name: torch.tensor([pair.roles.get(name, (-1, -1)) for pair in pairs]) for name in roles},
-    )
-
-
-def _length(pairs: Sequence[TokenPair], number: int) -> int:
-    return len(pairs[number].clean)
-
-
-def _stack(rows: Sequence[tuple[int, ...]], length: int, fill: int) -> Tensor:
-    """Long `[row, length]`."""
-    return torch.tensor([row + (fill,) * (length - len(row)) for row in rows])
-
-
-def _mask(rows: Sequence[tuple[int, ...]], length: int) -> Tensor:
-    return _stack([(1,) * len(row) for row in rows], length, 0)
-
-
-def _alone(ids: Sequence[int]) -> Sets:
-    return tuple((token,) for token in ids)
-
-
-def _stack_sets(rows: Sequence[Sets], num: int) -> Tensor:
-    """Long `[row, num, largest set]`, filled up with `IGNORE`."""
-    size = max(1, max(len(ids) for sets in rows for ids in sets))
-    sets = [ids for row in rows for ids in row + ((),) * (num - len(row))]
-    return _stack(sets, size, IGNORE).view(len(rows), num, size)
-
-
-@contextmanager
-def without_collection() -> Generator[None]:
-    """Pause the search for reference cycles, which takes a third of the time where a million objects are made."""
-    running = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if running:
-            gc.enable()
-
-
-@final
-class _Examples(Dataset[Example]):
-    """Pairs with their numbers, read one by one."""
-
-    def __init__(self, pairs: Sequence[TokenPair]) -> None:
-        self.pairs = pairs
-
-    def __getitem__(self, index: int) -> Example:
-        return index, self.pairs[index]
-
-
-def _outlast_terminal(worker: int) -> None:
-    """Ctrl-C and a terminal that goes reach workers, too: let the run save with them, and end them itself."""
-    for name in ("SIGINT", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-
-@final
-class ResumableLoader(DataLoader[Example]):
-    """A loader that Lightning knows to be resumable; the place to resume at is kept by `PairDataModule`."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the sampler asks the data module where to begin."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to load."""
 
 
 class PairDataModule(pl.LightningDataModule):
@@ -174,14 +78,11 @@ class PairDataModule(pl.LightningDataModule):
         for name, size in sizes.items():
             if not (size == "auto" and name != "target_batch_size") and (not isinstance(size, int) or size < 1):
                 raise EdgepruneError(f"{name}={size} must be a number of pairs, at least 1, or (not the target) 'auto'")
-        if length_windows < 0:
-            raise EdgepruneError(f"length_windows must be 0 or more, got {length_windows}")
-        if num_workers < 0:
-            raise EdgepruneError(f"num_workers must be 0 or more, got {num_workers}")
-        if unequal_lengths not in get_args(UnequalLengths):
-            raise EdgepruneError(
-                f"unequal_lengths must be one of {', '.join(get_args(UnequalLengths))}, got {unequal_lengths!r}"
-            )
+        for name, value in (("length_windows", length_windows), ("num_workers", num_workers)):
+            if value < 0:
+                raise EdgepruneError(f"{name} must be 0 or more, got {value}")
+        if unequal_lengths not in (known := get_args(UnequalLengths)):
+            raise EdgepruneError(f"unequal_lengths must be one of {', '.join(known)}, got {unequal_lengths!r}")
         self.task = task
         self.tokenizer = tokenizer
         self._sizes: dict[str, int | str] = {**sizes}
@@ -202,23 +103,21 @@ class PairDataModule(pl.LightningDataModule):
         """Training pairs per batch and process.
 
         Raises:
-            EdgepruneError: It was left open, and nobody has settled it.
+            EdgepruneError: It is still `"auto"`.
         """
         size = self._sizes["batch_size"]
         if size == "auto":
-            raise EdgepruneError(
-                "batch_size auto is for `edgeprune fit`, which knows what memory allows; give a number"
-            )
+            raise EdgepruneError("batch_size auto is for `edgeprune fit`, which knows the memory; give a number")
         return cast("int", size)
 
     @property
     def target_batch_size(self) -> int:
-        """Training pairs per step and process, where `batch_size` was left open."""
+        """Training pairs per step and process, where `batch_size` is `"auto"`."""
         return cast("int", self._sizes["target_batch_size"])
 
     @property
     def eval_batch_size(self) -> int:
-        """Pairs per batch and process of evaluations; where it was left open, as many as make a run fastest."""
+        """Pairs per batch and process of evaluations; where it is `"auto"`, as many as make a run fastest."""
         size = self._sizes["eval_batch_size"]
         if size == "auto":
             longest = max(self.extent(split)[0] for split in SPLITS if self.pairs(split))
@@ -266,7 +165,7 @@ class PairDataModule(pl.LightningDataModule):
             count: Look at the first so many only.
 
         Raises:
-            EdgepruneError: It names the first pair that does not fit.
+            EdgepruneError: A pair does not fit; the first is named.
         """
         for number, pair in enumerate(islice(self.pairs(split), count)):
             parts = pair.clean, pair.corrupted, pair.targets, pair.distractors, pair.answers, pair.wrong_answers
@@ -286,15 +185,10 @@ class PairDataModule(pl.LightningDataModule):
 
         `""` stands where a pair lacks a label. Pairs given as tokens have none.
         """
-        known = [
-            pair.labels if isinstance(pair, PromptPair) else {}
-            for pair in self.task.splits(self.tokenizer_object).get(split, ())
-        ]
-        assert len(known) == len(self.pairs(split))
-        return {
-            name: tuple(item.get(name, "") for item in known)
-            for name in dict.fromkeys(n for item in known for n in item)
-        }
+        pairs = self.task.splits(self.tokenizer_object).get(split, ())
+        known = [pair.labels if isinstance(pair, PromptPair) else {} for pair in pairs]
+        names = dict.fromkeys(name for labels in known for name in labels)
+        return {name: tuple(labels.get(name, "") for labels in known) for name in names}
 
     def _load(self) -> Mapping[str, Sequence[TokenPair]]:
         missing = self._find_tokenizer()
@@ -333,9 +227,8 @@ class PairDataModule(pl.LightningDataModule):
                 f"{type(self.task).__name__} gives text, but there is no tokenizer; set `tokenizer` to a "
                 "model name or folder"
             )
-        prompts = cast("Sequence[PromptPair]", pairs)
         return encode_pairs(
-            prompts,
+            cast("Sequence[PromptPair]", pairs),
             self.tokenizer_object,
             add_special_tokens=self.add_special_tokens,
             single_token_answers=self.task.single_token_answers,
@@ -361,18 +254,17 @@ class PairDataModule(pl.LightningDataModule):
 
     def transfer_batch_to_device(self, batch: PairBatch, device: torch.device, dataloader_idx: int) -> PairBatch:
         """Move a batch to `device`."""
-        del dataloader_idx
         return batch.to(device)
 
     def homes(self, split: str) -> Homes:
         """The home batches of a split: training pairs as epoch 0 meets them, others as they are evaluated."""
-        pairs, collate_numbers = self.pairs(split), self._collate
+        pairs = self.pairs(split)
 
         def lengths(number: int) -> tuple[int, int]:
             return len(pairs[number].clean), len(pairs[number].positions)
 
         def batch_of(numbers: Sequence[int]) -> PairBatch:
-            return collate_numbers([(number, pairs[number]) for number in numbers])
+            return self._collate([(number, pairs[number]) for number in numbers])
 
         return Homes(self._sampler(split, shuffled=split == "train").homes(), batch_of, lengths)
 
@@ -381,21 +273,21 @@ class PairDataModule(pl.LightningDataModule):
         return partial(collate, pad_id=getattr(self.tokenizer_object, "pad_token_id", None) or 0)
 
     def place_in_step(self, number: int) -> tuple[int, int]:
-        """Where training batch `number` of an epoch lies in this process's share of its step.
-
-        Returns:
-            Pairs of the share that come before it, and pairs of the share.
-        """
+        """Of this process's share of a step: pairs before training batch `number` of an epoch, and all pairs."""
         return self._sampler("train", shuffled=True).place_in_step(number)
 
     def _sampler(self, split: str, *, shuffled: bool) -> PairBatchSampler:
         pairs = self.pairs(split)
         ranks = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or {}
+
+        def length(number: int) -> int:
+            return len(pairs[number].clean)
+
         training: dict[str, Any] = {
             "seed": self.seed,
             "parts": getattr(self.trainer, "accumulate_grad_batches", 1),
             "window": self.length_windows,
-            "length": partial(_length, pairs),
+            "length": length,
             "position": self._position,
         }
         return PairBatchSampler(
@@ -408,11 +300,11 @@ class PairDataModule(pl.LightningDataModule):
 
     def _loader(self, split: str, *, shuffled: bool) -> DataLoader[Example]:
         return ResumableLoader(
-            _Examples(self.pairs(split)),
+            Examples(self.pairs(split)),
             batch_sampler=self._sampler(split, shuffled=shuffled),
             collate_fn=self._collate,
             num_workers=self.num_workers,
-            worker_init_fn=_outlast_terminal,
+            worker_init_fn=outlast_terminal,
         )
 
     # ---------------------------------------------------------------- resuming
@@ -442,7 +334,7 @@ class PairDataModule(pl.LightningDataModule):
 
     # ---------------------------------------------------------------- for people and records
     def describe(self) -> dict[str, Any]:
-        """Task, tokenizer, number of pairs and hash of the tokens of every split."""
+        """Task, tokenizer, and of every split the number of pairs and the hash of their tokens."""
         return {
             **self.task.description(),
             "tokenizer": self.tokenizer or getattr(self.tokenizer_object, "name_or_path", None),
@@ -452,5 +344,5 @@ class PairDataModule(pl.LightningDataModule):
         }
 
     def preview(self, n: int = 10, split: str = "train") -> str:
-        """The first `n` pairs of `split` as the model sees them, with answer and distractor; plain text, for logs."""
+        """The first `n` pairs of `split` as the model sees them, with answer and distractor."""
         return plain_preview(self.pairs(split)[:n], self.tokenizer_object, split)

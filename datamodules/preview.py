@@ -1,6 +1,6 @@
 """Pairs for people: what the model is shown, where the roles lie, what differs and which answers count.
 
-With colours a role is a coloured stretch and a differing token is underlined; without, they are `[role:text]` and
+With colours a role is coloured text and a differing token is underlined; without, they are `[role:text]` and
 `{text}`.
 """
 
@@ -27,7 +27,7 @@ _ESCAPES = str.maketrans({"\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
 def plain_preview(pairs: Sequence[TokenPair], tokenizer: "PreTrainedTokenizerBase | None", split: str) -> str:
     """Each pair in six lines: prompts, scored positions, answer and distractor."""
-    show = _Shower(tokenizer)
+    show = _TokenPrinter(tokenizer)
     return "\n\n".join(
         f"{split} {number}\n"
         f"  clean       {show.text(pair.clean)}\n"
@@ -76,7 +76,7 @@ def rich_preview(
         colour: Mark roles and differing tokens by colours and lines, not by brackets.
     """
     styles = {name: _style(i) for i, name in enumerate(roles)} if colour else None
-    show = _Shower(tokenizer, styles)
+    show = _TokenPrinter(tokenizer, styles)
     return [show.legend(roles), *(show.pair(pair, f"{split} {number}") for number, pair in enumerate(pairs))]
 
 
@@ -87,7 +87,7 @@ def _style(number: int) -> str:
 
 @final
 @dataclass(frozen=True)
-class _Shower:
+class _TokenPrinter:
     """How tokens are shown: as text or, without a tokenizer, as numbers; with `styles` of roles or else brackets."""
 
     tokenizer: "PreTrainedTokenizerBase | None"
@@ -114,7 +114,7 @@ class _Shower:
         names = [tuple(name for name, (start, end) in spans if start <= i < end) for i in range(len(pair.clean))]
         differs = [() if other else None for other in _differs(pair)]
         lines = [
-            ("clean", self._marked(pair.clean, [own or None for own in names])),
+            ("clean", self._marked(pair.clean, [roles or None for roles in names])),
             ("corrupted", self._marked(pair.corrupted, differs)),
             ("scored at", Text(", ".join(map(str, pair.positions)))),
             *((name, Text(value)) for name, value in self._answers(pair)),

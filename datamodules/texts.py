@@ -1,7 +1,9 @@
-"""What a tokenizer can make of a text at all."""
+"""What a tokenizer can make of a text at all, and whether it opens it with two BOS."""
 
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from edgeprune.errors import EdgepruneError
@@ -9,6 +11,9 @@ from edgeprune.errors import EdgepruneError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from datamodules.tasks.base import TokenPair
+
+LOOKED_AT = 100  # pairs of a split, where all would be read from a file only for that
 _HALF = re.compile("[\ud800-\udfff]")
 
 
@@ -36,3 +41,25 @@ def unknown_token(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     """Id of the token for words that the tokenizer does not know; None if it needs none."""
     unknown: Any = tokenizer.unk_token_id
     return None if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id) else unknown
+
+
+def warn_of_two_bos(
+    splits: Iterable[Sequence["TokenPair"]], tokenizer: "PreTrainedTokenizerBase", add_special_tokens: bool | None
+) -> None:
+    """Warn where prompts begin with the BOS that the tokenizer adds, and once more with that which the text holds.
+
+    The first pairs of each split are looked at.
+    """
+    bos: Any = tokenizer.bos_token_id
+    options: dict[str, Any] = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+    opening: list[int] = tokenizer("", **options)["input_ids"][:1]
+    if bos is None or opening != [bos]:
+        return
+    looked_at = [pair for pairs in splits for pair in islice(pairs, LOOKED_AT)]
+    twice = sum((bos, bos) in (pair.clean[:2], pair.corrupted[:2]) for pair in looked_at)
+    if twice:
+        warnings.warn(
+            f"{twice} of {len(looked_at)} pairs begin with {tokenizer.bos_token!r} twice: the text holds it and the "
+            "tokenizer adds one; take it out of the text, or set add_special_tokens to false",
+            stacklevel=2,
+        )

@@ -5,7 +5,7 @@ from pathlib import Path
 from edgeprune.ablations import Ablation
 from edgeprune.circuit import Circuit
 from edgeprune.formats import Holds, read_circuit
-from edgeprune.formats.eap_ig import FORMATS
+from edgeprune.formats.eap_ig import EAP_IG_FORMATS
 from edgeprune.graph import EdgeGraph
 from edgeprune.models.masked import MaskedModel
 
@@ -41,6 +41,6 @@ def ablated_positions(circuit: Circuit, model: MaskedModel, ablation: str) -> st
     closed = (circuit.graph.exists & ~circuit.keep)[:, 0].any()
     if not (taken and closed) or circuit.graph.arch.split_embedding or not model.family.has_position_embedding:
         return None
-    if circuit.header.get("source_format") not in FORMATS:
+    if circuit.header.get("source_format") not in EAP_IG_FORMATS:
         return None
     return f"is EAP-IG's, where the position embedding stays, and ablation {ablation} closes it with the tokens' here"

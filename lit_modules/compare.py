@@ -183,11 +183,11 @@ def _known_edges(name: str, ablation: Any) -> Sequence[Sequence[str]]:
         from edgeprune.compiled import minimal_circuits
 
         return minimal_circuits(name.removeprefix(COMPILED), ablation)
-    from edgeprune.compiled.tracr_format import is_tracr_folder, read_circuit
+    from edgeprune.compiled.tracr_format import is_tracr_folder, known_edges
 
     if not is_tracr_folder(Path(name)):
         raise EdgepruneError(f"the true circuit of {name!r} is not known; give `reference` a circuit file")
-    return [read_circuit(Path(name), ablation)]
+    return [known_edges(name, ablation)]
 
 
 def _matched_table(rows: list[Compared], objective: str) -> Table:

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from datamodules.tasks.ioi_words import NAMES
+from datamodules.tasks.ioi import NAMES
 from edgeprune import downloads
 from edgeprune.cli.get import run
 from edgeprune.console import ProgressReporter

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import edgeprune as ep
 from datamodules import TokenPair
-from datamodules.pairs import collate
+from datamodules.collate import collate
 from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import IGNORE, PairBatch
 from edgeprune.errors import EdgepruneError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.tasks.ioi_words import NAMES, OBJECTS, PLACES
+from datamodules.tasks.ioi import NAMES, OBJECTS, PLACES
 from tests.datamodules.conftest import TEMPLATE_WORDS, word_tokenizer
 
 ROOT = Path(__file__).parents[1]

@@ -4,6 +4,7 @@ from datamodules.tasks.auto_circuit import AutoCircuitTask
 from datamodules.tasks.base import AbstractTask, PromptPair, TokenPair
 from datamodules.tasks.boolean import BooleanExpressions
 from datamodules.tasks.capitals import Capitals
+from datamodules.tasks.compiled import CompiledTask
 from datamodules.tasks.docstring import Docstring
 from datamodules.tasks.eap_csv import EAPCSVTask
 from datamodules.tasks.gendered_pronoun import GenderedPronoun
@@ -13,6 +14,7 @@ from datamodules.tasks.induction import Induction
 from datamodules.tasks.ioi import IOI
 from datamodules.tasks.jsonl import JSONLTask
 from datamodules.tasks.subject_verb import SubjectVerb
+from datamodules.tasks.tracr import TracrTask
 
 __all__ = [
     "IOI",
@@ -20,6 +22,7 @@ __all__ = [
     "AutoCircuitTask",
     "BooleanExpressions",
     "Capitals",
+    "CompiledTask",
     "Docstring",
     "EAPCSVTask",
     "GenderedPronoun",
@@ -30,4 +33,5 @@ __all__ = [
     "PromptPair",
     "SubjectVerb",
     "TokenPair",
+    "TracrTask",
 ]

@@ -39,13 +39,7 @@ class AutoCircuitTask(FileTask):
     """Pairs of auto-circuit's JSON format, with all right and all wrong answers, each one token.
 
     The first answer is the target, the first wrong one the distractor. Every entry of `word_idxs` becomes a role: the
-    stretch of text that these tokens cover, so that it is found again whether or not a BOS comes first.
-
-    Attributes:
-        path: The file.
-        validation_fraction: Share of the prompts to validate on.
-        test_fraction: Share of the prompts to test on.
-        seed: Fixes which prompt goes to which split.
+    text that these tokens cover, so that it is found again whether or not a BOS comes first.
     """
 
     def rows(self, tokenizer: "PreTrainedTokenizerBase | None") -> list[Row]:
@@ -139,10 +133,12 @@ def _token_sets(
 ) -> list[tuple[int, ...]]:
     """Token ids of each entry's texts, every id once."""
     flat = [
-        Continuation(entry.clean, text, entry.source) for entry, own in zip(entries, texts, strict=True) for text in own
+        Continuation(entry.clean, text, entry.source)
+        for entry, answers in zip(entries, texts, strict=True)
+        for text in answers
     ]
     ids = iter(single_tokens(flat, tokenizer))
-    return [tuple(dict.fromkeys(next(ids) for _ in own)) for own in texts]
+    return [tuple(dict.fromkeys(next(ids) for _ in answers)) for answers in texts]
 
 
 def _spans(
@@ -157,10 +153,10 @@ def _spans(
             "use a fast tokenizer, or take word_idxs out of the file"
         )
     texts = [text for text, _ in prompts]
-    offsets = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    found = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     return [
-        {name: _span(text, own, place, f'{source}: word_idxs["{name}"]') for name, place in places.items()}
-        for (text, source), own in zip(prompts, cast("list[list[Span]]", offsets), strict=True)
+        {name: _span(text, offsets, place, f'{source}: word_idxs["{name}"]') for name, place in places.items()}
+        for (text, source), offsets in zip(prompts, cast("list[list[Span]]", found), strict=True)
     ]
 
 

@@ -1,11 +1,14 @@
-"""What a task hands over: pairs of prompts, as text or as tokens, with the answer that is asked for."""
+"""What a task gives: pairs of prompts, as text or as tokens, with their answers."""
 
 import hashlib
 import inspect
 import sys
+import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgeprune.errors import EdgepruneError
@@ -47,6 +50,11 @@ class PromptPair:
     corrupted_roles: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
     source: str = ""
     labels: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def where(self) -> str:
+        """Where the pair comes from, or its prompt where that is not known."""
+        return self.source or f"pair {textwrap.shorten(self.clean, 60)!r}"
 
 
 @dataclass(frozen=True)
@@ -117,9 +125,11 @@ class AbstractTask(ABC):
 
     Attributes:
         single_token_answers: Every answer and distractor must be one token; anything else is refused.
+        sources: Modules that the pairs depend on, beside those of the class and its bases.
     """
 
     single_token_answers: ClassVar[bool] = False
+    sources: ClassVar[tuple[ModuleType, ...]] = ()
 
     @abstractmethod
     def splits(
@@ -137,14 +147,22 @@ class AbstractTask(ABC):
         settings = {item.name: getattr(self, item.name) for item in fields(self)}  # pyright: ignore[reportArgumentType]
         return {"task": type(self).__name__, **settings}
 
+    def input_files(self) -> Iterable[Path]:
+        """Files that the pairs are read from."""
+        return ()
+
     def fingerprint(self) -> str | None:
-        """Hash of what `splits` depends on beside the settings: here, the code of the task's modules, bases included.
+        """Hash of what `splits` depends on beside the settings: the code, and the files that it reads.
 
         None if it is not known (code typed at a prompt): such a task is never cached.
         """
-        bases = [cls for cls in type(self).__mro__ if issubclass(cls, AbstractTask)]
+        modules = [sys.modules[cls.__module__] for cls in type(self).__mro__ if issubclass(cls, AbstractTask)]
+        digest = hashlib.sha256()
         try:
-            code = [inspect.getsource(sys.modules[cls.__module__]) for cls in bases]
+            for module in (*modules, *self.sources):
+                digest.update(inspect.getsource(module).encode())
         except (OSError, TypeError):
             return None
-        return hashlib.sha256("".join(code).encode()).hexdigest()
+        for file in self.input_files():
+            digest.update(str(file).encode() + file.read_bytes())
+        return digest.hexdigest()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, final, get_args
 
 from datamodules.tasks.base import PromptPair
 from datamodules.tasks.generated import GeneratedTask, distinct, share_out
-from datamodules.tasks.wording import check_choice, fill, fingerprint_with, tokens_after_word
+from datamodules.tasks.wording import check_choice, fill, tokens_after_word
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
@@ -62,15 +62,11 @@ class BooleanExpressions(GeneratedTask[Supply]):
     Roles: `expression`, and `END`, the last token.
 
     Attributes:
-        num_train: Pairs to train on.
-        num_validation: Pairs to validate on.
-        num_test: Pairs to test on.
         entities: `"disjoint"`: no expression occurs in two splits. `"shared"`: no clean expression does.
-        seed: Fixes every choice.
         prompting: `"few_shot"`: examples with their values come first. `"instruction"`: a sentence says what to do.
         num_operators: How many `and`, `or` and `not` an expression has.
-        num_examples: Examples of a few-shot prompt, the same in every prompt; true and false ones take turns. None of
-            them is ever asked for.
+        num_examples: Examples of a few-shot prompt, the same in every prompt, true and false in turn, and not
+            asked for in any.
         instruction: Prompt of the other kind, with the slot `{expression}`; a chat model's marks can be put in.
     """
 
@@ -119,12 +115,8 @@ class BooleanExpressions(GeneratedTask[Supply]):
         except EdgepruneError:
             raise self._exhausted(f"{count} pairs of one split") from None
 
-    def fingerprint(self) -> str | None:
-        """Hash of the code."""
-        return fingerprint_with(super().fingerprint())
-
     def _examples(self) -> tuple[Question, ...]:
-        """Different expressions, whose choice does not touch the order of those that are asked for."""
+        """Different expressions, drawn apart from those of the prompts."""
         rng = random.Random(f"examples {self.seed}")
         found: dict[str, Question] = {}
         for _ in range(TRIES * self.num_examples):

@@ -6,18 +6,17 @@ and its capital is the distractor. The list of countries and the sentences are o
 
 import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, final, get_args
 
 from datamodules.tasks.base import PromptPair
-from datamodules.tasks.capitals_words import CAPITALS, TO_CAPITAL, TO_COUNTRY
 from datamodules.tasks.generated import GeneratedTask, share_out
 from datamodules.tasks.wording import (
     check_choice,
     check_templates,
     fill,
-    fingerprint_with,
+    pairs_of,
     rounds,
     tokens_after_word,
 )
@@ -32,21 +31,31 @@ MIN_QUESTIONS = 2  # of each length in every split: one to ask, one to corrupt w
 
 
 @dataclass(frozen=True)
-class Words:
-    """Subjects with their answers, by the number of tokens of the subject; every answer is one token.
+class Countries:
+    """Subjects with their answers; every answer is one token.
 
     Attributes:
-        questions: All of them.
-        partners: For each subject the other questions of the same length.
+        groups: Questions whose subjects have the same number of tokens; at least two each.
     """
 
-    questions: tuple[Question, ...]
-    partners: Mapping[str, Sequence[Question]]
+    groups: tuple[tuple[Question, ...], ...]
+
+    @property
+    def questions(self) -> list[Question]:
+        """All of them."""
+        return [question for group in self.groups for question in group]
+
+    @cached_property
+    def partners(self) -> dict[str, list[Question]]:
+        """For each subject the other questions of the same length."""
+        return {
+            question[0]: [other for other in group if other != question] for group in self.groups for question in group
+        }
 
 
 @final
 @dataclass(frozen=True)
-class Capitals(GeneratedTask[Words]):
+class Capitals(GeneratedTask[Countries]):
     """Prompts that end before the capital of a country, or before the country of a capital.
 
     Templates are equally frequent. The entities are the countries, each with its capital: with `entities="disjoint"`
@@ -56,9 +65,6 @@ class Capitals(GeneratedTask[Words]):
     last token).
 
     Attributes:
-        num_train: Pairs to train on; fewer than for other tasks, for there are few countries.
-        num_validation: Pairs to validate on.
-        num_test: Pairs to test on.
         direction: `"country_to_capital"` or `"capital_to_country"`.
         templates: Use the first so many templates; None for all.
     """
@@ -74,7 +80,7 @@ class Capitals(GeneratedTask[Words]):
         check_choice("direction", self.direction, get_args(Direction))
         check_templates(self.templates, len(self._forms))
 
-    def vocabulary(self, tokenizer: "PreTrainedTokenizerBase") -> Words:
+    def vocabulary(self, tokenizer: "PreTrainedTokenizerBase") -> Countries:
         """Questions whose answer is one token and whose subject has partners of its length."""
         to_capital = self.direction == "country_to_capital"
         questions: list[Question] = [pair if to_capital else (pair[1], pair[0]) for pair in CAPITALS]
@@ -85,41 +91,38 @@ class Capitals(GeneratedTask[Words]):
         for question, subject, answer in zip(questions, subjects, answers, strict=True):
             if subject and len(answer) == 1:
                 by_length[len(subject)].append(question)
-        words = _words([by_length[length] for length in sorted(by_length)])
-        if not words.questions:
+        groups = [tuple(group) for _, group in sorted(by_length.items()) if len(group) >= MIN_QUESTIONS]
+        if not groups:
             raise EdgepruneError(
                 f"no two of the {len(CAPITALS)} answers of {self.direction} are single tokens for this tokenizer: "
                 "choose a model with a larger vocabulary, or give your own pairs as JSONL"
             )
-        return words
+        return Countries(tuple(groups))
 
-    def share_out(self, vocabulary: Words, rng: random.Random) -> list[Words]:
+    def share_out(self, vocabulary: Countries, rng: random.Random) -> list[Countries]:
         """Countries of each split; a length with fewer than two for every split is left out."""
         num_splits = sum(size > 0 for size in self.sizes)
-        groups = [group for group in _groups(vocabulary) if len(group) >= MIN_QUESTIONS * num_splits]
+        groups = [group for group in vocabulary.groups if len(group) >= MIN_QUESTIONS * num_splits]
         shared = [share_out(group, self.sizes, rng, minimum=MIN_QUESTIONS, what="countries") for group in groups]
         if not shared:
             raise EdgepruneError(
                 f"{len(vocabulary.questions)} countries cannot be shared out among {num_splits} splits of at least "
                 f"{MIN_QUESTIONS}: set entities to 'shared', or use a model with a larger vocabulary"
             )
-        return [_words(parts) for parts in zip(*shared, strict=True)]
+        return [Countries(tuple(filter(None, groups))) for groups in zip(*shared, strict=True)]
 
-    def generate(self, vocabulary: Words, count: int, rng: random.Random) -> list[PromptPair]:
+    def generate(self, vocabulary: Countries, count: int, rng: random.Random) -> list[PromptPair]:
         """Different pairs, going round the templates."""
         templates = range(self.templates or len(self._forms))
-        drawn = rounds(templates, len(vocabulary.questions), count, rng, "Capitals")
-        return [self._pair(template, vocabulary.questions[number], vocabulary, rng) for template, number in drawn]
-
-    def fingerprint(self) -> str | None:
-        """Hash of the code and of all sentences and words."""
-        return fingerprint_with(super().fingerprint(), TO_CAPITAL, TO_COUNTRY, CAPITALS)
+        questions = vocabulary.questions
+        drawn = rounds(templates, len(questions), count, rng, "Capitals")
+        return [self._pair(template, questions[number], vocabulary, rng) for template, number in drawn]
 
     @property
     def _forms(self) -> tuple[str, ...]:
         return TO_CAPITAL if self.direction == "country_to_capital" else TO_COUNTRY
 
-    def _pair(self, template: int, question: Question, words: Words, rng: random.Random) -> PromptPair:
+    def _pair(self, template: int, question: Question, words: Countries, rng: random.Random) -> PromptPair:
         subject, answer = question
         other, other_answer = rng.choice(words.partners[subject])
         clean = fill(self._forms[template], {"subject": subject})
@@ -137,17 +140,54 @@ class Capitals(GeneratedTask[Words]):
         )
 
 
-def _words(groups: Sequence[Sequence[Question]]) -> Words:
-    """Questions of several lengths, one group each; a question without a partner is left out."""
-    kept = [group for group in groups if len(group) >= MIN_QUESTIONS]
-    partners = {question[0]: [other for other in group if other != question] for group in kept for question in group}
-    return Words(tuple(question for group in kept for question in group), partners)
+# -------------------------------------------------------------------- sentences and words
+# Every slot follows a space.
+# The capital follows the end.
+TO_CAPITAL = (
+    "The capital of {subject} is",
+    "The capital city of {subject} is called",
+    "The government of {subject} sits in the city of",
+    "As every child knows, the capital of {subject} is",
+    "Question: what is the capital of {subject}? Answer:",
+    "On the map of {subject} a star marks the capital,",
+    "Last year we flew to {subject} and saw its capital,",
+    "In the atlas the capital of {subject} is given as",
+    "The largest embassies in {subject} are in its capital,",
+    "They moved to {subject} and now live in its capital,",
+)
 
+# The country follows the end.
+TO_COUNTRY = (
+    "The city of {subject} is the capital of",
+    "As every child knows, {subject} is the capital of",
+    "Question: which country has {subject} as its capital? Answer:",
+    "The government that sits in {subject} is the government of",
+    "A plane to {subject} takes you to the capital of",
+    "The atlas gives {subject} as the capital of",
+    "Our embassy in {subject} is the embassy in",
+    "We visited {subject} because it is the capital of",
+    "On the map {subject} is marked as the capital of",
+    "They moved to {subject}, and now they live in",
+)
 
-def _groups(words: Words) -> list[list[Question]]:
-    """The questions by length again: those that are partners of one another."""
-    groups: list[list[Question]] = []
-    for question in words.questions:
-        if not any(question in group for group in groups):
-            groups.append([question, *words.partners[question[0]]])
-    return groups
+CAPITALS = pairs_of(  # country/capital; no name that needs an article or is also that of a part of another country
+    """
+    Afghanistan/Kabul, Albania/Tirana, Algeria/Algiers, Angola/Luanda, Argentina/Buenos Aires, Armenia/Yerevan,
+    Australia/Canberra, Austria/Vienna, Azerbaijan/Baku, Bahrain/Manama, Bangladesh/Dhaka, Belarus/Minsk,
+    Belgium/Brussels, Bosnia/Sarajevo, Brazil/Brasília, Britain/London, Bulgaria/Sofia, Cambodia/Phnom Penh,
+    Canada/Ottawa, Chile/Santiago, China/Beijing, Colombia/Bogotá, Croatia/Zagreb, Cuba/Havana, Cyprus/Nicosia,
+    Denmark/Copenhagen, Ecuador/Quito, Egypt/Cairo, Estonia/Tallinn, Ethiopia/Addis Ababa, Fiji/Suva,
+    Finland/Helsinki, France/Paris, Germany/Berlin, Ghana/Accra, Greece/Athens, Haiti/Port-au-Prince,
+    Hungary/Budapest, Iceland/Reykjavik, India/New Delhi, Indonesia/Jakarta, Iran/Tehran, Iraq/Baghdad,
+    Ireland/Dublin, Italy/Rome, Jamaica/Kingston, Japan/Tokyo, Jordan/Amman, Kazakhstan/Astana, Kenya/Nairobi,
+    Laos/Vientiane, Latvia/Riga, Lebanon/Beirut, Libya/Tripoli, Lithuania/Vilnius, Malaysia/Kuala Lumpur,
+    Mali/Bamako, Malta/Valletta, Mongolia/Ulaanbaatar, Morocco/Rabat, Mozambique/Maputo, Myanmar/Naypyidaw,
+    Namibia/Windhoek, Nepal/Kathmandu, Nigeria/Abuja, North Korea/Pyongyang, Norway/Oslo, Oman/Muscat,
+    Pakistan/Islamabad, Peru/Lima, Poland/Warsaw, Portugal/Lisbon, Qatar/Doha, Romania/Bucharest, Russia/Moscow,
+    Rwanda/Kigali, Saudi Arabia/Riyadh, Senegal/Dakar, Serbia/Belgrade, Slovakia/Bratislava, Slovenia/Ljubljana,
+    Somalia/Mogadishu, South Korea/Seoul, Spain/Madrid, Sudan/Khartoum, Sweden/Stockholm, Switzerland/Bern,
+    Syria/Damascus, Thailand/Bangkok, Tunisia/Tunis, Turkey/Ankara, Uganda/Kampala, Ukraine/Kyiv,
+    Uruguay/Montevideo, Uzbekistan/Tashkent, Venezuela/Caracas, Vietnam/Hanoi, Yemen/Sanaa, Zambia/Lusaka,
+    Zimbabwe/Harare
+    """
+)

@@ -5,7 +5,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
-from datamodules.tasks.base import SPLITS, AbstractTask, TokenPair
+from datamodules.tasks.base import AbstractTask, TokenPair
+from datamodules.tasks.generated import in_splits
 from edgeprune.batch import IGNORE
 from edgeprune.compiled import Case, cases, output_kind
 from edgeprune.errors import EdgepruneError
@@ -42,9 +43,9 @@ class CompiledTask(AbstractTask):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        asked = self.num_train, self.num_validation, self.num_test
-        if min(size or 0 for size in asked) < 0:
-            raise EdgepruneError(f"num_train, num_validation, num_test = {asked} must not be negative")
+        sizes = self.num_train, self.num_validation, self.num_test
+        if min(size or 0 for size in sizes) < 0:
+            raise EdgepruneError(f"num_train, num_validation, num_test = {sizes} must not be negative")
         known = {len(outputs) for _, outputs in cases(self.program)}
         if self.lengths is not None and not (self.lengths and known.issuperset(self.lengths)):
             raise EdgepruneError(
@@ -76,10 +77,7 @@ class CompiledTask(AbstractTask):
             other = rng.choice(range(len(peers[len(ids)]) - 1))
             corrupted = peers[len(ids)][other + (other >= rank[ids])]  # any but the input itself
             pairs.append(_pair(ids, corrupted, outputs, numerical))
-        splits: dict[str, list[TokenPair]] = {}
-        for name, size in zip(SPLITS, self._sizes(len(found)), strict=True):
-            splits[name], pairs = pairs[:size], pairs[size:]
-        return splits
+        return in_splits(pairs, self._sizes(len(found)))
 
     def fingerprint(self) -> None:
         """Never cached: the pairs also depend on the program's code, and are made faster than read."""
@@ -87,19 +85,19 @@ class CompiledTask(AbstractTask):
     def _sizes(self, total: int) -> tuple[int, ...]:
         train, validation = total * 70 // 100, total * 15 // 100
         shares = train, validation, total - train - validation
-        asked = self.num_train, self.num_validation, self.num_test
-        return tuple(share if size is None else size for size, share in zip(asked, shares, strict=True))
+        sizes = self.num_train, self.num_validation, self.num_test
+        return tuple(share if size is None else size for size, share in zip(sizes, shares, strict=True))
 
     def _cases(self) -> list[Case]:
         return [case for case in cases(self.program) if self.lengths is None or len(case[1]) in self.lengths]
 
 
 def _pair(clean: tuple[int, ...], corrupted: tuple[int, ...], outputs: tuple[float, ...], numerical: bool) -> TokenPair:
-    asked = [(place, value) for place, value in enumerate(outputs, start=1) if value != IGNORE]
+    scored = [(place, value) for place, value in enumerate(outputs, start=1) if value != IGNORE]
     return TokenPair(
         clean=clean,
         corrupted=corrupted,
-        positions=tuple(place for place, _ in asked),
-        targets=tuple(IGNORE if numerical else int(value) for _, value in asked),
-        distractors=(IGNORE,) * len(asked),
+        positions=tuple(place for place, _ in scored),
+        targets=tuple(IGNORE if numerical else int(value) for _, value in scored),
+        distractors=(IGNORE,) * len(scored),
     )

@@ -10,26 +10,26 @@
 The arguments are described in the order in which the function takes them, so the answer is the next one, " ratio".
 The task is that of Heimersheim and Janiak, "A circuit for Python docstrings in a 4-layer attention-only transformer"
 (2023), in the form in which ACDC (arXiv 2304.14997) uses it: two arguments before the three that count and one after
-them. Words and code are our own.
+them. Words and code are ours.
 """
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, final, get_args
 
 from datamodules.tasks.base import PromptPair
-from datamodules.tasks.docstring_words import ARGUMENTS, DESCRIPTIONS, FUNCTIONS
 from datamodules.tasks.generated import GeneratedTask, distinct, share_out
 from datamodules.tasks.wording import (
     END,
     Filled,
     Span,
     check_choice,
+    check_enough,
     fill,
-    fingerprint_with,
     token_after,
     tokens_after_word,
+    words_of,
 )
 from edgeprune.errors import EdgepruneError
 
@@ -49,7 +49,7 @@ METHOD_WORDS, ARGUMENT_WORDS = 3, 2  # length of the descriptions, as in ACDC
 
 
 @dataclass(frozen=True)
-class Words:
+class DocstringWords:
     """Words that are one token each for the tokenizer in use."""
 
     arguments: Mapping[str, int]  # with their token ids
@@ -68,7 +68,7 @@ class Signature(NamedTuple):
 
 @final
 @dataclass(frozen=True)
-class Docstring(GeneratedTask[Words]):
+class Docstring(GeneratedTask[DocstringWords]):
     """Generated functions whose docstring stops before the third of three arguments.
 
     The answer is that argument's name C, the wrong answers are all other names of the prompt but `self`. The distractor
@@ -78,11 +78,7 @@ class Docstring(GeneratedTask[Words]):
     docstring, and `END`, the last token.
 
     Attributes:
-        num_train: Pairs to train on.
-        num_validation: Pairs to validate on.
-        num_test: Pairs to test on.
         entities: `"disjoint"`: no argument name occurs in two splits. `"shared"`: all splits draw on all names.
-        seed: Fixes every choice.
         corruption: Which names become new ones. `"random_random"`: A, B and C in the `def` line, and A and B in the
             docstring, by others than there. `"random_def"`: A, B and C in the `def` line. `"random_doc"`: A and B in
             the docstring. `"random_answer"`: C, so that the right answer changes.
@@ -100,50 +96,41 @@ class Docstring(GeneratedTask[Words]):
         if not 0 <= min(self.num_before, self.num_after) <= max(self.num_before, self.num_after) <= 9:
             raise EdgepruneError(f"num_before and num_after must be 0..9, got {self.num_before} and {self.num_after}")
 
-    def vocabulary(self, tokenizer: "PreTrainedTokenizerBase") -> Words:
+    def vocabulary(self, tokenizer: "PreTrainedTokenizerBase") -> DocstringWords:
         """Names and words that `tokenizer` spells as one token after a space."""
         arguments, functions, descriptions = (
             _single_tokens(listed, tokenizer) for listed in (ARGUMENTS, FUNCTIONS, DESCRIPTIONS)
         )
-        counts = len(arguments), len(functions), len(descriptions)
-        needed = self._names_needed, 1, METHOD_WORDS
-        if any(count < need for count, need in zip(counts, needed, strict=True)):
-            raise EdgepruneError(
-                f"only {counts[0]} argument names, {counts[1]} function names and {counts[2]} describing words are "
-                f"single tokens for this tokenizer; the docstring task needs {needed[0]}, {needed[1]} and {needed[2]}: "
-                "choose a model with a larger vocabulary, or give your own pairs as JSONL"
-            )
-        return Words(arguments, tuple(functions), tuple(descriptions))
+        check_enough(
+            "the docstring task",
+            ("argument names", arguments, self._names_needed),
+            ("function names", functions, 1),
+            ("describing words", descriptions, METHOD_WORDS),
+        )
+        return DocstringWords(arguments, tuple(functions), tuple(descriptions))
 
-    def share_out(self, vocabulary: Words, rng: random.Random) -> list[Words]:
+    def share_out(self, vocabulary: DocstringWords, rng: random.Random) -> list[DocstringWords]:
         """Vocabularies with different argument names."""
         parts = share_out(
             tuple(vocabulary.arguments), self.sizes, rng, minimum=self._names_needed, what="argument names"
         )
-        return [
-            Words({name: vocabulary.arguments[name] for name in part}, vocabulary.functions, vocabulary.descriptions)
-            for part in parts
-        ]
+        return [replace(vocabulary, arguments={name: vocabulary.arguments[name] for name in part}) for part in parts]
 
-    def generate(self, vocabulary: Words, count: int, rng: random.Random) -> list[PromptPair]:
+    def generate(self, vocabulary: DocstringWords, count: int, rng: random.Random) -> list[PromptPair]:
         """`count` pairs whose clean prompts all differ."""
         names = tuple(vocabulary.arguments)
         return distinct(lambda _: self._pair(vocabulary, names, rng), count, "docstring")
-
-    def fingerprint(self) -> str | None:
-        """Hash of the code and of all words."""
-        return fingerprint_with(super().fingerprint(), ARGUMENTS, FUNCTIONS, DESCRIPTIONS)
 
     @property
     def _names_needed(self) -> int:
         return self.num_before + 3 + self.num_after + SPARE_NAMES
 
-    def _pair(self, words: Words, names: Sequence[str], rng: random.Random) -> PromptPair:
-        own = self.num_before + 3 + self.num_after
-        drawn = tuple(rng.sample(names, own + 5))
+    def _pair(self, words: DocstringWords, names: Sequence[str], rng: random.Random) -> PromptPair:
+        num_names = self.num_before + 3 + self.num_after
+        drawn = tuple(rng.sample(names, num_names + 5))
         matching = drawn[self.num_before : self.num_before + 3]
-        clean = Signature(drawn[: self.num_before], matching, drawn[self.num_before + 3 : own], matching[:2])
-        corrupted = self._corrupt(clean, drawn[own:])
+        clean = Signature(drawn[: self.num_before], matching, drawn[self.num_before + 3 : num_names], matching[:2])
+        corrupted = self._corrupt(clean, drawn[num_names:])
         about = rng.sample(words.descriptions, METHOD_WORDS + 2 * ARGUMENT_WORDS)
         function = rng.choice(words.functions)
         text, other = (_write(signature, function, about) for signature in (clean, corrupted))
@@ -157,7 +144,7 @@ class Docstring(GeneratedTask[Words]):
             wrong_ids=(tuple(words.arguments[name] for name in wrong),),
             roles=_roles(text),
             corrupted_roles=_roles(other),
-            source=f"Docstring {function}({', '.join(drawn[:own])})",
+            source=f"Docstring {function}({', '.join(drawn[:num_names])})",
             labels={"answer": matching[2], "function": function},
         )
 
@@ -201,3 +188,46 @@ def _write(names: Signature, function: str, about: Sequence[str]) -> Filled:
 
 def _roles(prompt: Filled) -> dict[str, Span]:
     return {**{name: prompt.spans[name] for name in ROLES}, "B_comma": token_after(prompt, "B_def")}
+
+
+# -------------------------------------------------------------------- sentences and words
+# Every word follows a space.
+ARGUMENTS = words_of(
+    """
+    account action address angle area author balance batch block body branch budget camera canvas card category cell
+    channel chapter city client code color column command content cost counter country course cursor data date delay
+    depth device directory distance document domain driver edge email engine entry event factor family feature field
+    figure file filter folder font frame gender grid group handle header height history host icon image index input
+    item job key label language layer layout length letter level limit line link location margin mask matrix memory
+    message method mode model module month name network node note number object offset option order output owner
+    page panel parent password path pattern phase phone picture platform player point port position power price
+    process product profile project quality query radius range rate ratio record region report request result role
+    root rule sample scale schedule scope score screen section sensor server service session shape signal size
+    source speed stage state status storage stream string style subject system table target task team theme thread
+    ticket time title token topic track tree unit user value vector version video volume weight width window word
+    worker year zone
+    """
+)
+
+FUNCTIONS = words_of(
+    """
+    add apply build call change check clean close combine compare connect convert copy count create cut delete draw
+    enter estimate expand export fetch fill find fit follow format get guess hide insert join load lock make mark
+    match measure merge move open parse pick plan plot print publish push read receive register release remove
+    render repeat replace reset run save search select send set share show sort split start stop store submit test
+    train update upload validate visit wait write
+    """
+)
+
+DESCRIPTIONS = words_of(
+    """
+    able ancient autumn bitter bread bright broken calm careful cheap coffee cold common cotton curious damp dark
+    deep dense distant double dry early easy empty equal extra fair familiar fast final firm flat flower forest free
+    fresh gentle golden grand green half happy harbor heavy hidden honest hot huge iron island juice kind lake large
+    late lazy leather light little local loud lucky marble metal milk mixed modern mountain narrow neat new noble
+    northern ocean odd open orange outer pale paper plain pleasant poor proud public pure quick quiet rapid rare raw
+    ready river rough round royal safe salt sand secret sharp short silent silver simple single slow small smooth
+    soft solid southern spare spring steady steel stone strange strong summer sweet tall thick thin tiny upper usual
+    valley warm weak wet wheat white whole wide wild winter wise wooden yellow young
+    """
+)

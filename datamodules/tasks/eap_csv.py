@@ -42,10 +42,6 @@ class EAPCSVTask(FileTask):
     of every row.
 
     Attributes:
-        path: The file, with a line of column names.
-        validation_fraction: Share of the rows to validate on, if they name no split.
-        test_fraction: Share of the rows to test on, if they name no split.
-        seed: Fixes which row goes to which split.
         corrupted: Column of the corrupted prompts; some tables have several.
     """
 
@@ -107,9 +103,10 @@ class EAPCSVTask(FileTask):
         right, wrong = ([_ids(line, column) for line in lines] for column in ("correct_idx", "incorrect_idx"))
         for line, good, bad in zip(lines, right, wrong, strict=True):
             check_ids((*good, *bad), line.source, tokenizer)
+        prompts = [(line.values["clean"], line.source) for line in lines]
         answers, distractors = (
             texts_of(
-                [(line.values["clean"], own[0], line.source) for line, own in zip(lines, ids, strict=True)], tokenizer
+                [(prompt, first, source) for (prompt, source), (first, *_) in zip(prompts, ids, strict=True)], tokenizer
             )
             for ids in (right, wrong)
         )
@@ -175,8 +172,8 @@ def _written(prompts: Sequence[str], ids: Sequence[int], tokenizer: "PreTrainedT
     It may join others: GPT-2 has a token for all of 1865.
     """
     known = list(dict.fromkeys(prompts))
-    asked = [Continuation(prompt, number, "") for prompt in known for number in TWO_DIGITS]
-    added = iter(added_tokens(asked, tokenizer))
+    tries = [Continuation(prompt, number, "") for prompt in known for number in TWO_DIGITS]
+    added = iter(added_tokens(tries, tokenizer))
     found = {prompt: frozenset(i for i in range(len(ids)) if next(added) == (ids[i],)) for prompt in known}
     return [found[prompt] for prompt in prompts]
 
@@ -186,8 +183,7 @@ def _nearest(pair: PromptPair, numbers: Iterable[int], written: frozenset[int]) 
         if number in written:
             return TWO_DIGITS[number]
     raise EdgepruneError(
-        f"{pair.source}: after this prompt no year above the label, or none up to it, is its own token; "
-        "leave the row out"
+        f"{pair.source}: after this prompt no year above the label, or none up to it, is one token; leave the row out"
     )
 
 

@@ -1,7 +1,5 @@
 """What readers of users' files share: where the file lies, its rows, and how they become splits."""
 
-import hashlib
-import inspect
 import random
 import textwrap
 import warnings
@@ -10,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from types import ModuleType
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from datamodules.tasks import continuations
 from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair
@@ -29,7 +28,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class FileTask(AbstractTask):
-    """Pairs from one file of the user's; a subclass says how to read it.
+    """Pairs from one file; a subclass reads its rows.
 
     Attributes:
         path: The file.
@@ -37,6 +36,8 @@ class FileTask(AbstractTask):
         test_fraction: Share of the rows to test on, if they name no split.
         seed: Fixes which row goes to which split.
     """
+
+    sources: ClassVar[tuple[ModuleType, ...]] = (continuations,)
 
     path: str
     validation_fraction: float = 0.1
@@ -69,11 +70,9 @@ class FileTask(AbstractTask):
         fractions = {"test": self.test_fraction, "validation": self.validation_fraction}
         return draw([row.pair for row in rows], fractions, self.seed)
 
-    def fingerprint(self) -> str | None:
-        """Hash of the code, with that which finds the answers' tokens, and of the file's content."""
-        code = super().fingerprint()
-        shared = inspect.getsource(continuations).encode()
-        return code and hashlib.sha256(code.encode() + shared + Path(self.path).read_bytes()).hexdigest()
+    def input_files(self) -> list[Path]:
+        """The file."""
+        return [Path(self.path)]
 
 
 def check_fractions(*fractions: float) -> None:
@@ -102,7 +101,7 @@ def draw(pairs: Sequence[PromptPair], fractions: Mapping[str, float], seed: int)
 
 
 def warn_of_shared_prompts(splits: Mapping[str, Sequence[PromptPair]], path: str) -> None:
-    """Warn of clean prompts that splits have in common where the file, not the task, says which row is in which."""
+    """Warn of clean prompts that splits have in common where the file itself names the splits."""
     prompts = [{pair.clean for pair in pairs} for pairs in splits.values()]
     shared = set[str]().union(*(first & second for first, second in combinations(prompts, 2)))
     if shared:

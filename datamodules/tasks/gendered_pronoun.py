@@ -11,18 +11,17 @@ from itertools import product
 from typing import TYPE_CHECKING, Literal, final
 
 from datamodules.tasks.base import PromptPair
-from datamodules.tasks.gendered_pronoun_words import FEMALE, MALE, OPENINGS, TEMPLATES, TOPICS
 from datamodules.tasks.generated import GeneratedTask, share_out
 from datamodules.tasks.wording import (
     END,
+    check_enough,
     check_templates,
     combination,
     fill,
-    fingerprint_with,
     rounds,
     single_token_words,
+    words_of,
 )
-from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,7 +32,7 @@ MIN_NAMES = 6  # of each gender in every split
 
 
 @dataclass(frozen=True)
-class Words:
+class Names:
     """Names of one token each for the tokenizer in use."""
 
     female: tuple[str, ...]
@@ -46,7 +45,7 @@ class Words:
 
 @final
 @dataclass(frozen=True)
-class GenderedPronoun(GeneratedTask[Words]):
+class GenderedPronoun(GeneratedTask[Names]):
     """Prompts that end before a pronoun; templates and genders are equally frequent.
 
     The entities are the names: with `entities="disjoint"` no name occurs in two splits, in clean or corrupted prompts.
@@ -62,19 +61,19 @@ class GenderedPronoun(GeneratedTask[Words]):
         super().__post_init__()
         check_templates(self.templates, len(TEMPLATES))
 
-    def vocabulary(self, tokenizer: "PreTrainedTokenizerBase") -> Words:
+    def vocabulary(self, tokenizer: "PreTrainedTokenizerBase") -> Names:
         """The names of one token."""
-        words = Words(single_token_words(FEMALE, tokenizer), single_token_words(MALE, tokenizer))
+        words = Names(single_token_words(FEMALE, tokenizer), single_token_words(MALE, tokenizer))
         pronouns = single_token_words(list(PRONOUNS.values()), tokenizer)
-        if min(len(words.female), len(words.male)) < MIN_NAMES or len(pronouns) < len(PRONOUNS):
-            raise EdgepruneError(
-                f"only {len(words.female)} female and {len(words.male)} male names and the pronouns {pronouns} are "
-                f"single tokens for this tokenizer; GenderedPronoun needs {MIN_NAMES} of each and both pronouns: "
-                "choose a model with a larger vocabulary, or give your own pairs as JSONL"
-            )
+        check_enough(
+            "GenderedPronoun",
+            ("female names", words.female, MIN_NAMES),
+            ("male names", words.male, MIN_NAMES),
+            ("pronouns", pronouns, len(PRONOUNS)),
+        )
         return words
 
-    def share_out(self, vocabulary: Words, rng: random.Random) -> list[Words]:
+    def share_out(self, vocabulary: Names, rng: random.Random) -> list[Names]:
         """Names of each split."""
         female, male = (
             share_out(names, self.sizes, rng, minimum=MIN_NAMES, what=f"{gender} names")
@@ -82,7 +81,7 @@ class GenderedPronoun(GeneratedTask[Words]):
         )
         return [replace(vocabulary, female=hers, male=his) for hers, his in zip(female, male, strict=True)]
 
-    def generate(self, vocabulary: Words, count: int, rng: random.Random) -> list[PromptPair]:
+    def generate(self, vocabulary: Names, count: int, rng: random.Random) -> list[PromptPair]:
         """Different pairs, going round the templates and genders."""
         cells = list(product(range(self.templates or len(TEMPLATES)), PRONOUNS))
         fewer = min(len(vocabulary.female), len(vocabulary.male))
@@ -93,12 +92,8 @@ class GenderedPronoun(GeneratedTask[Words]):
             for (template, gender), number in drawn
         ]
 
-    def fingerprint(self) -> str | None:
-        """Hash of the code and of all sentences and words."""
-        return fingerprint_with(super().fingerprint(), TEMPLATES, OPENINGS, FEMALE, MALE, TOPICS)
-
     def _pair(
-        self, template: int, gender: Gender, filling: list[str], vocabulary: Words, rng: random.Random
+        self, template: int, gender: Gender, filling: list[str], vocabulary: Names, rng: random.Random
     ) -> PromptPair:
         name, opening, topic = filling
         other: Gender = "male" if gender == "female" else "female"
@@ -117,3 +112,48 @@ class GenderedPronoun(GeneratedTask[Words]):
             source=f"GenderedPronoun template {template} {name}",
             labels={"template": str(template), "gender": gender, "name": name},
         )
+
+
+# -------------------------------------------------------------------- sentences and words
+# A statement and the start of the question that is hung on it; the pronoun follows the end.
+TEMPLATES = (
+    "{opening} {name} is very good at {topic}, isn't",
+    "{opening} {name} was reading about {topic} all day, wasn't",
+    "{opening} {name} has always liked {topic}, hasn't",
+    "{opening} {name} does not care for {topic}, does",
+    "{opening} {name} knows a lot about {topic}, doesn't",
+    "{opening} {name} would rather talk about {topic}, wouldn't",
+    "{opening} {name} could teach a class on {topic}, couldn't",
+    "{opening} {name} will never be tired of {topic}, will",
+)
+
+OPENINGS = ("So", "Well", "Now", "Clearly", "Perhaps", "Surely", "Indeed")
+
+FEMALE = words_of(
+    """
+    Alice Amanda Amy Angela Ann Anna Anne Barbara Bella Betty Carol Caroline Catherine Charlotte Christine Claire
+    Clara Deborah Diana Eleanor Elizabeth Ellen Emily Emma Eva Grace Hannah Heather Helen Holly Isabel Jane Jennifer
+    Jenny Jessica Joan Judith Julia Julie Karen Kate Katherine Kathleen Katie Laura Lauren Lily Linda Lisa Louise
+    Lucy Margaret Maria Marie Martha Mary Melissa Michelle Molly Monica Nancy Nicole Nina Olivia Patricia Rachel
+    Rebecca Rose Ruth Sandra Sara Sarah Sharon Sophie Stephanie Susan Victoria Wendy
+    """
+)
+
+MALE = words_of(
+    """
+    Adam Alan Albert Andrew Anthony Arthur Ben Bill Bob Brian Bruce Carl Charles Craig Daniel Dave David Dennis
+    Donald Doug Douglas Edward Eric Ernest Eugene Frank Fred Gary George Gordon Greg Harry Henry Howard Hugh Ian
+    Ivan Jack Jacob James Jason Jeff Jerry Jim Joe John Jonathan Joseph Joshua Justin Keith Kenneth Kevin Larry
+    Lawrence Leonard Louis Luke Mark Martin Matthew Michael Nathan Neil Nicholas Oscar Patrick Paul Peter Phil
+    Philip Ralph Raymond Richard Robert Roger Ryan Samuel Scott Simon Stanley Stephen Steven Ted Thomas Tim Todd Tom
+    Tony Victor Vincent Walter Wayne William
+    """
+)
+
+TOPICS = words_of(
+    """
+    chess tennis music history football painting poetry physics gardening cooking mathematics geography swimming
+    golf biology chemistry photography astronomy hockey cricket fishing art law dancing medicine politics literature
+    theatre grammar rugby baseball computers
+    """
+)

@@ -2,10 +2,13 @@
 
 import random
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
 
+from datamodules.tasks import continuations, wording
 from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair, TokenPair
 from edgeprune.errors import EdgepruneError, NoTokenizerError
 
@@ -23,19 +26,20 @@ Vocabulary = TypeVar("Vocabulary")
 class GeneratedTask(AbstractTask, Generic[Vocabulary]):
     """Prompts made from sentence forms and words; no clean prompt occurs twice, in one split or in two.
 
-    A subclass says which words the tokenizer can use (`vocabulary`), how to share them out among the splits
-    (`share_out`) and how to make prompts from them (`generate`).
+    A subclass gives the words that the tokenizer can use (`vocabulary`), shares them out among the splits (`share_out`)
+    and makes prompts from them (`generate`).
 
     Attributes:
         num_train: Pairs to train on.
         num_validation: Pairs to validate on.
         num_test: Pairs to test on.
-        entities: `"disjoint"`: no entity (what that is, each task says) occurs in two splits. `"shared"`: all splits
+        entities: `"disjoint"`: no entity (each task has its kind) occurs in two splits. `"shared"`: all splits
             draw on all of them.
         seed: Fixes every choice.
     """
 
     single_token_answers: ClassVar[bool] = True
+    sources: ClassVar[tuple[ModuleType, ...]] = (wording, continuations)
 
     num_train: int = 200
     num_validation: int = 100
@@ -72,18 +76,12 @@ class GeneratedTask(AbstractTask, Generic[Vocabulary]):
         rng = random.Random(self.seed)
         vocabulary = self.vocabulary(tokenizer)
         if self.entities == "shared":
-            pairs = self.generate(vocabulary, sum(self.sizes), rng)
-            ends = [sum(self.sizes[: i + 1]) for i in range(len(SPLITS))]
-            parts = [pairs[end - size : end] for end, size in zip(ends, self.sizes, strict=True)]
-            for part in parts:
+            splits = in_splits(self.generate(vocabulary, sum(self.sizes), rng), self.sizes)
+            for part in splits.values():
                 rng.shuffle(part)
-        else:
-            vocabularies = self.share_out(vocabulary, rng)
-            parts = [
-                self.generate(own, size, rng) if size else []
-                for own, size in zip(vocabularies, self.sizes, strict=True)
-            ]
-        return dict(zip(SPLITS, parts, strict=True))
+            return splits
+        parts = zip(SPLITS, self.share_out(vocabulary, rng), self.sizes, strict=True)
+        return {split: self.generate(part, size, rng) if size else [] for split, part, size in parts}
 
 
 def check_sizes(sizes: tuple[int, int, int]) -> None:
@@ -96,6 +94,12 @@ def check_sizes(sizes: tuple[int, int, int]) -> None:
         raise EdgepruneError(
             f"num_train, num_validation, num_test = {sizes} must not be negative, and 1 to {MAX_PAIRS} in all"
         )
+
+
+def in_splits(pairs: Sequence[Pair], sizes: Iterable[int]) -> dict[str, list[Pair]]:
+    """The first pairs to the first split, as many as its size, and so on."""
+    rest = iter(pairs)
+    return {split: list(islice(rest, size)) for split, size in zip(SPLITS, sizes, strict=True)}
 
 
 def share_out(

@@ -22,15 +22,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal, final, get_args
 
 from datamodules.tasks.base import PromptPair
 from datamodules.tasks.generated import GeneratedTask, share_out
-from datamodules.tasks.greater_than_words import NOUNS, VERBS
 from datamodules.tasks.wording import (
     END,
     Span,
     check_choice,
     fill,
-    fingerprint_with,
     rounds,
     single_token_words,
+    words_of,
 )
 from datamodules.texts import has_unknown
 from edgeprune.errors import EdgepruneError
@@ -50,7 +49,7 @@ MIN_NOUNS = 4
 
 
 @dataclass(frozen=True)
-class Words:
+class NounsAndYears:
     """What the tokenizer in use can spell.
 
     Attributes:
@@ -107,7 +106,7 @@ class Words:
 
 @final
 @dataclass(frozen=True)
-class GreaterThan(GeneratedTask[Words]):
+class GreaterThan(GeneratedTask[NounsAndYears]):
     """Prompts that end before the last two digits of a year; the verbs are equally frequent.
 
     The entities are the nouns. Start years are those that the tokenizer cuts into century and YY, of the centuries 11
@@ -132,7 +131,7 @@ class GreaterThan(GeneratedTask[Words]):
         if not 1 <= self.verbs <= len(VERBS):
             raise EdgepruneError(f"verbs must be 1..{len(VERBS)}, got {self.verbs}")
 
-    def vocabulary(self, tokenizer: "PreTrainedTokenizerBase") -> Words:
+    def vocabulary(self, tokenizer: "PreTrainedTokenizerBase") -> NounsAndYears:
         """Nouns of one token and the years that are cut as needed."""
         nouns = single_token_words(NOUNS, tokenizer)
         for width in (2, 1):
@@ -145,22 +144,18 @@ class GreaterThan(GeneratedTask[Words]):
             "as JSONL"
         )
 
-    def share_out(self, vocabulary: Words, rng: random.Random) -> list[Words]:
+    def share_out(self, vocabulary: NounsAndYears, rng: random.Random) -> list[NounsAndYears]:
         """Nouns of each split; years are common to all."""
         nouns = share_out(vocabulary.nouns, self.sizes, rng, minimum=MIN_NOUNS, what="nouns")
-        return [replace(vocabulary, nouns=own) for own in nouns]
+        return [replace(vocabulary, nouns=part) for part in nouns]
 
-    def generate(self, vocabulary: Words, count: int, rng: random.Random) -> list[PromptPair]:
+    def generate(self, vocabulary: NounsAndYears, count: int, rng: random.Random) -> list[PromptPair]:
         """Different pairs, going round the verbs."""
         num_fillings = len(vocabulary.nouns) * len(vocabulary.starts)
         drawn = rounds(VERBS[: self.verbs], num_fillings, count, rng, "GreaterThan")
         return [self._pair(verb, number, vocabulary, rng) for verb, number in drawn]
 
-    def fingerprint(self) -> str | None:
-        """Hash of the code and of all sentences and words."""
-        return fingerprint_with(super().fingerprint(), NOUNS, VERBS)
-
-    def _pair(self, verb: str, number: int, words: Words, rng: random.Random) -> PromptPair:
+    def _pair(self, verb: str, number: int, words: NounsAndYears, rng: random.Random) -> PromptPair:
         noun, start = divmod(number, len(words.starts))
         century, tail = words.starts[start]
         clean, roles = self._prompt(words.nouns[noun], verb, century, tail)
@@ -184,13 +179,13 @@ class GreaterThan(GeneratedTask[Words]):
         return text, {"noun": spans["noun"], "XX": spans["century"], "YY": spans["tail"], END: spans[END]}
 
 
-def _words(nouns: tuple[str, ...], width: int, tokenizer: "PreTrainedTokenizerBase") -> Words | None:
+def _words(nouns: tuple[str, ...], width: int, tokenizer: "PreTrainedTokenizerBase") -> NounsAndYears | None:
     """Years whose last two digits are tokens of `width` digits each; None if not all such numerals are tokens."""
     ids = [_numeral(f"{i:0{width}d}", tokenizer) for i in range(10**width)]
     known = tuple(token for token in ids if token is not None)
     if len(known) < len(ids):
         return None
-    return Words(nouns, known, {century: _tails(century, width, known, tokenizer) for century in CENTURIES})
+    return NounsAndYears(nouns, known, {century: _tails(century, width, known, tokenizer) for century in CENTURIES})
 
 
 def _numeral(text: str, tokenizer: "PreTrainedTokenizerBase") -> int | None:
@@ -216,3 +211,24 @@ def _tails(century: int, width: int, numerals: Sequence[int], tokenizer: "PreTra
 
 def _tokens(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
     return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+
+
+# -------------------------------------------------------------------- sentences and words
+# What stands between the noun and the start year; the first is the standard form.
+VERBS = ("lasted", "ran", "continued", "went on")
+
+NOUNS = words_of(
+    """
+    absence affair agreement alliance arrest assignment attempt ban battle blockade boom boycott campaign career
+    case celebration ceremony chase colony competition conflict construction contest contract controversy course
+    crisis cycle debate decline deployment depression detention dispute drought dynasty eclipse effort embargo
+    empire engagement enterprise epidemic era eruption exchange exhibition exile expansion expedition experiment
+    famine festival fight fire flood friendship holiday hostility hunt imprisonment inquiry invasion investigation
+    journey kingdom lawsuit league lease march marriage migration mission monopoly mourning movement negotiation
+    occupation operation outbreak partnership peace period persecution phase plague presence process program project
+    pursuit quarrel race raid rebellion recession regime reign renovation repair republic research restoration
+    retreat revolt revolution riot rivalry romance rule search season series service settlement show siege silence
+    stay storm strike struggle study survey tension tour tournament trade tradition training treaty trial union
+    unrest uprising venture visit voyage war work
+    """
+)

@@ -5,15 +5,14 @@ Which column holds what is said by a path: `prompt` is a column, `counterfactual
 column holds, with a path of its own between the braces.
 """
 
-import hashlib
-import inspect
 import re
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, final
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, cast, final
 
 from datamodules.tasks import files
 from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair
@@ -53,6 +52,8 @@ class HFDatasetTask(AbstractTask):
         skip_incomplete: Leave out rows in which a prompt or an answer is null, instead of refusing them.
         seed: Fixes which rows are drawn.
     """
+
+    sources: ClassVar[tuple[ModuleType, ...]] = (files,)
 
     path: str
     clean: str = "clean"
@@ -99,17 +100,13 @@ class HFDatasetTask(AbstractTask):
         return splits
 
     def fingerprint(self) -> str | None:
-        """Hash of the code and of the folder's files, or of the commit on the hub; None for what may change there."""
-        code = super().fingerprint()
-        if code is None:
-            return None
-        digest = hashlib.sha256((code + inspect.getsource(files)).encode())
-        if Path(self.path).is_dir():
-            for file in sorted(file for file in Path(self.path).rglob("*") if file.is_file()):
-                digest.update(file.relative_to(self.path).as_posix().encode() + file.read_bytes())
-        elif not re.fullmatch("[0-9a-f]{40}", self.revision or ""):
-            return None
-        return digest.hexdigest()
+        """None for what may change on the hub."""
+        fixed = Path(self.path).is_dir() or re.fullmatch("[0-9a-f]{40}", self.revision or "")
+        return super().fingerprint() if fixed else None
+
+    def input_files(self) -> list[Path]:
+        """All files of the folder, if it is one."""
+        return sorted(file for file in Path(self.path).rglob("*") if file.is_file())
 
     def _columns(self) -> dict[str, str]:
         names = ("clean", "corrupted", "answer", "distractor", "corrupted_answer")

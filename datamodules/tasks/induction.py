@@ -4,21 +4,21 @@
     random      [BOS] t w e g o | k r a x m      nothing to copy from
     shuffle     [BOS] x k m a r | k r a x m      something else to copy
 
-No token occurs twice in the sequence, so its first occurrence says what follows. See Elhage et al., "A mathematical
+No token occurs twice in the sequence, so what followed it before follows again. See Elhage et al., "A mathematical
 framework for transformer circuits" (2021), and Olsson et al., arXiv 2209.11895.
 """
 
-import inspect
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, cast, final, get_args
+from types import ModuleType
+from typing import TYPE_CHECKING, ClassVar, Literal, cast, final, get_args
 
-from datamodules.tasks import generated
-from datamodules.tasks.base import SPLITS, AbstractTask, TokenPair
-from datamodules.tasks.generated import check_sizes, distinct
-from datamodules.tasks.wording import check_choice, fingerprint_with
+from datamodules.tasks import generated, wording
+from datamodules.tasks.base import AbstractTask, TokenPair
+from datamodules.tasks.generated import check_sizes, distinct, in_splits
+from datamodules.tasks.wording import check_choice
 from edgeprune.errors import EdgepruneError, NoTokenizerError
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ class Induction(AbstractTask):
         bos_token: Its id; None: the tokenizer's, if there is a tokenizer and it has one.
         seed: Fixes every choice.
     """
+
+    sources: ClassVar[tuple[ModuleType, ...]] = (generated, wording)
 
     num_train: int = 200
     num_validation: int = 100
@@ -88,7 +90,7 @@ class Induction(AbstractTask):
 
     @property
     def needs_tokenizer(self) -> bool:
-        """Not where `vocab_size` says which ids there are."""
+        """Not with `vocab_size`."""
         return self.vocab_size is None
 
     def splits(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, list[TokenPair]]:
@@ -106,14 +108,7 @@ class Induction(AbstractTask):
         rng = random.Random(self.seed)
         start = () if bos is None else (bos,)
         pairs = distinct(lambda _: self._pair(tokens, start, rng), sum(self._sizes()), "induction")
-        splits: dict[str, list[TokenPair]] = {}
-        for name, size in zip(SPLITS, self._sizes(), strict=True):
-            splits[name], pairs = pairs[:size], pairs[size:]
-        return splits
-
-    def fingerprint(self) -> str | None:
-        """Hash of the code."""
-        return fingerprint_with(super().fingerprint(), inspect.getsource(generated))
+        return in_splits(pairs, self._sizes())
 
     def _check_ids(self, num_tokens: int) -> None:
         """Refuse ids that the tokenizer does not have."""

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Literal, final, get_args
 
 from datamodules.tasks.base import PromptPair
 from datamodules.tasks.generated import GeneratedTask, share_out
-from datamodules.tasks.ioi_words import NAMES, OBJECTS, PLACES, TEMPLATES
 from datamodules.tasks.wording import (
     END,
     Span,
     check_choice,
+    check_enough,
     check_templates,
     fill,
-    fingerprint_with,
     rounds,
     single_token_words,
     token_after,
+    words_of,
 )
 from edgeprune.errors import EdgepruneError
 
@@ -36,7 +36,7 @@ MIN_NAMES = 8  # in every split: a pair uses up to five; fewer would make the co
 
 
 @dataclass(frozen=True)
-class Words:
+class IOIWords:
     """Words that are one token each for the tokenizer in use."""
 
     names: tuple[str, ...]
@@ -59,7 +59,7 @@ class Words:
 
 @final
 @dataclass(frozen=True)
-class IOI(GeneratedTask[Words]):
+class IOI(GeneratedTask[IOIWords]):
     """Generated prompts that end before the indirect object; templates and orders are equally frequent.
 
     The entities are the names: with `entities="disjoint"` no name occurs in two splits, in clean or corrupted prompts.
@@ -85,24 +85,22 @@ class IOI(GeneratedTask[Words]):
             raise EdgepruneError(f"orders must be one or both of {get_args(Order)}, each once, got {self.orders!r}")
         check_templates(self.templates, len(TEMPLATES))
 
-    def vocabulary(self, tokenizer: "PreTrainedTokenizerBase") -> Words:
-        """The words of one token."""
-        return usable_words(tokenizer)
+    def vocabulary(self, tokenizer: "PreTrainedTokenizerBase") -> IOIWords:
+        """The names, places and objects that `tokenizer` spells as one token after a space."""
+        names, places, objects = (single_token_words(listed, tokenizer) for listed in (NAMES, PLACES, OBJECTS))
+        check_enough("IOI", ("names", names, MIN_NAMES), ("places", places, 1), ("objects", objects, 1))
+        return IOIWords(names, places, objects)
 
-    def share_out(self, vocabulary: Words, rng: random.Random) -> list[Words]:
+    def share_out(self, vocabulary: IOIWords, rng: random.Random) -> list[IOIWords]:
         """Names of each split; places and objects are common to all."""
         names = share_out(vocabulary.names, self.sizes, rng, minimum=MIN_NAMES, what="names")
-        return [replace(vocabulary, names=own) for own in names]
+        return [replace(vocabulary, names=part) for part in names]
 
-    def generate(self, vocabulary: Words, count: int, rng: random.Random) -> list[PromptPair]:
+    def generate(self, vocabulary: IOIWords, count: int, rng: random.Random) -> list[PromptPair]:
         """Different pairs, going round the templates and orders."""
         cells = list(product(range(self.templates or len(TEMPLATES)), self.orders))
         drawn = rounds(cells, vocabulary.num_fillings, count, rng, "IOI")
         return [self._pair(*cell, vocabulary.filling(number), vocabulary.names, rng) for cell, number in drawn]
-
-    def fingerprint(self) -> str | None:
-        """Hash of the code and of all sentences and words."""
-        return fingerprint_with(super().fingerprint(), TEMPLATES, NAMES, PLACES, OBJECTS)
 
     def _pair(
         self,
@@ -158,14 +156,47 @@ def _prompt(
     return filled.text, roles
 
 
-def usable_words(tokenizer: "PreTrainedTokenizerBase") -> Words:
-    """The names, places and objects that `tokenizer` spells as one token after a space."""
-    words = Words(*(single_token_words(listed, tokenizer) for listed in (NAMES, PLACES, OBJECTS)))
-    counts = len(words.names), len(words.places), len(words.objects)
-    if counts[0] < MIN_NAMES or min(counts) < 1:
-        raise EdgepruneError(
-            f"only {counts[0]} names, {counts[1]} places and {counts[2]} objects are single tokens for this "
-            f"tokenizer; IOI needs {MIN_NAMES}, 1 and 1: choose a model with a larger vocabulary, or give "
-            "your own pairs as JSONL"
-        )
-    return words
+# -------------------------------------------------------------------- sentences and words
+# Every slot follows a space.
+# Slots: two people in the opening, a place, an object, and the one who acts; the answer follows the end.
+TEMPLATES = (
+    "Once {first} and {second} had settled down near the {place}, {subject} handed the {object} to",
+    "Early that morning {first} and {second} met outside the {place}, where {subject} gave the {object} to",
+    "While {first} and {second} waited beside the {place}, {subject} offered the {object} to",
+    "As soon as {first} and {second} arrived at the {place}, {subject} passed the {object} to",
+    "Because {first} and {second} were both new at the {place}, {subject} kindly lent the {object} to",
+    "Yesterday {first} and {second} came back from the {place}, and {subject} returned the {object} to",
+    "Before {first} and {second} locked the {place} for the night, {subject} sold the {object} to",
+    "During the storm {first} and {second} hid inside the {place}. Later {subject} brought the {object} to",
+    "Soon {first} and {second} grew tired of the {place}, so {subject} threw the {object} to",
+    "Last week {first} and {second} cleaned the whole {place}. Afterwards {subject} showed the {object} to",
+    "Since {first} and {second} had time to spare at the {place}, {subject} decided to give the {object} to",
+    "Next to the {place} stood {first} and {second}. Without a word {subject} slid the {object} to",
+    "With the {object} in a bag, {first} and {second} reached the {place}, and {subject} gave it to",
+    "On the road to the {place} {first} and {second} found the {object}, so {subject} chose to give it to",
+    "Later that day {first} and {second} met at the {place}. Smiling, {subject} held out the {object} to",
+)
+
+NAMES = words_of(
+    """
+    Alice Amanda Amy Angela Anna Barbara Carol Charlotte Christine Claire Diana Elizabeth Emily Emma Grace Hannah
+    Heather Helen Jane Jennifer Jessica Julia Karen Kate Laura Linda Lisa Lucy Margaret Maria Mary Michelle Nicole
+    Nina Olivia Rachel Rebecca Ruth Sandra Sarah Sophie Susan Adam Alan Albert Andrew Anthony Arthur Brian Carl
+    Charles Craig Daniel David Edward Eric Frank Fred George Henry Jack James Jason John Joseph Keith Kevin Luke
+    Martin Matthew Michael Oscar Patrick Paul Peter Richard Robert Roger Ryan Scott Simon Thomas Victor Walter
+    """
+)
+
+PLACES = words_of(
+    """
+    airport beach bridge castle church factory farm garden gym hospital hotel kitchen library market museum office
+    park restaurant school station theatre zoo
+    """
+)
+
+OBJECTS = words_of(
+    """
+    apple ball basket blanket book bottle bowl box cake camera candle coin cup guitar hammer hat key lamp letter map
+    mirror painting phone ring
+    """
+)

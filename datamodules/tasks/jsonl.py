@@ -27,10 +27,6 @@ class JSONLTask(FileTask):
     """Own pairs, one JSON object per line with `clean`, `corrupted` and, if wanted, `split`.
 
     Attributes:
-        path: The file.
-        validation_fraction: Share of the lines to validate on, if they name no split.
-        test_fraction: Share of the lines to test on, if they name no split.
-        seed: Fixes which line goes to which split.
         use_distractor: The corrupted prompt's answer, which must differ, is the distractor of the clean one. False:
             it is not used, and may be the same.
     """

@@ -13,25 +13,18 @@ from typing import TYPE_CHECKING, Literal, final, get_args
 
 from datamodules.tasks.base import PromptPair
 from datamodules.tasks.generated import GeneratedTask, share_out
-from datamodules.tasks.subject_verb_words import (
-    ADJECTIVES,
-    NOUNS,
-    RELATIONS,
-    SIMPLE,
-    VERBS,
-    WITH_ATTRACTOR,
-)
 from datamodules.tasks.wording import (
     END,
     check_choice,
+    check_enough,
     check_templates,
     fill,
-    fingerprint_with,
+    pairs_of,
     rounds,
     single_token_words,
     tokens_after_word,
+    words_of,
 )
-from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,7 +36,7 @@ MIN_NOUNS = 6
 
 
 @dataclass(frozen=True)
-class Words:
+class NounsAndVerbs:
     """Nouns and verbs of which both forms are one token for the tokenizer in use.
 
     Attributes:
@@ -63,7 +56,7 @@ class Words:
 
 @final
 @dataclass(frozen=True)
-class SubjectVerb(GeneratedTask[Words]):
+class SubjectVerb(GeneratedTask[NounsAndVerbs]):
     """Prompts that end before the verb; templates and numbers of the subject are equally frequent.
 
     The entities are the nouns: with `entities="disjoint"` no noun occurs in two splits, as subject or as attractor.
@@ -88,27 +81,28 @@ class SubjectVerb(GeneratedTask[Words]):
         check_choice("answer_set", self.answer_set, get_args(AnswerSet))
         check_templates(self.templates, len(self._forms))
 
-    def vocabulary(self, tokenizer: "PreTrainedTokenizerBase") -> Words:
+    def vocabulary(self, tokenizer: "PreTrainedTokenizerBase") -> NounsAndVerbs:
         """Words whose forms are one token each."""
         nouns, verbs, relations = (_single_token_pairs(forms, tokenizer) for forms in (NOUNS, VERBS, RELATIONS))
         adjectives = single_token_words(ADJECTIVES, tokenizer)
-        if len(nouns) < MIN_NOUNS or not (verbs and adjectives and relations):
-            raise EdgepruneError(
-                f"only {len(nouns)} nouns, {len(verbs)} + {len(relations)} verbs and {len(adjectives)} adjectives are "
-                f"single tokens for this tokenizer; SubjectVerb needs {MIN_NOUNS}, 1 + 1 and 1: choose a model with a "
-                "larger vocabulary, or give your own pairs as JSONL"
-            )
+        check_enough(
+            "SubjectVerb",
+            ("nouns", nouns, MIN_NOUNS),
+            ("verbs", verbs, 1),
+            ("verbs of relative clauses", relations, 1),
+            ("adjectives", adjectives, 1),
+        )
         singular, plural = (
             tuple(ids[0] for ids in tokens_after_word([verb[number] for verb in verbs], tokenizer)) for number in (0, 1)
         )
-        return Words(nouns, verbs, (singular, plural), adjectives, relations)
+        return NounsAndVerbs(nouns, verbs, (singular, plural), adjectives, relations)
 
-    def share_out(self, vocabulary: Words, rng: random.Random) -> list[Words]:
+    def share_out(self, vocabulary: NounsAndVerbs, rng: random.Random) -> list[NounsAndVerbs]:
         """Nouns of each split; the other words are common to all."""
         nouns = share_out(vocabulary.nouns, self.sizes, rng, minimum=MIN_NOUNS, what="nouns")
-        return [replace(vocabulary, nouns=own) for own in nouns]
+        return [replace(vocabulary, nouns=part) for part in nouns]
 
-    def generate(self, vocabulary: Words, count: int, rng: random.Random) -> list[PromptPair]:
+    def generate(self, vocabulary: NounsAndVerbs, count: int, rng: random.Random) -> list[PromptPair]:
         """Different pairs, going round the templates and numbers."""
         cells = list(product(range(self.templates or len(self._forms)), range(len(NUMBERS))))
         others = len(vocabulary.nouns) - 1 if self.attractor else 1
@@ -116,15 +110,11 @@ class SubjectVerb(GeneratedTask[Words]):
         drawn = rounds(cells, num_fillings, count, rng, "SubjectVerb")
         return [self._pair(*cell, filling, vocabulary, rng) for cell, filling in drawn]
 
-    def fingerprint(self) -> str | None:
-        """Hash of the code and of all sentences and words."""
-        return fingerprint_with(super().fingerprint(), SIMPLE, WITH_ATTRACTOR, NOUNS, VERBS, RELATIONS, ADJECTIVES)
-
     @property
     def _forms(self) -> tuple[str, ...]:
         return WITH_ATTRACTOR if self.attractor else SIMPLE
 
-    def _pair(self, template: int, number: int, filling: int, words: Words, rng: random.Random) -> PromptPair:
+    def _pair(self, template: int, number: int, filling: int, words: NounsAndVerbs, rng: random.Random) -> PromptPair:
         filling, adjective = divmod(filling, len(words.adjectives))
         other, subject = divmod(filling, len(words.nouns))
         noun = words.nouns[subject]
@@ -162,3 +152,64 @@ def _single_token_pairs(pairs: Sequence[Forms], tokenizer: "PreTrainedTokenizerB
     """Those of which both forms are one token after a space."""
     single = set(single_token_words([form for forms in pairs for form in forms], tokenizer))
     return tuple(forms for forms in pairs if single.issuperset(forms))
+
+
+# -------------------------------------------------------------------- sentences and words
+# Every slot follows a space; forms are singular/plural.
+# The verb follows the end.
+SIMPLE = (
+    "The {adjective} {subject}",
+    "Every morning the {adjective} {subject}",
+    "I believe that the {adjective} {subject}",
+    "In this town the {adjective} {subject}",
+    "People say that the {adjective} {subject}",
+    "As you know, the {adjective} {subject}",
+)
+
+# A second noun stands between subject and verb; `relation` agrees with it, not with the subject.
+WITH_ATTRACTOR = (
+    "The {adjective} {subject} near the {attractor}",
+    "As you know, the {adjective} {subject} behind the {attractor}",
+    "People say that the {adjective} {subject} with the {attractor}",
+    "The {adjective} {subject} that the {attractor} {relation}",
+    "In this town the {adjective} {subject} that the {attractor} {relation}",
+    "I believe that the {adjective} {subject} that the {attractor} {relation}",
+)
+
+NOUNS = pairs_of(
+    """
+    actor/actors, artist/artists, author/authors, boy/boys, brother/brothers, chef/chefs, citizen/citizens,
+    coach/coaches, cousin/cousins, critic/critics, customer/customers, dancer/dancers, daughter/daughters,
+    designer/designers, detective/detectives, doctor/doctors, driver/drivers, editor/editors, engineer/engineers,
+    expert/experts, farmer/farmers, father/fathers, fighter/fighters, friend/friends, girl/girls, guard/guards,
+    guest/guests, guide/guides, hunter/hunters, judge/judges, king/kings, lady/ladies, lawyer/lawyers,
+    leader/leaders, manager/managers, member/members, merchant/merchants, minister/ministers, mother/mothers,
+    neighbor/neighbors, nurse/nurses, officer/officers, owner/owners, parent/parents, patient/patients,
+    pilot/pilots, player/players, poet/poets, priest/priests, prince/princes, prisoner/prisoners,
+    professor/professors, reporter/reporters, researcher/researchers, rider/riders, runner/runners, sailor/sailors,
+    scholar/scholars, scientist/scientists, senator/senators, singer/singers, sister/sisters, soldier/soldiers,
+    son/sons, student/students, surgeon/surgeons, teacher/teachers, tourist/tourists, visitor/visitors,
+    winner/winners, witness/witnesses, worker/workers, writer/writers
+    """
+)
+
+VERBS = pairs_of(
+    """
+    is/are, was/were, has/have, does/do, goes/go, seems/seem, looks/look, works/work, lives/live, knows/know,
+    wants/want, needs/need, likes/like, comes/come, makes/make, takes/take, sees/see, says/say, thinks/think,
+    plays/play, runs/run, keeps/keep, gives/give, gets/get
+    """
+)
+
+RELATIONS = pairs_of(
+    """
+    likes/like, knows/know, trusts/trust, remembers/remember, meets/meet, follows/follow, watches/watch, helps/help,
+    sees/see, fears/fear
+    """
+)
+
+ADJECTIVES = words_of(
+    """
+    old young tall small quiet happy famous clever kind tired strong poor rich brave friendly local
+    """
+)

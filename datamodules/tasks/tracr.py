@@ -1,14 +1,14 @@
 """Pairs of a ground-truth folder of format `tracr-circuit-data/1`: the inputs in its `examples.json`."""
 
-import hashlib
-import inspect
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import torch
 
+from datamodules.tasks import files
 from datamodules.tasks.base import SPLITS, AbstractTask, TokenPair
 from datamodules.tasks.files import check_fractions
 from edgeprune.batch import IGNORE
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class TracrTask(AbstractTask):
     """The stored pairs of a compiled model, clean and corrupted.
 
-    Scored are all positions at which the program says something; pairs too short to have any are left out. The model's
+    Scored are all positions with an output; pairs too short to have any are left out. The model's
     outputs are *for* their position, not for the next token: where they stand for symbols, the target is the index of
     the one that the full model gives; where they are numbers there is no target, and faithfulness is the squared error
     (`model.objective: squared_error`).
@@ -40,6 +40,8 @@ class TracrTask(AbstractTask):
             of a program: what its circuit is.
         seed: Fixes which pair goes to which split.
     """
+
+    sources: ClassVar[tuple[ModuleType, ...]] = (files, tracr_format)
 
     path: str
     pairs: str | None = None
@@ -64,16 +66,10 @@ class TracrTask(AbstractTask):
             return dict.fromkeys(SPLITS, pairs)
         return self._part(pairs)
 
-    def fingerprint(self) -> str | None:
-        """Hash of the code and of the folder's files."""
-        code = super().fingerprint()
-        if code is None:
-            return None
-        digest = hashlib.sha256((code + inspect.getsource(tracr_format)).encode())
-        for name in ("model.json", "model.safetensors", "examples.json"):
-            file = Path(self.path) / name
-            digest.update(file.read_bytes() if file.is_file() else b"")
-        return digest.hexdigest()
+    def input_files(self) -> list[Path]:
+        """Those of the folder that are there."""
+        files = [Path(self.path) / name for name in ("model.json", "model.safetensors", "examples.json")]
+        return [file for file in files if file.is_file()]
 
     def _part(self, pairs: list[TokenPair]) -> dict[str, list[TokenPair]]:
         """Share the pairs out; a clean prompt that occurs more than once stays in one split."""
@@ -100,8 +96,7 @@ class TracrTask(AbstractTask):
         scored = [pair for pair in prompts if examples.positions(len(pair[0]))]
         if not scored:
             raise EdgepruneError(
-                f"{self.path} has no pair of kind {kind!r} with a position at which the program says something; "
-                "choose another kind"
+                f"{self.path} has no pair of kind {kind!r} with a position that has an output; choose another kind"
             )
         model = read_folder(self.path)
         return [_pair(model, clean, corrupted, examples) for clean, corrupted in scored]

@@ -1,14 +1,12 @@
 """What tasks made of sentences share: slots filled in, words of one token, sentence forms used in turn."""
 
-import hashlib
-import inspect
 import random
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from functools import cache
 from string import Formatter
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from datamodules.tasks.continuations import Continuation, added_tokens
 from datamodules.texts import has_unknown
 from edgeprune.errors import EdgepruneError
 
@@ -49,6 +47,17 @@ def _pieces(template: str) -> tuple[tuple[str, str | None], ...]:
     return tuple((literal, slot) for literal, slot, _, _ in Formatter().parse(template))
 
 
+def words_of(text: str) -> tuple[str, ...]:
+    """Words that spaces separate."""
+    return tuple(text.split())
+
+
+def pairs_of(text: str) -> tuple[tuple[str, str], ...]:
+    """Pairs such as `"singer/singers, son/sons"`."""
+    halves = (pair.strip().partition("/") for pair in text.split(","))
+    return tuple((first, second) for first, _, second in halves)
+
+
 def token_after(filled: Filled, slot: str) -> Span:
     """Where the token after `slot` begins: the next character that is no space.
 
@@ -66,11 +75,8 @@ def single_token_words(words: Sequence[str], tokenizer: "PreTrainedTokenizerBase
 
 def tokens_after_word(words: Sequence[str], tokenizer: "PreTrainedTokenizerBase") -> list[tuple[int, ...]]:
     """Token ids that each of `words` adds after another word and a space; none if one of them is unknown."""
-    anchor = "When"
-    texts = [anchor, *(f"{anchor} {word}" for word in words)]
-    start, *rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    added = [tuple(ids[len(start) :]) if ids[: len(start)] == start else () for ids in rows]
-    return [() if has_unknown(ids, tokenizer) else ids for ids in added]
+    added = added_tokens([Continuation("When", f" {word}", source="") for word in words], tokenizer)
+    return [() if ids is None or has_unknown(ids, tokenizer) else ids for ids in added]
 
 
 def rounds(cells: Sequence[T], num_fillings: int, count: int, rng: random.Random, what: str) -> list[tuple[T, int]]:
@@ -115,6 +121,24 @@ def check_templates(templates: int | None, available: int) -> None:
         raise EdgepruneError(f"templates must be 1..{available}, or null for all, got {templates}")
 
 
+def check_enough(task: str, *kinds: tuple[str, Sized, int]) -> None:
+    """Refuse a tokenizer for which too few words of a list are single tokens.
+
+    Args:
+        task: For the message.
+        kinds: What words they are, those that are single tokens, and how many of them the task needs.
+
+    Raises:
+        EdgepruneError: There are fewer.
+    """
+    if any(len(words) < needed for _, words, needed in kinds):
+        found = ", ".join(f"{len(words)} of {needed} {what}" for what, words, needed in kinds)
+        raise EdgepruneError(
+            f"{task} needs words that are single tokens, and this tokenizer has {found}: choose a model with a larger "
+            "vocabulary, or give your own pairs as JSONL"
+        )
+
+
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Refuse a setting that is none of its choices.
 
@@ -123,11 +147,3 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """
     if value not in choices:
         raise EdgepruneError(f"{name} must be one of {tuple(choices)}, got {value!r}")
-
-
-def fingerprint_with(code: str | None, *words: object) -> str | None:
-    """Hash of a task's code (with that of its bases), of this module, and of its sentences and words."""
-    if code is None:
-        return None
-    shared = inspect.getsource(sys.modules[__name__])
-    return hashlib.sha256(repr((code, shared, words)).encode()).hexdigest()

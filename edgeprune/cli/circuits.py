@@ -63,15 +63,15 @@ class CircuitFiles:
             EdgepruneError: One is damaged, or any path is missing or a folder without just one circuit.
         """
         from edgeprune.circuit import Circuit
-        from edgeprune.formats import is_own
-        from edgeprune.formats.loading import load
+        from edgeprune.formats import is_native
+        from edgeprune.formats.plain_values import load_values
 
         for path in paths:
             if not Path(path).exists():
                 raise EdgepruneError(f"no circuit file at {path}")
             if Path(path).is_dir():
-                load(Path(path))  # refuses a folder that does not stand for one circuit
-        return cls(paths, {path: Circuit.load(path) for path in paths if is_own(path)}, holds)
+                load_values(Path(path))  # refuses a folder that does not stand for one circuit
+        return cls(paths, {path: Circuit.load(path) for path in paths if is_native(path)}, holds)
 
     @property
     def header(self) -> dict[str, Any]:

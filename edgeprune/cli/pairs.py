@@ -1,7 +1,7 @@
 """Pairs of a data module for the commands that need no Trainer, and what an ablation takes from them."""
 
 from datamodules import PairDataModule
-from datamodules.pairs import collate
+from datamodules.collate import collate
 from edgeprune.ablations.runs import TRAIN, ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.console import Progress, no_progress

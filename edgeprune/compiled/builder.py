@@ -18,6 +18,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
+from edgeprune.compiled.program import BOS, PAD
 from edgeprune.compiled.transformer import (
     CompiledAttention,
     CompiledConfig,
@@ -82,15 +83,12 @@ class Description:
 
     Attributes:
         columns: Names of the residual columns, in order.
-        tokens: For each token of the vocabulary the columns that its embedding sets, in the order of their ids.
+        tokens: For each token of the vocabulary the columns that its embedding sets, in the order of their ids. Inputs
+            begin with the token `BOS`, and rows are filled with `PAD`, where there are these.
         positions: For each position the columns that its embedding sets: as many as the longest input has tokens.
         layers: From the first to the last.
         outputs: For each logit, by its label, the columns that it adds up; one that reads nothing is always 0.
         causal: Whether a position sees only itself and those before it.
-        bos: Token that inputs begin with, if any.
-        pad: Token to fill rows with, if any.
-        head_dim: Width of a query, key or value; None for the smallest that fits.
-        num_units: Hidden units of every MLP; None for the smallest number that fits.
     """
 
     columns: Sequence[str]
@@ -99,10 +97,6 @@ class Description:
     layers: Sequence[Layer]
     outputs: Mapping[str, Columns]
     causal: bool = False
-    bos: str | None = None
-    pad: str | None = None
-    head_dim: int | None = None
-    num_units: int | None = None
 
 
 def build(name: str, description: Description) -> CompiledTransformer:
@@ -114,7 +108,7 @@ def build(name: str, description: Description) -> CompiledTransformer:
 
     Raises:
         EdgepruneError: A column that is not declared, or is never written or never read; a head or unit that reads or
-            writes nothing; more dimensions or units than allowed; an unknown BOS or PAD.
+            writes nothing.
     """
     _check(description)
     model = CompiledTransformer(_config(name, description))
@@ -148,7 +142,7 @@ def copy(reads: Sequence[str], writes: Sequence[str], weight: float = 1.0) -> li
 
 def equal(query: Sequence[str], key: Sequence[str]) -> list[Match]:
     """Look where the one-hot `key` columns hold what the one-hot `query` columns ask for."""
-    return [Match({asked: FOCUS}, {offered: 1.0}) for asked, offered in zip(query, key, strict=True)]
+    return [Match({wanted: FOCUS}, {found: 1.0}) for wanted, found in zip(query, key, strict=True)]
 
 
 def table(entries: Mapping[tuple[str, ...], Columns], one: str | None = None) -> list[Unit]:
@@ -206,27 +200,18 @@ def _config(name: str, description: Description) -> CompiledConfig:
         n_ctx=len(description.positions),
         num_hidden_layers=len(layers),
         num_attention_heads=max(len(layer.heads) for layer in layers),
-        head_dim=description.head_dim or _head_dim(layers),
+        head_dim=max(max(len(head.match), len(head.move)) for layer in layers for head in layer.heads),
         hidden_size=len(description.columns),
-        intermediate_size=_num_units(layers) if description.num_units is None else description.num_units,
+        intermediate_size=max(max(len(layer.units), bool(layer.adds)) for layer in layers),
         d_out=len(description.outputs),
         causal=description.causal,
-        bos_token_id=None if description.bos is None else tokens.index(description.bos),
-        pad_token_id=None if description.pad is None else tokens.index(description.pad),
+        bos_token_id=tokens.index(BOS) if BOS in tokens else None,
+        pad_token_id=tokens.index(PAD) if PAD in tokens else None,
         vocab=tokens,
         output_labels=list(description.outputs),
     )
     config.name_or_path = f"compiled:{name}"
     return config
-
-
-def _head_dim(layers: Sequence[Layer]) -> int:
-    return max(max(len(head.match), len(head.move)) for layer in layers for head in layer.heads)
-
-
-def _num_units(layers: Sequence[Layer]) -> int:
-    """At least one where an MLP adds something without any unit."""
-    return max(max(len(layer.units), bool(layer.adds)) for layer in layers)
 
 
 def _fill(row: Tensor, weights: Columns, column: Mapping[str, int]) -> None:
@@ -267,11 +252,7 @@ def _check(description: Description) -> None:
     repeated = sorted({name for name in description.columns if list(description.columns).count(name) > 1})
     if repeated:
         raise EdgepruneError(f"column {repeated[0]!r} is declared twice; give every column its own name")
-    for kind, name in (("bos", description.bos), ("pad", description.pad)):
-        if name is not None and name not in description.tokens:
-            raise EdgepruneError(f"{kind}={name!r} is no token; the tokens are {', '.join(description.tokens)}")
-    _check_sizes(description)
-    reads, writes = _reads(description.layers), _writes(description.layers)
+    reads, writes = _reads_and_writes(description.layers)
     for use in (*reads, *writes):
         if not use.columns:
             what = "reads" if use in reads else "writes"
@@ -281,17 +262,6 @@ def _check(description: Description) -> None:
     writes += [_Use(f"layer {number} adds", layer.adds) for number, layer in enumerate(description.layers)]
     reads += [_Use(f"output {name!r}", sums) for name, sums in description.outputs.items()]
     _check_columns(description.columns, reads, writes)
-
-
-def _check_sizes(description: Description) -> None:
-    for wanted, allowed, what, setting in (
-        (_head_dim(description.layers), description.head_dim, "matches or moves in one head", "head_dim"),
-        (_num_units(description.layers), description.num_units, "units in one MLP", "num_units"),
-    ):
-        if allowed is not None and wanted > allowed:
-            raise EdgepruneError(
-                f"{wanted} {what} are described, {setting}={allowed} allows no more; raise or drop {setting}"
-            )
 
 
 def _check_columns(known: Sequence[str], reads: Sequence[_Use], writes: Sequence[_Use]) -> None:
@@ -310,24 +280,17 @@ def _check_columns(known: Sequence[str], reads: Sequence[_Use], writes: Sequence
             )
 
 
-def _reads(layers: Sequence[Layer]) -> list[_Use]:
-    uses: list[_Use] = []
+def _reads_and_writes(layers: Sequence[Layer]) -> tuple[list[_Use], list[_Use]]:
+    """What heads and units read, and what they write."""
+    reads: list[_Use] = []
+    writes: list[_Use] = []
     for number, layer in enumerate(layers):
         for index, head in enumerate(layer.heads):
+            name = f"a{number}.h{index}"
             for match in head.match:
-                uses.append(_Use(f"query of a{number}.h{index}", match.query))
-                uses.append(_Use(f"key of a{number}.h{index}", match.key))
-            uses += [_Use(f"value of a{number}.h{index}", move.reads) for move in head.move]
-            if not head.move:
-                uses.append(_Use(f"value of a{number}.h{index}", {}))
-        uses += [_Use(f"unit {row} of m{number}", unit.reads) for row, unit in enumerate(layer.units)]
-    return uses
-
-
-def _writes(layers: Sequence[Layer]) -> list[_Use]:
-    uses: list[_Use] = []
-    for number, layer in enumerate(layers):
-        for index, head in enumerate(layer.heads):
-            uses += [_Use(f"a{number}.h{index}", move.writes) for move in head.move]
-        uses += [_Use(f"unit {row} of m{number}", unit.writes) for row, unit in enumerate(layer.units)]
-    return uses
+                reads += [_Use(f"query of {name}", match.query), _Use(f"key of {name}", match.key)]
+            reads += [_Use(f"value of {name}", move.reads) for move in head.move or [Move({}, {})]]
+            writes += [_Use(name, move.writes) for move in head.move]
+        reads += [_Use(f"unit {row} of m{number}", unit.reads) for row, unit in enumerate(layer.units)]
+        writes += [_Use(f"unit {row} of m{number}", unit.writes) for row, unit in enumerate(layer.units)]
+    return reads, writes

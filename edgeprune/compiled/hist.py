@@ -9,7 +9,7 @@ Every token embedding brings c[one] = 1, which sets the thresholds of m0.
 """
 
 from edgeprune.compiled.builder import DECISION, FOCUS, Description, Head, Layer, Match, Move, build, levels, one_hot
-from edgeprune.compiled.program import BOS, PAD, Case, Program, words
+from edgeprune.compiled.program import BOS, PAD, Case, Program, labelled
 from edgeprune.compiled.transformer import CompiledTransformer
 
 LETTERS = ("a", "b", "c", "d")
@@ -50,16 +50,13 @@ def build_hist() -> CompiledTransformer:
             )
         ],
         outputs={str(n): {name: 1.0} for n, name in zip(_COUNTS, _COUNT, strict=True)},
-        bos=BOS,
-        pad=PAD,
     )
     return build("hist", description)
 
 
 def hist_cases() -> list[Case]:
     """Every valid input with the output index, count - 1, at each position: 1364 cases, shortest first."""
-    bos = len(LETTERS)
-    return [((bos, *word), tuple(word.count(letter) - 1 for letter in word)) for word in words(len(LETTERS), _COUNTS)]
+    return labelled(len(LETTERS), _COUNTS, lambda word: (word.count(letter) - 1 for letter in word))
 
 
 HIST = Program(build_hist, hist_cases, "categorical", {"zero": (ZERO_CIRCUIT,), "interchange": (INTERCHANGE_CIRCUIT,)})

@@ -43,7 +43,7 @@ def build_induction() -> CompiledTransformer:
     >>> build_induction()(torch.tensor([[0, 3, 1, 4, 3, 1]])).logits.argmax(-1)[0, 4:].tolist()
     [1, 4]
     """
-    before = [Match({own: FOCUS}, {earlier: 1.0}) for earlier, own in pairwise(_POSITION)]
+    before = [Match({position: FOCUS}, {earlier: 1.0}) for earlier, position in pairwise(_POSITION)]
     description = Description(
         columns=[*_TOKEN, *_POSITION, *_PREVIOUS, *_OUTPUT],
         tokens={BOS: {}} | {name: {f"token {name}": 1.0} for name in SYMBOLS},
@@ -54,7 +54,6 @@ def build_induction() -> CompiledTransformer:
         ],
         outputs={BOS: {}} | {name: {f"output {name}": 1.0} for name in SYMBOLS},
         causal=True,
-        bos=BOS,
     )
     return build("induction", description)
 

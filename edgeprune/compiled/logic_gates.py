@@ -16,7 +16,7 @@ The AND gate needs both under both ablations.
 """
 
 from edgeprune.compiled.builder import Columns, Description, Head, Layer, Move, Unit, build
-from edgeprune.compiled.program import BOS, PAD, Case, Program, words
+from edgeprune.compiled.program import BOS, PAD, Case, Program, labelled
 from edgeprune.compiled.transformer import CompiledTransformer
 
 BITS = ("0", "1")
@@ -53,12 +53,12 @@ def build_and_gate() -> CompiledTransformer:
 
 def or_cases() -> list[Case]:
     """Every valid input, with 1 at every position if any bit is 1, else 0: 138 cases."""
-    return [(ids, (float(any(ids[1:])),) * (len(ids) - 1)) for ids in _inputs()]
+    return labelled(len(BITS), LENGTHS, lambda word: [float(any(word))] * len(word))
 
 
 def and_cases() -> list[Case]:
     """Every valid input, with 1 at every position if all bits are 1, else 0: 138 cases."""
-    return [(ids, (float(all(ids[1:])),) * (len(ids) - 1)) for ids in _inputs()]
+    return labelled(len(BITS), LENGTHS, lambda word: [float(all(word))] * len(word))
 
 
 def _head(weight: float) -> Head:
@@ -72,13 +72,7 @@ def _description(layer: Layer, bos: Columns) -> Description:
         positions=[{}] * _TOKENS,
         layers=[layer],
         outputs={"answer": {"answer": 1.0}},
-        bos=BOS,
-        pad=PAD,
     )
-
-
-def _inputs() -> list[tuple[int, ...]]:
-    return [(len(BITS), *word) for length in LENGTHS for word in words(len(BITS), range(length, length + 1))]
 
 
 OR_GATE = Program(build_or_gate, or_cases, "numerical", {"zero": _EITHER, "interchange": (_BOTH,)})

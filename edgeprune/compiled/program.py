@@ -1,6 +1,6 @@
-"""What a program says about itself: how to build its model, what it computes, and which edges matter."""
+"""What is known of a program: how to build its model, what it computes, and which edges matter."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import product
 from typing import Literal, NamedTuple
 
@@ -33,6 +33,13 @@ class Program(NamedTuple):
     circuits: Mapping[Ablation, tuple[Edges, ...]]
 
 
-def words(num_symbols: int, lengths: range) -> list[tuple[int, ...]]:
+def labelled(
+    num_symbols: int, lengths: Iterable[int], outputs: Callable[[tuple[int, ...]], Iterable[float]]
+) -> list[Case]:
+    """All words, shortest first, after BOS, whose id is `num_symbols`; each with its `outputs`."""
+    return [((num_symbols, *word), tuple(outputs(word))) for word in words(num_symbols, lengths)]
+
+
+def words(num_symbols: int, lengths: Iterable[int]) -> list[tuple[int, ...]]:
     """All words over the symbols 0, 1, ..., shortest first."""
     return [word for length in lengths for word in product(range(num_symbols), repeat=length)]

@@ -25,7 +25,7 @@ from edgeprune.compiled.builder import (
     one_hot,
     table,
 )
-from edgeprune.compiled.program import BOS, PAD, Case, Program, words
+from edgeprune.compiled.program import BOS, PAD, Case, Program, labelled
 from edgeprune.compiled.transformer import CompiledTransformer
 
 SYMBOLS = ("1", "2", "3")
@@ -79,16 +79,13 @@ def build_reverse() -> CompiledTransformer:
             Layer([output]),
         ],
         outputs={name: {f"output {name}": 1} for name in SYMBOLS},
-        bos=BOS,
-        pad=PAD,
     )
     return build("reverse", description)
 
 
 def reverse_cases() -> list[Case]:
     """Every valid input, and the right output at its positions 1, 2, ...: 363 cases, shortest first."""
-    bos = len(SYMBOLS)  # token ids of the symbols are their output indices
-    return [((bos, *word), word[::-1]) for word in words(len(SYMBOLS), _LENGTHS)]
+    return labelled(len(SYMBOLS), _LENGTHS, reversed)  # token ids of the symbols are their output indices
 
 
 REVERSE = Program(

@@ -27,7 +27,7 @@ from edgeprune.compiled.builder import (
     one_hot,
     table,
 )
-from edgeprune.compiled.program import BOS, PAD, Case, Program, words
+from edgeprune.compiled.program import BOS, PAD, Case, Program, labelled
 from edgeprune.compiled.transformer import CompiledTransformer
 
 SYMBOLS = ("1", "2", "3", "4")
@@ -87,16 +87,13 @@ def build_sort() -> CompiledTransformer:
             Layer([Head(copy(_TOKEN, _OUTPUT, DECISION), equal(_INDEX, _RANK))]),
         ],
         outputs={symbol: {f"output {symbol}": 1.0} for symbol in SYMBOLS},
-        bos=BOS,
-        pad=PAD,
     )
     return build("sort", description)
 
 
 def sort_cases() -> list[Case]:
     """Every valid input with its sorted tokens: 1364 cases, shortest first."""
-    bos = len(SYMBOLS)
-    return [((bos, *word), tuple(sorted(word))) for word in words(len(SYMBOLS), range(1, MAX_LENGTH + 1))]
+    return labelled(len(SYMBOLS), range(1, MAX_LENGTH + 1), sorted)
 
 
 SORT = Program(build_sort, sort_cases, "categorical", {"zero": (ZERO_CIRCUIT,), "interchange": (INTERCHANGE_CIRCUIT,)})

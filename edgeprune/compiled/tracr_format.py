@@ -5,6 +5,7 @@ A folder holds `model.json` (shape, vocabulary), `model.safetensors` (weights pe
 """
 
 import os
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -13,14 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from edgeprune.circuit import Circuit
 from edgeprune.compiled.transformer import CompiledConfig, CompiledTransformer
 from edgeprune.errors import EdgepruneError
-from edgeprune.graph import ArchSpec, EdgeGraph
 from edgeprune.parsing import parse_json
 
 FORMAT = "tracr-circuit-data/1"
-EdgeList = Literal["causal", "minimal", "structural"]
+EdgeKind = Literal["causal", "minimal", "structural"]
 _NAMES = {"tok": "tok_embed", "pos": "pos_embed", "out": "logits"}
 
 
@@ -39,61 +38,39 @@ def read_folder(path: str | Path) -> CompiledTransformer:
     path = Path(path)
     config = _read_config(path)
     model = CompiledTransformer(config)
-    model.load_state_dict(_convert(_read_tensors(path / "model.safetensors", _shapes(config)), config))
+    weights = list(_weights(config))
+    tensors = _read_tensors(path / "model.safetensors", {weight.source: weight.shape for weight in weights})
+    model.load_state_dict({weight.target: weight.convert(tensors[weight.source]) for weight in weights})
     return model.eval()
 
 
-def read_circuit(path: str | Path, ablation: str) -> tuple[str, ...]:
+def known_edges(path: str | Path, ablation: str, kind: EdgeKind = "causal") -> tuple[str, ...]:
     """Names of the edges that matter in a folder's model; its graph has token and position embedding apart.
 
     Args:
         path: The folder.
         ablation: `"zero"`, `"interchange"`, or another that the folder knows.
+        kind: `"causal"`: edges that matter when closed alone. `"minimal"`: what is left when edges are closed one
+            after the other as long as the output stays. `"structural"`: edges that carry anything.
 
     Raises:
         EdgepruneError: A file is missing or damaged, or this ablation is not in it.
     """
+    if kind not in get_args(EdgeKind):
+        raise EdgepruneError(f"kind must be one of {', '.join(get_args(EdgeKind))}, got {kind!r}")
     file = Path(path) / "circuit.json"
     circuit = _read_json(file)
-    known = _ablations(circuit, "causal")
+    keys = {name: kind if kind == "structural" else f"{kind}_{name}" for name in circuit.get("pairs") or ()}
+    known = [name for name, key in keys.items() if key in circuit]
     if ablation not in known:
         raise EdgepruneError(f"{file} has no circuit for ablation {ablation!r}; it has: {', '.join(known)}")
-    return _edge_names(circuit, f"causal_{ablation}", file)
-
-
-def read_circuits(path: str | Path, edges: EdgeList = "causal") -> dict[str, Circuit]:
-    """All circuits of a folder, one per ablation; the graph has token and position embedding apart.
-
-    Args:
-        path: The folder.
-        edges: `"causal"`: edges that matter when closed alone. `"minimal"`: what is left when edges are closed one
-            after the other as long as the output stays. `"structural"`: edges that carry anything.
-
-    Raises:
-        EdgepruneError: A file is missing or damaged, or names an edge that the model lacks.
-    """
-    if edges not in get_args(EdgeList):
-        raise EdgepruneError(f"edges must be one of {', '.join(get_args(EdgeList))}, got {edges!r}")
-    path = Path(path)
-    file = path / "circuit.json"
-    circuit, config = _read_json(file), _read_config(path)
-    arch = ArchSpec(
-        num_layers=config.num_hidden_layers,
-        num_heads=config.num_attention_heads,
-        num_kv_heads=config.num_attention_heads,
-        split_embedding=True,
-        kv_readers="group",
-        has_mlp=config.intermediate_size > 0,
-    )
-    graph = EdgeGraph(arch)
-    header = {"model": str(path), "source": "circuit.json", "edges": edges}
-    keys = {
-        ablation: edges if edges == "structural" else f"{edges}_{ablation}" for ablation in _ablations(circuit, edges)
-    }
-    return {
-        ablation: Circuit.from_edges(graph, _edge_names(circuit, key, file), {**header, "ablation": ablation})
-        for ablation, key in keys.items()
-    }
+    try:
+        pairs = [(str(writer), str(reader)) for writer, reader in circuit[keys[ablation]]]
+    except (TypeError, ValueError) as error:
+        raise EdgepruneError(
+            f"{file}: {keys[ablation]!r} is no list of edges ({error}); get the folder again"
+        ) from None
+    return tuple(f"{_NAMES.get(writer, writer)}->{_NAMES.get(reader, reader)}" for writer, reader in pairs)
 
 
 class Examples(NamedTuple):
@@ -102,7 +79,7 @@ class Examples(NamedTuple):
     Attributes:
         inputs: Valid inputs.
         pairs: For each kind of pair (`"interchange"`, ...) clean and corrupted inputs of the same length.
-        first_output: First position at which the program says something; None: only at the last one.
+        first_output: First position with an output; None: only at the last one.
         categorical: Outputs stand for symbols (else they are numbers).
     """
 
@@ -150,20 +127,6 @@ def _check_input(ids: tuple[int, ...], vocab_size: int, longest: int, file: Path
             f"{file} has the input {list(ids)}, the model takes 1 to {longest} ids from 0 to {vocab_size - 1}; "
             "get the folder again"
         )
-
-
-def _ablations(circuit: dict[str, Any], edges: str) -> list[str]:
-    """Ablations for which a file has edges of a kind."""
-    return [
-        ablation for ablation in circuit.get("pairs") or () if edges == "structural" or f"{edges}_{ablation}" in circuit
-    ]
-
-
-def _edge_names(circuit: dict[str, Any], key: str, file: Path) -> tuple[str, ...]:
-    try:
-        return tuple(f"{_NAMES.get(writer, writer)}->{_NAMES.get(reader, reader)}" for writer, reader in circuit[key])
-    except (KeyError, TypeError, ValueError) as error:
-        raise EdgepruneError(f"{file}: {key!r} is no list of edges ({error}); get the folder again") from None
 
 
 # -------------------------------------------------------------------- files
@@ -240,46 +203,42 @@ def _config(info: dict[str, Any], path: Path) -> CompiledConfig:
     return config
 
 
-def _shapes(config: CompiledConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor of the file with its shape."""
-    d, dh, heads, units = (
-        config.hidden_size,
-        config.head_dim,
-        config.num_attention_heads,
-        config.intermediate_size,
-    )
-    shapes: dict[str, tuple[int, ...]] = {
-        "embed.W_E": (config.vocab_size, d),
-        "pos_embed.W_pos": (config.n_ctx, d),
-        "unembed.W_U": (d, config.d_out),
-    }
-    for layer in range(config.num_hidden_layers):
-        attn, mlp = f"blocks.{layer}.attn", f"blocks.{layer}.mlp"
-        for kind in "QKV":
-            shapes |= {f"{attn}.W_{kind}": (heads, d, dh), f"{attn}.b_{kind}": (heads, dh)}
-        shapes |= {f"{attn}.W_O": (heads, dh, d), f"{attn}.b_O": (d,)}
-        if units:
-            shapes |= {f"{mlp}.W_in": (d, units), f"{mlp}.b_in": (units,)}
-            shapes |= {f"{mlp}.W_out": (units, d), f"{mlp}.b_out": (d,)}
-    return shapes
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
-def _convert(tensors: dict[str, Tensor], config: CompiledConfig) -> dict[str, Tensor]:
-    """From the file's layout (inputs first, heads apart) to nn.Linear's (outputs first, heads fused)."""
-    state = {
-        "tok_embed.weight": tensors["embed.W_E"],
-        "pos_embed.weight": tensors["pos_embed.W_pos"],
-        "unembed.weight": tensors["unembed.W_U"].T,
-    }
+def _fused_outputs(tensor: Tensor) -> Tensor:
+    return tensor.mT.flatten(0, 1)
+
+
+def _fused_inputs(tensor: Tensor) -> Tensor:
+    return tensor.flatten(0, 1).T
+
+
+class _Weight(NamedTuple):
+    """A tensor of the file (inputs first, heads apart), and of the model (outputs first, heads fused)."""
+
+    source: str
+    shape: tuple[int, ...]
+    target: str
+    convert: Callable[[Tensor], Tensor] = _same
+
+
+def _weights(config: CompiledConfig) -> Iterator[_Weight]:
+    d, dh, heads, units = config.hidden_size, config.head_dim, config.num_attention_heads, config.intermediate_size
+    yield _Weight("embed.W_E", (config.vocab_size, d), "tok_embed.weight")
+    yield _Weight("pos_embed.W_pos", (config.n_ctx, d), "pos_embed.weight")
+    yield _Weight("unembed.W_U", (d, config.d_out), "unembed.weight", Tensor.t)
     for layer in range(config.num_hidden_layers):
-        source, target = f"blocks.{layer}", f"layers.{layer}"
+        source, target = f"blocks.{layer}.attn", f"layers.{layer}.attn"
         for kind in "QKV":
-            projection = f"{target}.attn.{kind.lower()}_proj"
-            state[f"{projection}.weight"] = tensors[f"{source}.attn.W_{kind}"].transpose(1, 2).flatten(0, 1)
-            state[f"{projection}.bias"] = tensors[f"{source}.attn.b_{kind}"].flatten()
-        state[f"{target}.attn.o_proj.weight"] = tensors[f"{source}.attn.W_O"].flatten(0, 1).T
-        state[f"{target}.attn.o_proj.bias"] = tensors[f"{source}.attn.b_O"]
-        for end in ("in", "out") if config.intermediate_size else ():
-            state[f"{target}.mlp.fc_{end}.weight"] = tensors[f"{source}.mlp.W_{end}"].T
-            state[f"{target}.mlp.fc_{end}.bias"] = tensors[f"{source}.mlp.b_{end}"]
-    return state
+            project = f"{target}.{kind.lower()}_proj"
+            yield _Weight(f"{source}.W_{kind}", (heads, d, dh), f"{project}.weight", _fused_outputs)
+            yield _Weight(f"{source}.b_{kind}", (heads, dh), f"{project}.bias", Tensor.flatten)
+        yield _Weight(f"{source}.W_O", (heads, dh, d), f"{target}.o_proj.weight", _fused_inputs)
+        yield _Weight(f"{source}.b_O", (d,), f"{target}.o_proj.bias")
+        for end, width, other in (("in", d, units), ("out", units, d)) if units else ():
+            yield _Weight(
+                f"blocks.{layer}.mlp.W_{end}", (width, other), f"layers.{layer}.mlp.fc_{end}.weight", Tensor.t
+            )
+            yield _Weight(f"blocks.{layer}.mlp.b_{end}", (other,), f"layers.{layer}.mlp.fc_{end}.bias")

@@ -3,7 +3,7 @@
     ids       BOS s1 ... sn s1 ... sn        BOS is 0, symbols are 1 to 64, no symbol twice in s1 ... sn
     logits    at the second s1: s2, at the second s2: s3, ...
 
-`python -m edgeprune.compiled.train_induction` makes the weights, which are shipped with the package. Nobody wrote
+`python benchmarks/train_induction.py` makes the weights, which are shipped with the package. Nobody wrote
 them, so nobody knows the true circuit; the guide on compiled models says what its heads look at.
 """
 
@@ -29,7 +29,7 @@ WEIGHTS = "trained_induction.safetensors"
 FILE = SealedFile(
     "edgeprune-trained-induction/1",
     "file of weights of trained_induction",
-    remedy="install the package again, or make them with `python -m edgeprune.compiled.train_induction`",
+    remedy="install the package again, or make them with `python benchmarks/train_induction.py`",
 )
 
 
@@ -65,13 +65,9 @@ def sample(num: int, half: int, generator: torch.Generator) -> Tensor:
 def load_trained_induction() -> CompiledTransformer:
     """The model with the shipped weights."""
     model = empty_model()
-    model.load_state_dict(_open()[0])
+    with resources.as_file(resources.files("edgeprune.compiled") / WEIGHTS) as path:
+        model.load_state_dict(read_weights(path)[0])
     return model.eval()
-
-
-def training_record() -> dict[str, Any]:
-    """What the shipped weights say about themselves: seed, steps, accuracy, versions."""
-    return _open()[1]
 
 
 def trained_cases() -> list[Case]:
@@ -82,11 +78,6 @@ def trained_cases() -> list[Case]:
         for half in SAMPLED
         for row in sample(CASES_EACH, half, generator).tolist()
     ]
-
-
-def _open() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    with resources.as_file(resources.files("edgeprune.compiled") / WEIGHTS) as path:
-        return read_weights(path)
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

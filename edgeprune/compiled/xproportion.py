@@ -10,7 +10,7 @@ where index = position - 1; BOS has none, so it is never averaged over. Head a0 
 """
 
 from edgeprune.compiled.builder import FOCUS, Description, Head, Layer, Match, Move, Unit, build, one_hot
-from edgeprune.compiled.program import BOS, PAD, Case, Program, words
+from edgeprune.compiled.program import BOS, PAD, Case, Program, labelled
 from edgeprune.compiled.transformer import CompiledTransformer
 
 LETTERS = ("w", "x", "y", "z")
@@ -39,7 +39,7 @@ def build_xproportion() -> CompiledTransformer:
     >>> [round(value, 4) for value in fractions.tolist()]
     [1.0, 0.5, 0.6667, 0.5]
     """
-    not_after = [Match({_INDEX[own]: FOCUS}, dict.fromkeys(_INDEX[: own + 1], 1.0)) for own in range(MAX_LENGTH)]
+    not_after = [Match({_INDEX[i]: FOCUS}, dict.fromkeys(_INDEX[: i + 1], 1.0)) for i in range(MAX_LENGTH)]
     description = Description(
         columns=["is x token", *_INDEX, "is x", "fraction"],
         tokens={letter: {"is x token": 1.0} if letter == COUNTED else {} for letter in LETTERS} | {BOS: {}, PAD: {}},
@@ -49,19 +49,18 @@ def build_xproportion() -> CompiledTransformer:
             Layer([Head([Move({"is x": 1.0}, {"fraction": 1.0})], not_after)]),
         ],
         outputs={"fraction": {"fraction": 1.0}},
-        bos=BOS,
-        pad=PAD,
     )
     return build("xproportion", description)
 
 
 def xproportion_cases() -> list[Case]:
     """Every valid input with its fractions: 1364 cases, shortest first."""
-    bos, counted = len(LETTERS), LETTERS.index(COUNTED)
-    return [
-        ((bos, *word), tuple(word[:end].count(counted) / end for end in range(1, len(word) + 1)))
-        for word in words(len(LETTERS), range(1, MAX_LENGTH + 1))
-    ]
+    counted = LETTERS.index(COUNTED)
+    return labelled(
+        len(LETTERS),
+        range(1, MAX_LENGTH + 1),
+        lambda word: (word[:end].count(counted) / end for end in range(1, len(word) + 1)),
+    )
 
 
 XPROPORTION = Program(

@@ -1,7 +1,7 @@
 """Circuits in the files of other tools: read from them, and written to them."""
 
 from edgeprune.formats.base import AbstractFormat, ExportOptions, Holds, Imported
-from edgeprune.formats.registry import FORMATS, format_for, format_named, is_own, read_circuit, write_circuit
+from edgeprune.formats.circuit_files import FORMATS, format_for, format_named, is_native, read_circuit, write_circuit
 
 __all__ = [
     "FORMATS",
@@ -11,7 +11,7 @@ __all__ = [
     "Imported",
     "format_for",
     "format_named",
-    "is_own",
+    "is_native",
     "read_circuit",
     "write_circuit",
 ]

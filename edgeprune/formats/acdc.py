@@ -31,7 +31,7 @@ from edgeprune.formats.base import (
     not_held,
     refuse_twice,
 )
-from edgeprune.formats.loading import TorchIndex
+from edgeprune.formats.plain_values import TorchIndex
 from edgeprune.formats.views import ONE_EMBEDDING, moved, on_graph, per_head
 from edgeprune.graph import EdgeGraph
 from edgeprune.paths import whole_file
@@ -50,7 +50,7 @@ _READER = re.compile(r"blocks\.(\d+)\.hook_([qkv]_input|mlp_in|resid_post)")
 _INSIDE = re.compile(r"blocks\.\d+\.(attn\.hook_(q|k|v|result)|hook_mlp_out)")
 
 
-class Edge(NamedTuple):
+class HookEdge(NamedTuple):
     """One ACDC edge and what it is of ours.
 
     Attributes:
@@ -73,7 +73,7 @@ class Edge(NamedTuple):
 
 
 # -------------------------------------------------------------------- names of ours in ACDC's
-def edges(graph: EdgeGraph) -> Iterator[Edge]:
+def hook_edges(graph: EdgeGraph) -> Iterator[HookEdge]:
     """Every edge of ACDC's graph, last layers first, as ACDC lists them.
 
     Args:
@@ -82,20 +82,20 @@ def edges(graph: EdgeGraph) -> Iterator[Edge]:
     for row in reversed(range(len(graph.readers))):
         child, index = _reader(graph, row)
         for column in reversed(range(graph.num_visible[row])):
-            yield Edge(child, index, *_writer(graph.writers[column]), row, column, counted=True)
+            yield HookEdge(child, index, *_writer(graph.writers[column]), row, column, counted=True)
         yield from _inside(graph.readers[row], index, row)
 
 
-def _inside(reader: str, index: Index, row: int) -> Iterator[Edge]:
+def _inside(reader: str, index: Index, row: int) -> Iterator[HookEdge]:
     """The edges between the input of a head or an MLP and its output."""
     if reader.startswith("a"):
         block, letter = f"blocks.{reader[1:].partition('.')[0]}", reader[-1]
         value = f"{block}.attn.hook_{letter}"
-        yield Edge(value, index, f"{block}.hook_{letter}_input", index, row, None, counted=True)
-        yield Edge(f"{block}.attn.hook_result", index, value, index, row, None, counted=False)
+        yield HookEdge(value, index, f"{block}.hook_{letter}_input", index, row, None, counted=True)
+        yield HookEdge(f"{block}.attn.hook_result", index, value, index, row, None, counted=False)
     elif reader.startswith("m"):
         block = f"blocks.{reader[1:]}"
-        yield Edge(f"{block}.hook_mlp_out", WHOLE, f"{block}.hook_mlp_in", WHOLE, row, None, counted=False)
+        yield HookEdge(f"{block}.hook_mlp_out", WHOLE, f"{block}.hook_mlp_in", WHOLE, row, None, counted=False)
 
 
 def _reader(graph: EdgeGraph, row: int) -> tuple[str, Index]:
@@ -210,7 +210,7 @@ class AcdcSubgraph(AbstractFormat):
     def write(self, circuit: Circuit, path: Path, options: ExportOptions) -> list[str]:
         """Write every edge of the circuit's graph."""
         view, is_present, notes = _for_acdc(circuit, scores=False)
-        content = OrderedDict((edge[:4], is_present(edge)) for edge in edges(view.graph))
+        content = OrderedDict((edge[:4], is_present(edge)) for edge in hook_edges(view.graph))
         with whole_file(path) as partial:
             torch.save(content, partial)
         return notes
@@ -253,7 +253,7 @@ class AcdcEdges(AbstractFormat):
         """Write the kept edges, and those inside the heads that they enter."""
         scored = circuit.scores is not None and not options.membership
         view, is_present, notes = _for_acdc(circuit, scores=scored)
-        present = [edge for edge in edges(view.graph) if edge.counted and is_present(edge)]
+        present = [edge for edge in hook_edges(view.graph) if edge.counted and is_present(edge)]
         effects = view.scores.tolist() if scored and view.scores is not None else None
         content = [
             (edge, None if effects is None or edge.column is None else effects[edge.row][edge.column])
@@ -266,7 +266,7 @@ class AcdcEdges(AbstractFormat):
         return notes
 
 
-def _for_acdc(circuit: Circuit, *, scores: bool) -> tuple[Circuit, Callable[[Edge], bool], list[str]]:
+def _for_acdc(circuit: Circuit, *, scores: bool) -> tuple[Circuit, Callable[[HookEdge], bool], list[str]]:
     """The circuit with readers per query head, which of ACDC's edges are present in it, and what is left out."""
     view = moved(circuit, per_head(circuit.graph))
     notes = [*not_held(circuit, scores=scores), *view.notes]
@@ -274,7 +274,7 @@ def _for_acdc(circuit: Circuit, *, scores: bool) -> tuple[Circuit, Callable[[Edg
         notes.append("ACDC's graphs join heads to the MLP of their layer; parallel blocks have no such edges to write")
     keep, entered = view.circuit.keep.tolist(), view.circuit.keep.any(1).tolist()
 
-    def is_present(edge: Edge) -> bool:
+    def is_present(edge: HookEdge) -> bool:
         return entered[edge.row] if edge.column is None else keep[edge.row][edge.column]
 
     return view.circuit, is_present, notes
@@ -290,7 +290,7 @@ def _pairs(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 # -------------------------------------------------------------------- the pickle
-def pickled(content: list[tuple[Edge, float | None]]) -> bytes:
+def pickled(content: list[tuple[HookEdge, float | None]]) -> bytes:
     """A pickle (protocol 2) of `[((child, TorchIndex, parent, TorchIndex), effect), ...]` that names ACDC's class.
 
     Names and indices are made once, kept in the pickle's memo, and fetched from there.

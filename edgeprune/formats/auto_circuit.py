@@ -46,16 +46,16 @@ class PruneScores(AbstractFormat):
         """The circuit in a file, on its own graph or on the one that is wanted."""
         content = _content(loaded.value)
         modules, notes = _checked(loaded.value, is_slope=content == "slopes")
-        own = _graph_of(modules)
-        values = _matrix(modules, own)
+        there = _graph_of(modules)
+        values = _matrix(modules, there)
         header: dict[str, Any] = {"source": loaded.path.name, "source_format": self.name}
         if content == "membership":
-            circuit = Circuit(own, values != 0, None, header)
+            circuit = Circuit(there, values != 0, None, header)
         elif content == "thresholds":
-            circuit, note = _of_thresholds(own, values, header)
+            circuit, note = _of_thresholds(there, values, header)
             notes.append(note)
         else:
-            circuit = Circuit(own, own.exists, values, header)
+            circuit = Circuit(there, there.exists, values, header)
             notes.append("it is a file of scores, and every edge is kept; auto-circuit ranks them by absolute value")
         if graph is None:
             return Imported(circuit, (*notes, "its graph has k and v readers of every query head, and one embedding"))
@@ -119,8 +119,8 @@ def _names(graph: EdgeGraph) -> list[tuple[str, int, int]]:
     for layer in range(arch.num_layers):
         rows = graph.rows(layer)
         names += [
-            (f"blocks.{layer}.hook_{letter}_input", own.start, arch.num_heads)
-            for letter, own in zip("qkv", rows, strict=False)
+            (f"blocks.{layer}.hook_{letter}_input", kind.start, arch.num_heads)
+            for letter, kind in zip("qkv", rows, strict=False)
         ]
         names += [(f"blocks.{layer}.hook_mlp_in", rows.mlp.start, 0)] * arch.has_mlp
     return [*names, (f"blocks.{arch.num_layers - 1}.hook_resid_post", graph.shape[0] - 1, 0)]
@@ -179,7 +179,7 @@ def _checked(value: dict[Any, Any], *, is_slope: bool) -> tuple[dict[str, Tensor
 
 
 def _graph_of(modules: dict[str, Tensor]) -> EdgeGraph:
-    """The graph that the shapes tell."""
+    """The graph of these shapes."""
     layers = {int(name.split(".")[1]) for name in modules}
     first, mlp = modules.get("blocks.0.hook_q_input"), modules.get("blocks.0.hook_mlp_in")
     if first is None:

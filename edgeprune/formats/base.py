@@ -1,4 +1,4 @@
-"""What a file format of circuits is, what reading a file gives, and what writing one is told."""
+"""What a file format of circuits is, what reading a file gives, and what writing one needs."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from edgeprune.graph import EdgeGraph
 Kind = Literal["circuit", "tensors", "json", "torch", "pickle"]
 Holds = Literal["scores", "circuit"]
 
-# What a circuit's header always says of the file that it came from; losing it again is no loss.
+# Of the file that a circuit came from; a note on losing them would help nobody.
 PROVENANCE = frozenset({"source", "source_format", "notes", "d_model"})
 _WRITTEN_ANEW = frozenset({"format", "graph", "num_edges", "sparsity", "num_dangling", "sha256"})
 
@@ -28,7 +28,7 @@ class Loaded:
             left to `Circuit.load`; `"tensors"`, masks of Edge Pruning by name; `"json"`; `"torch"`, what `torch.save`
             wrote; `"pickle"`, plain values and ACDC's indices.
         value: The content; None for `"circuit"`.
-        holds: What the caller says that the file holds, for formats whose files may not tell.
+        holds: What the file holds by the caller, for formats whose files may not say.
     """
 
     path: Path
@@ -117,7 +117,7 @@ def need_graph(graph: EdgeGraph | None) -> EdgeGraph:
 
 
 def refuse_twice(edges: Iterable[str]) -> None:
-    """Refuse a list that has an edge twice: one of the two is a mistake, and which one nobody can tell."""
+    """Refuse a list that has an edge twice: one of the two is a mistake, and nobody knows which."""
     seen = set[str]()
     for edge in edges:
         if edge in seen:
@@ -139,8 +139,8 @@ def is_number(value: Any) -> bool:
     return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63)
 
 
-def shown(names: Iterable[str], at_most: int = 5) -> str:
+def shown(names: Iterable[str], limit: int = 5) -> str:
     """Some names, and how many more there are."""
     known = list(names)
-    more = f" and {len(known) - at_most} more" if len(known) > at_most else ""
-    return ", ".join(known[:at_most]) + more
+    more = f" and {len(known) - limit} more" if len(known) > limit else ""
+    return ", ".join(known[:limit]) + more

@@ -6,15 +6,17 @@ the orders of `EdgeGraph`, so a matrix there is one here, transposed. GPT-2 smal
 edges.
 
 Files hold scores and membership side by side. EAP-IG writes its scores before anything is cut, with no edge in the
-graph, and an empty circuit just so. Files that are written here tell these apart by `holds` in `cfg`, others by what
-the reader is told. A score is positive where patching the edge raises the loss, as ours.
+graph, and an empty circuit just so. Files that are written here tell these apart by `holds` in `cfg`, others by the
+argument `holds` of reading. A score is positive where patching the edge raises the loss, as ours.
 
 `input` is the embedding of tokens alone: EAP-IG never ablates a position embedding. So on a graph with two embeddings
 it is `tok_embed`, both ways, and every edge of `pos_embed` is kept.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
@@ -22,13 +24,13 @@ from torch import Tensor
 
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
-from edgeprune.formats.base import ExportOptions, Holds, Imported, Loaded, not_held
+from edgeprune.formats.base import AbstractFormat, ExportOptions, Holds, Imported, Loaded, not_held
 from edgeprune.formats.views import moved, on_graph, one_embedding, per_head, with_open_positions, without_positions
 from edgeprune.graph import ArchSpec, EdgeGraph
 
 _MOST = 1000  # layers, or heads of a layer: a damaged number must not fill the memory
 _HOLDS = "holds"  # in `cfg`; EAP-IG takes over keys that it does not know
-FORMATS = ("eap-ig-json", "eap-ig-pt")
+EAP_IG_FORMATS = ("eap-ig-json", "eap-ig-pt")
 TOKENS_ALONE = (
     "its embedding is that of the tokens alone: a position embedding (GPT-2) always stays there, and is ablated with "
     "the tokens' here; for zero or mean ablation read it with split_embedding=True"
@@ -48,7 +50,7 @@ class EapIgFile:
         nodes_scores: Float32 `[writer]`, or None.
         neurons: Bool `[writer, d_model]`, the neurons of a node that are in the file's graph, or None.
         has_edges: False for JSON with nodes alone.
-        holds: What the file says of itself; None for what EAP-IG and MIB write.
+        holds: What the file itself says; None for what EAP-IG and MIB write.
     """
 
     graph: EdgeGraph
@@ -131,7 +133,7 @@ def width_of(cfg: dict[str, Any]) -> int:
 
 
 def holds_of(cfg: dict[str, Any]) -> Holds | None:
-    """What a file's `cfg` says that it holds; None where it says nothing."""
+    """What the file holds by its `cfg`; None where that has no word of it."""
     holds = cfg.get(_HOLDS)
     if holds not in (None, *get_args(Holds)):
         raise EdgepruneError(f"'cfg' has {_HOLDS}={str(holds)[:20]!r}; expected one of {', '.join(get_args(Holds))}")
@@ -163,7 +165,7 @@ def to_file(circuit: Circuit, options: ExportOptions) -> tuple[EapIgFile, list[s
             f"pos_embed is left out: EAP-IG keeps all of its edges, here {closed:,} of them are closed; its input is "
             "tok_embed"
         )
-    elif circuit.header.get("source_format") not in FORMATS:
+    elif circuit.header.get("source_format") not in EAP_IG_FORMATS:
         notes.append(
             "its input is the embedding of the tokens alone: EAP-IG keeps a position embedding (GPT-2), which embed "
             "here ablates with the tokens'; under zero or mean ablation circuits differ"
@@ -214,11 +216,11 @@ def to_circuit(content: EapIgFile, loaded: Loaded, form: str, graph: EdgeGraph |
         count = content.weighted_edge_count
         notes.append(f"neurons are left out; with them the file counts {count:,.1f} edges for {content.num_edges:,}")
     header = {"source": loaded.path.name, "source_format": form}
-    own = Circuit(content.graph, keep, scores, header | ({"d_model": content.d_model} if content.d_model else {}))
+    circuit = Circuit(content.graph, keep, scores, header | ({"d_model": content.d_model} if content.d_model else {}))
     if graph is None:
         notes.append("its graph has k and v readers of every query head, and one embedding")
-        return Imported(own, (*notes, TOKENS_ALONE))
-    fitted = on_graph(own, one_embedding(graph))
+        return Imported(circuit, (*notes, TOKENS_ALONE))
+    fitted = on_graph(circuit, one_embedding(graph))
     notes += fitted.notes
     if not graph.arch.split_embedding:
         return Imported(fitted.circuit, (*notes, TOKENS_ALONE))
@@ -226,10 +228,10 @@ def to_circuit(content: EapIgFile, loaded: Loaded, form: str, graph: EdgeGraph |
     return Imported(with_open_positions(fitted.circuit), tuple(notes))
 
 
-def _before_or_after_a_cut(content: EapIgFile, told: Holds | None) -> tuple[Tensor, str]:
+def _before_or_after_a_cut(content: EapIgFile, given: Holds | None) -> tuple[Tensor, str]:
     """What a file with scores and no edge in its graph keeps, and a sentence on it."""
     empty = "no edge is in the file's graph"
-    match content.holds or told:
+    match content.holds or given:
         case "scores":
             return content.graph.exists, f"{empty}: it is a file of scores, and every edge is kept"
         case "circuit":
@@ -248,3 +250,29 @@ def checked_mapping(loaded: Loaded, keys: tuple[str, ...]) -> dict[str, Any]:
     if missing:
         raise EdgepruneError(f"it has no {', '.join(map(repr, missing))}; EAP-IG's files have {', '.join(keys)}")
     return value
+
+
+class AbstractEapIg(AbstractFormat):
+    """What both formats have in common."""
+
+    @abstractmethod
+    def parse(self, loaded: Loaded) -> EapIgFile:
+        """The content of a file.
+
+        Raises:
+            EdgepruneError: A key is missing, a value is of the wrong kind, or does not fit the file's own graph.
+        """
+
+    @abstractmethod
+    def save(self, content: EapIgFile, path: Path) -> None:
+        """Write a file, whole or not at all."""
+
+    def read(self, loaded: Loaded, graph: EdgeGraph | None) -> Imported:
+        """The circuit in a file."""
+        return to_circuit(self.parse(loaded), loaded, self.name, graph)
+
+    def write(self, circuit: Circuit, path: Path, options: ExportOptions) -> list[str]:
+        """Write a circuit."""
+        content, notes = to_file(circuit, options)
+        self.save(content, path)
+        return notes

@@ -14,18 +14,16 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
-from edgeprune.formats.base import AbstractFormat, ExportOptions, Imported, Loaded, is_number
+from edgeprune.formats.base import Loaded, is_number
 from edgeprune.formats.eap_ig import (
+    AbstractEapIg,
     EapIgFile,
     checked_mapping,
     graph_of,
     holds_of,
     node_names,
     reader_names,
-    to_circuit,
-    to_file,
     width_of,
 )
 from edgeprune.graph import EdgeGraph
@@ -35,7 +33,7 @@ _KEYS = ("cfg", "nodes", "edges")
 
 
 @final
-class EapIgJson(AbstractFormat):
+class EapIgJson(AbstractEapIg):
     """JSON of EAP-IG and MIB."""
 
     name: ClassVar[str] = "eap-ig-json"
@@ -46,43 +44,32 @@ class EapIgJson(AbstractFormat):
         """A JSON object with edges and nodes."""
         return loaded.kind == "json" and isinstance(loaded.value, dict) and "cfg" in loaded.value
 
-    def read(self, loaded: Loaded, graph: EdgeGraph | None) -> Imported:
-        """The circuit in a file."""
-        return to_circuit(parse(loaded), loaded, self.name, graph)
+    def parse(self, loaded: Loaded) -> EapIgFile:
+        """The content of a JSON file."""
+        value = checked_mapping(loaded, _KEYS)
+        graph, width = graph_of(value["cfg"]), width_of(value["cfg"])
+        in_graph, scores = _parse_edges(value["edges"], graph)
+        nodes = _parse_nodes(value["nodes"], graph)
+        return EapIgFile(
+            graph,
+            width,
+            in_graph,
+            scores,
+            torch.tensor([bool(node.get("in_graph")) for node in nodes]),
+            _node_scores(nodes),
+            _neurons(nodes, width),
+            has_edges=bool(value["edges"]),
+            holds=holds_of(value["cfg"]),
+        )
 
-    def write(self, circuit: Circuit, path: Path, options: ExportOptions) -> list[str]:
-        """Write a circuit."""
-        content, notes = to_file(circuit, options)
+    def save(self, content: EapIgFile, path: Path) -> None:
+        """Write a JSON file."""
         if content.scores is not None and not content.graph.to_vector(content.scores).isfinite().all():
             raise EdgepruneError("scores of existing edges must be finite: JSON has no NaN and no infinity")
         write_whole_text(path, json.dumps(to_json(content)))
-        return notes
 
 
 # -------------------------------------------------------------------- reading
-def parse(loaded: Loaded) -> EapIgFile:
-    """The content of a JSON file.
-
-    Raises:
-        EdgepruneError: A key is missing, a value is of the wrong kind, or a name is not of the file's own graph.
-    """
-    value = checked_mapping(loaded, _KEYS)
-    graph, width = graph_of(value["cfg"]), width_of(value["cfg"])
-    in_graph, scores = _parse_edges(value["edges"], graph)
-    nodes = _parse_nodes(value["nodes"], graph)
-    return EapIgFile(
-        graph,
-        width,
-        in_graph,
-        scores,
-        torch.tensor([bool(node.get("in_graph")) for node in nodes]),
-        _node_scores(nodes),
-        _neurons(nodes, width),
-        has_edges=bool(value["edges"]),
-        holds=holds_of(value["cfg"]),
-    )
-
-
 def _parse_edges(edges: Any, graph: EdgeGraph) -> tuple[Tensor, Tensor | None]:
     if not isinstance(edges, dict):
         raise EdgepruneError(f"'edges' must be a mapping of names, got a {type(edges).__name__}")

@@ -22,7 +22,7 @@ from edgeprune.graph import EdgeGraph
 from edgeprune.paths import write_whole_text
 
 NO_GRAPH = "the graph is left out: reading needs the model"
-Tool = Literal["own", "edge-pruning", "auto-circuit", "acdc"]
+Tool = Literal["native", "edge-pruning", "auto-circuit", "acdc"]
 
 # Edge Pruning's, and those of the ground-truth files
 _WRITERS = {
@@ -51,7 +51,7 @@ def read_entries(entries: list[Any], graph: EdgeGraph) -> Imported:
     """
     parsed = [_parsed(entry) for entry in entries]
     if any(entry.tool == "edge-pruning" for entry in parsed):  # heads and MLPs have our names there
-        parsed = [entry._replace(tool="edge-pruning") if entry.tool == "own" else entry for entry in parsed]
+        parsed = [entry._replace(tool="edge-pruning") if entry.tool == "native" else entry for entry in parsed]
     refuse_twice(_listed(entry) for entry in parsed)
     keep, notes = torch.zeros(graph.shape, dtype=torch.bool), dict[str, None]()
     for tool, (view, named) in _TOOLS.items():
@@ -78,7 +78,7 @@ def _parsed(entry: Any) -> _Entry:
             )
     if _AUTO_CIRCUIT.fullmatch(writer) or _AUTO_CIRCUIT.fullmatch(reader):
         return _Entry("auto-circuit", (writer, reader))
-    return _Entry("edge-pruning" if {writer, reader} & _EDGE_PRUNING else "own", (writer, reader))
+    return _Entry("edge-pruning" if {writer, reader} & _EDGE_PRUNING else "native", (writer, reader))
 
 
 def _listed(entry: _Entry) -> str:
@@ -128,7 +128,7 @@ def _as_it_is(graph: EdgeGraph) -> EdgeGraph:
 
 # For each tool: the view of a graph that its names are of, and our names of an entry.
 _TOOLS: dict[Tool, tuple[Callable[[EdgeGraph], EdgeGraph], Callable[[Any, EdgeGraph], Iterator[str]]]] = {
-    "own": (_as_it_is, _our_names),
+    "native": (_as_it_is, _our_names),
     "edge-pruning": (per_group, _our_names),
     "auto-circuit": (per_head, _from_auto_circuit),
     "acdc": (per_head, _from_acdc),
@@ -139,7 +139,7 @@ class AbstractEdgeList(AbstractFormat):
     """What the lists of edges have in common.
 
     Attributes:
-        tools: Whose names tell that a list is of this format.
+        tools: Whose names make a list one of this format.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = (".json",)
@@ -149,8 +149,8 @@ class AbstractEdgeList(AbstractFormat):
         """A JSON list in which the first entry of a known tool is one of this."""
         if loaded.kind != "json" or not isinstance(loaded.value, list):
             return False
-        tools = {_tool(entry) for entry in loaded.value} - {"own"}
-        return (next(iter(sorted(tools))) if tools else "own") in self.tools
+        tools = {_tool(entry) for entry in loaded.value} - {"native"}
+        return (next(iter(sorted(tools))) if tools else "native") in self.tools
 
     def read(self, loaded: Loaded, graph: EdgeGraph | None) -> Imported:
         """The circuit of the list's edges."""
@@ -163,11 +163,11 @@ class AbstractEdgeList(AbstractFormat):
 
 
 def _tool(entry: Any) -> Tool:
-    """Whose names an entry has; ours where it is no edge, which reading will tell."""
+    """Whose names an entry has; native where it is no edge, which reading refuses."""
     try:
         return _parsed(entry).tool
     except EdgepruneError:
-        return "own"
+        return "native"
 
 
 def save_list(path: Path, content: list[Any]) -> None:
@@ -182,7 +182,7 @@ class EdgeList(AbstractEdgeList):
 
     name: ClassVar[str] = "edges"
     holds: ClassVar[str] = "list of kept edges in our names (ACDC's are read too)"
-    tools: ClassVar[tuple[Tool, ...]] = ("own", "acdc")
+    tools: ClassVar[tuple[Tool, ...]] = ("native", "acdc")
 
     def write(self, circuit: Circuit, path: Path, options: ExportOptions) -> list[str]:
         """Write `"writer->reader"` of every kept edge."""

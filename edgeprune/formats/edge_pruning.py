@@ -37,6 +37,7 @@ _FACTOR = 0.8  # l0.py: sharpens the gates that are not 0
 _EPS = 1e-6  # l0.py: probabilities are kept this far from 0 and 1
 _PRECISION = 1e-5  # vis_fpt2.py: where bisection stops
 _IN_LAYER = re.compile(r"(?:.*\.)?(?:h|layers)\.(\d+)\.(q_read|k_read|v_read|mlp_read|attn_write|mlp_write)_log_alphas")
+_MASKS = ("q_read", "k_read", "v_read", "mlp_read", "attn_write", "mlp_write")  # of a layer
 _OF_MODEL = re.compile(r"(?:.*\.)?(final_read_log_alphas|token_write_log_alpha|pos_write_log_alpha)")
 
 
@@ -97,42 +98,29 @@ class Checkpoint:
         return checkpoint
 
     def _check(self) -> None:
-        names = ("q_read", "k_read", "v_read", "mlp_read", "attn_write", "mlp_write")
         missing = [
             f"layer {i}: {name}_log_alphas"
             for i, layer in enumerate(self.layers)
-            for name in names
+            for name in _MASKS
             if name not in layer
         ]
         if not self.layers or "final_read_log_alphas" not in self.model:
             missing.append("final_read_log_alphas")
         if missing:
             raise EdgepruneError(f"no whole set of Edge Pruning's masks: {missing[0]} is missing")
+        writers, heads, shared = self.num_writers, self.num_heads, self.num_kv_heads
+        shapes = ((writers, heads), (writers, shared), (writers, shared), (writers,), (heads,), (1,))
+        named = dict(self.model)
         for index, layer in enumerate(self.layers):
-            for name, shape in self._shapes().items():
-                if tuple(layer[name].shape) != shape:
-                    raise EdgepruneError(
-                        f"layer {index}: {name}_log_alphas has shape {tuple(layer[name].shape)}, expected {shape}"
-                    )
-        named = {
-            f"layer {i}: {name}_log_alphas": mask for i, layer in enumerate(self.layers) for name, mask in layer.items()
-        }
-        for name, mask in (named | self.model).items():
+            for name, shape in zip(_MASKS, shapes, strict=True):
+                named[mask_name := f"layer {index}: {name}_log_alphas"] = mask = layer[name]
+                if tuple(mask.shape) != shape:
+                    raise EdgepruneError(f"{mask_name} has shape {tuple(mask.shape)}, expected {shape}")
+        for name, mask in named.items():
             if mask.isnan().any():
                 raise EdgepruneError(f"{name} has NaN, which no gate can be; use a checkpoint from before that")
         if self.num_embeddings not in (0, 1, 2) or self.num_heads % self.num_kv_heads:
             raise EdgepruneError(f"masks with {self.num_writers} writers fit no model of this many layers and heads")
-
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        writers, heads, shared = self.num_writers, self.num_heads, self.num_kv_heads
-        return {
-            "q_read": (writers, heads),
-            "k_read": (writers, shared),
-            "v_read": (writers, shared),
-            "mlp_read": (writers,),
-            "attn_write": (heads,),
-            "mlp_write": (1,),
-        }
 
     @property
     def num_writers(self) -> int:
@@ -225,11 +213,11 @@ class EdgePruningCheckpoint(AbstractFormat):
     def read(self, loaded: Loaded, graph: EdgeGraph | None) -> Imported:
         """The circuit by Edge Pruning's own rule, with the edges' log-alphas as scores."""
         checkpoint = Checkpoint.of(loaded.value)
-        own = checkpoint.graph
+        there = checkpoint.graph
         best = max(float(tensor.max()) for tensor in checkpoint.reads())
-        scores = torch.where(own.exists, checkpoint.matrix(checkpoint.reads(), embedding=best), 0.0)
+        scores = torch.where(there.exists, checkpoint.matrix(checkpoint.reads(), embedding=best), 0.0)
         header = {"source": loaded.path.name, "source_format": self.name}
-        circuit = Circuit(own, checkpoint.keep(), scores, header)
+        circuit = Circuit(there, checkpoint.keep(), scores, header)
         notes = ["scores are the log-alphas of the edges; the writers' own gates count in which edges are kept alone"]
         if not checkpoint.num_embeddings:
             notes.append("its embeddings have no masks: their edges are kept, with the highest score in the file")

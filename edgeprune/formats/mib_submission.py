@@ -8,6 +8,7 @@ must be two models and two tasks. Sizes are counted as MIB does: one embedding, 
 import math
 import re
 import tempfile
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar, NamedTuple, final
@@ -16,10 +17,11 @@ import torch
 
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
-from edgeprune.formats import eap_ig_json, eap_ig_pt
 from edgeprune.formats.base import AbstractFormat, ExportOptions, Imported, Loaded
 from edgeprune.formats.eap_ig import EapIgFile, to_file
-from edgeprune.formats.loading import load
+from edgeprune.formats.eap_ig_json import EapIgJson
+from edgeprune.formats.eap_ig_pt import EapIgPt
+from edgeprune.formats.plain_values import load_values
 from edgeprune.gates.base import top_k
 from edgeprune.graph import EdgeGraph
 
@@ -60,6 +62,29 @@ class _AbstractSubmission(AbstractFormat):
         """Refuse: the files in a folder are EAP-IG's."""
         raise EdgepruneError(f"{self.name} is a folder; name one of its files, which are eap-ig-json or eap-ig-pt")
 
+    def write(self, circuit: Circuit, path: Path, options: ExportOptions) -> list[str]:
+        """Write a new folder `{task}_{model}`."""
+        if circuit.scores is None:
+            raise EdgepruneError("a submission needs scores of edges, this circuit has none; use the file of scores")
+        if not circuit.graph.to_vector(circuit.scores).isfinite().all():
+            raise EdgepruneError("scores of existing edges must be finite: NaN or infinity cannot be ranked")
+        content, notes = to_file(circuit, ExportOptions(options.d_model))
+        _write_folder(path, self.contents(circuit, content))
+        return [*self.notes(notes), *_name_problems(path.name)]
+
+    @abstractmethod
+    def contents(self, circuit: Circuit, content: EapIgFile) -> dict[str, EapIgFile]:
+        """The files of a folder, by name.
+
+        Args:
+            circuit: A circuit with finite scores.
+            content: All of it, scores included.
+        """
+
+    def notes(self, notes: list[str]) -> list[str]:
+        """Sentences on what the files do not hold, from those on `content`."""
+        return notes
+
 
 @final
 class MibImportances(_AbstractSubmission):
@@ -68,12 +93,9 @@ class MibImportances(_AbstractSubmission):
     name: ClassVar[str] = "mib"
     holds: ClassVar[str] = "MIB submission: folder TASK_MODEL with one file of scores"
 
-    def write(self, circuit: Circuit, path: Path, options: ExportOptions) -> list[str]:
-        """Write `importances.pt` into a new folder `{task}_{model}`."""
-        _check_scored(circuit)
-        content, notes = to_file(circuit, ExportOptions(options.d_model))
-        _write_folder(path, {"importances.pt": content})
-        return [*notes, *_name_problems(path.name)]
+    def contents(self, circuit: Circuit, content: EapIgFile) -> dict[str, EapIgFile]:
+        """The scores."""
+        return {"importances.pt": content}
 
 
 @final
@@ -83,40 +105,35 @@ class MibCircuits(_AbstractSubmission):
     name: ClassVar[str] = "mib-circuits"
     holds: ClassVar[str] = "MIB submission: folder TASK_MODEL with nine circuits, best edges by score"
 
-    def write(self, circuit: Circuit, path: Path, options: ExportOptions) -> list[str]:
-        """Write the nine circuits into a new folder `{task}_{model}`."""
-        _check_scored(circuit)
-        content, notes = to_file(circuit, ExportOptions(options.d_model))
+    def contents(self, circuit: Circuit, content: EapIgFile) -> dict[str, EapIgFile]:
+        """The best edges by score, as many as each share allows."""
         ranked = Circuit(circuit.graph, circuit.keep, circuit.ranking)
         ranking = to_file(ranked, ExportOptions(1))[0].scores
         assert ranking is not None  # it was just checked that there are scores
-        files = {f"circuit_{share:g}.pt": _cut(content, ranking, share) for share in SHARES}
-        _write_folder(path, files)
-        notes = [note for note in notes if "dangling" not in note]
-        own = "scores left out: nine circuits of the best edges by score are written, whichever edges the circuit keeps"
-        return [*notes, own, *_name_problems(path.name)]
+        return {f"circuit_{share:g}.pt": _best_edges(content, ranking, share) for share in SHARES}
+
+    def notes(self, notes: list[str]) -> list[str]:
+        """Without dangling edges, of which nothing is known, but on what is written instead of the circuit."""
+        kept = [note for note in notes if "dangling" not in note]
+        return [
+            *kept,
+            "scores left out: nine circuits of the best edges by score are written, whichever edges the circuit keeps",
+        ]
 
 
-def _check_scored(circuit: Circuit) -> None:
-    if circuit.scores is None:
-        raise EdgepruneError("a submission needs scores of edges, this circuit has none; use the file of scores")
-    if not circuit.graph.to_vector(circuit.scores).isfinite().all():
-        raise EdgepruneError("scores of existing edges must be finite: NaN or infinity cannot be ranked")
-
-
-def at_most(share: float, num_edges: int) -> int:
+def edge_budget(share: float, num_edges: int) -> int:
     """The most edges that a circuit of `share` percent may have.
 
-    >>> at_most(0.1, 32491)
+    >>> edge_budget(0.1, 32491)
     32
     """
     return math.floor(share * num_edges / 100 + 1e-9)
 
 
-def _cut(content: EapIgFile, ranking: torch.Tensor, share: float) -> EapIgFile:
+def _best_edges(content: EapIgFile, ranking: torch.Tensor, share: float) -> EapIgFile:
     graph = content.graph
     keep = torch.zeros(graph.shape, dtype=torch.bool)
-    keep[graph.exists] = top_k(graph.to_vector(ranking), at_most(share, graph.num_edges))
+    keep[graph.exists] = top_k(graph.to_vector(ranking), edge_budget(share, graph.num_edges))
     return to_file(Circuit(graph, keep), ExportOptions(content.d_model))[0]
 
 
@@ -131,7 +148,7 @@ def _write_folder(path: Path, files: dict[str, EapIgFile]) -> None:
         inner = Path(partial) / path.name
         inner.mkdir()
         for name, content in files.items():
-            eap_ig_pt.save(content, inner / name)
+            EapIgPt().save(content, inner / name)
         inner.replace(path)
 
 
@@ -193,9 +210,9 @@ def _folder_problems(folder: Path) -> Iterator[str]:
 
 
 def _parse(file: Path) -> EapIgFile:
-    loaded = load(file)
+    loaded = load_values(file)
     try:
-        return eap_ig_json.parse(loaded) if loaded.kind == "json" else eap_ig_pt.parse(loaded)
+        return (EapIgJson() if loaded.kind == "json" else EapIgPt()).parse(loaded)
     except EdgepruneError as error:
         raise EdgepruneError(f"{file}: {error}") from None
 
@@ -236,7 +253,7 @@ def _size_problems(contents: dict[str, EapIgFile]) -> Iterator[str]:
         return
     ordered = sorted(contents.items(), key=lambda item: _size(item[1]))
     for share, (name, content) in zip(SHARES, ordered, strict=True):
-        size, most = _size(content), at_most(share, content.graph.num_edges)
+        size, most = _size(content), edge_budget(share, content.graph.num_edges)
         if size > most:
             of_all = f"{most:,} of {content.graph.num_edges:,}"
             yield f"{name} has {size:,.6g} edges; the circuit of {share:g} % may have {of_all}"

@@ -14,7 +14,7 @@ from torch import Tensor
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.formats.base import Imported
-from edgeprune.graph import ArchSpec, EdgeGraph
+from edgeprune.graph import EdgeGraph
 
 _SHAPE = ("num_layers", "num_heads", "has_mlp", "parallel_blocks")
 # Methods, and formats of files that do not name one, whose scores are slopes of the loss.
@@ -22,29 +22,15 @@ _SLOPES = frozenset({"eap", "eap_ig", "eap-ig-json", "eap-ig-pt", "auto-circuit"
 
 
 def per_head(graph: EdgeGraph, *, split_embedding: bool | None = None) -> EdgeGraph:
-    """The graph that counts k and v readers per query head, as most tools do; embeddings as told, or as they are."""
+    """The graph that counts k and v readers per query head, as most tools do; embeddings as they are, unless given."""
     arch = graph.arch
     split = arch.split_embedding if split_embedding is None else split_embedding
-    return EdgeGraph(_like(arch, num_kv_heads=arch.num_heads, split_embedding=split))
+    return EdgeGraph(replace(arch, num_kv_heads=arch.num_heads, kv_readers="group", split_embedding=split))
 
 
 def per_group(graph: EdgeGraph) -> EdgeGraph:
     """The graph that counts k and v readers per key/value head."""
-    return EdgeGraph(
-        _like(graph.arch, num_kv_heads=graph.arch.num_kv_heads, split_embedding=graph.arch.split_embedding)
-    )
-
-
-def _like(arch: ArchSpec, *, num_kv_heads: int, split_embedding: bool) -> ArchSpec:
-    return ArchSpec(
-        num_layers=arch.num_layers,
-        num_heads=arch.num_heads,
-        num_kv_heads=num_kv_heads,
-        split_embedding=split_embedding,
-        parallel_blocks=arch.parallel_blocks,
-        has_mlp=arch.has_mlp,
-        coupled_heads=arch.coupled_heads,
-    )
+    return EdgeGraph(replace(graph.arch, kv_readers="group"))
 
 
 def check_same_model(graph: EdgeGraph, wanted: EdgeGraph) -> None:
@@ -93,7 +79,7 @@ def moved(circuit: Circuit, graph: EdgeGraph) -> Imported:
 
 
 def has_slopes(circuit: Circuit) -> bool:
-    """Whether scores are slopes of the loss, as far as the header tells by the method or the file's format."""
+    """Whether scores are slopes of the loss, as far as the header shows by the method or the file's format."""
     return circuit.header.get("method", circuit.header.get("source_format")) in _SLOPES
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from datamodules.pairs import collate
+from datamodules.collate import collate
 from datamodules.tasks.base import TokenPair
 from edgeprune.ablations import mean_of_pairs, save_states
 from edgeprune.ablations.runs import ReferenceRuns

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from datamodules import PairDataModule
-from datamodules.pairs import collate
+from datamodules.collate import collate
 from datamodules.tasks.compiled import CompiledTask
 from edgeprune.ablations import mean_of_pairs, save_states
 from edgeprune.ablations.runs import ReferenceRuns

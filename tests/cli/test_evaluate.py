@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from datamodules.pairs import collate
+from datamodules.collate import collate
 from datamodules.tasks.compiled import CompiledTask
 from edgeprune import canonical, console
 from edgeprune.ablations.runs import ReferenceRuns

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import pearsonr
 from torch import Tensor
 
-from datamodules.pairs import collate
+from datamodules.collate import collate
 from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.circuit import Circuit
 from edgeprune.comparison.across import Candidate, cross_model, transfer_circuits

@@ -126,12 +126,6 @@ WRONG = {
         "unit 0 of m1 reads nothing; name at least one column, or leave it out",
     ),
     "mute unit": ({"layers": [IDLE, Layer(units=[Unit({"seen": 1.0}, {})])]}, "unit 0 of m1 writes nothing"),
-    "too many units": ({"num_units": 0}, "1 units in one MLP are described, num_units=0 allows no more"),
-    "too wide": (
-        {"layers": [Layer([Head(copy(LETTERS, ["seen", "both"]))])], "head_dim": 1},
-        "2 matches or moves in one head are described, head_dim=1 allows no more; raise or drop head_dim",
-    ),
-    "bos": ({"bos": "BOS"}, "bos='BOS' is no token; the tokens are a, b"),
 }
 
 
@@ -141,10 +135,3 @@ def test_mistakes_are_named_in_one_line(mistake: str) -> None:
     with pytest.raises(EdgepruneError, match=message) as caught:
         build("wrong", replace(SMALL, **changes))
     assert "\n" not in str(caught.value)
-
-
-def test_a_wider_model_than_needed_can_be_asked_for() -> None:
-    wide = build("wide", replace(SMALL, head_dim=3, num_units=4))
-    ids = torch.tensor([[0, 1, 0]])
-    assert (wide.config.head_dim, wide.config.intermediate_size) == (3, 4)
-    torch.testing.assert_close(wide(ids).logits, build("small", SMALL)(ids).logits)

@@ -18,7 +18,7 @@ from edgeprune.compiled import (
     programs,
     true_circuit,
 )
-from edgeprune.compiled.tracr_format import read_circuit
+from edgeprune.compiled.tracr_format import known_edges
 from edgeprune.errors import EdgepruneError
 from tests.compiled.slow import Runs, all_edges, all_runs, change
 from tests.files import GROUND_TRUTH
@@ -151,7 +151,7 @@ def test_the_or_gate_has_two_circuits_under_zero_ablation_and_one_under_intercha
 @pytest.mark.parametrize("ablation", ["zero", "interchange"])
 @pytest.mark.parametrize("name", ["reverse", "xproportion", "hist"])
 def test_circuits_are_those_of_the_known_models(name: str, ablation: str) -> None:
-    assert set(read_circuit(GROUND_TRUTH / name, ablation)) == set(true_circuit(name, ablation))
+    assert set(known_edges(GROUND_TRUTH / name, ablation)) == set(true_circuit(name, ablation))
 
 
 def test_unknown_names_are_refused() -> None:

@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 
-from datamodules.pairs import collate
+from datamodules.collate import collate
 from datamodules.tasks.compiled import CompiledTask
 from edgeprune.batch import IGNORE
 from edgeprune.compiled import cases, load_compiled, output_kind, programs

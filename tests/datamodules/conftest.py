@@ -9,11 +9,11 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from datamodules.tasks import capitals_words, gendered_pronoun_words, greater_than_words, subject_verb_words
+from datamodules.tasks import capitals, gendered_pronoun, greater_than, subject_verb
 from datamodules.tasks.boolean import INSTRUCTION
-from datamodules.tasks.docstring_words import ARGUMENTS, DESCRIPTIONS, FUNCTIONS
+from datamodules.tasks.docstring import ARGUMENTS, DESCRIPTIONS, FUNCTIONS
 from datamodules.tasks.greater_than import FORMS
-from datamodules.tasks.ioi_words import NAMES, OBJECTS, PLACES, TEMPLATES
+from datamodules.tasks.ioi import NAMES, OBJECTS, PLACES, TEMPLATES
 from edgeprune.models.fetched import is_complete, model_folder
 from tests.files import outside
 
@@ -31,7 +31,7 @@ def words_in(listed: object) -> list[str]:
 TASK_WORDS = words_in(
     tuple(
         value
-        for module in (capitals_words, gendered_pronoun_words, greater_than_words, subject_verb_words)
+        for module in (capitals, gendered_pronoun, greater_than, subject_verb)
         for name, value in vars(module).items()
         if name.isupper()
     )

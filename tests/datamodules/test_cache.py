@@ -253,7 +253,7 @@ def test_hash_does_not_see_the_order_of_roles() -> None:
     assert content_hash([other]) == content_hash([RAGGED])
 
 
-@pytest.mark.parametrize("module", ["encode", "align", "texts"])
+@pytest.mark.parametrize("module", ["encode", "answers", "align", "texts"])
 def test_key_follows_the_code_that_makes_tokens(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     before, source = cache_key(IOI(), None, None), inspect.getsource
     monkeypatch.setattr(

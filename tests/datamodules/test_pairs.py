@@ -14,7 +14,7 @@ from transformers import GPT2Config, PreTrainedTokenizerBase
 
 from datamodules import IOI, AbstractTask, Induction, JSONLTask, PairDataModule, PromptPair, TokenPair
 from datamodules.cache import KeptPairs
-from datamodules.pairs import collate
+from datamodules.collate import collate
 from datamodules.tasks.base import SPLITS
 from edgeprune.batch import IGNORE, PairBatch
 from edgeprune.errors import EdgepruneError

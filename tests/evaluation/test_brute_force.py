@@ -4,13 +4,13 @@ import re
 import pytest
 import torch
 
-from datamodules.pairs import collate
+from datamodules.collate import collate
 from datamodules.tasks.base import TokenPair
 from datamodules.tasks.compiled import CompiledTask
 from edgeprune import ablations
 from edgeprune.batch import IGNORE, PairBatch
 from edgeprune.compiled import CompiledConfig, CompiledTransformer, minimal_circuits, true_circuit
-from edgeprune.compiled.tracr_format import read_circuit
+from edgeprune.compiled.tracr_format import known_edges
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.brute_force import BruteForce, brute_force
 from edgeprune.models.loading import load_model
@@ -202,7 +202,7 @@ def test_known_circuits_of_ground_truth_folders_come_out(name: str, ablation: st
     batch = collate(list(enumerate(pairs)))
     found = brute_force(model, batch, ablated_states(model, batch, ablation), progress=False)
     minimal = as_sets(found.minimal(tolerance=1e-3))
-    known = frozenset(read_circuit(folder, ablation))
+    known = frozenset(known_edges(folder, ablation))
     if name == "or_gate":  # the file lists the edge that is necessary alone; with one head it is a circuit
         assert minimal == {known | {"a0.h0->m0"}, known | {"a0.h1->m0"}}
     else:

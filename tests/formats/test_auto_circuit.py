@@ -9,7 +9,7 @@ from torch import Tensor
 from edgeprune.circuit import Circuit
 from edgeprune.formats import ExportOptions, read_circuit, write_circuit
 from edgeprune.formats.auto_circuit import auto_circuit_name
-from edgeprune.formats.loading import load
+from edgeprune.formats.plain_values import load_values
 from edgeprune.graph import ArchSpec, EdgeGraph
 from tests.formats.circuits import (
     ATTENTION_ONLY,
@@ -219,5 +219,5 @@ def test_names_made_by_hand(tmp_path: Path) -> None:
 def test_names_come_back(tmp_path: Path, graph: EdgeGraph) -> None:
     circuit = scored(graph)
     write_circuit(circuit, tmp_path / "a.json", "auto-circuit-edges")
-    assert all("->" in name for name in load(tmp_path / "a.json").value)
+    assert all("->" in name for name in load_values(tmp_path / "a.json").value)
     assert torch.equal(read_circuit(tmp_path / "a.json", graph).circuit.keep, circuit.keep)

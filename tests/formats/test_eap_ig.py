@@ -11,9 +11,9 @@ from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.formats import ExportOptions, read_circuit, write_circuit
 from edgeprune.formats.eap_ig import node_names, reader_names
-from edgeprune.formats.eap_ig_json import parse as parse_json
-from edgeprune.formats.eap_ig_pt import parse as parse_pt
-from edgeprune.formats.loading import load
+from edgeprune.formats.eap_ig_json import EapIgJson
+from edgeprune.formats.eap_ig_pt import EapIgPt
+from edgeprune.formats.plain_values import load_values
 from edgeprune.graph import EdgeGraph
 from tests.formats.circuits import (
     ATTENTION_ONLY,
@@ -93,8 +93,8 @@ def test_a_file_made_by_hand(tmp_path: Path, form: str) -> None:
 
 
 def test_the_two_kinds_of_file_say_the_same(tmp_path: Path) -> None:
-    one = parse_json(load(written(tmp_path / "a.json", by_hand_json())))
-    other = parse_pt(load(saved(tmp_path / "a.pt", by_hand_pt())))
+    one = EapIgJson().parse(load_values(written(tmp_path / "a.json", by_hand_json())))
+    other = EapIgPt().parse(load_values(saved(tmp_path / "a.pt", by_hand_pt())))
     assert torch.equal(one.in_graph, other.in_graph)
     assert torch.equal(one.nodes, other.nodes)
     assert one.cfg == other.cfg == CFG
@@ -106,12 +106,12 @@ def test_neurons_weigh_the_count(tmp_path: Path) -> None:
     content["nodes"]["m0"]["neurons"] = [True, False, False, False]  # one of four: m0->logits counts 1/4
     content["nodes"]["m0"]["neurons_scores"] = [0.5, 0.0, 0.0, 0.0]
     found = read_circuit(written(tmp_path / "a.json", content))
-    assert parse_json(load(tmp_path / "a.json")).weighted_edge_count == 2.25
+    assert EapIgJson().parse(load_values(tmp_path / "a.json")).weighted_edge_count == 2.25
     assert found.circuit.num_edges == 3
     assert any("neurons are left out" in note and "2.2" in note for note in found.notes)
     matrices = by_hand_pt() | {"neurons_in_graph": torch.ones(4, 4).bool(), "nodes_scores": torch.zeros(4)}
     matrices["neurons_in_graph"][0, 1:] = False
-    assert parse_pt(load(saved(tmp_path / "a.pt", matrices))).weighted_edge_count == 2.25
+    assert EapIgPt().parse(load_values(saved(tmp_path / "a.pt", matrices))).weighted_edge_count == 2.25
 
 
 def test_an_edge_that_is_left_out_is_not_in_the_graph(tmp_path: Path) -> None:
@@ -229,13 +229,13 @@ def test_gpt2_small_has_its_matrix(tmp_path: Path) -> None:
     ]
     full = Circuit(GPT2, GPT2.exists, circuit.scores)
     write_circuit(full, tmp_path / "b.pt", "eap-ig-pt")
-    assert parse_pt(load(tmp_path / "b.pt")).num_edges == 32_491
+    assert EapIgPt().parse(load_values(tmp_path / "b.pt")).num_edges == 32_491
     assert same_bits(read_circuit(tmp_path / "b.pt").circuit.scores, circuit.scores)
 
 
 def test_order_and_names_of_json(tmp_path: Path) -> None:
     write_circuit(Circuit.from_edges(PARALLEL, ["embed->a1.h0.v", "a1.h0->logits"]), tmp_path / "a.json", "eap-ig-json")
-    loaded = load(tmp_path / "a.json").value
+    loaded = load_values(tmp_path / "a.json").value
     assert loaded["cfg"]["parallel_attn_mlp"] is True
     assert len(loaded["edges"]) == PARALLEL.num_edges
     assert "a0.h0->m0" not in loaded["edges"]

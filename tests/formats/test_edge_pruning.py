@@ -12,7 +12,7 @@ from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.formats import read_circuit, write_circuit
 from edgeprune.formats.edge_pruning import Checkpoint, deterministic_gates, threshold_at
-from edgeprune.formats.loading import load
+from edgeprune.formats.plain_values import load_values
 from edgeprune.graph import EdgeGraph
 from tests.formats.circuits import GROUPED, PARALLEL, PLAIN, SPLIT, UNGROUPED, refused, scored, written
 
@@ -31,7 +31,7 @@ def test_a_list_comes_back(tmp_path: Path, graph: EdgeGraph) -> None:
 def test_names_are_edge_prunings(tmp_path: Path) -> None:
     edges = ["tok_embed->a0.h1.k", "pos_embed->m0", "a0.h2->a1.h0.v", "m1->logits"]
     write_circuit(Circuit.from_edges(SPLIT, edges), tmp_path / "edges.json", "edge-pruning")
-    assert sorted(load(tmp_path / "edges.json").value) == [
+    assert sorted(load_values(tmp_path / "edges.json").value) == [
         ["a0.h2", "a1.h0.v"],
         ["m1", "resid_post"],
         ["pos_embeds", "m0"],
@@ -39,10 +39,10 @@ def test_names_are_edge_prunings(tmp_path: Path) -> None:
     ]
     one = Circuit.from_edges(PLAIN, ["embed->m0"])
     notes = write_circuit(one, tmp_path / "edges.json", "edge-pruning")
-    assert load(tmp_path / "edges.json").value == [["tok_embeds", "m0"], ["pos_embeds", "m0"]]
+    assert load_values(tmp_path / "edges.json").value == [["tok_embeds", "m0"], ["pos_embeds", "m0"]]
     assert any("tok_embeds and pos_embeds" in note for note in notes)
     write_circuit(Circuit.from_edges(GROUPED, ["embed->m0"]), tmp_path / "edges.json", "edge-pruning")
-    assert load(tmp_path / "edges.json").value == [["embeds", "m0"]]
+    assert load_values(tmp_path / "edges.json").value == [["embeds", "m0"]]
 
 
 def test_numbers_of_k_and_v_readers_count_key_value_heads(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_numbers_of_k_and_v_readers_count_key_value_heads(tmp_path: Path) -> Non
     assert heads.circuit.edges() == ["m0->a1.h2.k", "m0->a1.h3.k", "a1.h3->logits"]
     assert any("readers of its own" in note for note in heads.notes)
     notes = write_circuit(Circuit.from_edges(UNGROUPED, ["m0->a1.h2.k"]), path, "edge-pruning")
-    assert load(path).value == [["m0", "a1.h1.k"]]
+    assert load_values(path).value == [["m0", "a1.h1.k"]]
     assert any("1 edges had another value" in note for note in notes)
 
 

@@ -9,9 +9,9 @@ import torch
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.formats import ExportOptions, read_circuit, write_circuit
-from edgeprune.formats.eap_ig_pt import parse
-from edgeprune.formats.loading import load
-from edgeprune.formats.mib_submission import MODELS, SHARES, at_most, validate
+from edgeprune.formats.eap_ig_pt import EapIgPt
+from edgeprune.formats.mib_submission import MODELS, SHARES, edge_budget, validate
+from edgeprune.formats.plain_values import load_values
 from edgeprune.graph import ArchSpec, EdgeGraph
 from tests.formats.circuits import GPT2, PLAIN, same_bits, scored
 
@@ -64,7 +64,9 @@ def test_scores_of_two_models_and_tasks_are_a_submission(tmp_path: Path, gpt2: C
 def test_nine_circuits_are_the_best_edges(tmp_path: Path, gpt2: Circuit) -> None:
     write_circuit(gpt2, tmp_path / "ioi_gpt2", "mib-circuits", ExportOptions(d_model=768))
     assert problems_of(tmp_path, "ioi_gpt2") == []
-    contents = {share: parse(load(tmp_path / "ioi_gpt2" / f"circuit_{share:g}.pt")) for share in SHARES}
+    contents = {
+        share: EapIgPt().parse(load_values(tmp_path / "ioi_gpt2" / f"circuit_{share:g}.pt")) for share in SHARES
+    }
     assert [content.num_edges for content in contents.values()] == [32, 64, 162, 324, 649, 1624, 3249, 6498, 16245]
     for content in contents.values():
         best = Circuit.from_scores(GPT2, gpt2.scores, num_edges=content.num_edges)  # pyright: ignore[reportArgumentType]
@@ -76,15 +78,15 @@ def test_nine_circuits_of_a_ranking_by_absolute_value(tmp_path: Path) -> None:
     circuit = scored(PLAIN)
     absolute = Circuit(PLAIN, circuit.keep, circuit.scores, {"absolute": True})
     write_circuit(absolute, tmp_path / "ioi_interpbench", "mib-circuits", ExportOptions(8))
-    content = parse(load(tmp_path / "ioi_interpbench" / "circuit_50.pt"))
+    content = EapIgPt().parse(load_values(tmp_path / "ioi_interpbench" / "circuit_50.pt"))
     assert circuit.scores is not None
     best = Circuit.from_scores(PLAIN, circuit.scores.abs(), num_edges=content.num_edges)
     assert torch.equal(content.in_graph, best.keep)
 
 
 def test_shares_are_rounded_down() -> None:
-    assert [at_most(share, 1000) for share in SHARES] == [1, 2, 5, 10, 20, 50, 100, 200, 500]
-    assert at_most(0.1, 999) == 0
+    assert [edge_budget(share, 1000) for share in SHARES] == [1, 2, 5, 10, 20, 50, 100, 200, 500]
+    assert edge_budget(0.1, 999) == 0
 
 
 @pytest.mark.parametrize("form", ["mib", "mib-circuits"])

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from edgeprune.formats import read_circuit, write_circuit
-from edgeprune.formats.acdc import edges as acdc_edges
-from edgeprune.formats.loading import load
+from edgeprune.formats.acdc import hook_edges
+from edgeprune.formats.plain_values import load_values
 from tests.formats.circuits import PLAIN, SPLIT, refused, scored, written
 from tests.formats.test_edge_pruning import checkpoint
 
@@ -22,7 +22,7 @@ NAN = float("nan")
 # ---------------------------------------------------------------- NaN
 def _eap_ig_json(path: Path) -> Path:
     write_circuit(scored(PLAIN), path.with_suffix(".json"), "eap-ig-json")
-    content = load(path.with_suffix(".json")).value
+    content = load_values(path.with_suffix(".json")).value
     content["edges"]["a0.h1->m1"]["score"] = NAN
     return written(path.with_suffix(".json"), content)
 
@@ -45,7 +45,7 @@ def _auto_circuit(path: Path) -> Path:
 
 
 def _acdc_edges(path: Path) -> Path:
-    entries = [edge[:4] for edge in acdc_edges(PLAIN) if edge.column is not None][:5]
+    entries = [edge[:4] for edge in hook_edges(PLAIN) if edge.column is not None][:5]
     path.with_suffix(".pkl").write_bytes(pickle.dumps([(entry, NAN) for entry in entries]))
     return path.with_suffix(".pkl")
 
@@ -94,7 +94,7 @@ def test_two_edges_that_a_coarser_graph_has_as_one_are_not_the_same_twice(tmp_pa
 
 
 def test_an_edge_twice_in_a_pickle_of_acdc_is_refused(tmp_path: Path) -> None:
-    entry = next(acdc_edges(PLAIN))[:4]
+    entry = next(hook_edges(PLAIN))[:4]
     (tmp_path / "a.pkl").write_bytes(pickle.dumps([(entry, 0.5), (entry, 0.25)]))
     assert "is listed twice" in refused(tmp_path / "a.pkl", PLAIN)
 
@@ -103,7 +103,7 @@ def test_an_edge_twice_in_a_pickle_of_acdc_is_refused(tmp_path: Path) -> None:
 def test_a_name_twice_in_eap_igs_json_is_refused(part: str, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_circuit(scored(PLAIN), path, "eap-ig-json")
-    name, value = next(iter(load(path).value[part].items()))
+    name, value = next(iter(load_values(path).value[part].items()))
     again = f"{json.dumps(name)}: {json.dumps(value)}"
     path.write_text(path.read_text().replace(f'"{part}": {{', f'"{part}": {{{again}, '))
     line = refused(path)

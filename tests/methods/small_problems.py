@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from datamodules.pairs import collate
+from datamodules.collate import collate
 from datamodules.tasks.base import TokenPair
 from datamodules.tasks.compiled import CompiledTask
 from edgeprune.ablations.runs import ReferenceRuns

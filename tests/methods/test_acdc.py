@@ -8,14 +8,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from datamodules.pairs import collate
+from datamodules.collate import collate
 from datamodules.tasks.base import TokenPair
 from datamodules.tasks.compiled import CompiledTask
 from datamodules.tasks.tracr import TracrTask
 from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.compiled import minimal_circuits
-from edgeprune.compiled.tracr_format import read_circuit
+from edgeprune.compiled.tracr_format import known_edges
 from edgeprune.console import no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import ArchSpec, EdgeGraph
@@ -172,7 +172,7 @@ def test_published_circuits_are_recovered(name: str, ablation: Any) -> None:
     model = load_model(folder, dtype="float64")
     problem = Problem(model, [batch], ReferenceRuns(model, ablation, budget_gb=1.0), "squared_error")
     found = ACDC((1e-3,)).discover(problem, no_progress)
-    assert edges_of(found, 1e-3) == set(read_circuit(folder, ablation))
+    assert edges_of(found, 1e-3) == set(known_edges(folder, ablation))
 
 
 @pytest.mark.parametrize("ablation", ["zero", "interchange"])

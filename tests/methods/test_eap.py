@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules.pairs import collate
+from datamodules.collate import collate
 from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.compiled import minimal_circuits

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules.pairs import collate
+from datamodules.collate import collate
 from datamodules.sampler import PairBatchSampler
 from datamodules.tasks.base import TokenPair
 from edgeprune.ablations.homes import Homes, KeepingPlan

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import edgeprune as ep
-from datamodules.pairs import collate
+from datamodules.collate import collate
 from datamodules.tasks.induction import Induction
 from edgeprune.errors import EdgepruneError, UnsupportedFamilyError
 from edgeprune.memory import BatchShape, activations_per_example, evaluation_terms, plan_of

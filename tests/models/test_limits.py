@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules.pairs import collate
+from datamodules.collate import collate
 from datamodules.tasks.base import TokenPair
 from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import IGNORE

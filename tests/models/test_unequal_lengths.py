@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from datamodules import TokenPair
 from datamodules.align import align_prompts
-from datamodules.pairs import collate
+from datamodules.collate import collate
 from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import IGNORE, PairBatch
 from edgeprune.models.families.gpt2 import GPT2

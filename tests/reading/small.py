@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datamodules.pairs import collate
+from datamodules.collate import collate
 from datamodules.tasks.base import TokenPair
 from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.circuit import Circuit

@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules import Capitals, PromptPair
 from datamodules.encode import encode_pairs
-from datamodules.tasks.capitals_words import CAPITALS, TO_CAPITAL, TO_COUNTRY
+from datamodules.tasks.capitals import CAPITALS, TO_CAPITAL, TO_COUNTRY
 from edgeprune.errors import EdgepruneError
 from tests.datamodules.conftest import word_tokenizer, words_in
 from tests.datamodules.tasks.conformance import check_task, clean_prompts, role_text

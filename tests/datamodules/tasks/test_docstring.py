@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules import Docstring, PairDataModule, PromptPair
 from datamodules.encode import encode_pairs
-from datamodules.tasks.docstring_words import ARGUMENTS, DESCRIPTIONS, FUNCTIONS
+from datamodules.tasks.docstring import ARGUMENTS, DESCRIPTIONS, FUNCTIONS
 from edgeprune.errors import EdgepruneError
 from tests.datamodules.conftest import DOCSTRING_MARKS, word_tokenizer
 
@@ -161,7 +161,7 @@ def few_words(num_arguments: int) -> PreTrainedTokenizerBase:
 
 
 def test_too_few_names_are_refused() -> None:
-    with pytest.raises(EdgepruneError, match=r"only 13 argument names.* needs 14, 1 and 3"):
+    with pytest.raises(EdgepruneError, match=r"13 of 14 argument names.* of 1 function names.* of 3 describing words"):
         Docstring().splits(few_words(13))
     with pytest.raises(EdgepruneError, match="20 argument names cannot be shared out among 3 splits"):
         Docstring().splits(few_words(20))

@@ -14,8 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from datamodules import GreaterThan, PairDataModule
 from datamodules.encode import encode_pairs
 from datamodules.tasks.base import PromptPair
-from datamodules.tasks.greater_than import Words
-from datamodules.tasks.greater_than_words import NOUNS, VERBS
+from datamodules.tasks.greater_than import NOUNS, VERBS, NounsAndYears
 from edgeprune.batch import IGNORE
 from edgeprune.errors import EdgepruneError
 from edgeprune.metrics.greater_than import probability_difference, probability_difference_two_digit
@@ -145,9 +144,9 @@ def test_years_are_those_that_the_tokenizer_cuts_in_two(gpt2: PreTrainedTokenize
 
 def test_starts_leave_something_on_either_side() -> None:
     tails = tuple(range(100))
-    digits = Words(NOUNS, tuple(range(10)), {17: tails, 16: tails[2:]})
+    digits = NounsAndYears(NOUNS, tuple(range(10)), {17: tails, 16: tails[2:]})
     assert digits.starts == tuple((17, tail) for tail in range(10, 99) if tail % 10 < 9)
-    whole = Words(NOUNS, tuple(range(100)), {17: (1, 50, 60), 16: (1, 60)})
+    whole = NounsAndYears(NOUNS, tuple(range(100)), {17: (1, 50, 60), 16: (1, 60)})
     assert whole.starts == ((17, 50),)  # nothing is above 60, and only 01 and 60 are cut as needed in the 1600s
 
 

@@ -8,8 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from datamodules import IOI, PromptPair
 from datamodules.encode import encode_pairs
-from datamodules.tasks.ioi import Words, usable_words
-from datamodules.tasks.ioi_words import NAMES, OBJECTS, PLACES, TEMPLATES
+from datamodules.tasks.ioi import NAMES, OBJECTS, PLACES, TEMPLATES, IOIWords
 from edgeprune.errors import EdgepruneError
 from tests.datamodules.conftest import TEMPLATE_WORDS, word_tokenizer
 from tests.datamodules.tasks.conformance import check_task, role_text
@@ -141,7 +140,7 @@ def test_tokens_align_and_templates_have_one_length(tokenizer: PreTrainedTokeniz
 
 
 def test_all_listed_words_can_be_used(tokenizer: PreTrainedTokenizerBase) -> None:
-    assert usable_words(tokenizer) == Words(NAMES, PLACES, OBJECTS)
+    assert IOI().vocabulary(tokenizer) == IOIWords(NAMES, PLACES, OBJECTS)
 
 
 def test_no_prompt_occurs_twice(words: PreTrainedTokenizerBase) -> None:
@@ -178,11 +177,11 @@ def few_words(num_names: int = 8) -> PreTrainedTokenizerBase:
 
 
 def test_only_known_single_tokens_are_used() -> None:
-    assert usable_words(few_words()) == Words(NAMES[:8], PLACES[:1], OBJECTS[:2])
+    assert IOI().vocabulary(few_words()) == IOIWords(NAMES[:8], PLACES[:1], OBJECTS[:2])
 
 
 def test_fillings_are_numbered_without_repetition() -> None:
-    words = Words(NAMES[:5], PLACES[:3], OBJECTS[:2])
+    words = IOIWords(NAMES[:5], PLACES[:3], OBJECTS[:2])
     fillings = {words.filling(i) for i in range(words.num_fillings)}
     assert len(fillings) == words.num_fillings == 5 * 4 * 3 * 2
     assert all(io != subject for io, subject, _, _ in fillings)
@@ -198,7 +197,7 @@ def test_all_prompts_can_be_asked_for_but_not_one_more() -> None:
 
 
 def test_too_few_names_are_refused() -> None:
-    with pytest.raises(EdgepruneError, match="only 7 names, 1 places and 2 objects"):
+    with pytest.raises(EdgepruneError, match="has 7 of 8 names, 1 of 1 places, 2 of 1 objects"):
         IOI().splits(few_words(7))
 
 

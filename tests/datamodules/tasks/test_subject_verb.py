@@ -5,7 +5,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from datamodules import PromptPair, SubjectVerb
-from datamodules.tasks.subject_verb_words import ADJECTIVES, NOUNS, RELATIONS, SIMPLE, VERBS, WITH_ATTRACTOR
+from datamodules.tasks.subject_verb import ADJECTIVES, NOUNS, RELATIONS, SIMPLE, VERBS, WITH_ATTRACTOR
 from edgeprune.errors import EdgepruneError
 from tests.datamodules.conftest import TASK_WORDS, word_tokenizer
 from tests.datamodules.tasks.conformance import check_task, clean_prompts, role_text
@@ -101,9 +101,9 @@ def test_seed_decides(words: PreTrainedTokenizerBase) -> None:
 def test_too_few_words_are_refused() -> None:
     with pytest.raises(EdgepruneError, match="17 nouns cannot be shared out among 3 splits of at least 6"):
         SubjectVerb().splits(few_nouns(17))
-    with pytest.raises(EdgepruneError, match=r"only 5 nouns, .* needs 6"):
+    with pytest.raises(EdgepruneError, match=r"SubjectVerb needs .* has 5 of 6 nouns"):
         SubjectVerb().splits(few_nouns(5))
-    with pytest.raises(EdgepruneError, match=r"only 20 nouns, 0 \+ "):
+    with pytest.raises(EdgepruneError, match="20 of 6 nouns, 0 of 1 verbs"):
         SubjectVerb().splits(few_nouns(20, without=tuple(verb[1] for verb in VERBS)))
 
 

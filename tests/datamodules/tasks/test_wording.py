@@ -1,20 +1,23 @@
 """Slots, one-token words and rounds, by hand."""
 
+import inspect
 import random
 from collections import Counter
 
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from datamodules import IOI
 from datamodules.tasks.wording import (
     Filled,
     combination,
     fill,
-    fingerprint_with,
+    pairs_of,
     rounds,
     single_token_words,
     token_after,
     tokens_after_word,
+    words_of,
 )
 from edgeprune.errors import EdgepruneError
 from tests.datamodules.conftest import word_tokenizer
@@ -59,7 +62,20 @@ def test_combinations_are_numbered() -> None:
     assert found == {(a, b, "f") for a in "ab" for b in "cde"}
 
 
-def test_fingerprint_follows_code_and_words() -> None:
-    assert fingerprint_with("code", ("a",)) == fingerprint_with("code", ("a",))
-    assert len({fingerprint_with("code", ("a",)), fingerprint_with("code", ("b",)), fingerprint_with("x", ("a",))}) == 3
-    assert fingerprint_with(None, ("a",)) is None
+def test_lists_of_words() -> None:
+    assert words_of(" ab c\n  d ") == ("ab", "c", "d")
+    assert pairs_of(" North Korea/Pyongyang,\n Italy/Rome ") == (("North Korea", "Pyongyang"), ("Italy", "Rome"))
+
+
+def test_fingerprint_follows_the_code_of_task_bases_and_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, source = IOI().fingerprint(), inspect.getsource
+    for name in ("ioi", "generated", "base", "wording"):
+        module = f"datamodules.tasks.{name}"
+        monkeypatch.setattr("inspect.getsource", lambda item, name=module: source(item) + "#" * (item.__name__ == name))
+        assert IOI().fingerprint() not in (before, None)
+
+    def unknown(item: object) -> str:
+        raise OSError
+
+    monkeypatch.setattr("inspect.getsource", unknown)
+    assert IOI().fingerprint() is None

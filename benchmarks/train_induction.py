@@ -1,4 +1,6 @@
-"""Train the induction model from scratch: `python -m edgeprune.compiled.train_induction [--steps --seed --out]`.
+"""Train the model `compiled:trained_induction` from scratch, show where its heads look, and write its weights.
+
+    python benchmarks/train_induction.py --out edgeprune/compiled/trained_induction.safetensors
 
 Cross-entropy of the second half from its second symbol on; Adam, learning rate 3e-3, warm-up over 100 steps (a tenth
 of a short run), then a cosine to zero. The length of a half is drawn anew for every batch, so that positions alone do
@@ -8,9 +10,9 @@ not tell what to copy.
 import argparse
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 import transformers
@@ -20,13 +22,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from edgeprune.compiled.trained_induction import FILE, LONGEST, SHORTEST, WEIGHTS, empty_model, sample
-from edgeprune.compiled.transformer import CompiledLayer, CompiledTransformer
+from edgeprune.compiled.transformer import CompiledTransformer
 from edgeprune.console import ProgressReporter
 from edgeprune.errors import EdgepruneError
+from edgeprune.models.masked import MaskedModel
 from edgeprune.paths import check_writable
+from edgeprune.reading.attention import attention_to
 from edgeprune.tables import Numbers, table
 
-_ABOUT = "Train the induction model from scratch, show where its heads look, and write its weights."
 STEPS = 1500
 SEED = 2  # of a few, the one whose previous-token head is clearest
 BATCH = 64
@@ -85,21 +88,6 @@ def accuracy(model: CompiledTransformer, seed: int = 1) -> float:
 
 
 @torch.no_grad()
-def attention_patterns(model: CompiledTransformer, ids: Tensor) -> list[Tensor]:
-    """For each layer, how much each position attends to each: `[batch, head, to, from]`, rows sum to 1."""
-    positions = torch.arange(ids.shape[1])[None]
-    x = model.tok_embed(ids) + model.pos_embed(positions)
-    patterns: list[Tensor] = []
-    for layer in model.layers:
-        attn = cast(CompiledLayer, layer).attn
-        q, k = (project(x).unflatten(-1, (-1, attn.head_dim)).transpose(1, 2) for project in (attn.q_proj, attn.k_proj))
-        later = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).triu(1)
-        scores = (q @ k.transpose(-1, -2) * attn.scaling).masked_fill(later, -torch.inf)
-        patterns.append(scores.softmax(-1))
-        x = layer(x, model.make_mask(x, None, positions))
-    return patterns
-
-
 def head_scores(model: CompiledTransformer, half: int = 20, seed: int = 2) -> dict[str, tuple[float, float]]:
     """What each head looks at: name to (share on the previous token, share on the token after the last occurrence).
 
@@ -108,7 +96,9 @@ def head_scores(model: CompiledTransformer, half: int = 20, seed: int = 2) -> di
     """
     ids = sample(64, half, torch.Generator().manual_seed(2**21 + seed))
     scores: dict[str, tuple[float, float]] = {}
-    for layer, pattern in enumerate(attention_patterns(model, ids)):
+    everywhere = torch.eye(ids.shape[1], dtype=torch.bool).expand(len(ids), -1, -1)
+    patterns = attention_to(MaskedModel(model, split_embedding=True), ids, torch.ones_like(ids), everywhere)
+    for layer, pattern in enumerate(patterns.transpose(2, 3)):  # [batch, head, to, from]
         previous = pattern.diagonal(-1, dim1=-2, dim2=-1)[..., :half].mean((0, -1))
         after = pattern.diagonal(1 - half, dim1=-2, dim2=-1)[..., 2:].mean((0, -1))
         for head in range(pattern.shape[1]):
@@ -116,14 +106,9 @@ def head_scores(model: CompiledTransformer, half: int = 20, seed: int = 2) -> di
     return scores
 
 
-def save(model: CompiledTransformer, path: Path, record: dict[str, Any]) -> None:
-    """Write weights and record to one file."""
-    FILE.write(path, model.state_dict(), record)
-
-
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Train, show what was learned, and write the weights; 0 if it went well, 2 after a mistake, 1 if it failed."""
-    parser = argparse.ArgumentParser(prog="python -m edgeprune.compiled.train_induction", description=_ABOUT)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=STEPS, help=f"batches of {BATCH} inputs")
     parser.add_argument("--seed", type=int, default=SEED, help="fixes weights and inputs")
     parser.add_argument("--out", type=Path, default=Path(WEIGHTS), help="file to write")
@@ -151,7 +136,7 @@ def _run(steps: int, seed: int, out: Path) -> int:
         Console(stderr=True).print(f"it did not learn: {share:.4f} is below {LEARNED}; raise --steps or change --seed")
         return 1
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    save(model, out, {"seed": seed, "steps": steps, "accuracy": share, "versions": versions})
+    FILE.write(out, model.state_dict(), {"seed": seed, "steps": steps, "accuracy": share, "versions": versions})
     console.print(f"written to {out}")
     return 0
 

@@ -1,4 +1,4 @@
-"""Our circuit file: everything about a circuit."""
+"""The native circuit file: everything about a circuit."""
 
 from pathlib import Path
 from typing import ClassVar, final
@@ -9,7 +9,7 @@ from edgeprune.graph import EdgeGraph
 
 
 @final
-class OwnFile(AbstractFormat):
+class NativeFile(AbstractFormat):
     """`edgeprune-circuit/1`."""
 
     name: ClassVar[str] = "edgeprune"

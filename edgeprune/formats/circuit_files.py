@@ -1,4 +1,4 @@
-"""Which formats there are, which one a file has, and reading and writing by name or by suffix."""
+"""Reading and writing circuit files: which formats there are, and which one a file has."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +12,16 @@ from edgeprune.formats.eap_ig_json import EapIgJson
 from edgeprune.formats.eap_ig_pt import EapIgPt
 from edgeprune.formats.edge_list import EdgeList
 from edgeprune.formats.edge_pruning import EdgePruningCheckpoint, EdgePruningEdges
-from edgeprune.formats.loading import load
 from edgeprune.formats.mib_submission import MibCircuits, MibImportances
-from edgeprune.formats.own import OwnFile
+from edgeprune.formats.native import NativeFile
+from edgeprune.formats.plain_values import load_values
 from edgeprune.graph import EdgeGraph
 
 # A file has the first format that recognises it.
 FORMATS: dict[str, AbstractFormat] = {
     form.name: form
     for form in (
-        OwnFile(),
+        NativeFile(),
         EapIgJson(),
         EapIgPt(),
         MibImportances(),
@@ -55,10 +55,10 @@ def format_for(path: Path) -> AbstractFormat:
     raise EdgepruneError(f"{path.name}: no format ends in {path.suffix!r}; give --to, one of {', '.join(FORMATS)}")
 
 
-def is_own(path: str | Path) -> bool:
+def is_native(path: str | Path) -> bool:
     """Whether `Circuit.load` is to read a file: by its suffix, unless it holds masks of Edge Pruning."""
     path = Path(path)
-    return path.suffix in OwnFile.suffixes and not (path.is_file() and load(path).kind == "tensors")
+    return path.suffix in NativeFile.suffixes and not (path.is_file() and load_values(path).kind == "tensors")
 
 
 def read_circuit(
@@ -70,16 +70,16 @@ def read_circuit(
         path: The file, a folder with one file of EAP-IG's, or that of a checkpoint of Edge Pruning.
         graph: The graph that the circuit is wanted on. Formats that do not say which graph they are of need it; for
             others it must be of the same model, and k and v readers are merged or repeated to fit it.
-        name: The format; None to tell it by the content.
-        holds: `"scores"` or `"circuit"`, for a file that does not tell: EAP-IG saves scores, of which every edge is to
+        name: The format; None to recognise it by the content.
+        holds: `"scores"` or `"circuit"`, for a file that does not say: EAP-IG saves scores, of which every edge is to
             be kept, and a circuit without edges alike.
 
     Raises:
         EdgepruneError: The file is missing, damaged or of another format, has an edge that the graph lacks, or does not
-            tell what it holds.
+            say what it holds.
     """
     path = Path(path)
-    loaded = replace(load(path), holds=holds)
+    loaded = replace(load_values(path), holds=holds)
     try:
         form = _recognised(loaded) if name is None else _of_its_kind(format_named(name), loaded)
         found = form.read(loaded, graph)
@@ -131,7 +131,7 @@ def _recognised(loaded: Loaded) -> AbstractFormat:
 
 
 def _of_its_kind(form: AbstractFormat, loaded: Loaded) -> AbstractFormat:
-    """The format that was asked for, if the content can be read as that."""
+    """The named format, if the content can be read as that."""
     lists = loaded.kind == "json" and isinstance(loaded.value, list) and FORMATS["edges"].suffixes == form.suffixes
     if form.folder or form.recognises(loaded) or (lists and not isinstance(form, EapIgJson)):
         return form

@@ -19,7 +19,7 @@ MASKS = "log_alpha"  # in the names of Edge Pruning's mask parameters
 _ZIP = b"PK"  # `torch.save` writes a zip archive
 
 
-def load(path: Path) -> Loaded:
+def load_values(path: Path) -> Loaded:
     """Read a file, or the one file of a folder, or the masks of a checkpoint's folder.
 
     Raises:
@@ -47,10 +47,12 @@ def load(path: Path) -> Loaded:
 def _load_folder(path: Path) -> Loaded:
     checkpoint = sorted([*path.glob("model*.safetensors"), *path.glob("pytorch_model*.bin")])
     if checkpoint:
-        return Loaded(path, "tensors", {name: mask for file in checkpoint for name, mask in _masks(load(file)).items()})
+        return Loaded(
+            path, "tensors", {name: mask for file in checkpoint for name, mask in _masks(load_values(file)).items()}
+        )
     files = [file for file in sorted(path.iterdir()) if file.suffix in (".json", ".pt")]
     if len(files) == 1:
-        return load(files[0])
+        return load_values(files[0])
     raise EdgepruneError(f"{path} is a folder; name one file, such as a circuit in {path / 'circuits'}")
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.formats import FORMATS, format_for, format_named, is_own, read_circuit, write_circuit
+from edgeprune.formats import FORMATS, format_for, format_named, is_native, read_circuit, write_circuit
 from edgeprune.methods.warm_start import Start, WarmStart
 from edgeprune.reference import read_reference
 from tests.formats.circuits import PLAIN, refused, scored, written
@@ -60,7 +60,7 @@ def test_a_warm_start_ranks_by_the_scores_of_a_file(tmp_path: Path) -> None:
 def test_which_files_are_ours(tmp_path: Path) -> None:
     ours = scored(PLAIN).save(tmp_path / "a.safetensors")
     save_file({"model.final_read_log_alphas": torch.zeros(4)}, tmp_path / "b.safetensors")
-    assert [is_own(path) for path in (ours, tmp_path / "b.safetensors", "absent.safetensors", "a.json")] == [
+    assert [is_native(path) for path in (ours, tmp_path / "b.safetensors", "absent.safetensors", "a.json")] == [
         True,
         False,
         True,
