@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from datamodules.pairs import collate
 from datamodules.sampler import PairBatchSampler
 from datamodules.tasks.base import TokenPair
-from edgeprune.ablations.homes import Homes
+from edgeprune.ablations.fixed_batches import FixedBatches
 from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.memory import (
     BatchShape,
@@ -94,7 +94,7 @@ def measure(case: Case) -> dict[str, Any]:
     runs = ReferenceRuns(model, "interchange", case.cache_gb)
     batch_of = partial(_batch, pairs)
     sampler = PairBatchSampler(number, shape.batch, seed=0)
-    runs.plan({"train": Homes(sampler.homes(), batch_of, lambda _: (shape.seq, shape.positions))})
+    runs.plan({"train": FixedBatches(sampler.fixed_batches(), batch_of, lambda _: (shape.seq, shape.positions))})
     if case.train:
         terms = training_terms(model, shape, activations_per_example(model, shape, kl_divergence))
     else:

@@ -326,7 +326,7 @@ class EdgeGraph:
         """
         keep = keep.cpu().bool() & self.exists
         fed = self._fed_by_embedding(keep)
-        heard = self.heard_by_logits(keep)
+        heard = self.reaching_logits(keep)
         return keep & ~(fed[None, :] & heard[:, None])
 
     def _fed_by_embedding(self, keep: Tensor) -> Tensor:
@@ -339,7 +339,7 @@ class EdgeGraph:
                 fed[[writer for row in entered.tolist() for writer in self.behind(row)]] = True
         return fed
 
-    def heard_by_logits(self, keep: Tensor) -> Tensor:
+    def reaching_logits(self, keep: Tensor) -> Tensor:
         """Bool `[reader]`: a path of kept edges leads from it to the logits."""
         heard = torch.zeros(len(self.readers), dtype=torch.bool)
         heard[-1] = True

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.reads import stretch_readers
+from edgeprune.models.reads import segment_readers
 from edgeprune.models.stack import CHUNK_BYTES
 
 CHUNKS = 6  # pieces of readers' inputs, with what is worked out from them, that are alive at once
 GATE_MATRICES = 8  # float32 tensors per sample of the gates: noise, sample, closed, their gradients
 LOSS_LOGITS = 4.5  # float32 logits: the full model's, and what a loss makes of both beside what autograd keeps
-JUDGED_LOGITS = 7.5  # float32 logits: both models', their log-probabilities, and what a measure makes of these
+EVALUATION_LOGITS = 7.5  # float32 logits: both models', their log-probabilities, and what a measure makes of these
 UNUSED = 0.1  # of what is asked for, held by the allocator beyond it: pieces freed between others that are in use
 LIBRARIES = 400_000_000  # of a process that holds no weights yet
 PROBE_TOKENS = 128  # of one example at most, with which the activations per token are found out
@@ -128,7 +128,7 @@ def evaluation_terms(
     return {
         **{name: num_bytes for name, num_bytes in kept.items() if num_bytes},
         "frozen states": 2 * _states(model, shape),  # made, and put together
-        "logits": int(JUDGED_LOGITS * _logits(model, shape)),
+        "logits": int(EVALUATION_LOGITS * _logits(model, shape)),
         "chunks": CHUNKS * CHUNK_BYTES,
     }
 
@@ -139,7 +139,7 @@ def _buffers(model: MaskedModel, shape: BatchShape) -> dict[str, int]:
     row = model.width * model.dtype.itemsize  # of one token
     return {
         "stack": len(graph.writers) * shape.tokens * row,
-        "readers' inputs": stretch_readers(arch.num_layers, arch.readers_per_layer) * shape.tokens * row,
+        "readers' inputs": segment_readers(arch.num_layers, arch.readers_per_layer) * shape.tokens * row,
         "scored tokens": len(graph.writers) * shape.batch * shape.positions * row,
         "readers' weights": model.projections.num_bytes,
     }

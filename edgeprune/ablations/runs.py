@@ -12,11 +12,19 @@ from typing import Literal, final, get_args
 import torch
 from torch import Tensor
 
-from edgeprune.ablations import Ablation, Donors, LearningOptions, learn_constants, load_states, mean_of_pairs, zero
+from edgeprune.ablations import (
+    Ablation,
+    LearningOptions,
+    SourceExamples,
+    learn_constants,
+    load_states,
+    mean_of_pairs,
+    zero,
+)
 from edgeprune.ablations.constants import Progress
-from edgeprune.ablations.frozen_store import ALIGNMENT, PLACES, FrozenStore, Place, Values
-from edgeprune.ablations.homes import Homes, KeepingPlan
+from edgeprune.ablations.fixed_batches import FixedBatches, KeepingPlan
 from edgeprune.ablations.positions import aligned, positions
+from edgeprune.ablations.reference_cache import ALIGNMENT, PLACES, Place, ReferenceCache, Values
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.limits import Limits
@@ -75,9 +83,9 @@ class ReferenceRuns:
         self.model, self.ablation = model, str(self.spec)
         room: dict[Place, int] = {"memory": int(budget_gb * 1e9), "disk": int(disk_gb * 1e9)}
         self._dtype = None if cache_dtype is None else getattr(torch, cache_dtype)
-        self.store = FrozenStore(room, cache_root(disk_folder) / "frozen", self._dtype)
+        self.store = ReferenceCache(room, cache_root(disk_folder) / "frozen", self._dtype)
         self._plans: dict[str, KeepingPlan] = {}
-        self._donors: dict[str, Donors] = {}
+        self._sources: dict[str, SourceExamples] = {}
         self._shared: WriterStates | None = None  # what closed edges carry in every example
         if self.spec.kind == "zero":
             self._shared = zero(model)
@@ -92,7 +100,7 @@ class ReferenceRuns:
         is run takes its values from itself.
         """
         if self.spec.kind == "resample":
-            return split not in self._donors
+            return split not in self._sources
         return self.spec.kind in ("mean", "optimal") and self._shared is None and split == TRAIN
 
     def prepare(
@@ -118,7 +126,7 @@ class ReferenceRuns:
         with torch.inference_mode(False):  # what is kept must serve later steps that need gradients
             if self.spec.kind == "resample":
                 assert self.spec.source != "both"
-                self._donors[split] = Donors(batches, self.spec.source, self.spec.seed)
+                self._sources[split] = SourceExamples(batches, self.spec.source, self.spec.seed)
             elif self.spec.kind == "mean":
                 self._shared = mean_of_pairs(
                     self.model, self._checked(batches), source=self.spec.source, positional=self.spec.positional
@@ -151,29 +159,29 @@ class ReferenceRuns:
             )
 
     # ---------------------------------------------------------------- which examples are kept
-    def plan(self, splits: Mapping[str, Homes]) -> None:
-        """Decide, before the first run, which examples are kept and where: whole home batches in their order.
+    def plan(self, splits: Mapping[str, FixedBatches]) -> None:
+        """Decide, before the first run, which examples are kept and where: whole fixed batches in their order.
 
         Splits other than the training split choose first, from a quarter of the room; training pairs get all that is
-        left. Home batches go to memory as long as there is room, then to disk, up to the first for which there is
+        left. Fixed batches go to memory as long as there is room, then to disk, up to the first for which there is
         none. Examples that are not kept are run whenever they are met. A split that has a plan keeps it.
 
         Args:
-            splits: Home batches by split.
+            splits: Fixed batches by split.
         """
-        new = {split: homes for split, homes in splits.items() if split not in self._plans}
+        new = {split: fixed for split, fixed in splits.items() if split not in self._plans}
         free = self.store.free
         share: dict[Place, int] = {place: num_bytes // OTHERS for place, num_bytes in free.items()}
         for split in sorted(new, key=lambda split: split == TRAIN):
             plan = KeepingPlan(new[split], self.bytes_of, dict(free) if split == TRAIN else share)
-            self._lay_claim(split, plan)
+            self._reserve(split, plan)
             self._plans[split] = plan
 
-    def _lay_claim(self, split: str, plan: KeepingPlan) -> None:
+    def _reserve(self, split: str, plan: KeepingPlan) -> None:
         for place in PLACES:
             try:
                 if plan.taken[place]:
-                    self.store.lay_claim(split, place, plan.taken[place])
+                    self.store.reserve(split, place, plan.taken[place])
             except OSError as error:
                 plan.without(place)
                 warnings.warn(
@@ -220,7 +228,7 @@ class ReferenceRuns:
             return self._first_come(batch, split)
         plan = self._plans[split]
         kept = [number in plan for number in batch.index.tolist()]
-        self._run_homes(batch, split, plan)
+        self._run_fixed(batch, split, plan)
         if all(kept):
             return self._read(batch, split)
         if not any(kept):
@@ -228,7 +236,7 @@ class ReferenceRuns:
         return self._mixed(batch, split, torch.tensor(kept, device=batch.clean.device))
 
     def _first_come(self, batch: PairBatch, split: str) -> tuple[Tensor, WriterStates]:
-        """Of a split without a plan: a batch is its own home, and examples are kept while there is room."""
+        """Of a split without a plan: each batch is its own fixed batch, and examples are kept while there is room."""
         keys = [(split, number) for number in batch.index.tolist()]
         if not all(key in self.store for key in keys):
             full, states = self._run(batch, split)
@@ -238,15 +246,17 @@ class ReferenceRuns:
                 return full, states
         return self._read(batch, split)
 
-    def _run_homes(self, batch: PairBatch, split: str, plan: KeepingPlan) -> None:
-        """Run the home batches of those examples of a batch that are to be kept and are not yet."""
+    def _run_fixed(self, batch: PairBatch, split: str, plan: KeepingPlan) -> None:
+        """Run the fixed batches of those examples of a batch that are to be kept and are not yet."""
         for number in batch.index.tolist():
             if number not in plan or (split, number) in self.store:
                 continue
-            home = plan.home(number)
-            there = batch if list(home) == batch.index.tolist() else plan.homes.collate(home).to(self.model.device)
+            numbers = plan.batch_of(number)
+            there = (
+                batch if list(numbers) == batch.index.tolist() else plan.fixed.collate(numbers).to(self.model.device)
+            )
             values = self._values(there, *self._run(there, split))
-            for member, own in zip(home, values, strict=True):
+            for member, own in zip(numbers, values, strict=True):
                 self.store.put((split, member), own, plan.place(number))
 
     def _values(self, batch: PairBatch, full: Tensor, states: WriterStates) -> list[Values]:
@@ -327,7 +337,7 @@ class ReferenceRuns:
         if self.spec.kind == "interchange":
             return batch.corrupted, batch.corrupted_mask, batch.alignment
         self._require_prepared(split)
-        return self._donors[split].prompts(batch)
+        return self._sources[split].prompts(batch)
 
     def _common_states(self, batch: PairBatch) -> WriterStates:
         """Values that all examples share, laid out for a batch."""

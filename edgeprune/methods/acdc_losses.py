@@ -10,7 +10,7 @@ from torch import Tensor
 from edgeprune.batch import PairBatch
 from edgeprune.methods.problem import Problem
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.partial import CleanRun, Tail
+from edgeprune.models.partial import CleanRun, DownstreamRun
 
 
 class AbstractLosses(ABC):
@@ -52,7 +52,7 @@ class PlainLosses(AbstractLosses):
 
 
 @final
-class TailLosses(AbstractLosses):
+class DownstreamLosses(AbstractLosses):
     """Only what lies downstream of the receiver is run, for several candidates at once.
 
     Args:
@@ -70,7 +70,7 @@ class TailLosses(AbstractLosses):
         self.keeps = kept <= half
         self.half, self.max_ahead = half, max_ahead
         self.clean: dict[int, tuple[CleanRun, Tensor]] = {}
-        self.tails: dict[int, tuple[Tail, Tensor]] = {}
+        self.tails: dict[int, tuple[DownstreamRun, Tensor]] = {}
 
     def begin(self, keep: Tensor, reader: int) -> float:
         """Loss of the circuit."""
@@ -80,11 +80,11 @@ class TailLosses(AbstractLosses):
         return self._mean([self._losses(tail, full, tail.logits[None]) for tail, full in tails])[0]
 
     def prefixes(self, closed: Sequence[int], candidates: Sequence[int]) -> list[float]:
-        """One sweep for as many candidates as memory allows."""
+        """One run for as many candidates as memory allows."""
         sums: list[Tensor] = []
         for number in self._numbers():
             (tail, full), found = self._tail(number), list[Tensor]()
-            step = max(1, int(self.half / _sweep_bytes(self.problem.model) / self.batches[number].clean.numel()) - 1)
+            step = max(1, int(self.half / _rerun_bytes(self.problem.model) / self.batches[number].clean.numel()) - 1)
             done = list(closed)
             for start in range(0, len(candidates), step):
                 asked = candidates[start : start + step]
@@ -101,7 +101,7 @@ class TailLosses(AbstractLosses):
 
     def _fitting(self, batch: PairBatch, half: float) -> int:
         """Examples whose state and whose question about one candidate stay within half of the memory each."""
-        per_token = max(_state_bytes(self.problem.model), 2 * _sweep_bytes(self.problem.model))
+        per_token = max(_state_bytes(self.problem.model), 2 * _rerun_bytes(self.problem.model))
         return max(1, int(half / per_token / batch.clean.shape[1]))
 
     def _clean(self, number: int) -> tuple[CleanRun, Tensor]:
@@ -114,17 +114,17 @@ class TailLosses(AbstractLosses):
             self.clean[number] = made
         return made
 
-    def _tail(self, number: int) -> tuple[Tail, Tensor]:
+    def _tail(self, number: int) -> tuple[DownstreamRun, Tensor]:
         """The circuit on a batch, and the full model's logits at the scored positions."""
         if number in self.tails:
             return self.tails[number]
         clean, full = self._clean(number)
-        made = Tail(clean, self.keep, self.reader), full
+        made = DownstreamRun(clean, self.keep, self.reader), full
         if self.keeps:
             self.tails[number] = made
         return made
 
-    def _losses(self, tail: Tail, full: Tensor, logits: Tensor) -> Tensor:
+    def _losses(self, tail: DownstreamRun, full: Tensor, logits: Tensor) -> Tensor:
         """Summed over examples, float64 `[candidates]`, from `[candidates, batch, positions, vocab]`."""
         return torch.stack([self.problem.losses(full, one, tail.clean.batch).double().sum() for one in logits]).cpu()
 
@@ -135,8 +135,8 @@ def _state_bytes(model: MaskedModel) -> int:
     return (writers + readers + 16 * model.graph.arch.num_layers) * _row_bytes(model)
 
 
-def _sweep_bytes(model: MaskedModel) -> int:
-    """Bytes per token and candidate of a sweep, at most: changes of all writers, twice, and one layer's values."""
+def _rerun_bytes(model: MaskedModel) -> int:
+    """Bytes per token and candidate of a run, at most: changes of all writers, twice, and one layer's values."""
     return (2 * len(model.graph.writers) + 16) * _row_bytes(model)
 
 

@@ -49,7 +49,7 @@ class Counts:
 
 
 @dataclass
-class Run:
+class ThresholdRun:
     """The circuit of one threshold, as far as it is known.
 
     Attributes:
@@ -89,7 +89,7 @@ class State:
     """
 
     identity: Mapping[str, Any]
-    runs: list[Run]
+    runs: list[ThresholdRun]
     seconds: float = 0.0
 
     def save(self, folder: Path) -> None:
@@ -126,6 +126,6 @@ def identify(problem: Problem, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, "graph": problem.model.graph.to_dict(), **identity_of(problem)}
 
 
-def _run(values: dict[str, Any], keep: Tensor, effects: Tensor) -> Run:
+def _run(values: dict[str, Any], keep: Tensor, effects: Tensor) -> ThresholdRun:
     counts = Counts(**values.pop("counts"))
-    return Run(**values, keep=keep, effects=effects, counts=counts)
+    return ThresholdRun(**values, keep=keep, effects=effects, counts=counts)

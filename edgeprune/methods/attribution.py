@@ -132,7 +132,7 @@ def mean_over_examples(problem: Problem, score: BatchScores, report: Callable[[i
         Float64 `[reader, writer]` on the CPU.
     """
     total = torch.zeros(problem.model.graph.shape, dtype=torch.float64)
-    for done, (batch, full, ablated) in enumerate(problem.frozen(), start=1):
+    for done, (batch, full, ablated) in enumerate(problem.batches_with_runs(), start=1):
         total += score(batch, full, ablated).double().cpu()
         report(done, len(problem.batches))
     return total / problem.num_examples

@@ -68,7 +68,7 @@ class HISP(AbstractDiscovery):
             )
         nodes = NodeMap(problem.model.graph)
         total = torch.zeros(nodes.num_nodes, dtype=torch.float64)
-        for number, (batch, full, _) in enumerate(problem.frozen()):
+        for number, (batch, full, _) in enumerate(problem.batches_with_runs()):
             report("scoring nodes", number, len(problem.batches))
             total += node_slopes(problem, batch, full, self._baseline(problem, batch)).abs().sum(0).double().cpu()
         report("scoring nodes", len(problem.batches), len(problem.batches))

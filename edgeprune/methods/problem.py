@@ -64,7 +64,7 @@ class Problem:
         """Pairs in all batches."""
         return sum(len(batch) for batch in self.batches)
 
-    def frozen(self) -> Iterator[tuple[PairBatch, Tensor, WriterStates]]:
+    def batches_with_runs(self) -> Iterator[tuple[PairBatch, Tensor, WriterStates]]:
         """Each batch on the model's device, with the full model's logits and the states that closed edges carry."""
         for batch in self.batches:
             moved = batch.to(self.model.device)
@@ -87,7 +87,7 @@ class Problem:
     def mean_loss(self, gates: Tensor) -> float:
         """Mean loss over all examples of the model with these gates `[reader, writer]`."""
         total = 0.0
-        for batch, full, ablated in self.frozen():
+        for batch, full, ablated in self.batches_with_runs():
             circuit = gated_logits(self.model, batch, gates.to(self.model.device), ablated)
             total += self.losses(full, circuit, batch).double().sum().item()
         return total / self.num_examples

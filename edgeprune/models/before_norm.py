@@ -72,11 +72,11 @@ class EdgesBeforeNorm(MaskedModel):
                 states = ablated.map(lambda field, rows=rows: field if field.shape[1] == 1 else field[:, rows])
                 parts.append(self(input_ids[rows], own, states, mask, at, head=head))
             return torch.cat(parts)
-        stream = _Run(self, input_ids, gates, ablated, attention_mask).stream
+        stream = _RunBeforeNorm(self, input_ids, gates, ablated, attention_mask).stream
         return self.logits(stream, positions) if head else self.at(stream, positions)
 
 
-class _Run:
+class _RunBeforeNorm:
     """One run; what every writer gives, and what closed edges carry instead, is kept until the end."""
 
     def __init__(

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
+from edgeprune.models.changes import Changes, find_changes
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.partial import LayerValues, _Reference, _Sweep
-from edgeprune.models.partial_plan import Plan, make_plan
+from edgeprune.models.partial import LayerValues, ReferenceState, Rerun
 from edgeprune.models.reads import LayerReads
 from edgeprune.models.stack import Workspace
 from edgeprune.models.states import WriterStates
@@ -55,7 +55,7 @@ class CircuitRun:
         self.layers: list[LayerValues] = []
         self.attention: dict[int, Tensor] = {}  # inputs of a layer's readers that can change, [readers, T, D]
         self.mlps: dict[int, Tensor] = {}  # inputs of the MLPs that can change, [T, D]
-        self._changing = make_plan(graph, self.keep, self.keep.any(1))
+        self._changing = find_changes(graph, self.keep, self.keep.any(1))
         start = self.embedded.flatten(0, 1)
         reads = LayerReads(graph, model.blocks, model.projections, self.closed[None], start, Workspace())
         self._stack = reads.stack  # whose memory `delta` is
@@ -70,14 +70,14 @@ class CircuitRun:
     def _run(self, reads: LayerReads, ablated: WriterStates, context: Any) -> Tensor:
         """All layers, as the masked model runs them; what they computed is kept. Returns the stream at their end."""
         model, graph, shape = self.model, self.model.graph, self.embedded.shape
-        stream, token = self.embedded.flatten(0, 1), self.embedded.new_zeros(())
+        stream, chain = self.embedded.flatten(0, 1), self.embedded.new_zeros(())
         for layer, block in enumerate(model.blocks):
             plan = self._changing.layers[layer]
             if plan.readers:
                 self.attention[layer] = self._inputs(plan.readers, stream)
-            qkv, _, token = reads(layer, token, stream, shape[0])
+            qkv, _, chain = reads(layer, chain, stream, shape[0])
             written, attention = block.write(model.attend(block, qkv, context, reads.stack.all_open))
-            token = model.write_heads(token, written, ablated.heads[layer], reads.stack, block)
+            chain = model.write_heads(chain, written, ablated.heads[layer], reads.stack, block)
             attention, mlp = attention.flatten(0, 1), None
             if ablated.mlps is not None:
                 inputs = self._inputs([graph.mlp_reader(layer)], block.mlp_input(stream, attention))[0]
@@ -118,17 +118,17 @@ class CircuitRun:
         """
         starts = torch.zeros(len(self.keep), dtype=torch.bool)
         starts[reader] = True
-        plan = make_plan(self.model.graph, self.keep, starts)
-        at_once = max(1, int(memory_gb * 1e9 / self._sweep_bytes(plan)))
+        plan = find_changes(self.model.graph, self.keep, starts)
+        at_once = max(1, int(memory_gb * 1e9 / self._rerun_bytes(plan)))
         for start in range(0, len(writers), at_once):
             moves = self.delta[list(writers[start : start + at_once])]
             if at is not None:
                 moves = moves * at[start : start + at_once, :, None]
-            sweep = _Sweep(self, self.open, plan, self._reference(plan), len(moves))
-            yield from sweep.run({reader: moves})[0]
+            rerun = Rerun(self, self.open, plan, self._reference(plan), len(moves))
+            yield from rerun.run({reader: moves})[0]
 
-    def _reference(self, plan: Plan) -> _Reference:
-        """The circuit's state, as a sweep over `plan` wants it."""
+    def _reference(self, plan: Changes) -> ReferenceState:
+        """The circuit's state, as a run over `plan` wants it."""
 
         def attention(layer: int) -> Tensor:
             known = {reader: place for place, reader in enumerate(self._changing.layers[layer].readers)}
@@ -137,10 +137,10 @@ class CircuitRun:
                 return self.attention[layer]
             return self.attention[layer][[known[reader] for reader in wanted]]
 
-        return _Reference(attention, self.mlps, self.last, self.layers)
+        return ReferenceState(attention, self.mlps, self.last, self.layers)
 
-    def _sweep_bytes(self, plan: Plan) -> int:
-        """Memory of one copy in a sweep: changes of the writers, one layer's values, the logits."""
+    def _rerun_bytes(self, plan: Changes) -> int:
+        """Memory of one copy in a rerun: changes of the writers, one layer's values, the logits."""
         tokens, width = self.delta.shape[1:]
         rows = (len(plan.everywhere) + ONE_LAYER) * tokens + 2 * len(plan.writers) * len(self.tokens)
         return rows * width * self.delta.element_size() + 2 * self.logits.numel() * self.logits.element_size()

@@ -204,30 +204,30 @@ class MaskedModel(nn.Module):
         closed = (1 - gates).to(stream).reshape(-1, *graph.shape)
         reads = LayerReads(graph, self.blocks, self.projections, closed, stream, self._workspace)
         stack = reads.stack
-        token = stream.new_zeros((), requires_grad=gates.requires_grad)
+        chain = stream.new_zeros((), requires_grad=gates.requires_grad)
         for row, (own, other) in enumerate(zip(embeddings, ablated.embeddings, strict=True)):
             stack.delta[row] = (other if relative else other - own).expand_as(own).flatten(0, 1)
         for layer, block in enumerate(self.blocks):
-            qkv, mlp_mix, token = reads(layer, token, stream, batch)
+            qkv, mlp_mix, chain = reads(layer, chain, stream, batch)
             if layer in fixed.heads:
                 written = fixed.heads[layer].detach()
                 attention = block.sum_heads(written)
             else:
                 written, attention = block.write(self.attend(block, qkv, context, stack.all_open))
-            token = self.write_heads(token, written, ablated.heads[layer], stack, block, relative)
+            chain = self.write_heads(chain, written, ablated.heads[layer], stack, block, relative)
             attention, mlp = attention.flatten(0, 1), None
             if ablated.mlps is not None:
                 inputs = block.mlp_input(stream, attention) + mlp_mix
                 if not block.parallel:
                     heads = graph.heads(layer)
                     own_heads = reads.closed[layer][:, -1:, heads]
-                    inputs, token = ReadStream.apply(token, inputs, own_heads, stack, heads.start, None)
+                    inputs, chain = ReadStream.apply(chain, inputs, own_heads, stack, heads.start, None)
                 inputs = inputs.view(batch, seq, -1)
                 mlp = fixed.mlps[layer].detach() if layer in fixed.mlps else block.mlp(inputs)
-                token = self._write_mlp(token, mlp, ablated.mlps[layer], stack, graph.mlp_writer(layer), relative)
+                chain = self._write_mlp(chain, mlp, ablated.mlps[layer], stack, graph.mlp_writer(layer), relative)
                 mlp = mlp.flatten(0, 1)
             stream = block.join(stream, attention, mlp)
-        inputs = self._last_input(token, stream, reads.closed[-1], stack, positions, (batch, seq))
+        inputs = self._last_input(chain, stream, reads.closed[-1], stack, positions, (batch, seq))
         return self.family.finish(inputs) if head else inputs
 
     def attend(self, block: Block, qkv: Projected, context: Any, all_open: bool) -> Tensor:
@@ -248,32 +248,32 @@ class MaskedModel(nn.Module):
         return values + (separate - separate.detach())
 
     def write_heads(
-        self, token: Tensor, own: Tensor, other: Tensor, stack: DeltaStack, block: Block, relative: bool = False
+        self, chain: Tensor, own: Tensor, other: Tensor, stack: DeltaStack, block: Block, relative: bool = False
     ) -> Tensor:
-        """Deltas of a layer's heads into the stack, from written values `[batch, seq, head, head_dim]`; the next token.
+        """Deltas of a layer's heads into the stack, from written values `[batch, seq, head, head_dim]`; the next chain.
 
         `relative`: `other` holds differences.
         """
         heads = self.graph.heads(block.layer)
         own, other = own.flatten(0, 1), other.expand_as(own).flatten(0, 1)
         if not relative:
-            return WriteHeads.apply(token, own, other, block.output_weight, stack, heads.start)
+            return WriteHeads.apply(chain, own, other, block.output_weight, stack, heads.start)
         weight = block.output_weight()
         torch.bmm(other.transpose(0, 1).to(weight.dtype), weight, out=stack.delta[heads])
-        return token
+        return chain
 
     @staticmethod
-    def _write_mlp(token: Tensor, own: Tensor, other: Tensor, stack: DeltaStack, row: int, relative: bool) -> Tensor:
-        """The delta of an MLP into the stack, from `[batch, seq, d_model]`; the next token."""
+    def _write_mlp(chain: Tensor, own: Tensor, other: Tensor, stack: DeltaStack, row: int, relative: bool) -> Tensor:
+        """The delta of an MLP into the stack, from `[batch, seq, d_model]`; the next chain."""
         own, other = own.flatten(0, 1), other.expand_as(own).flatten(0, 1)
         if not relative:
-            return WriteOne.apply(token, own, other, stack, row)
+            return WriteOne.apply(chain, own, other, stack, row)
         stack.delta[row] = other
-        return token
+        return chain
 
     @staticmethod
     def _last_input(
-        token: Tensor,
+        chain: Tensor,
         stream: Tensor,
         closed: Tensor,
         stack: DeltaStack,
@@ -282,12 +282,12 @@ class MaskedModel(nn.Module):
     ) -> Tensor:
         """What the logits read, `[batch, seq or positions, d_model]`."""
         if positions is None:
-            inputs, _ = ReadStream.apply(token, stream, closed, stack, 0, None)
+            inputs, _ = ReadStream.apply(chain, stream, closed, stack, 0, None)
             return inputs.view(*shape, -1)
         rows = torch.arange(shape[0], device=positions.device)[:, None] * shape[1] + positions
         tokens = rows.flatten()
         closed = closed[tokens] if len(closed) == len(stream) else closed  # every token has its own gates
-        inputs, _ = ReadStream.apply(token, stream[tokens], closed, stack, 0, tokens)
+        inputs, _ = ReadStream.apply(chain, stream[tokens], closed, stack, 0, tokens)
         return inputs.view(*positions.shape, -1)
 
     def _check(self, input_ids: Tensor, gates: Tensor, ablated: WriterStates) -> None:

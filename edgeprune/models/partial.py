@@ -5,8 +5,8 @@ d_w = ablated_w - clean_w, and c_w = own_w - clean_w for a writer whose output d
 
     x_reader = stream + sum over closed edges of d_w + sum over open edges of c_w                                  (1)
 
-gives the circuit's state (`Tail`), once per reader. Closing further edges into that reader adds their d_w to its
-input, and from there on each reader's input moves by what its open edges bring:
+gives the circuit's state (`DownstreamRun`), once per reader. Closing further edges into that reader adds their d_w to
+its input, and from there on each reader's input moves by what its open edges bring:
 
     x'_reader = x_reader + sum over open edges of (own'_w - own_w)                                                 (2)
 
@@ -23,8 +23,8 @@ from torch import Tensor
 
 from edgeprune.batch import PairBatch
 from edgeprune.models.block import Edits, Site, repeat_kv, walk
+from edgeprune.models.changes import Changes, LayerChanges, find_changes
 from edgeprune.models.masked import MaskedModel, keeping
-from edgeprune.models.partial_plan import LayerPlan, Plan, make_plan
 from edgeprune.models.stack import CHUNK_BYTES
 from edgeprune.models.states import WriterStates
 
@@ -39,8 +39,8 @@ class LayerValues(NamedTuple):
     mlp: Tensor | None
 
 
-class Run(Protocol):
-    """What a sweep asks of the run that it starts from.
+class StartingRun(Protocol):
+    """What a rerun asks of the run that it starts from.
 
     Attributes:
         model: The masked model.
@@ -116,7 +116,7 @@ class CleanRun:
 
 
 @dataclass(frozen=True)
-class _Reference:
+class ReferenceState:
     """A state that changes are relative to: inputs of a plan's readers, and what the layers computed."""
 
     attention: Callable[[int], Tensor]  # of a layer, [readers in the plan, T, D]
@@ -126,7 +126,7 @@ class _Reference:
 
 
 @final
-class Tail:
+class DownstreamRun:
     """A circuit from one reader on, ready for questions about further closed edges into that reader.
 
     Args:
@@ -144,8 +144,8 @@ class Tail:
         closed = graph.exists & ~self.keep
         starts = torch.zeros(len(graph.readers), dtype=torch.bool)
         starts[reader] = True
-        self.plan = make_plan(graph, self.keep, starts)
-        base = make_plan(graph, self.keep, closed.any(1))
+        self.plan = find_changes(graph, self.keep, starts)
+        base = find_changes(graph, self.keep, closed.any(1))
         self.logits, self._reference = self._settle(base, closed.to(clean.delta))
 
     @torch.no_grad()
@@ -157,19 +157,19 @@ class Tail:
         """
         delta = self.clean.delta
         moves = delta[list(candidates)].cumsum(0) + delta[list(closed)].sum(0)
-        sweep = _Sweep(self.clean, self.open, self.plan, self._reference, len(candidates))
-        return sweep.run({self.reader: moves})[0]
+        rerun = Rerun(self.clean, self.open, self.plan, self._reference, len(candidates))
+        return rerun.run({self.reader: moves})[0]
 
-    def _settle(self, base: Plan, closed: Tensor) -> tuple[Tensor, _Reference]:
+    def _settle(self, base: Changes, closed: Tensor) -> tuple[Tensor, ReferenceState]:
         """The circuit itself, from the clean run by (1): its logits, and its state at the readers of `self.plan`."""
         clean, graph = self.clean, self.clean.model.graph
         rows = [graph.rows(layer).mlp.start for layer in range(len(base.layers))]
         mlps = {layer: self._mixed([rows[layer]], closed)[0] for layer, plan in enumerate(base.layers) if plan.mlp}
         last = self._mixed([len(graph.readers) - 1], closed)[0, clean.tokens]
-        start = _Reference(lambda layer: self._mixed(base.layers[layer].readers, closed), mlps, last, clean.layers)
-        sweep = _Sweep(clean, self.open, base, start, 1, wanted=self.plan)
-        logits, layers = sweep.run({})
-        kept = sweep.inputs
+        start = ReferenceState(lambda layer: self._mixed(base.layers[layer].readers, closed), mlps, last, clean.layers)
+        rerun = Rerun(clean, self.open, base, start, 1, wanted=self.plan)
+        logits, layers = rerun.run({})
+        kept = rerun.inputs
         attention = {
             layer: torch.stack([kept.pop(reader, clean.stream(reader)) for reader in plan.readers])
             for layer, plan in enumerate(self.plan.layers)
@@ -180,7 +180,7 @@ class Tail:
             for layer, plan in enumerate(self.plan.layers)
             if plan.mlp
         }
-        return logits[0], _Reference(attention.__getitem__, mlps, sweep.last, layers)
+        return logits[0], ReferenceState(attention.__getitem__, mlps, rerun.last, layers)
 
     def _mixed(self, readers: list[int], closed: Tensor) -> Tensor:
         """The clean stream with what closed edges bring, `[readers, T, D]`, for readers that see the same writers."""
@@ -189,11 +189,17 @@ class Tail:
         return mixed.view(-1, *stream.shape).add_(stream)
 
 
-class _Sweep:
+class Rerun:
     """One pass over what a plan says changes, for K copies at once. `moved` holds own' - own of changed writers."""
 
     def __init__(
-        self, start: Run, open_: Tensor, plan: Plan, reference: _Reference, copies: int, wanted: Plan | None = None
+        self,
+        start: StartingRun,
+        open_: Tensor,
+        plan: Changes,
+        reference: ReferenceState,
+        copies: int,
+        wanted: Changes | None = None,
     ) -> None:
         self.start, self.open, self.plan, self.reference, self.copies = start, open_, plan, reference, copies
         self.blocks, self.graph = start.model.blocks, start.model.graph
@@ -226,7 +232,7 @@ class _Sweep:
 
     # ---------------------------------------------------------------- attention
     def _attention(
-        self, layer: int, plan: LayerPlan, values: LayerValues, context: Any, moves: dict[int, Tensor]
+        self, layer: int, plan: LayerChanges, values: LayerValues, context: Any, moves: dict[int, Tensor]
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         tokens = self.full.shape[2]
         kinds = self._by_kind(layer, plan.readers)

@@ -23,9 +23,9 @@ from edgeprune.methods.discovery import Report
 from edgeprune.methods.problem import Problem
 from edgeprune.models.block import Edits, Site
 from edgeprune.models.masked import MaskedModel
+from edgeprune.patching.activations import name_of
 from edgeprune.patching.result import PatchingResult, Tally
 from edgeprune.patching.run import Direction, Pair, Values, check, logits_at, metric_of, run_pair
-from edgeprune.patching.sweep import name_of
 
 Between = Literal["recompute", "freeze"]
 ALL_HEADS = "heads"

@@ -158,7 +158,7 @@ def _rounded(weights: Tensor) -> list[Any]:
 def circuit_heads(circuit: Circuit) -> tuple[str, ...]:
     """Heads that matter in the circuit: a path of kept edges leads from them to the logits."""
     graph, keep = circuit.graph, circuit.keep
-    heard = (keep & graph.heard_by_logits(keep)[:, None]).any(0).tolist()
+    heard = (keep & graph.reaching_logits(keep)[:, None]).any(0).tolist()
     return tuple(
         name for name, found in zip(graph.writers, heard, strict=True) if found and writer_kind(name) == "head"
     )

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.methods.acdc import ACDC, ahead, updated
-from edgeprune.methods.acdc_losses import PlainLosses, TailLosses
+from edgeprune.methods.acdc_losses import DownstreamLosses, PlainLosses
 from edgeprune.methods.acdc_order import sender_order
 from edgeprune.methods.problem import Problem
-from edgeprune.models.partial import CleanRun, Tail
-from edgeprune.models.partial_plan import make_plan
+from edgeprune.models.changes import find_changes
+from edgeprune.models.partial import CleanRun, DownstreamRun
 from tests.methods.test_acdc import edges_of, random_batches, random_problem, silent, small
 from tests.models.test_conformance import WIRED
 
@@ -34,14 +34,14 @@ def circuit_from(problem: Problem, reader: int, share: float, seed: int) -> Tens
 def test_logits_are_those_of_the_masked_model(family: Any, index: int, ablation: Any, share: float) -> None:
     problem = random_problem(family.model_types[0], index, ablation)
     graph = problem.model.graph
-    (batch, _, ablated), *_ = problem.frozen()
+    (batch, _, ablated), *_ = problem.batches_with_runs()
     clean = CleanRun(problem.model, batch, ablated)
     rng = random.Random(index)
     for reader in range(len(graph.readers)):
         keep = circuit_from(problem, reader, share, reader)
         writers = rng.sample(range(graph.num_visible[reader]), min(4, graph.num_visible[reader]))
         closed, asked = writers[:-3], writers[-3:]
-        tail = Tail(clean, keep, reader)
+        tail = DownstreamRun(clean, keep, reader)
         for number in range(len(asked) + 1):
             gates = keep.double()
             gates[reader, [*closed, *asked[:number]] if number else []] = 0
@@ -58,7 +58,7 @@ def test_small_pieces_change_nothing(chunk: int, monkeypatch: pytest.MonkeyPatch
     found = []
     for size in (8 * 2**20, chunk):
         monkeypatch.setattr("edgeprune.models.partial.CHUNK_BYTES", size)
-        losses = TailLosses(problem, 1.0, 8)
+        losses = DownstreamLosses(problem, 1.0, 8)
         found.append([losses.begin(keep, reader), *losses.prefixes([], range(graph.num_visible[reader]))])
     assert found[0] == pytest.approx(found[1], abs=1e-6)
 
@@ -66,7 +66,7 @@ def test_small_pieces_change_nothing(chunk: int, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("memory_gb", [1e-9, 5.4e-4, 1.0])
 def test_less_memory_gives_the_same_losses(memory_gb: float) -> None:
     problem = random_problem("gpt2", 0)
-    graph, plain, tail = problem.model.graph, PlainLosses(problem), TailLosses(problem, memory_gb, 8)
+    graph, plain, tail = problem.model.graph, PlainLosses(problem), DownstreamLosses(problem, memory_gb, 8)
     assert tail.keeps == (memory_gb == 1.0)
     assert (len(tail.batches) == problem.num_examples) == (memory_gb == 1e-9)
     for name in ("a1.h2.v", "m0", "logits"):
@@ -118,12 +118,12 @@ def test_a_plan_follows_open_edges_only() -> None:
     keep = graph.keep_matrix(["embed->a0.h1.q", "a0.h1->m0", "m0->m1", "m1->logits", "a0.h2->m0", "a0.h3->a1.h0.k"])
     starts = torch.zeros(len(graph.readers), dtype=torch.bool)
     starts[[graph.readers.index("a0.h1.q"), graph.readers.index("a0.h3.v")]] = True
-    plan = make_plan(graph, keep, starts)
+    plan = find_changes(graph, keep, starts)
     assert [graph.writers[writer] for writer in plan.writers] == ["a0.h1", "m0", "m1"]  # a1.h0 is not heard
     assert plan.everywhere == frozenset()
     assert plan.logits
     keep |= graph.keep_matrix(["m0->a1.h0.k", "a1.h0->logits"])
-    plan = make_plan(graph, keep, starts)
+    plan = find_changes(graph, keep, starts)
     assert [graph.writers[writer] for writer in plan.writers] == ["a0.h1", "a0.h3", "m0", "a1.h0", "m1"]
     assert {graph.writers[writer] for writer in plan.everywhere} == {"a0.h1", "a0.h3", "m0"}
 
@@ -150,7 +150,7 @@ def test_runs_are_made_once_where_memory_allows(monkeypatch: pytest.MonkeyPatch)
 
 def test_runs_are_made_once_for_a_question_where_memory_does_not_allow_more(monkeypatch: pytest.MonkeyPatch) -> None:
     made, problem = count_runs(monkeypatch), random_problem("gpt2", 0)
-    losses, exists = TailLosses(problem, 1e-9, 8), problem.model.graph.exists
+    losses, exists = DownstreamLosses(problem, 1e-9, 8), problem.model.graph.exists
     losses.begin(exists, 5)
     assert len(made) == problem.num_examples
     losses.prefixes([], [0, 1, 2])

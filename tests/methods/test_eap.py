@@ -43,7 +43,7 @@ def scores_of(question: Problem, **options: Any) -> Tensor:
 def slow_loss(question: Problem, gates: Tensor) -> Tensor:
     """Mean loss by sums over edges, in double precision."""
     total = torch.zeros((), dtype=torch.float64)
-    for batch, full, ablated in question.frozen():
+    for batch, full, ablated in question.batches_with_runs():
         logits = slow_logits(question.model, batch.clean, gates, ablated, batch.attention_mask)
         rows = torch.arange(len(batch))[:, None]
         total = total + question.losses(full.double(), logits[rows, batch.positions], batch).sum()
@@ -106,7 +106,7 @@ def test_scores_of_a_writer_sum_to_its_node_attribution(name: str) -> None:
     model = question.model
     writer = model.graph.first_writer(layer) + head
     slope = 0.0
-    for batch, full, ablated in question.frozen():
+    for batch, full, ablated in question.batches_with_runs():
 
         def loss(
             share: float, batch: PairBatch = batch, full: Tensor = full, ablated: WriterStates = ablated
@@ -129,7 +129,7 @@ def test_a_writer_that_is_not_ablated_scores_zero() -> None:
     pairs = random_pairs()
     same = [type(pair)(pair.clean, pair.clean, pair.positions, pair.targets, pair.distractors) for pair in pairs]
     question = problem(tiny(), same)
-    batch, _, ablated = next(iter(question.frozen()))
+    batch, _, ablated = next(iter(question.batches_with_runs()))
     states = question.model.record(batch.clean, batch.attention_mask)
     assert all(output.abs().max() > 0 for output in writer_outputs(question.model, states))
     real = batch.attention_mask.bool()  # kept states have zeros where a batch is padded
@@ -147,7 +147,7 @@ def every_direction(index: int, shape: tuple[int, int]) -> Iterator[Tensor]:
 def exact_scores(question: Problem) -> Tensor:
     """What the scores are estimates of."""
     total, gates = torch.zeros(question.model.graph.shape, dtype=torch.float64), open_gates(question.model)
-    for batch, full, ablated in question.frozen():
+    for batch, full, ablated in question.batches_with_runs():
         total += closing_curvatures(question, batch, full, ablated, gates, every_direction)
     return total / question.num_examples
 

@@ -48,7 +48,7 @@ def published_runs(variant: str, steps: int, own: WriterStates, other: WriterSta
 @pytest.mark.parametrize("variant", ALONG_RUNS)
 def test_is_the_average_gradient_at_readers_times_the_clean_run_s_differences(variant: Any, name: str) -> None:
     question, steps = problem(tiny(name), cuts=()), 3
-    ((batch, full, other),) = question.frozen()
+    ((batch, full, other),) = question.batches_with_runs()
     own = question.model.record(batch.clean, batch.attention_mask)
     gates = question.model.graph.all_open(torch.float64).requires_grad_()
     found: list[Tensor] = []

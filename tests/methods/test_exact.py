@@ -11,7 +11,7 @@ from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods import ExactEdgePatching
-from edgeprune.methods.exact import STATE_FILE, _Sweep  # pyright: ignore[reportPrivateUsage]
+from edgeprune.methods.exact import STATE_FILE, _State  # pyright: ignore[reportPrivateUsage]
 from edgeprune.methods.problem import Problem
 from tests.methods.small_problems import ignore_progress, problem, random_pairs, tiny
 
@@ -85,12 +85,12 @@ def test_an_interrupted_sweep_goes_on_and_ends_the_same(tmp_path: Path, after: i
 def test_seconds_of_all_parts_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr("edgeprune.methods.exact.time", SimpleNamespace(monotonic=lambda: clock.now))
-    sweep = _Sweep.start("key", 3, tmp_path)
+    state = _State.start("key", 3, tmp_path)
     clock.now += 7
-    sweep.add(torch.tensor(0.5))
-    sweep.save()
+    state.add(torch.tensor(0.5))
+    state.save()
     clock.now += 1000  # nobody runs it
-    again = _Sweep.start("key", 3, tmp_path)
+    again = _State.start("key", 3, tmp_path)
     clock.now += 2
     assert again.seconds == 9
 

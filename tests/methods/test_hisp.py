@@ -64,7 +64,7 @@ def hooked(model: MaskedModel, tokens: Tensor, mask: Tensor) -> tuple[Tensor, di
 def slow_scores(question: Problem, formula: str) -> dict[str, float]:
     """`sum_i |(C - C') . dL_i/dC|`, one example at a time, C' = 0 or the corrupted prompt's."""
     total: dict[str, float] = {}
-    for batch, full, _ in question.frozen():
+    for batch, full, _ in question.batches_with_runs():
         for row in range(len(batch)):
             one = pick(batch, row)
             logits, own = hooked(question.model, one.clean, one.attention_mask)
@@ -110,7 +110,7 @@ def test_slopes_of_mlps_and_values_are_those_of_their_writers_gates(family: Any,
     """An MLP's gate is all its outgoing edges' gates; attention is linear in v, so heads stand for their v."""
     question = problem(build(family, index, kv_readers=kv_readers))
     model, nodes = question.model, NodeMap(question.model.graph)
-    for batch, full, ablated in question.frozen():
+    for batch, full, ablated in question.batches_with_runs():
         zero = gate_slopes(question, batch, full, ablations.zero(model)).sum(0)
         slopes = node_slopes(question, batch, full, {}).sum(0)
         expected = torch.zeros(nodes.num_nodes + 1, dtype=torch.float64)
@@ -159,7 +159,7 @@ def test_gates_of_queries_and_keys_stand_behind_their_norms(name: str, index: in
     """Slopes are those of scaling what the norm gives. Scaling what it gets does nothing: the norm undoes it."""
     model = tiny(name, index, kv_readers=kv_readers)
     question, arch = problem(model), model.graph.arch
-    (batch, full, _), *_ = question.frozen()
+    (batch, full, _), *_ = question.batches_with_runs()
     found: list[float] = []
     counts = (arch.num_heads, arch.num_kv_heads, arch.num_kv_heads)
     for block, (kind, count) in product(model.blocks, enumerate(counts)):
@@ -210,7 +210,7 @@ def test_the_paper_s_formula_with_zero_ablation_starts_from_zero() -> None:
 
 def test_corrupted_values_are_moved_to_the_positions_they_stand_for() -> None:
     question = problem(tiny(), cuts=())
-    (batch,) = (batch for batch, _, _ in question.frozen())
+    (batch,) = (batch for batch, _, _ in question.batches_with_runs())
     plain = node_values(question.model, batch)
     seq = batch.clean.shape[1]
     alignment = torch.arange(seq).flip(0).expand(len(batch), seq)
@@ -254,7 +254,7 @@ def test_nodes_with_equal_scores_go_by_index() -> None:
 # ------------------------------------------------------------------ mistakes and records
 def test_the_model_is_left_as_it_was() -> None:
     question = problem(tiny())
-    (batch, full, _), *_ = question.frozen()
+    (batch, full, _), *_ = question.batches_with_runs()
     HISP(formula="paper").discover(question, ignore_progress)
     assert torch.equal(question.model.full(batch.clean, batch.attention_mask, batch.positions).float(), full)
     assert "attend" not in vars(question.model.family)

@@ -58,7 +58,7 @@ class Output:
         )
         self.batches, self.runs, self.squared = [batch], ReferenceRuns(self.model, "zero"), squared
 
-    def frozen(self) -> Iterator[tuple[PairBatch, Tensor, WriterStates]]:
+    def batches_with_runs(self) -> Iterator[tuple[PairBatch, Tensor, WriterStates]]:
         for batch in self.batches:
             yield batch, *self.runs(batch, self.split)
 
@@ -66,7 +66,7 @@ class Output:
         return (circuit - full).square()[:, 0, 0] if self.squared else -circuit[:, 0, 0]
 
     def loss(self, gates: Tensor) -> Tensor:
-        ((batch, full, ablated),) = self.frozen()
+        ((batch, full, ablated),) = self.batches_with_runs()
         return self.losses(full, gated_logits(self.model, batch, gates, ablated), batch)[0]
 
     def closed(self, *edges: str) -> float:
@@ -106,7 +106,7 @@ def test_or_gate_by_hand() -> None:
 def test_both_heads_of_an_or_gate_share_one_half_each_on_the_way_to_none() -> None:
     """Only the two edges go from closed to open: relu(1 - 2 s) has its slope for s below one half."""
     gate, steps = or_gate(), 200
-    ((batch, full, ablated),) = gate.frozen()
+    ((batch, full, ablated),) = gate.batches_with_runs()
     total = torch.zeros(gate.model.graph.shape, dtype=torch.float64)
     for step in range(steps):
         gates = gate.model.graph.all_open(torch.float64)
@@ -186,7 +186,7 @@ def test_scores_of_a_writer_sum_to_its_node_attribution(name: str, writer: str, 
     """Heads are in `test_eap.py`."""
     question, step = problem(tiny(name, kv_readers=kv_readers)), 1e-5
     model, slope = question.model, 0.0
-    for batch, full, ablated in question.frozen():
+    for batch, full, ablated in question.batches_with_runs():
         own = model.record(batch.clean, batch.attention_mask)
         difference = ablated.minus(own)
 

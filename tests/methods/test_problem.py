@@ -22,7 +22,7 @@ def test_every_metric_has_a_loss() -> None:
 @pytest.mark.parametrize("metric", get_args(Metric))
 def test_a_loss_is_low_for_a_faithful_model(metric: Metric) -> None:
     made = with_years() if metric == "greater_than" else problem(tiny(), metric=metric)
-    (batch, full, _), *_ = made.frozen()
+    (batch, full, _), *_ = made.batches_with_runs()
     right = full.scatter_add(-1, batch.targets.clamp(min=0)[..., None], torch.full_like(full[..., :1], 3.0))
     better, worse = (right, full) if metric in MEASURES else (full, right)
     assert (made.losses(full, better, batch) < made.losses(full, worse, batch)).all()
@@ -50,7 +50,7 @@ def test_eap_is_minus_the_slope_of_any_metric(metric: Metric) -> None:
     made = problem(tiny(), metric=metric)
     scores = EAP().discover(made, ignore_progress).scores
     assert scores is not None
-    batch, full, ablated = next(made.frozen())
+    batch, full, ablated = next(made.batches_with_runs())
     gates, step = open_gates(made.model), 1e-5
     exact = closing_effects(made, batch, full, ablated, gates)
     reader, writer = made.model.graph.exists.nonzero()[7].tolist()

@@ -9,7 +9,7 @@ from edgeprune.graph import EdgeGraph
 
 
 @dataclass(frozen=True)
-class LayerPlan:
+class LayerChanges:
     """What changes in one layer.
 
     Attributes:
@@ -24,7 +24,7 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Changes:
     """What changes downstream of some readers, and matters to the logits.
 
     Attributes:
@@ -35,13 +35,13 @@ class Plan:
         logits: Whether the input of the logits changes.
     """
 
-    layers: list[LayerPlan]
+    layers: list[LayerChanges]
     writers: list[int]
     everywhere: frozenset[int]
     logits: bool
 
 
-def make_plan(graph: EdgeGraph, keep: Tensor, starts: Tensor) -> Plan:
+def find_changes(graph: EdgeGraph, keep: Tensor, starts: Tensor) -> Changes:
     """Follow the open edges from some readers.
 
     Args:
@@ -51,7 +51,7 @@ def make_plan(graph: EdgeGraph, keep: Tensor, starts: Tensor) -> Plan:
     """
     heard, heard_writers = _heard(graph, keep)
     changed = torch.zeros(len(graph.writers), dtype=torch.bool)
-    layers: list[LayerPlan] = []
+    layers: list[LayerChanges] = []
     for layer in range(graph.arch.num_layers):
         attention, mlp_row = graph.rows(layer).attention, graph.mlp_reader(layer)
         moved = heard & (starts | (keep & changed).any(1))
@@ -62,10 +62,10 @@ def make_plan(graph: EdgeGraph, keep: Tensor, starts: Tensor) -> Plan:
         mlp = graph.arch.has_mlp and bool(heard[mlp_row] & (starts[mlp_row] | (keep[mlp_row] & changed).any()))
         if mlp:
             changed[graph.mlp_writer(layer)] = True
-        layers.append(LayerPlan(readers, heads, mlp))
+        layers.append(LayerChanges(readers, heads, mlp))
     writers = changed.nonzero().flatten().tolist()
     logits = bool(starts[-1] | (keep[-1] & changed).any())
-    return Plan(layers, writers, _everywhere(graph, keep, layers), logits)
+    return Changes(layers, writers, _everywhere(graph, keep, layers), logits)
 
 
 def _heard(graph: EdgeGraph, keep: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,7 +78,7 @@ def _heard(graph: EdgeGraph, keep: Tensor) -> tuple[Tensor, Tensor]:
     return readers, (keep & readers[:, None]).any(0)
 
 
-def _everywhere(graph: EdgeGraph, keep: Tensor, layers: list[LayerPlan]) -> frozenset[int]:
+def _everywhere(graph: EdgeGraph, keep: Tensor, layers: list[LayerChanges]) -> frozenset[int]:
     """Changed writers whose output counts at every position."""
     listening = torch.zeros(len(graph.readers), dtype=torch.bool)
     everywhere: list[int] = []
