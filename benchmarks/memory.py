@@ -99,7 +99,7 @@ def measure(case: Case) -> dict[str, Any]:
         terms = training_terms(model, shape, activations_per_example(model, shape, kl_divergence))
     else:
         terms = evaluation_terms(model, shape)
-    plan = plan_of(model, terms, runs.planned_bytes())
+    plan = plan_of(model, terms, int(case.cache_gb * 1e9) - runs.store.free["memory"])
     Path("/proc/self/clear_refs").write_text("5")  # start the peak again: building the model does not count
     if case.train:
         _train(model, runs, [batch_of(numbers) for numbers in sampler], shape)

@@ -5,7 +5,6 @@ Neither depends on the gates: the full model's logits at the scored positions, a
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal, final, get_args
 
@@ -23,12 +22,12 @@ from edgeprune.ablations import (
 )
 from edgeprune.ablations.constants import Progress
 from edgeprune.ablations.fixed_batches import FixedBatches, KeepingPlan
-from edgeprune.ablations.positions import aligned, positions
+from edgeprune.ablations.positions import aligned
 from edgeprune.ablations.reference_cache import ALIGNMENT, PLACES, Place, ReferenceCache, Values
-from edgeprune.batch import PairBatch
+from edgeprune.batch import PairBatch, at_positions
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.limits import Limits
-from edgeprune.models.masked import MaskedModel
+from edgeprune.models.masked import MaskedModel, position_ids
 from edgeprune.models.states import WriterStates
 from edgeprune.objectives import Objective
 from edgeprune.paths import cache_root
@@ -190,10 +189,6 @@ class ReferenceRuns:
                     stacklevel=4,
                 )
 
-    def planned_bytes(self, place: Place = "memory") -> int:
-        """Room that the planned examples of all splits take at most."""
-        return sum(plan.taken[place] for plan in self._plans.values())
-
     def bytes_of(self, num_tokens: int, num_positions: int) -> int:
         """Room that one example takes at most, from the tokens of its clean prompt and its scored positions."""
         total = num_positions * self.model.num_outputs * min(self.model.dtype.itemsize, torch.float32.itemsize)
@@ -252,23 +247,19 @@ class ReferenceRuns:
             if number not in plan or (split, number) in self.store:
                 continue
             numbers = plan.batch_of(number)
-            there = (
-                batch if list(numbers) == batch.index.tolist() else plan.fixed.collate(numbers).to(self.model.device)
-            )
-            values = self._values(there, *self._run(there, split))
-            for member, own in zip(numbers, values, strict=True):
-                self.store.put((split, member), own, plan.place(number))
+            own = list(numbers) == batch.index.tolist()
+            fixed = batch if own else plan.fixed.collate(numbers).to(self.model.device)
+            values = self._values(fixed, *self._run(fixed, split))
+            for member, kept in zip(numbers, values, strict=True):
+                self.store.put((split, member), kept, plan.place(number))
 
     def _values(self, batch: PairBatch, full: Tensor, states: WriterStates) -> list[Values]:
         """What is kept of each example of a batch that was run."""
         lengths, counts = batch.attention_mask.sum(1).tolist(), batch.position_mask.sum(1).tolist()
         full = full if self.model.dtype.itemsize >= full.element_size() else full.to(self.model.dtype)
+        kept = (states.heads, states.mlps) if self._per_example else (None, None)
         return [
-            Values(
-                logits=full[row, :count],
-                heads=states.heads[:, row, :length] if self._per_example else None,
-                mlps=states.mlps[:, row, :length] if self._per_example and states.mlps is not None else None,
-            )
+            Values(full[row, :count], *(None if field is None else field[:, row, :length] for field in kept))
             for row, (length, count) in enumerate(zip(lengths, counts, strict=True))
         ]
 
@@ -290,15 +281,11 @@ class ReferenceRuns:
         if heads is None:
             return full.to(device), self._common_states(batch)
         ids, mask, alignment = self._prompts(batch, split)
-        states = WriterStates(
-            embeddings=torch.stack(self.model.embeddings(ids, mask)),
-            heads=heads.to(device),
-            mlps=None if mlps is None else mlps.to(device),
-        )
+        parts = self.model.embeddings(ids, mask)
         if alignment is not None:
-            rows = torch.arange(len(alignment), device=device)[:, None]
-            states = replace(states, embeddings=states.embeddings[:, rows, alignment])
-        return full.to(device), states
+            parts = [at_positions(part, alignment) for part in parts]
+        states = WriterStates(embeddings=torch.stack(parts), heads=heads, mlps=mlps)
+        return full.to(device), states.to(device)
 
     def _mixed(self, batch: PairBatch, split: str, kept: Tensor) -> tuple[Tensor, WriterStates]:
         """The runs of a batch of which the examples `kept`, bool `[batch]`, are read and the others are run."""
@@ -308,13 +295,7 @@ class ReferenceRuns:
         full = _merged(0, (old, full), (new, other_full))
         if not self._per_example:
             return full, self._common_states(batch)
-        return full, WriterStates(
-            embeddings=_merged(1, (old, states.embeddings), (new, other.embeddings)),
-            heads=_merged(1, (old, states.heads), (new, other.heads)),
-            mlps=None
-            if states.mlps is None or other.mlps is None
-            else _merged(1, (old, states.mlps), (new, other.mlps)),
-        )
+        return full, states.map(lambda read, run: _merged(1, (old, read), (new, run)), other)
 
     def check(self, batch: PairBatch) -> None:
         """Refuse pairs that the model or the ablation cannot take.
@@ -353,10 +334,8 @@ class ReferenceRuns:
 
     def _at_positions(self, mask: Tensor) -> WriterStates:
         """Means of positions, laid out as the tokens of a batch `[batch, seq]`."""
-        states, places = self.states(), positions(mask)
-        places = places.clamp(max=states.heads.shape[2] - 1)  # padding only: see `check`
-        if bool(mask[:, 0].all()):  # no padding on the left: one row for all, which is not copied
-            places = places[:1]
+        states, alike = self.states(), bool(mask[:, 0].all())  # no padding on the left: one row for all, not copied
+        places = position_ids(mask, None if alike else mask).clamp(max=states.heads.shape[2] - 1)  # of padding alone
         return states.map(lambda field: field[:, 0, places].expand(-1, len(mask), *[-1] * (field.dim() - 2)))
 
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
-from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
 from edgeprune.methods.attribution import require_slope
@@ -111,13 +110,6 @@ def _order(values: Tensor) -> Tensor:
     return groups.argsort(stable=True)
 
 
-def circuit_after(discovery: Discovery, nodes: NodeMap, num_masked: int) -> Circuit:
-    """The circuit after the first `num_masked` nodes of the order are masked."""
-    if not 0 <= num_masked <= nodes.num_nodes or discovery.scores is None:
-        raise EdgepruneError(f"can mask 0 to {nodes.num_nodes} nodes of a ranking, got {num_masked}")
-    return Circuit(nodes.graph, discovery.scores > num_masked, discovery.scores, dict(discovery.about))
-
-
 def normalized(model: MaskedModel, values: Tensor) -> Tensor:
     """Node scores `[num_nodes]` over the L2 norm of their layer's."""
     layers = values.view(model.graph.arch.num_layers, -1)
@@ -164,10 +156,7 @@ def node_values(model: MaskedModel, batch: PairBatch) -> dict[int, Tensor]:
         return own
 
     model.run(batch.corrupted, batch.corrupted_mask, node_edits(model.graph, keep))
-    if batch.alignment is None:
-        return found
-    rows = torch.arange(len(batch), device=batch.alignment.device)[:, None]
-    return {first: values[rows, batch.alignment] for first, values in found.items()}
+    return {first: batch.aligned(values) for first, values in found.items()}
 
 
 def node_edits(graph: EdgeGraph, change: Change) -> Edits:

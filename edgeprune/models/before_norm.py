@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.models.block import Block, repeat_kv
+from edgeprune.models.block import Block, repeat_kv, weights_per_reader
 from edgeprune.models.masked import COMPUTED, MaskedModel
 from edgeprune.models.states import FixedOutputs, WriterStates
 
@@ -116,9 +116,8 @@ class _RunBeforeNorm:
     def _project(self, block: Block, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v `[batch, seq, readers, c]` from the inputs of their readers."""
         arch = self.model.graph.arch
-        q, k, v = block.qkv_weights()
         copies = arch.kv_readers_per_head
-        weight = torch.cat([q, k.repeat_interleave(copies, 0), v.repeat_interleave(copies, 0)])
+        weight = torch.cat(weights_per_reader(block, copies))
         bias = torch.cat(repeat_kv(block.project(inputs.new_zeros(1, 1, inputs.shape[-1])), copies), 2)
         made = torch.einsum("rbsd,rdc->bsrc", block.norm(inputs), weight) + bias
         q, k, v = made.split(arch.reader_counts, dim=2)

@@ -218,6 +218,12 @@ def walk(
     return edited("residual", len(blocks), stream)
 
 
+def weights_per_reader(block: Block, copies: int) -> Projected:
+    """`Block.qkv_weights` with one k and one v for each reader of the graph, `[n, D, C]` each."""
+    q, k, v = block.qkv_weights()
+    return (q, k, v) if copies == 1 else (q, k.repeat_interleave(copies, 0), v.repeat_interleave(copies, 0))
+
+
 def repeat_kv(qkv: Projected, copies: int) -> Projected:
     """Key/value heads `[B, S, K, C]` once for each reader of the graph, `[B, S, K * copies, C]`."""
     if copies == 1:

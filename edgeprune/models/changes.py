@@ -32,13 +32,11 @@ class Changes:
         writers: All writers whose output changes, in the graph's order.
         everywhere: Those of them that some attention reader hears, at once or through MLPs. Of the others only the
             scored positions count, as MLPs and logits see each position by itself.
-        logits: Whether the input of the logits changes.
     """
 
     layers: list[LayerChanges]
     writers: list[int]
     everywhere: frozenset[int]
-    logits: bool
 
 
 def find_changes(graph: EdgeGraph, keep: Tensor, starts: Tensor) -> Changes:
@@ -49,33 +47,23 @@ def find_changes(graph: EdgeGraph, keep: Tensor, starts: Tensor) -> Changes:
         keep: Open edges, bool `[reader, writer]`, False where none exists.
         starts: Readers whose input changes of itself, bool `[reader]`.
     """
-    heard, heard_writers = _heard(graph, keep)
+    reaching = graph.reaching_logits(keep)
+    counts = (keep & reaching[:, None]).any(0)  # writers that reach the logits
     changed = torch.zeros(len(graph.writers), dtype=torch.bool)
     layers: list[LayerChanges] = []
     for layer in range(graph.arch.num_layers):
         attention, mlp_row = graph.rows(layer).attention, graph.mlp_reader(layer)
-        moved = heard & (starts | (keep & changed).any(1))
+        moved = reaching & (starts | (keep & changed).any(1))
         readers = [reader for reader in range(attention.start, attention.stop) if moved[reader]]
         behind = {writer for reader in readers for writer in graph.behind(reader)}
-        heads = sorted(writer for writer in behind if heard_writers[writer])
+        heads = sorted(writer for writer in behind if counts[writer])
         changed[heads] = True
-        mlp = graph.arch.has_mlp and bool(heard[mlp_row] & (starts[mlp_row] | (keep[mlp_row] & changed).any()))
+        mlp = graph.arch.has_mlp and bool(reaching[mlp_row] & (starts[mlp_row] | (keep[mlp_row] & changed).any()))
         if mlp:
             changed[graph.mlp_writer(layer)] = True
         layers.append(LayerChanges(readers, heads, mlp))
     writers = changed.nonzero().flatten().tolist()
-    logits = bool(starts[-1] | (keep[-1] & changed).any())
-    return Changes(layers, writers, _everywhere(graph, keep, layers), logits)
-
-
-def _heard(graph: EdgeGraph, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """Bool `[reader]` and `[writer]`: a path of open edges leads from it to the logits."""
-    readers = torch.zeros(len(graph.readers), dtype=torch.bool)
-    readers[-1] = True
-    for reader in reversed(range(len(graph.readers) - 1)):
-        later = keep[:, list(graph.behind(reader))] & readers[:, None]
-        readers[reader] = later.any()
-    return readers, (keep & readers[:, None]).any(0)
+    return Changes(layers, writers, _everywhere(graph, keep, layers))
 
 
 def _everywhere(graph: EdgeGraph, keep: Tensor, layers: list[LayerChanges]) -> frozenset[int]:
@@ -83,11 +71,11 @@ def _everywhere(graph: EdgeGraph, keep: Tensor, layers: list[LayerChanges]) -> f
     listening = torch.zeros(len(graph.readers), dtype=torch.bool)
     everywhere: list[int] = []
     for layer in reversed(range(len(layers))):
-        plan, mlp_row = layers[layer], graph.mlp_reader(layer)
-        if plan.mlp:
+        layer_changes, mlp_row = layers[layer], graph.mlp_reader(layer)
+        if layer_changes.mlp:
             writer = graph.mlp_writer(layer)
             listening[mlp_row] = (keep[:, writer] & listening).any()
             everywhere += [writer] * bool(listening[mlp_row])
-        everywhere += [head for head in plan.heads if (keep[:, head] & listening).any()]
-        listening[plan.readers] = True
+        everywhere += [head for head in layer_changes.heads if (keep[:, head] & listening).any()]
+        listening[layer_changes.readers] = True
     return frozenset(everywhere)

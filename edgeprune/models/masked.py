@@ -284,8 +284,7 @@ class MaskedModel(nn.Module):
         if positions is None:
             inputs, _ = ReadStream.apply(chain, stream, closed, stack, 0, None)
             return inputs.view(*shape, -1)
-        rows = torch.arange(shape[0], device=positions.device)[:, None] * shape[1] + positions
-        tokens = rows.flatten()
+        tokens = rows_of(positions, shape[1])
         closed = closed[tokens] if len(closed) == len(stream) else closed  # every token has its own gates
         inputs, _ = ReadStream.apply(chain, stream[tokens], closed, stack, 0, tokens)
         return inputs.view(*positions.shape, -1)
@@ -308,6 +307,11 @@ class MaskedModel(nn.Module):
                 f"ablated states are for [batch, seq] = {tuple(fits)}, the prompts have {tuple(input_ids.shape)}: "
                 "record the corrupted prompts of the same batch, padded alike"
             )
+
+
+def rows_of(positions: Tensor, seq: int) -> Tensor:
+    """Positions `[batch, n]` as rows of `[batch * seq, ...]`, long `[batch * n]`."""
+    return (torch.arange(len(positions), device=positions.device)[:, None] * seq + positions).flatten()
 
 
 def keeping(found: list[Tensor]) -> Callable[[int, Tensor], Tensor]:

@@ -211,8 +211,8 @@ class DeltaStack:
 class ReadSegment(torch.autograd.Function):
     """What all readers of a segment get from the writers before it, left in `mixed`.
 
-    Inputs: the chain; closed `[G, readers, writers]`; the stream before the segment `[T, D]`, which the first `num_streams`
-    readers take in; that number; the stack; whether the segment is the first. Returns: the next chain.
+    Inputs: the chain; closed `[G, readers, writers]`; the stream before the segment `[T, D]`, which the first
+    `num_streams` readers take in; that number; the stack; whether the segment is the first. Returns: the next chain.
     """
 
     @staticmethod
@@ -241,8 +241,8 @@ class ReadLayer(torch.autograd.Function):
     """Inputs of one layer's readers, from the segment's own writers too: q, k, v of the one kind, the mix of the other.
 
     Inputs: the chain; stream `[T, D]`; closed `[G, readers of the layer, writers of the segment before it]`; the
-    model's own projection of the stream `[T, A, C]` if every gate is open, else None; a function that makes the readers'
-    `Projection`; the stack; the layer's `Span`.
+    model's own projection of the stream `[T, A, C]` if every gate is open, else None; a function that makes the
+    readers' `Projection`; the stack; the layer's `Span`.
     Returns: q, k, v as one `[T, A, C]`; what closed edges add to the MLP's input `[T, D]` (nothing, `[0]`, without an
     MLP); the next chain.
     """

@@ -151,9 +151,7 @@ class _Sender:
             return cls("mlp_out", int(name[1:]), 0, pair.other["mlp_out", int(name[1:])])
         batch, row = pair.batch, model.graph.writers.index(name)
         clean = model.start(batch.clean, batch.attention_mask)[0][row]
-        corrupted = model.start(batch.corrupted, batch.corrupted_mask)[0][row]
-        if batch.alignment is not None:
-            corrupted = corrupted[torch.arange(len(batch), device=clean.device)[:, None], batch.alignment]
+        corrupted = batch.aligned(model.start(batch.corrupted, batch.corrupted_mask)[0][row])
         return cls("residual", 0, 0, corrupted - clean if direction == "noising" else clean - corrupted)
 
     def put(self, site: Site, layer: int, value: Tensor) -> Tensor:

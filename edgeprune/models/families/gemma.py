@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers import Gemma2Config, Gemma3TextConfig, GemmaConfig, VaultGemmaConfig
 
 from edgeprune.graph import KVReaders
-from edgeprune.models.block import NormSpec, Projected
+from edgeprune.models.block import NormSpec
 from edgeprune.models.families.rotary import RotaryBlock, RotaryDecoder
 from edgeprune.models.family import require
 
@@ -54,9 +54,6 @@ class Gemma3Block(PostNormBlock):
     """Queries and keys of each head are normed."""
 
     qk_norm = "head"
-
-    def heads(self, q: Tensor, k: Tensor, v: Tensor) -> Projected:
-        return self.attention.q_norm(q), self.attention.k_norm(k), v
 
 
 class GemmaDecoder(RotaryDecoder):

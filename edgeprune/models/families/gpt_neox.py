@@ -59,6 +59,7 @@ class GPTNeoX(RotaryDecoder):
     model_types = ("gpt_neox",)
     block = GPTNeoXBlock
     projections = ("query_key_value", "dense")
+    final_norm = "final_layer_norm"
 
     @classmethod
     def tiny(cls) -> list[Any]:
@@ -69,6 +70,3 @@ class GPTNeoX(RotaryDecoder):
             GPTNeoXConfig(**shape, use_parallel_residual=False, attention_bias=False, tie_word_embeddings=True),
             GPTNeoXConfig(**shape, rope_parameters=whole),
         ]
-
-    def finish(self, stream: Tensor) -> Tensor:
-        return self.hf.lm_head(self.body.final_layer_norm(stream))

@@ -3,7 +3,6 @@
 Its attention is a method of its own, with scores in float32.
 """
 
-from collections.abc import Iterable
 from typing import Any, final
 
 import torch
@@ -46,9 +45,6 @@ class GPTJBlock(RotaryBlock):
         table = (values.to(part.dtype) for values in rotary)
         return torch.cat((self._own("apply_rotary_pos_emb")(part[..., :width], *table), part[..., width:]), -1)
 
-    def mlp(self, stream: Tensor) -> Tensor:
-        return self.module.mlp(self.norm(stream))
-
     def join(self, stream: Tensor, attention: Tensor, mlp: Tensor | None) -> Tensor:
         assert mlp is not None
         return attention + mlp + stream
@@ -62,6 +58,8 @@ class GPTJ(RotaryDecoder):
     attention_implementations = ("eager",)  # the library's other one, FlashAttention, is not followed
     block = GPTJBlock
     projections = ("q_proj", "k_proj", "v_proj", "out_proj")
+    layer_list = "h"
+    final_norm = "ln_f"
 
     def __init__(self, hf: Any, kv_readers: KVReaders) -> None:
         require(bool(hf.config.rotary_dim), "rotary_dim=0: a table as wide as the model")
@@ -88,13 +86,6 @@ class GPTJ(RotaryDecoder):
     def num_positions(cls, config: Any) -> int | None:
         return config.n_positions
 
-    @property
-    def modules(self) -> Iterable[nn.Module]:
-        return self.body.h
-
     def rotary(self, stream: Tensor, position_ids: Tensor) -> list[Rotary | None]:
         """Sines and cosines of each layer, in this order."""
         return [block.attention.embed_positions[position_ids].chunk(2, -1) for block in self.layers]
-
-    def finish(self, stream: Tensor) -> Tensor:
-        return self.hf.lm_head(self.body.ln_f(stream))

@@ -51,6 +51,7 @@ class Phi(RotaryDecoder):
     model_types = ("phi",)
     block = PhiBlock
     projections = ("q_proj", "k_proj", "v_proj", "dense")
+    final_norm = "final_layernorm"
 
     @classmethod
     def tiny(cls) -> list[Any]:
@@ -61,6 +62,3 @@ class Phi(RotaryDecoder):
             PhiConfig(**shape, num_key_value_heads=2, qk_layernorm=True, rope_parameters=scaled),
             PhiConfig(**shape, num_key_value_heads=1, tie_word_embeddings=True),
         ]
-
-    def finish(self, stream: Tensor) -> Tensor:
-        return self.hf.lm_head(self.body.final_layernorm(stream))
