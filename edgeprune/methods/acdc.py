@@ -60,6 +60,8 @@ class ACDC(AbstractDiscovery):
             masked model, so that reuse cannot change it by rounding.
     """
 
+    name = "acdc"
+
     taus: tuple[float, ...] = (0.01,)
     absolute: bool = False
     names: Order = "normal"
@@ -126,10 +128,6 @@ class ACDC(AbstractDiscovery):
                     state.save(folder)
                 report(_what(run), run.next_receiver, len(receivers))
         return replace(self._result(graph, state.runs), seconds=state.seconds)
-
-    def describe(self) -> dict[str, Any]:
-        """`method` and its settings."""
-        return {"method": "acdc", **asdict(self), "taus": list(self.taus)}
 
     # ---------------------------------------------------------------- one receiver
     def _losses(self, problem: Problem) -> AbstractLosses:
@@ -262,12 +260,12 @@ def _what(run: ThresholdRun) -> str:
 
 
 def is_read(graph: EdgeGraph, keep: Tensor, reader: int) -> bool:
-    """Whether a kept edge leaves the node behind `reader`; for k and v readers, one of the heads that use it."""
+    """Whether an edge of `keep` `[reader, writer]` leaves the node of `reader`; of k and v, a head that it serves."""
     return reader == len(graph.readers) - 1 or bool(keep[:, list(graph.behind(reader))].any())
 
 
 def smallest_taus(runs: list[ThresholdRun]) -> Tensor:
-    """For each edge the smallest finite tau that removed it; where none did, the size of its effect at the largest."""
+    """Smallest finite tau that removed each edge `[reader, writer]`; if none did, its effect's size at the largest."""
     finite = sorted((run for run in runs if math.isfinite(run.tau)), key=lambda run: -run.tau)
     scores = (finite or runs)[0].effects.abs()
     for run in finite:

@@ -27,7 +27,7 @@ class AbstractLosses(ABC):
 
     @abstractmethod
     def begin(self, keep: Tensor, reader: int) -> float:
-        """Loss of the circuit `keep`; later questions are about it with further edges into `reader` closed."""
+        """Loss of the circuit `keep` `[reader, writer]`, which `prefixes` closes further edges into `reader` of."""
 
     @abstractmethod
     def prefixes(self, closed: Sequence[int], candidates: Sequence[int]) -> list[float]:
@@ -39,7 +39,7 @@ class PlainLosses(AbstractLosses):
     """One run of the whole masked model for every question."""
 
     def begin(self, keep: Tensor, reader: int) -> float:
-        """Loss of the circuit."""
+        """Loss of the circuit `[reader, writer]`."""
         self.keep, self.reader = keep.clone(), reader
         return self.exact(keep)
 
@@ -75,7 +75,7 @@ class DownstreamLosses(AbstractLosses):
         self.runs_from_reader: dict[int, tuple[DownstreamRun, Tensor]] = {}
 
     def begin(self, keep: Tensor, reader: int) -> float:
-        """Loss of the circuit."""
+        """Loss of the circuit `[reader, writer]`."""
         self.keep, self.reader = keep.clone(), reader
         self.runs_from_reader.clear()
         runs = (self._downstream(number) for number in self._numbers())

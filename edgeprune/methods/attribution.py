@@ -8,6 +8,7 @@ from torch import Tensor
 
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
+from edgeprune.methods.discovery import Report
 from edgeprune.methods.problem import FLAT, Metric, Problem
 from edgeprune.models.masked import COMPUTED, MaskedModel
 from edgeprune.models.states import FixedOutputs, WriterStates
@@ -17,7 +18,7 @@ Noise = Callable[[int, tuple[int, int]], Iterable[Tensor]]  # number of the exam
 
 
 def open_gates(model: MaskedModel) -> Tensor:
-    """Every edge open, on the model's device; double precision for a model in double precision."""
+    """Gates `[reader, writer]`, all open, on the model's device; in double precision if the model is."""
     dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
     return model.graph.all_open(dtype, model.device)
 
@@ -120,13 +121,14 @@ def _of_example(field: Tensor, row: int, length: int) -> Tensor:
     return field[:, :, :length] if field.shape[1] == 1 else field[:, row : row + 1, :length]
 
 
-def mean_over_examples(problem: Problem, score: BatchScores, report: Callable[[int, int], None]) -> Tensor:
+def mean_over_examples(problem: Problem, score: BatchScores, report: Report, what: str) -> Tensor:
     """Sum of `score` over all batches, divided by the number of examples: how they are batched does not matter.
 
     Args:
         problem: Where batches come from.
         score: Scores `[reader, writer]` of a batch (pairs, full logits, ablated states), summed over its examples.
-        report: Called with the number of batches done, and of all.
+        report: See `AbstractDiscovery.discover`; called after each batch.
+        what: What is being done.
 
     Returns:
         Float64 `[reader, writer]` on the CPU.
@@ -134,7 +136,7 @@ def mean_over_examples(problem: Problem, score: BatchScores, report: Callable[[i
     total = torch.zeros(problem.model.graph.shape, dtype=torch.float64)
     for done, (batch, full, ablated) in enumerate(problem.batches_with_runs(), start=1):
         total += score(batch, full, ablated).double().cpu()
-        report(done, len(problem.batches))
+        report(what, done, len(problem.batches))
     return total / problem.num_examples
 
 

@@ -29,8 +29,8 @@ class AbstractRecipe(nn.Module, ABC):
         """Refuse to go on without a checkpoint where a file that the parameters should start from is missing."""
 
     @abstractmethod
-    def sample(self, seed: int, step: int) -> Tensor:
-        """Gates `[reader, writer]` for one step; the same for equal arguments. Differentiable."""
+    def sample(self, seed: int, step: int, number: int = 0) -> Tensor:
+        """Gates `[reader, writer]`: one of the samples of a step; the same for equal arguments. Differentiable."""
 
     def expected_error(self, error_of: Callable[[Tensor], Tensor], seed: int, step: int) -> tuple[Tensor, Tensor]:
         """Error of one sample of the gates, differentiable in the parameters; and the sample `[reader, writer]`.
@@ -57,9 +57,10 @@ class AbstractRecipe(nn.Module, ABC):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for AdamW, each with `params`, `lr`, `weight_decay` and `maximize`."""
 
-    @abstractmethod
     def learning_rate_factor(self, progress: float) -> float:
         """Factor on the learning rate of every group at `progress` in [0, 1] of the run."""
+        del progress
+        return 1.0
 
     @abstractmethod
     def scores(self) -> Tensor:
@@ -69,9 +70,9 @@ class AbstractRecipe(nn.Module, ABC):
     def num_open(self) -> int:
         """Edges that are more open than closed: the size of the circuit that the gates stand for now."""
 
-    @abstractmethod
     def target(self, progress: float) -> float | None:
         """Sparsity aimed at now, if the recipe aims."""
+        del progress
 
     @abstractmethod
     def state(self, progress: float) -> dict[str, float]:

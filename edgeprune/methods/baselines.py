@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, final, get_args
+from typing import Literal, final, get_args
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ class RandomScores(AbstractDiscovery):
         seed: Of the noise.
     """
 
+    name = "random"
+
     seed: int = 0
 
     def discover(self, problem: Problem, report: Report, folder: Path | None = None) -> Discovery:
@@ -34,10 +36,6 @@ class RandomScores(AbstractDiscovery):
         graph = problem.model.graph
         noise = torch.rand(graph.shape, generator=torch.Generator().manual_seed(self.seed))
         return Discovery(torch.where(graph.exists, noise, 0.0))
-
-    def describe(self) -> dict[str, Any]:
-        """The method and its settings."""
-        return {"method": "random", "seed": self.seed}
 
 
 @final
@@ -52,6 +50,8 @@ class ActivationMagnitude(AbstractDiscovery):
             writer's output in the clean run, whatever the ablation.
     """
 
+    name = "activation_magnitude"
+
     of: Of = "difference"
 
     def __post_init__(self) -> None:
@@ -64,7 +64,7 @@ class ActivationMagnitude(AbstractDiscovery):
         def score(batch: PairBatch, full: Tensor, ablated: WriterStates) -> Tensor:
             return self._norms(problem, batch, ablated)
 
-        scores = mean_over_examples(problem, score, lambda done, total: report("activation magnitude", done, total))
+        scores = mean_over_examples(problem, score, report, "activation magnitude")
         return Discovery(scores, about={"forward_passes": len(problem.batches)})
 
     @torch.no_grad()
@@ -78,7 +78,3 @@ class ActivationMagnitude(AbstractDiscovery):
         mask = batch.attention_mask.double()
         means = (norms * mask).sum(-1) / mask.sum(-1)
         return means.sum(1).cpu() * model.graph.exists
-
-    def describe(self) -> dict[str, Any]:
-        """The method and its settings."""
-        return {"method": "activation_magnitude", "of": self.of}

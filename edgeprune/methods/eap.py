@@ -1,9 +1,9 @@
 """Edge attribution patching (Syed, Rager and Conmy 2023, arXiv 2310.10348): gradients at the full model score edges."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from torch import Tensor
 
@@ -40,6 +40,8 @@ class EAP(AbstractDiscovery):
         seed: Of those functions, which depend on it and on the number of the example in its split alone.
     """
 
+    name = "eap"
+
     samples: int = 4
     seed: int = 0
 
@@ -57,7 +59,7 @@ class EAP(AbstractDiscovery):
                 return closing_effects(problem, batch, full, ablated, gates)
             return closing_curvatures(problem, batch, full, ablated, gates, self._signs) / self.samples
 
-        scores = mean_over_examples(problem, score, lambda done, total: report("EAP", done, total))
+        scores = mean_over_examples(problem, score, report, "EAP")
         passes = len(problem.batches) if first_order else self.samples * problem.num_examples
         return Discovery(scores, about={"order": 1 if first_order else 2, "backward_passes": passes})
 
@@ -66,7 +68,3 @@ class EAP(AbstractDiscovery):
         for sample in range(self.samples):
             noise = uniform_noise(self.seed, index, shape[0] * shape[1], stream=sample)
             yield (noise > 0.5).float().mul(2).sub(1).view(shape)
-
-    def describe(self) -> dict[str, Any]:
-        """The method and its settings."""
-        return {"method": "eap", **asdict(self)}

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, final, get_args
+from typing import Literal, final, get_args
 
 import torch
 from torch import Tensor
@@ -45,6 +45,8 @@ class EAPIG(AbstractDiscovery):
         steps: m; `"clean_corrupted"` has no use for it. The published default is 30, its demonstrations take 5.
     """
 
+    name = "eap_ig"
+
     variant: Variant = "inputs"
     steps: int = 5
 
@@ -68,7 +70,7 @@ class EAPIG(AbstractDiscovery):
                 report(f"EAP-IG ({self.variant})", done, total)
             return scores / runs
 
-        scores = mean_over_examples(problem, score, lambda done, total: None)
+        scores = mean_over_examples(problem, score, lambda what, done, total: None, "")
         return Discovery(scores, about={"backward_passes": total})
 
     def _num_runs(self, problem: Problem) -> int:
@@ -104,7 +106,3 @@ class EAPIG(AbstractDiscovery):
                 yield FixedOutputs(heads={layer: own.heads[layer] + share * difference.heads[layer]})
                 if own.mlps is not None and difference.mlps is not None:
                     yield FixedOutputs(mlps={layer: own.mlps[layer] + share * difference.mlps[layer]})
-
-    def describe(self) -> dict[str, Any]:
-        """The method and its settings."""
-        return {"method": "eap_ig", "variant": self.variant, "steps": self.steps}

@@ -160,14 +160,8 @@ class EdgePruning(AbstractRecipe):
         """One value per edge `[num_edges]`, 0 for frozen edges."""
         return values if self._frozen is None else values.masked_fill(self._frozen, 0)
 
-    def sample(self, seed: int, step: int) -> Tensor:
-        """Gates `[reader, writer]` of one step, the first if there are several samples.
-
-        They are the edges' gates, times their writers' if there are any.
-        """
-        return self._sample(seed, step, 0)
-
-    def _sample(self, seed: int, step: int, number: int) -> Tensor:
+    def sample(self, seed: int, step: int, number: int = 0) -> Tensor:
+        """Gates `[reader, writer]`, one of the samples of a step: the edges', times their writers' if there are any."""
         first = number - number % 2 if self.antithetic else number
 
         def noise_of(gates: HardConcrete, nodes: bool) -> Tensor:
@@ -180,7 +174,7 @@ class EdgePruning(AbstractRecipe):
     def expected_error(self, error_of: Callable[[Tensor], Tensor], seed: int, step: int) -> tuple[Tensor, Tensor]:
         """Error of the step's samples, with the gradient that `estimator` says; and their mean `[reader, writer]`."""
         if self.masks_per_batch > 1:
-            gates = torch.stack([self._sample(seed, step, number) for number in range(self.masks_per_batch)])
+            gates = torch.stack([self.sample(seed, step, number) for number in range(self.masks_per_batch)])
             return error_of(gates), gates.mean(0)
         if self.estimator == "pathwise":
             return super().expected_error(error_of, seed, step)

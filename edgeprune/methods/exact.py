@@ -40,6 +40,8 @@ class ExactEdgePatching(AbstractDiscovery):
         edges: Names of the edges to score (`"m0->logits"`); None: all. The others get score 0.
     """
 
+    name = "exact_edge_patching"
+
     edges: tuple[str, ...] | None = None
 
     @torch.no_grad()
@@ -80,10 +82,6 @@ class ExactEdgePatching(AbstractDiscovery):
         if not self.edges:
             raise EdgepruneError("edges is empty; name the edges to score, or leave it out for all")
         return list(dict.fromkeys(graph.index(edge) for edge in self.edges))
-
-    def describe(self) -> dict[str, Any]:
-        """The method and its settings."""
-        return {"method": "exact_edge_patching", "edges": None if self.edges is None else list(self.edges)}
 
 
 class _State:

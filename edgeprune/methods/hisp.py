@@ -4,9 +4,9 @@ Conmy et al. 2023 (arXiv 2304.14997) score the q, k and v of each head and each 
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, final, get_args
+from typing import Literal, final, get_args
 
 import torch
 from torch import Tensor
@@ -50,6 +50,8 @@ class HISP(AbstractDiscovery):
         normalize: Divide by the L2 norm of the scores of the node's layer, q, k, v and MLP together (published: yes).
     """
 
+    name = "hisp"
+
     formula: Formula = "published_code"
     normalize: bool = True
 
@@ -78,10 +80,6 @@ class HISP(AbstractDiscovery):
         if self.formula == "published_code" or problem.runs.spec.kind == "zero":
             return {}
         return node_values(problem.model, batch)
-
-    def describe(self) -> dict[str, Any]:
-        """Method and settings."""
-        return {"method": "hisp", **asdict(self)}
 
 
 def _ranked(nodes: NodeMap, values: Tensor) -> Discovery:
@@ -148,7 +146,10 @@ def node_slopes(problem: Problem, batch: PairBatch, full: Tensor, baseline: dict
 
 @torch.no_grad()
 def node_values(model: MaskedModel, batch: PairBatch) -> dict[int, Tensor]:
-    """What q, k, v and MLPs are on the corrupted prompts, at the clean positions, by first node of each part."""
+    """Values `[batch, seq, nodes, width]` of q, k, v and MLPs on the corrupted prompts, at the clean positions.
+
+    By the first node of each part.
+    """
     found: dict[int, Tensor] = {}
 
     def keep(first: int, own: Tensor) -> Tensor:

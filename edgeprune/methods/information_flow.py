@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -53,6 +53,8 @@ class InformationFlowRoutes(AbstractDiscovery):
             authors' tool; EAP-IG and MIB have none). In [0, 1).
     """
 
+    name = "information_flow_routes"
+
     norm: int = 1
     threshold: float = 0.0
 
@@ -70,8 +72,7 @@ class InformationFlowRoutes(AbstractDiscovery):
         def score(batch: PairBatch, full: Tensor, ablated: WriterStates) -> Tensor:
             return self._shares(problem, batch)
 
-        what = "information flow routes"
-        scores = mean_over_examples(problem, score, lambda done, total: report(what, done, total))
+        scores = mean_over_examples(problem, score, report, "information flow routes")
         return Discovery(scores, about={"forward_passes": len(problem.batches)})
 
     @torch.no_grad()
@@ -90,7 +91,3 @@ class InformationFlowRoutes(AbstractDiscovery):
         for number, item in enumerate(inputs):
             scores[item.rows] = (shares(near[number], self.threshold) * weights).sum((1, 2)).cpu()
         return scores
-
-    def describe(self) -> dict[str, Any]:
-        """The method and its settings."""
-        return {"method": "information_flow_routes", "norm": self.norm, "threshold": self.threshold}

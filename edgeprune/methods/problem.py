@@ -65,7 +65,7 @@ class Problem:
         return sum(len(batch) for batch in self.batches)
 
     def batches_with_runs(self) -> Iterator[tuple[PairBatch, Tensor, WriterStates]]:
-        """Each batch on the model's device, with the full model's logits and the states that closed edges carry."""
+        """Batches on the model's device, full logits `[batch, positions, vocab]`, and what closed edges carry."""
         for batch in self.batches:
             moved = batch.to(self.model.device)
             yield moved, *self.runs(moved, self.split)

@@ -103,7 +103,7 @@ class Selection:
             raise EdgepruneError(f"selection rule {self.rule!r} needs {missing}, got none")
 
     def circuits(self, graph: EdgeGraph, scores: Tensor) -> dict[str, Circuit]:
-        """One circuit per sparsity or threshold, by name (`"sparsity-0.9500"`), with the scores it was cut from.
+        """One circuit per sparsity or threshold, by name (`"sparsity-0.9500"`), of scores `[reader, writer]`.
 
         A circuit's header says, under `selection`, the rule, what was asked for, and the edges before and after
         dangling ones were dropped.

@@ -87,11 +87,8 @@ class SubnetworkProbing(AbstractRecipe):
         size = graph.num_edges if self.granularity == "edges" else self.nodes.num_nodes
         self.gates = HardConcrete(size, **self._gate_options)
 
-    def sample(self, seed: int, step: int) -> Tensor:
-        """Gates `[reader, writer]` of one step; the first, if there are several samples per step."""
-        return self._sample(seed, step, 0)
-
-    def _sample(self, seed: int, step: int, number: int) -> Tensor:
+    def sample(self, seed: int, step: int, number: int = 0) -> Tensor:
+        """Gates `[reader, writer]`: one of the samples of a step."""
         noise = uniform_noise(seed, step, self.gates.num_gates, stream=sample_stream(number))
         return self._matrix(self.gates.sample(noise))
 
@@ -103,7 +100,7 @@ class SubnetworkProbing(AbstractRecipe):
         if self.samples_per_step == 1:
             return super().expected_error(error_of, seed, step)
         numbers = range(self.samples_per_step)
-        return mean_over_samples(error_of, (self._sample(seed, step, number) for number in numbers))
+        return mean_over_samples(error_of, (self.sample(seed, step, number) for number in numbers))
 
     def penalty(self, gates: Tensor, progress: float) -> Tensor:
         """`penalty_weight * R`, the same all through the run."""
@@ -121,10 +118,6 @@ class SubnetworkProbing(AbstractRecipe):
         return [
             {"params": [self.gates.log_alpha], "lr": self.learning_rate, "weight_decay": 0.0, "maximize": False},
         ]
-
-    def learning_rate_factor(self, progress: float) -> float:
-        """Constant."""
-        return 1.0
 
     def scores(self) -> Tensor:
         """Log-alpha, with the noise of the last sample if `final` says so, `[reader, writer]`; above 0 is kept.
@@ -148,9 +141,6 @@ class SubnetworkProbing(AbstractRecipe):
     def num_open(self) -> int:
         """Edges in the circuit that the gates stand for now."""
         return int((self.graph.to_vector(self.scores()) > 0).sum())
-
-    def target(self, progress: float) -> None:
-        """Nothing is aimed at."""
 
     def state(self, progress: float) -> dict[str, float]:
         """The price, and the share of gates expected to be open."""

@@ -83,11 +83,8 @@ class UGS(AbstractRecipe):
         self.nodes = NodeMap(graph)
         self.edges = UniformWindow(graph.num_edges, **self._gate_options)
 
-    def sample(self, seed: int, step: int) -> Tensor:
-        """Gates `[reader, writer]`: the first sample of a step."""
-        return self._sample(seed, step, 0)
-
-    def _sample(self, seed: int, step: int, number: int) -> Tensor:
+    def sample(self, seed: int, step: int, number: int = 0) -> Tensor:
+        """Gates `[reader, writer]`: one of the samples of a step."""
         return self.graph.to_matrix(
             self.edges.sample(uniform_noise(seed, step, self.edges.num_gates, stream=sample_stream(number)))
         )
@@ -100,7 +97,7 @@ class UGS(AbstractRecipe):
 
     def _samples(self, seed: int, step: int, numbers: Sequence[int]) -> Tensor:
         """One sample `[reader, writer]`, or several `[group, reader, writer]`."""
-        samples = [self._sample(seed, step, number) for number in numbers]
+        samples = [self.sample(seed, step, number) for number in numbers]
         return samples[0] if len(samples) == 1 else torch.stack(samples)
 
     def penalty(self, gates: Tensor, progress: float) -> Tensor:
@@ -123,10 +120,6 @@ class UGS(AbstractRecipe):
         group = {"params": [self.edges.alpha], "lr": self.learning_rate, "betas": self.betas}
         return [group | {"weight_decay": 0.0, "maximize": False}]
 
-    def learning_rate_factor(self, progress: float) -> float:
-        """Constant."""
-        return 1.0
-
     def scores(self) -> Tensor:
         """Theta of each edge, `[reader, writer]`."""
         return self.graph.to_matrix(self.edges.scores())
@@ -134,9 +127,6 @@ class UGS(AbstractRecipe):
     def num_open(self) -> int:
         """Edges whose theta is above one half."""
         return int((self.edges.scores() > 0.5).sum())
-
-    def target(self, progress: float) -> None:
-        """Nothing is aimed at."""
 
     def state(self, progress: float) -> dict[str, float]:
         """Mean theta, and the share of edges that are undecided: the mean width of their windows."""

@@ -140,7 +140,7 @@ class MaskedModel(nn.Module):
     def start(
         self, input_ids: Tensor, attention_mask: Tensor | None, embeddings: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor, Any]:
-        """Embedding writers (or those given), the stream they start, and the layers' shared context."""
+        """Embedding writers `[batch, seq, d]` (or those given), the stream they start, and what layers share."""
         given = self.embeddings(input_ids, attention_mask) if embeddings is None else list(embeddings.detach())
         stream = functools.reduce(torch.add, given)
         return given, stream, self.context(stream, input_ids, attention_mask)
@@ -315,7 +315,7 @@ def rows_of(positions: Tensor, seq: int) -> Tensor:
 
 
 def keeping(found: list[Tensor]) -> Callable[[int, Tensor], Tensor]:
-    """An edit that puts values into a list and leaves them as they are."""
+    """An edit that puts values `[batch, seq, ...]` into a list and leaves them as they are."""
 
     def keep(layer: int, value: Tensor) -> Tensor:
         found.append(value)
@@ -325,7 +325,7 @@ def keeping(found: list[Tensor]) -> Callable[[int, Tensor], Tensor]:
 
 
 def position_ids(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Positions from the first real token on: 0, 1, 2, ... whatever the padding, which gets those of the ends."""
+    """Positions `[1 or batch, seq]` from the first real token on, whatever the padding, which has those of the ends."""
     positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
     if attention_mask is None:
         return positions

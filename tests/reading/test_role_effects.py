@@ -19,7 +19,7 @@ from edgeprune.reading import role_effects
 from edgeprune.reading.attention_roles import OTHER
 from edgeprune.reading.prompts import positions_by_part
 from edgeprune.reading.role_effects import ALL_POSITIONS, first_order_effects
-from tests.methods.small_problems import linear_model, tiny
+from tests.methods.small_problems import ignore_progress, linear_model, tiny
 from tests.models.test_conformance import KV, WIRED, build, prompts
 from tests.reading.small import SPANS, circuit_of, evaluator, pairs, some_edges
 
@@ -93,7 +93,7 @@ def test_roles_add_up_to_the_whole_edge(family: Any, index: int, kv_readers: str
     judge, keep = evaluator(model), some_edges(model)
     problem = Problem(model, judge.batches, judge.runs, measure, "test")
     gates = keep.double()
-    whole = mean_over_examples(problem, lambda *of: closing_effects(problem, *of, gates), lambda done, total: None)
+    whole = mean_over_examples(problem, lambda *of: closing_effects(problem, *of, gates), ignore_progress, "")
     found = first_order_effects(judge, keep, measure, ROLES)
     torch.testing.assert_close(found.sum(0), whole, **CLOSE)
     assert (found[:, keep].abs().amax(1) > 1e-6).all()  # every part has a share

@@ -87,5 +87,5 @@ class GPTJ(RotaryDecoder):
         return config.n_positions
 
     def rotary(self, stream: Tensor, position_ids: Tensor) -> list[Rotary | None]:
-        """Sines and cosines of each layer, in this order."""
+        """Sines and cosines of each layer, in this order, `[B, S, width / 2]` each."""
         return [block.attention.embed_positions[position_ids].chunk(2, -1) for block in self.layers]

@@ -119,7 +119,7 @@ class RotaryDecoder(Decoder):
         return Context(masks, self.rotary(stream, position_ids))
 
     def rotary(self, stream: Tensor, position_ids: Tensor) -> list[Rotary | None]:
-        """Rotary tables of each layer."""
+        """Rotary tables of each layer for a stream `[B, S, D]`, or None where it has no positions."""
         if not self.rotary_by_kind:
             return [self.body.rotary_emb(stream, position_ids=position_ids)] * len(self.layers)
         kinds = self.hf.config.layer_types
