@@ -12,7 +12,7 @@ IGNORE = -100  # target or distractor that is not known; the index that torch's 
 
 @dataclass(frozen=True, kw_only=True)
 class PairBatch:
-    """Aligned clean/corrupted prompts and the positions at which the model is judged.
+    """Aligned clean/corrupted prompts and the positions at which the model is evaluated.
 
     Attributes:
         clean: Token ids of the clean prompts, long `[batch, seq]`.

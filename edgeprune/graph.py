@@ -10,7 +10,7 @@ With grouped-query attention and `kv_readers="group"`, `a5.h1.k` is the k reader
 
 import difflib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal, Self
@@ -204,15 +204,9 @@ class EdgeGraph:
 
     @staticmethod
     def _look_up(name: str, table: dict[str, int], kind: str) -> int:
-        if name in table:
-            return table[name]
-        near = difflib.get_close_matches(name, table, n=1)
-        hint = (
-            f"did you mean {near[0]!r}?"
-            if near
-            else f"they run from {next(iter(table))!r} to {next(reversed(table))!r}"
-        )
-        raise EdgepruneError(f"no {kind} named {name!r} in this graph; {hint}")
+        if name not in table:
+            raise unknown_name(name, kind, tuple(table))
+        return table[name]
 
     # ---------------------------------------------------------------- paths
     def dangling(self, keep: Tensor) -> Tensor:
@@ -223,8 +217,8 @@ class EdgeGraph:
         """
         keep = keep.cpu().bool() & self.exists
         fed = self._fed_by_embedding(keep)
-        heard = self.reaching_logits(keep)
-        return keep & ~(fed[None, :] & heard[:, None])
+        reaching = self.reaching_logits(keep)
+        return keep & ~(fed[None, :] & reaching[:, None])
 
     def _fed_by_embedding(self, keep: Tensor) -> Tensor:
         """Bool `[writer]`: a path of kept edges leads from an embedding to it."""
@@ -238,14 +232,14 @@ class EdgeGraph:
 
     def reaching_logits(self, keep: Tensor) -> Tensor:
         """Bool `[reader]`: a path of kept edges leads from it to the logits."""
-        heard = torch.zeros(len(self.readers), dtype=torch.bool)
-        heard[-1] = True
+        reaching = torch.zeros(len(self.readers), dtype=torch.bool)
+        reaching[-1] = True
         for layer in reversed(range(self.arch.num_layers)):
             for rows in (self.rows(layer).mlp, self.rows(layer).attention):
-                found = (keep & heard[:, None]).any(0).tolist()
+                found = (keep & reaching[:, None]).any(0).tolist()
                 for row in range(rows.start, rows.stop):
-                    heard[row] = any(found[writer] for writer in self.behind(row))
-        return heard
+                    reaching[row] = any(found[writer] for writer in self.behind(row))
+        return reaching
 
     # ---------------------------------------------------------------- description
     def describe(self) -> str:
@@ -298,6 +292,13 @@ class EdgeGraph:
             return cls(ArchSpec(**values))
         except TypeError as error:
             raise EdgepruneError(f"not the description of a graph: {error}") from None
+
+
+def unknown_name(name: str, kind: str, known: Sequence[str], also: Sequence[str] = ()) -> EdgepruneError:
+    """What to raise for a name that a graph does not have: with the nearest that it has, or the first and the last."""
+    near = difflib.get_close_matches(name, (*known, *also), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"they run from {known[0]!r} to {known[-1]!r}"
+    return EdgepruneError(f"no {kind} named {name!r} in this graph; {hint}")
 
 
 def _count(arch: ArchSpec, num_embeddings: int, readers: Literal["head", "group", "none"]) -> int:

@@ -67,7 +67,7 @@ class SelfCheck:
         limits: The largest that pass.
         seconds: Median time of a `step` and of a `plain` one.
         ratio: Median over rounds of the former over the latter.
-        bytes: Memory beyond the model's weights that each took at its peak; None where it cannot be told.
+        bytes: Memory beyond the model's weights that each took at its peak; None where it cannot be measured.
     """
 
     dtype: str
@@ -167,9 +167,9 @@ def _check(
     if model.dtype in HALF:
         slope_error = None if exact is None else float((gradient - exact).norm() / exact.norm())
     report(what, 3, 5)
-    things = steps(model, clean, corrupted)
-    peaks = {name: peak_bytes(thing, model.device) for name, thing in things.items()}
-    times = timed(things)
+    tasks = steps(model, clean, corrupted)
+    peaks = {name: peak_bytes(task, model.device) for name, task in tasks.items()}
+    times = timed(tasks)
     report(what, 4, 5)
     found = SelfCheck(
         dtype=dtype,

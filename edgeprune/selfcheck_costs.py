@@ -55,13 +55,13 @@ def _with_gradient(module: torch.nn.Module, inputs: Any, found: Tensor) -> Tenso
     return found.detach().requires_grad_()
 
 
-def timed(things: dict[str, Callable[[], None]], rounds: int = ROUNDS) -> dict[str, list[float]]:
+def timed(tasks: dict[str, Callable[[], None]], rounds: int = ROUNDS) -> dict[str, list[float]]:
     """Seconds of each kind in each round, in which all take their turn; one round before goes uncounted."""
-    times: dict[str, list[float]] = {name: [] for name in things}
+    times: dict[str, list[float]] = {name: [] for name in tasks}
     for number in range(rounds + 1):
-        for name, thing in things.items():
+        for name, task in tasks.items():
             start = time.perf_counter()
-            thing()
+            task()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if number:
@@ -74,12 +74,12 @@ def ratio(times: dict[str, list[float]], name: str) -> float:
     return statistics.median(a / b for a, b in zip(times[name], times["plain"], strict=True))
 
 
-def peak_bytes(thing: Callable[[], None], device: torch.device) -> int | None:
-    """Bytes that one run takes at its peak beyond what was there; None where that cannot be told."""
+def peak_bytes(task: Callable[[], None], device: torch.device) -> int | None:
+    """Bytes that one run takes at its peak beyond what was there; None where that cannot be measured."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        thing()
+        task()
         return torch.cuda.max_memory_allocated(device) - before
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # memory that was freed goes back to the system, or is not seen
@@ -95,7 +95,7 @@ def peak_bytes(thing: Callable[[], None], device: torch.device) -> int | None:
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        thing()
+        task()
     finally:
         done.set()
         watcher.join()

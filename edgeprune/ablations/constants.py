@@ -206,7 +206,7 @@ class _Learning:
             return torch.where(flags.view(len(flags), 1, 1, *flags.shape[1:], 1).to(own.device), own, kept)
 
         embeddings, heads, mlps = _of_fields(self.model.graph, better)
-        return self.values.map(choose, best, WriterStates(embeddings=embeddings, heads=heads, mlps=mlps))
+        return self.values.combine(choose, best, WriterStates(embeddings=embeddings, heads=heads, mlps=mlps))
 
 
 def _of_fields(graph: EdgeGraph, flags: Tensor) -> tuple[Tensor, Tensor, Tensor]:

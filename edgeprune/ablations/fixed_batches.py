@@ -1,4 +1,4 @@
-"""Fixed batches: in which company each example of a split is run, wherever it is met; and which examples are kept."""
+"""The batch in which each example of a split is always run, and which examples are kept."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

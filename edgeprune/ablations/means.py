@@ -1,6 +1,7 @@
 """Values that are the same for every example: nothing, and means over prompts."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import final
 
 import torch
@@ -109,8 +110,8 @@ class _Sums:
         if self.total is None:
             self.total, self.count = part, count
         else:
-            self.total = self.total.map(lambda left, right: _sum(left, right, 2), part)
-            self.count = _sum(self.count, count, 0)
+            self.total = self.total.combine(partial(_sum, axis=2), part)
+            self.count = _sum(self.count, count, axis=0)
 
     def mean(self) -> WriterStates:
         """The sums over the number of tokens, in the dtype of the states; 0 where there were none."""

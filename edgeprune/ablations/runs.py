@@ -1,10 +1,11 @@
-"""The two frozen runs that every comparison needs, made once per example where there is room.
+"""The two reference runs that every comparison needs, made once per example where there is room.
 
 Neither depends on the gates: the full model's logits at the scored positions, and what closed edges carry.
 """
 
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Literal, final, get_args
 
@@ -292,10 +293,11 @@ class ReferenceRuns:
         old, new = kept.nonzero()[:, 0], (~kept).nonzero()[:, 0]
         full, states = self._read(batch.rows(old), split)
         other_full, other = self._run(batch.rows(new), split)
-        full = _merged(0, (old, full), (new, other_full))
+        places = torch.cat([old, new]).argsort()  # of each example among those that were read, then those that were run
+        full = _merged(full, other_full, places, axis=0)
         if not self._per_example:
             return full, self._common_states(batch)
-        return full, states.map(lambda read, run: _merged(1, (old, read), (new, run)), other)
+        return full, states.combine(partial(_merged, places=places, axis=1), other)
 
     def check(self, batch: PairBatch) -> None:
         """Refuse pairs that the model or the ablation cannot take.
@@ -339,12 +341,6 @@ class ReferenceRuns:
         return states.map(lambda field: field[:, 0, places].expand(-1, len(mask), *[-1] * (field.dim() - 2)))
 
 
-def _merged(axis: int, *parts: tuple[Tensor, Tensor]) -> Tensor:
-    """Parts along `axis`, each put at its places, long `[n]`."""
-    first = parts[0][1]
-    shape = list(first.shape)
-    shape[axis] = sum(len(places) for places, _ in parts)
-    out = first.new_empty(shape)
-    for places, part in parts:
-        out.index_copy_(axis, places, part)
-    return out
+def _merged(read: Tensor, run: Tensor, places: Tensor, axis: int) -> Tensor:
+    """Two parts along `axis`, put in order: `places` long `[n]` counts in the first, then in the second."""
+    return torch.cat([read, run], axis).index_select(axis, places)

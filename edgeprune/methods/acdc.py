@@ -6,8 +6,8 @@
             m' = loss(circuit without u->v)
             if m' - m < tau:  remove u->v;  m = m'                      (or |m' - m| < tau)
 
-A receiver that nothing hears any more loses all its edges without a test. (Conmy et al., arXiv 2304.14997, with the
-order, the rule and the short cut of its published code; with `direct_edges` also its edges from a whole q, k or v.)
+A receiver whose node nothing reads any more loses all its edges without a test. (Conmy et al., arXiv 2304.14997, with
+the order, the rule and the short cut of its published code; with `direct_edges` also its edges from a whole q, k or v.)
 
 The decisions are those of the sequential procedure whatever `evaluation` is; that only says how losses are computed.
 """
@@ -27,7 +27,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
 from edgeprune.methods.acdc_losses import AbstractLosses, DownstreamLosses, PlainLosses
 from edgeprune.methods.acdc_order import Order, receiver_order, sender_order
-from edgeprune.methods.acdc_state import State, ThresholdRun, identify
+from edgeprune.methods.acdc_state import State, ThresholdRun
 from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
 from edgeprune.methods.problem import Problem
 
@@ -109,7 +109,7 @@ class ACDC(AbstractDiscovery):
         """
         graph, losses = problem.model.graph, self._losses(problem)
         receivers = receiver_order(graph)
-        identity = identify(problem, self._decisive())
+        identity = {**self._decisive(), "graph": graph.to_dict(), **problem.identity()}
         state = State(identity, []) if folder is None else State.load(folder, identity)
         started = time.monotonic() - state.seconds
         if state.runs:
@@ -140,7 +140,7 @@ class ACDC(AbstractDiscovery):
         return {name: value for name, value in self.describe().items() if name not in ("method", "memory_gb")}
 
     def _receiver(self, run: ThresholdRun, reader: int, losses: AbstractLosses) -> None:
-        """Test every edge into `reader`, or remove them all if nothing hears it, or it went as a whole."""
+        """Test every edge into `reader`, or remove them all if nothing reads its node, or it went as a whole."""
         graph = losses.problem.model.graph
         if self.direct_edges:
             for whole in _together(graph, reader):

@@ -16,7 +16,6 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
 from edgeprune.methods.attribution import open_gates
 from edgeprune.methods.discovery import AbstractDiscovery, Discovery, Report
-from edgeprune.methods.identity import identity_of
 from edgeprune.methods.problem import Problem
 from edgeprune.sealed import SealedFile
 
@@ -128,5 +127,5 @@ class _State:
 
 def _key(problem: Problem, edges: Sequence[tuple[int, int]]) -> str:
     """Hash of everything that the sums depend on, the cut into batches included."""
-    about = {**identity_of(problem), "edges": list(edges)}
+    about = {**problem.identity(), "edges": list(edges)}
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()

@@ -74,7 +74,7 @@ def prune_dangling(graph: EdgeGraph, keep: Tensor) -> Tensor:
 @final
 @dataclass(frozen=True)
 class Selection:
-    """Which edges of a scored graph make a circuit, and how large circuits are asked for.
+    """Which edges of a scored graph make a circuit, and how large they are.
 
     Attributes:
         rule: `"top_n"`: the best edges over the whole graph. `"greedy"`: grow from the logits. `"threshold"`: all

@@ -4,7 +4,6 @@ Hard concrete gates on nodes (q, k and v of each head, each MLP), trained by the
 gates. With `granularity="edges"` the gates stand on edges, as auto-circuit has it.
 """
 
-from collections.abc import Callable
 from typing import Any, Literal, final
 
 import torch
@@ -14,7 +13,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.gates import HardConcrete, uniform_noise
 from edgeprune.gates.hard_concrete import STRETCH, TEMPERATURE
 from edgeprune.graph import EdgeGraph
-from edgeprune.methods.base import AbstractRecipe, mean_over_samples, sample_stream
+from edgeprune.methods.base import AbstractRecipe, sample_stream
 from edgeprune.methods.node_gates import NodeMap
 
 Granularity = Literal["nodes", "edges"]
@@ -95,13 +94,6 @@ class SubnetworkProbing(AbstractRecipe):
     def _matrix(self, gates: Tensor) -> Tensor:
         return self.graph.to_matrix(gates) if self.granularity == "edges" else self.nodes.gates(gates)
 
-    def expected_error(self, error_of: Callable[[Tensor], Tensor], seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """Mean error of the step's samples, and their mean `[reader, writer]`."""
-        if self.samples_per_step == 1:
-            return super().expected_error(error_of, seed, step)
-        numbers = range(self.samples_per_step)
-        return mean_over_samples(error_of, (self.sample(seed, step, number) for number in numbers))
-
     def penalty(self, gates: Tensor, progress: float) -> Tensor:
         """`penalty_weight * R`, the same all through the run."""
         return self.penalty_weight * self._open_share()
@@ -151,11 +143,7 @@ class SubnetworkProbing(AbstractRecipe):
         """Method and settings."""
         return {
             "method": "subnetwork_probing",
-            "granularity": self.granularity,
-            "penalty_weight": self.penalty_weight,
-            "learning_rate": self.learning_rate,
-            "final": self.final,
-            "final_seed": self.final_seed,
-            "samples_per_step": self.samples_per_step,
+            **self._settings("granularity", "penalty_weight", "learning_rate", "final", "final_seed"),
+            **self._settings("samples_per_step"),
             **self._gate_options,
         }

@@ -46,20 +46,17 @@ class EdgesBeforeNorm(MaskedModel):
                 "edges; leave --edges-before-norm out"
             )
 
-    def forward(
+    def _last_inputs(
         self,
         input_ids: Tensor,
         gates: Tensor,
         ablated: WriterStates,
-        attention_mask: Tensor | None = None,
-        positions: Tensor | None = None,
-        *,
-        fixed: FixedOutputs = COMPUTED,
-        relative: bool = False,
-        head: bool = True,
+        attention_mask: Tensor | None,
+        positions: Tensor | None,
+        fixed: FixedOutputs,
+        relative: bool,
     ) -> Tensor:
-        """Logits, or what they read; see `MaskedModel.forward`. `fixed`, `relative` and gates of tokens are refused."""
-        self._check(input_ids, gates, ablated)
+        """See `MaskedModel`; `fixed`, `relative` and gates of tokens are refused."""
         if gates.ndim == 4 or relative or fixed is not COMPUTED:
             raise EdgepruneError(
                 "edges before the norm know gates [reader, writer] alone, or one such matrix per group"
@@ -70,10 +67,9 @@ class EdgesBeforeNorm(MaskedModel):
                 rows = slice(size * place, size * (place + 1))
                 mask, at = (None if part is None else part[rows] for part in (attention_mask, positions))
                 states = ablated.map(lambda field, rows=rows: field if field.shape[1] == 1 else field[:, rows])
-                parts.append(self(input_ids[rows], own, states, mask, at, head=head))
+                parts.append(self._last_inputs(input_ids[rows], own, states, mask, at, fixed, relative))
             return torch.cat(parts)
-        stream = _RunBeforeNorm(self, input_ids, gates, ablated, attention_mask).stream
-        return self.logits(stream, positions) if head else self.at(stream, positions)
+        return self.at(_RunBeforeNorm(self, input_ids, gates, ablated, attention_mask).stream, positions)
 
 
 class _RunBeforeNorm:

@@ -30,7 +30,7 @@ class Changes:
     Attributes:
         layers: What changes in each layer.
         writers: All writers whose output changes, in the graph's order.
-        everywhere: Those of them that some attention reader hears, at once or through MLPs. Of the others only the
+        everywhere: Those of them that some attention reader reads, directly or through MLPs. Of the others only the
             scored positions count, as MLPs and logits see each position by itself.
     """
 

@@ -197,6 +197,20 @@ class MaskedModel(nn.Module):
             `[batch, seq, vocab]`, or `[batch, n, vocab]` with `positions`; d_model instead of vocab without `head`.
         """
         self._check(input_ids, gates, ablated)
+        inputs = self._last_inputs(input_ids, gates, ablated, attention_mask, positions, fixed, relative)
+        return self.family.finish(inputs) if head else inputs
+
+    def _last_inputs(
+        self,
+        input_ids: Tensor,
+        gates: Tensor,
+        ablated: WriterStates,
+        attention_mask: Tensor | None,
+        positions: Tensor | None,
+        fixed: FixedOutputs,
+        relative: bool,
+    ) -> Tensor:
+        """What the logits read, `[batch, seq or n, d]`; the arguments are those of `forward`."""
         batch, seq = input_ids.shape
         graph = self.graph
         embeddings, stream, context = self.start(input_ids, attention_mask, fixed.embeddings)
@@ -227,8 +241,7 @@ class MaskedModel(nn.Module):
                 chain = self._write_mlp(chain, mlp, ablated.mlps[layer], stack, graph.mlp_writer(layer), relative)
                 mlp = mlp.flatten(0, 1)
             stream = block.join(stream, attention, mlp)
-        inputs = self._last_input(chain, stream, reads.closed[-1], stack, positions, (batch, seq))
-        return self.family.finish(inputs) if head else inputs
+        return self._last_input(chain, stream, reads.closed[-1], stack, positions, (batch, seq))
 
     def attend(self, block: Block, qkv: Projected, context: Any, all_open: bool) -> Tensor:
         """Attention-weighted values of a layer from what its readers give, `[batch, seq, head, head_dim]`.

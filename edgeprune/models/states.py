@@ -24,8 +24,12 @@ class WriterStates:
     heads: Tensor
     mlps: Tensor | None
 
-    def map(self, function: Callable[..., Tensor], *others: Self) -> Self:
-        """Apply `function` to every field, together with the same field of `others`."""
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """Apply `function` to every field."""
+        return self.combine(function)
+
+    def combine(self, function: Callable[..., Tensor], *others: Self) -> Self:
+        """Apply `function` to every field and the same fields of `others`."""
         mlps = [states.mlps for states in (self, *others)]
         return type(self)(
             embeddings=function(self.embeddings, *(other.embeddings for other in others)),
@@ -35,7 +39,7 @@ class WriterStates:
 
     def minus(self, other: Self) -> Self:
         """The difference, field by field; fields that are shared by all examples or positions are expanded."""
-        return self.map(torch.sub, other)
+        return self.combine(torch.sub, other)
 
     def to(self, device: torch.device | str) -> Self:
         """Move every field to `device`."""

@@ -23,7 +23,6 @@ from edgeprune.methods.discovery import Report
 from edgeprune.methods.problem import Problem
 from edgeprune.models.block import Edits, Site
 from edgeprune.models.masked import MaskedModel
-from edgeprune.patching.activations import name_of
 from edgeprune.patching.result import PatchingResult, Tally
 from edgeprune.patching.run import Direction, Pair, Values, check, logits_at, metric_of, run_pair
 
@@ -98,31 +97,16 @@ def path(
     done, total = 0, len(writers) * len(problem.batches)
     for batch in problem.batches:
         moved = batch.to(model.device)
-        problem.runs.check(moved)
-        pair = run_pair(model, moved, direction, _KEPT, ("head_out", "mlp_out"))
-        ends = [metric_of(problem, pair.clean, logits, moved) for logits in (pair.clean, pair.corrupted)]
+        pair = run_pair(problem, moved, direction, _KEPT, ("head_out", "mlp_out"))
         every = torch.ones(len(moved), dtype=torch.bool, device=model.device)
         for number, name in writers:
             logits = _three_runs(model, pair, _Sender.named(name, model, pair, direction), chosen, mlps)
-            tally.add(number, (metric_of(problem, pair.clean, logits, moved), *ends), every)
+            tally.add(number, (metric_of(problem, pair.clean, logits, moved), *pair.ends), every)
             done += 1
             if report is not None:
                 report("patching paths", done, total)
-    return PatchingResult(
-        **tally.tensors([len(names) for names in labels]),
-        dims=dims,
-        labels=labels,
-        what=f"paths to {', '.join(named)}",
-        metric=problem.metric,
-        direction=direction,
-        model=name_of(model),
-        about={
-            "receivers": list(chosen.names),
-            "mlps": mlps,
-            "split": problem.split,
-            "num_examples": problem.num_examples,
-        },
-    )
+    about = {"receivers": list(chosen.names), "mlps": mlps}
+    return tally.result(problem, dims, labels, f"paths to {', '.join(named)}", direction, about)
 
 
 # -------------------------------------------------------------------- the runs

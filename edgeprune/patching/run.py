@@ -41,7 +41,7 @@ class Pair:
         base: Values of the base run.
         other: Values of the other run, at the positions of the base run.
         clean: Logits of the clean run, `[batch, n, vocab]`.
-        corrupted: Logits of the corrupted run, likewise.
+        ends: The metric of the clean and of the corrupted run, `[batch]`.
     """
 
     batch: PairBatch
@@ -51,18 +51,21 @@ class Pair:
     base: Values
     other: Values
     clean: Tensor
-    corrupted: Tensor
+    ends: list[Tensor]
 
 
 def run_pair(
-    model: MaskedModel, batch: PairBatch, direction: Direction, base: Collection[Site], other: Collection[Site]
+    problem: Problem, batch: PairBatch, direction: Direction, base: Collection[Site], other: Collection[Site]
 ) -> Pair:
-    """Run both prompts of a batch and keep the values of the kinds asked for."""
+    """Run both prompts of a batch, which is on the model's device, and keep the values of some sites of each."""
+    model = problem.model
+    problem.runs.check(batch)
     at_corrupted = batch.positions if batch.alignment is None else batch.alignment.gather(1, batch.positions)
     noising = direction == "noising"
     clean, clean_end = _record(model, batch.clean, batch.attention_mask, base if noising else other)
     corrupted, corrupted_end = _record(model, batch.corrupted, batch.corrupted_mask, other if noising else base)
     corrupted = {key: batch.aligned(value) for key, value in corrupted.items()}  # noising, as `check` saw to it
+    ends = logits_at(model, clean_end, batch.positions), logits_at(model, corrupted_end, at_corrupted)
     return Pair(
         batch=batch,
         ids=batch.clean if noising else batch.corrupted,
@@ -70,8 +73,8 @@ def run_pair(
         positions=batch.positions,
         base=clean if noising else corrupted,
         other=corrupted if noising else clean,
-        clean=logits_at(model, clean_end, batch.positions),
-        corrupted=logits_at(model, corrupted_end, at_corrupted),
+        clean=ends[0],
+        ends=[metric_of(problem, ends[0], logits, batch) for logits in ends],
     )
 
 

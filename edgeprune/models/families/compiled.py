@@ -17,25 +17,18 @@ AutoModelForCausalLM.register(CompiledConfig, CompiledTransformer)
 class CompiledBlock(DecoderBlock):
     """A `CompiledLayer`."""
 
+    attention_name = "attn"
+    input_norm_name = None
+    mlp_norm_name = None
+
     @property
     def has_mlp(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] -- a fact of the layer here
         """Whether the layer has an MLP."""
         return self.module.mlp is not None
 
-    @property
-    def attention(self) -> Any:
-        return self.module.attn
-
-    @property
-    def input_norm(self) -> None:
-        return None
-
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Any) -> Tensor:
         q, k, v = (dense(part).transpose(1, 2) for part in (q, k, v))
         return self.kernel(self.attention, q, k, v, context, dropout=0.0, scaling=self.attention.scaling)[0]
-
-    def mlp(self, stream: Tensor) -> Tensor:
-        return self.module.mlp(stream)
 
 
 @final

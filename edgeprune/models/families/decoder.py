@@ -17,7 +17,23 @@ from edgeprune.models.family import AbstractFamily, by_head, require_plain
 
 
 class DecoderBlock(Block):
-    """A layer with projections of q, k, v and of the heads' values, and norms before attention and MLP."""
+    """A layer with projections of q, k, v and of the heads' values.
+
+    Attributes:
+        attention_name: Of the attention module in the layer; names of norms likewise, None where there is none.
+        output_name: Of the output projection in the attention module.
+        input_norm_name: Of the norm before q, k and v.
+        post_norm_name: Of the norm behind the attention.
+        mlp_norm_name: Of the norm before the MLP.
+        mlp_post_norm_name: Of the norm behind the MLP.
+    """
+
+    attention_name: str = "self_attn"
+    output_name: str = "o_proj"
+    input_norm_name: str | None = "input_layernorm"
+    post_norm_name: str | None = None
+    mlp_norm_name: str | None = "post_attention_layernorm"
+    mlp_post_norm_name: str | None = None
 
     def __init__(self, module: nn.Module, layer: int, config: Any) -> None:
         super().__init__(module, layer)
@@ -26,12 +42,12 @@ class DecoderBlock(Block):
     @property
     def attention(self) -> Any:
         """The attention module."""
-        return self.module.self_attn
+        return self.module.get_submodule(self.attention_name)
 
     @property
     def output(self) -> Any:
         """The linear layer behind the attention-weighted values."""
-        return self.attention.o_proj
+        return self.attention.get_submodule(self.output_name)
 
     @property
     def kernel(self) -> Any:
@@ -48,9 +64,16 @@ class DecoderBlock(Block):
         return importlib.import_module(type(self.attention).__module__)
 
     # ---------------------------------------------------------------- steps
+    def _named(self, name: str | None) -> nn.Module | None:
+        return None if name is None else self.module.get_submodule(name)
+
     @property
     def input_norm(self) -> nn.Module | None:
-        return self.module.input_layernorm
+        return self._named(self.input_norm_name)
+
+    @property
+    def post_norm(self) -> nn.Module | None:
+        return self._named(self.post_norm_name)
 
     def spec_of(self, norm: Any) -> NormSpec:
         """LayerNorm or RMSNorm."""
@@ -84,7 +107,9 @@ class DecoderBlock(Block):
         return weight.view(weight.shape[0], self.config.num_attention_heads, -1).permute(1, 2, 0)
 
     def mlp(self, stream: Tensor) -> Tensor:
-        return self.module.mlp(self.norm(stream) if self.parallel else self.module.post_attention_layernorm(stream))
+        before, behind = self._named(self.mlp_norm_name), self._named(self.mlp_post_norm_name)
+        out = self.module.mlp(stream if before is None else before(stream))
+        return out if behind is None else behind(out)
 
 
 def num_kv_heads(config: Any) -> int:

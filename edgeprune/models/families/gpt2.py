@@ -2,7 +2,7 @@
 
 from typing import Any, final
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GPT2Config
 from transformers.pytorch_utils import Conv1D
 
@@ -16,17 +16,10 @@ from edgeprune.models.family import cached, require
 class GPT2Block(DecoderBlock):
     """A `GPT2Block` of the library."""
 
-    @property
-    def attention(self) -> Any:
-        return self.module.attn
-
-    @property
-    def input_norm(self) -> nn.Module | None:
-        return self.module.ln_1
-
-    @property
-    def output(self) -> Any:
-        return self.attention.c_proj
+    attention_name = "attn"
+    output_name = "c_proj"
+    input_norm_name = "ln_1"
+    mlp_norm_name = "ln_2"
 
     def project(self, normed: Tensor) -> Projected:
         attention = self.attention
@@ -47,9 +40,6 @@ class GPT2Block(DecoderBlock):
 
     def projection_weight(self) -> Tensor:
         return self.output.weight.view(self.attention.num_heads, self.attention.head_dim, -1)
-
-    def mlp(self, stream: Tensor) -> Tensor:
-        return self.module.mlp(self.module.ln_2(stream))
 
 
 @final

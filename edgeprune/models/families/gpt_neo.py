@@ -2,7 +2,7 @@
 
 from typing import Any, final
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GPTNeoConfig
 
 from edgeprune.errors import EdgepruneError
@@ -14,25 +14,15 @@ from edgeprune.models.family import cached, dense
 class GPTNeoBlock(DecoderBlock):
     """A `GPTNeoBlock` of the library."""
 
-    @property
-    def attention(self) -> Any:
-        return self.module.attn.attention
-
-    @property
-    def output(self) -> Any:
-        return self.attention.out_proj
-
-    @property
-    def input_norm(self) -> nn.Module | None:
-        return self.module.ln_1
+    attention_name = "attn.attention"
+    output_name = "out_proj"
+    input_norm_name = "ln_1"
+    mlp_norm_name = "ln_2"
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Any) -> Tensor:
         q, k, v = (dense(part).transpose(1, 2) for part in (q, k, v))
         k, v = cached(k, self.config), cached(v, self.config)
         return self.attention._attn(q, k, v, context)[0].transpose(1, 2)
-
-    def mlp(self, stream: Tensor) -> Tensor:
-        return self.module.mlp(self.module.ln_2(stream))
 
 
 @final

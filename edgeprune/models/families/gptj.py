@@ -6,7 +6,7 @@ Its attention is a method of its own, with scores in float32.
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GPTJConfig
 
 from edgeprune.graph import KVReaders
@@ -19,18 +19,10 @@ class GPTJBlock(RotaryBlock):
     """A `GPTJBlock` of the library."""
 
     parallel = True
-
-    @property
-    def attention(self) -> Any:
-        return self.module.attn
-
-    @property
-    def output(self) -> Any:
-        return self.attention.out_proj
-
-    @property
-    def input_norm(self) -> nn.Module | None:
-        return self.module.ln_1
+    attention_name = "attn"
+    output_name = "out_proj"
+    input_norm_name = "ln_1"
+    mlp_norm_name = "ln_1"
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         q, k = (self._rotated(dense(part), context.rotary[self.layer]) for part in (q, k))

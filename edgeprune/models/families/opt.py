@@ -2,7 +2,7 @@
 
 from typing import Any, final
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import OPTConfig
 from transformers.masking_utils import create_causal_mask
 
@@ -15,13 +15,8 @@ from edgeprune.models.family import cached, dense, require
 class OPTBlock(DecoderBlock):
     """An `OPTDecoderLayer`."""
 
-    @property
-    def output(self) -> Any:
-        return self.attention.out_proj
-
-    @property
-    def input_norm(self) -> nn.Module | None:
-        return self.module.self_attn_layer_norm
+    output_name = "out_proj"
+    input_norm_name = "self_attn_layer_norm"
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Any) -> Tensor:
         q, k, v = (dense(part).transpose(1, 2) for part in (q * self.attention.scaling, k, v))

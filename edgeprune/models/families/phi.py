@@ -18,15 +18,13 @@ class PhiBlock(RotaryBlock):
     """A `PhiDecoderLayer`."""
 
     parallel = True
+    output_name = "dense"
+    mlp_norm_name = "input_layernorm"
 
     @property
     def qk_norm(self) -> Literal["head"] | None:  # pyright: ignore[reportIncompatibleVariableOverride] -- a flag of the config here
         """Whether queries and keys of each head are normed."""
         return "head" if self.attention.qk_layernorm else None
-
-    @property
-    def output(self) -> Any:
-        return self.attention.dense
 
     def heads(self, q: Tensor, k: Tensor, v: Tensor) -> Projected:
         if self.qk_norm is None:

@@ -3,7 +3,7 @@
 import copy
 from typing import Any, ClassVar, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
 from edgeprune.models.block import Projected
@@ -66,16 +66,10 @@ class RotaryBlock(DecoderBlock):
 class NormsBehindBlock(RotaryBlock):
     """A layer with norms behind attention and MLP, and none before them."""
 
-    @property
-    def input_norm(self) -> nn.Module | None:
-        return None
-
-    @property
-    def post_norm(self) -> nn.Module | None:
-        return self.module.post_attention_layernorm
-
-    def mlp(self, stream: Tensor) -> Tensor:
-        return self.module.post_feedforward_layernorm(self.module.mlp(stream))
+    input_norm_name = None
+    post_norm_name = "post_attention_layernorm"
+    mlp_norm_name = None
+    mlp_post_norm_name = "post_feedforward_layernorm"
 
 
 class RotaryDecoder(Decoder):
