@@ -63,7 +63,7 @@ class InformationFlowRoutes(AbstractDiscovery):
             raise EdgepruneError(f"norm must be 1 or 2, got {self.norm}")
         if not 0 <= self.threshold < 1:
             raise EdgepruneError(
-                f"threshold must lie in [0, 1), got {self.threshold}: it is a share of what a reader hears"
+                f"threshold must lie in [0, 1), got {self.threshold}: it is a share of what a reader takes in"
             )
 
     def discover(self, problem: Problem, report: Report, folder: Path | None = None) -> Discovery:
