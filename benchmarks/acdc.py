@@ -28,7 +28,7 @@ from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.graph import EdgeGraph
 from edgeprune.methods.acdc import ahead, updated
-from edgeprune.methods.acdc_losses import AbstractLosses, PlainLosses, TailLosses
+from edgeprune.methods.acdc_losses import AbstractLosses, DownstreamLosses, PlainLosses
 from edgeprune.methods.acdc_order import sender_order
 from edgeprune.methods.problem import Problem
 from edgeprune.models.masked import MaskedModel
@@ -108,7 +108,7 @@ def timed(function: Callable[[], object]) -> float:
 def measure(problem: Problem, share: float, stretch: int, max_ahead: int) -> dict[str, list[dict[str, float]]]:
     """For each kind and sample: seconds to begin the receiver, seconds per candidate."""
     graph = problem.model.graph
-    makers = {"plain": PlainLosses(problem)} | {kind: TailLosses(problem, 4.0, max_ahead) for kind in KINDS[1:]}
+    makers = {"plain": PlainLosses(problem)} | {kind: DownstreamLosses(problem, 4.0, max_ahead) for kind in KINDS[1:]}
     rows: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     rate = 1 - share
     for sample in samples(graph):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from transformers import GPT2Config, LlamaConfig
 
 from edgeprune.graph import ArchSpec, EdgeGraph
-from edgeprune.models.reads import stretches
+from edgeprune.models.reads import segments
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def counted(shape: Shape) -> dict[str, float]:
     backward = body + arch.num_layers * heads + 3 * mixing
     rows = sum(
         graph.first_writer(first) + (end - first - 1) * (graph.first_writer(1) - graph.first_writer(0)) / 2
-        for first, end in stretches(arch.num_layers, arch.readers_per_layer)
+        for first, end in segments(arch.num_layers, arch.readers_per_layer)
     )
     passes = len(graph.writers) + 5 * rows
     return {

@@ -74,7 +74,7 @@ def main() -> None:
         ratio = median(own / other for own, other in zip(seconds[kind], base, strict=True))
         print(f"| {kind} | {median(seconds[kind]):.2f} | {ratio:.2f} | {ratio * 2 / passes:.2f} |", flush=True)
     few = Evaluator(model, ReferenceRuns(model, "interchange", 1.0), batches, "test").limited(EFFECT_PAIRS)
-    few.ends  # noqa: B018 (makes the frozen runs that both ways share)
+    few.ends  # noqa: B018 (makes the reference runs that both ways share)
     times: list[float] = []
     for reuse in (False, True):
         begin = time.perf_counter()

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from datamodules.collate import collate
 from datamodules.sampler import PairBatchSampler
 from datamodules.tasks.base import TokenPair
-from edgeprune.ablations.homes import Homes
+from edgeprune.ablations.fixed_batches import FixedBatches
 from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.memory import (
@@ -96,12 +96,12 @@ def measure(case: Case) -> dict[str, Any]:
     runs = ReferenceRuns(model, "interchange", case.cache_gb)
     batch_of = partial(_batch, pairs)
     sampler = PairBatchSampler(number, shape.batch, seed=0)
-    runs.plan({"train": Homes(sampler.homes(), batch_of, lambda _: (shape.seq, shape.positions))})
+    runs.plan({"train": FixedBatches(sampler.fixed_batches(), batch_of, lambda _: (shape.seq, shape.positions))})
     if case.train:
         terms = training_terms(model, shape, activations_per_example(model, shape, kl_divergence))
     else:
         terms = evaluation_terms(model, shape)
-    plan = plan_of(model, terms, runs.planned_bytes())
+    plan = plan_of(model, terms, int(case.cache_gb * 1e9) - runs.store.free["memory"])
     Path("/proc/self/clear_refs").write_text("5")  # start the peak again: building the model does not count
     if case.train:
         _train(model, runs, [batch_of(numbers) for numbers in sampler], shape)

@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 from edgeprune.gates import HardConcrete, uniform_noise
 from edgeprune.models.masked import MaskedModel
 from edgeprune.objectives import kl_divergence
-from edgeprune.selfcheck import ratio, steps, timed
+from edgeprune.selfcheck_costs import ratio, steps, timed
 
 SHAPES: dict[str, Any] = {
     "gpt2": GPT2Config(),

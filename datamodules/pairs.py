@@ -18,7 +18,7 @@ from datamodules.preview import plain_preview
 from datamodules.sampler import PairBatchSampler
 from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair, TokenPair
 from datamodules.texts import warn_of_two_bos
-from edgeprune.ablations.homes import Homes
+from edgeprune.ablations.fixed_batches import FixedBatches
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError, NoTokenizerError
 from edgeprune.metrics.measure import TOKENS_AT_ONCE
@@ -256,8 +256,8 @@ class PairDataModule(pl.LightningDataModule):
         """Move a batch to `device`."""
         return batch.to(device)
 
-    def homes(self, split: str) -> Homes:
-        """The home batches of a split: training pairs as epoch 0 meets them, others as they are evaluated."""
+    def fixed_batches(self, split: str) -> FixedBatches:
+        """The fixed batches of a split: training pairs as epoch 0 meets them, others as they are evaluated."""
         pairs = self.pairs(split)
 
         def lengths(number: int) -> tuple[int, int]:
@@ -266,7 +266,7 @@ class PairDataModule(pl.LightningDataModule):
         def batch_of(numbers: Sequence[int]) -> PairBatch:
             return self._collate([(number, pairs[number]) for number in numbers])
 
-        return Homes(self._sampler(split, shuffled=split == "train").homes(), batch_of, lengths)
+        return FixedBatches(self._sampler(split, shuffled=split == "train").fixed_batches(), batch_of, lengths)
 
     @property
     def _collate(self) -> Callable[[Sequence[Example]], PairBatch]:

@@ -91,8 +91,8 @@ class PairBatchSampler(Sampler[list[int]]):
         share = max(1, len(range(self.rank, size, self.world_size)))
         return share * part // self.parts, share
 
-    def homes(self) -> list[list[int]]:
-        """Home batches: the batches of all ranks in epoch 0, and what this epoch leaves out, cut alike.
+    def fixed_batches(self) -> list[list[int]]:
+        """Fixed batches: the batches of all ranks in epoch 0, and what this epoch leaves out, cut alike.
 
         Every example is in one of them. They are the same on every rank.
         """

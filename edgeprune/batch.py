@@ -12,7 +12,7 @@ IGNORE = -100  # target or distractor that is not known; the index that torch's 
 
 @dataclass(frozen=True, kw_only=True)
 class PairBatch:
-    """Aligned clean/corrupted prompts and the positions at which the model is judged.
+    """Aligned clean/corrupted prompts and the positions at which the model is evaluated.
 
     Attributes:
         clean: Token ids of the clean prompts, long `[batch, seq]`.
@@ -77,5 +77,18 @@ class PairBatch:
         """Some of the examples: a slice, or their places, long `[n]`."""
         return self.map(lambda tensor: tensor[chosen])
 
+    def parts(self, size: int) -> list[Self]:
+        """The batch in parts of at most `size` examples."""
+        return [self.rows(slice(start, start + size)) for start in range(0, len(self), size)]
+
+    def aligned(self, values: Tensor) -> Tensor:
+        """Values of the corrupted prompts `[batch, corrupted_seq, ...]` at the clean positions, `[batch, seq, ...]`."""
+        return values if self.alignment is None else at_positions(values, self.alignment)
+
     def __len__(self) -> int:
         return self.clean.shape[0]
+
+
+def at_positions(values: Tensor, positions: Tensor) -> Tensor:
+    """Values `[batch, seq, ...]` at other positions for each example, long `[batch, n]`; returns `[batch, n, ...]`."""
+    return values[torch.arange(len(positions), device=positions.device)[:, None], positions]

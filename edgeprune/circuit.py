@@ -236,7 +236,7 @@ class Circuit:
             inner: Also join each reader of a head to its head (`kind="inner"`), a shared one to each of its heads, so
                 that paths of the graph are the circuit's paths. Without, the graph has just `num_edges` edges.
         """
-        return circuit_views.to_networkx(self, inner)
+        return circuit_views.to_networkx(self.graph, self.keep, self.scores, inner)
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """The kept edges as a table of pandas, a library of the extra `analysis`; in the order of `edges`.
@@ -244,10 +244,10 @@ class Circuit:
         Columns: `edge`; `score` (NaN without scores); `layer`, the one that reads, the number of layers for `logits`;
         `kind`, such as `head->q`; `writer`; `reader`.
         """
-        return circuit_views.to_dataframe(self)
+        return circuit_views.to_dataframe(self.graph, self.keep, self.scores)
 
     def _repr_html_(self) -> str:
-        return circuit_views.to_html(self)
+        return circuit_views.to_html(self.graph, self.keep, self.scores, self.ranking, self.header)
 
     def __repr__(self) -> str:
         return (

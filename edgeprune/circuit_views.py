@@ -4,16 +4,18 @@ import html
 import importlib
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from edgeprune.errors import EdgepruneError
-from edgeprune.nodes import layer_of, node_names, nodes_of_readers, reader_kind, writer_kind
+from edgeprune.graph import EdgeGraph
+from edgeprune.nodes import layer_of, node_names, nodes_of_readers, present, reader_kind, writer_kind
 
 if TYPE_CHECKING:
     import networkx
     import pandas
-
-    from edgeprune.circuit import Circuit
 
 _STRONGEST = 10  # edges that a notebook shows
 _FACTS = ("model", "task", "method", "objective", "ablation", "metrics")
@@ -33,11 +35,10 @@ def library(name: str) -> Any:
         ) from None
 
 
-def edge_rows(circuit: "Circuit") -> list[dict[str, Any]]:
+def edge_rows(graph: EdgeGraph, keep: Tensor, scores: Tensor | None) -> list[dict[str, Any]]:
     """A row for each kept edge, in the order of `Circuit.edges`: edge, score, layer, kind, writer, reader."""
-    graph, scores = circuit.graph, circuit.scores
     rows: list[dict[str, Any]] = []
-    for row, column in circuit.keep.nonzero().tolist():
+    for row, column in keep.nonzero().tolist():
         writer, reader = graph.writers[column], graph.readers[row]
         rows.append(
             {
@@ -52,50 +53,50 @@ def edge_rows(circuit: "Circuit") -> list[dict[str, Any]]:
     return rows
 
 
-def to_dataframe(circuit: "Circuit") -> "pandas.DataFrame":
+def to_dataframe(graph: EdgeGraph, keep: Tensor, scores: Tensor | None) -> "pandas.DataFrame":
     """See `Circuit.to_dataframe`."""
     columns = ["edge", "score", "layer", "kind", "writer", "reader"]
-    frame = library("pandas").DataFrame(edge_rows(circuit), columns=columns)
+    frame = library("pandas").DataFrame(edge_rows(graph, keep, scores), columns=columns)
     return frame.astype({"score": "float64", "layer": "int64"})
 
 
-def to_networkx(circuit: "Circuit", inner: bool = True) -> "networkx.DiGraph[str]":
+def to_networkx(graph: EdgeGraph, keep: Tensor, scores: Tensor | None, inner: bool = True) -> "networkx.DiGraph[str]":
     """See `Circuit.to_networkx`."""
-    graph, made = circuit.graph, library("networkx").DiGraph()
-    names, nodes = node_names(graph), nodes_of_readers(graph)
+    made, names, nodes = library("networkx").DiGraph(), node_names(graph), nodes_of_readers(graph)
 
     def add(name: str, kind: str) -> None:
         made.add_node(name, kind=kind, layer=layer_of(name, graph.arch.num_layers))
 
-    for name in circuit.nodes():
+    for name in present(graph, keep):
         add(name, "logits" if name == "logits" else writer_kind(name))
-    for row in edge_rows(circuit):
+    for row in edge_rows(graph, keep, scores):
         add(row["reader"], reader_kind(row["reader"]))
-        told = {key: row[key] for key in ("score", "layer", "kind") if row[key] is not None}
-        made.add_edge(row["writer"], row["reader"], **told)
+        known = {key: row[key] for key in ("score", "layer", "kind") if row[key] is not None}
+        made.add_edge(row["writer"], row["reader"], **known)
     if inner:
-        for place in circuit.keep.any(1).nonzero().flatten().tolist():
+        for place in keep.any(1).nonzero().flatten().tolist():
             reader = graph.readers[place]
             made.add_edges_from([(reader, names[node]) for node in nodes[place] if names[node] != reader], kind="inner")
     return made
 
 
 # -------------------------------------------------------------------- notebooks
-def to_html(circuit: "Circuit") -> str:
+def to_html(
+    graph: EdgeGraph, keep: Tensor, scores: Tensor | None, ranking: Tensor | None, header: Mapping[str, Any]
+) -> str:
     """What a notebook shows: size, where the circuit is from, edges by kind, and the strongest ones."""
-    rows = edge_rows(circuit)
+    rows, nodes = edge_rows(graph, keep, scores), present(graph, keep)
     kinds = Counter(row["kind"] for row in rows)
-    heads, nodes = len(circuit.heads()), len(circuit.nodes())
+    heads = sum(writer_kind(name) == "head" for name in nodes)
     parts = [
-        f"<p><b>Circuit</b>: {circuit.num_edges:,} of {circuit.graph.num_edges:,} edges "
-        f"(sparsity {circuit.sparsity:.4f}), {nodes:,} nodes of which {heads:,} heads, "
-        f"{circuit.num_dangling:,} dangling edges</p>",
-        _table([(name, _plain(circuit.header[name])) for name in _FACTS if name in circuit.header]),
+        f"<p><b>Circuit</b>: {len(rows):,} of {graph.num_edges:,} edges "
+        f"(sparsity {1 - len(rows) / graph.num_edges:.4f}), {len(nodes):,} nodes of which {heads:,} heads, "
+        f"{int(graph.dangling(keep).sum()):,} dangling edges</p>",
+        _table([(name, _plain(header[name])) for name in _FACTS if name in header]),
         _table([("edges by kind", ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common()))]),
     ]
-    ranking = circuit.ranking
     if ranking is not None and rows:
-        best = ranking[circuit.keep].double().argsort(descending=True, stable=True)[:_STRONGEST].tolist()
+        best = ranking[keep].double().argsort(descending=True, stable=True)[:_STRONGEST].tolist()
         parts.append(
             _table([(rows[place]["edge"], f"{rows[place]['score']:.4g}") for place in best], "strongest edges")
         )

@@ -10,121 +10,18 @@ With grouped-query attention and `kv_readers="group"`, `a5.h1.k` is the k reader
 
 import difflib
 import itertools
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
-
-KVReaders = Literal["group", "head"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArchSpec:
-    """What the edge graph depends on: nothing about weights, dtype or device.
-
-    Attributes:
-        num_layers: Transformer layers.
-        num_heads: Query heads per layer; each is one writer.
-        num_kv_heads: Key/value heads per layer; equal to `num_heads` without grouped-query attention.
-        split_embedding: Token and position embedding are two writers instead of one.
-        kv_readers: `"group"`, one k and one v reader per key/value head (what the model computes), or `"head"`, one per
-            query head (how MIB and EAP-IG count).
-        parallel_blocks: Attention and MLP of a layer read the same stream (GPT-NeoX), so no head feeds its own MLP.
-        has_mlp: False for attention-only models.
-        coupled_heads: Heads of a layer share a norm, so what one of them reads moves what all of them write. It says
-            which edges matter to which (`EdgeGraph.behind`), not which edges there are: graphs that differ in it alone
-            are equal.
-    """
-
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    split_embedding: bool = False
-    kv_readers: KVReaders = "group"
-    parallel_blocks: bool = False
-    has_mlp: bool = True
-    coupled_heads: bool = field(default=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if min(self.num_layers, self.num_heads, self.num_kv_heads) < 1:
-            raise EdgepruneError(f"a graph needs at least one layer and one head, got {self}")
-        if self.num_heads % self.num_kv_heads:
-            raise EdgepruneError(
-                f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}: "
-                "key/value heads must be shared evenly"
-            )
-        if self.kv_readers not in ("group", "head"):
-            raise EdgepruneError(f"kv_readers must be 'group' or 'head', got {self.kv_readers!r}")
-
-    @property
-    def num_embeddings(self) -> int:
-        """Embedding writers: 2 when token and position are apart, else 1."""
-        return 2 if self.split_embedding else 1
-
-    @property
-    def num_kv_readers(self) -> int:
-        """K (and equally v) readers per layer."""
-        return self.num_kv_heads if self.kv_readers == "group" else self.num_heads
-
-    @property
-    def reader_counts(self) -> tuple[int, int, int]:
-        """Q, k and v readers of one layer, in the order of their rows."""
-        return self.num_heads, self.num_kv_readers, self.num_kv_readers
-
-    @property
-    def num_attention_readers(self) -> int:
-        """Q, k and v readers of one layer together."""
-        return sum(self.reader_counts)
-
-    @property
-    def heads_per_kv_reader(self) -> int:
-        """Query heads that share a k (and a v) reader."""
-        return self.num_heads // self.num_kv_readers
-
-    @property
-    def kv_readers_per_head(self) -> int:
-        """K (and v) readers of one key/value head of the model: more than 1 where `kv_readers` is `"head"`."""
-        return self.num_kv_readers // self.num_kv_heads
-
-    def kv_reader_of(self, head: int) -> int:
-        """Number of the k (and v) reader of a query head among those of its layer."""
-        return head // self.heads_per_kv_reader
-
-    @property
-    def writers_per_layer(self) -> int:
-        """Heads, plus the MLP if there is one."""
-        return self.num_heads + self.has_mlp
-
-    @property
-    def readers_per_layer(self) -> int:
-        """Q, k, v, plus the MLP if there is one."""
-        return self.num_attention_readers + self.has_mlp
-
-
-class LayerRows(NamedTuple):
-    """Rows of one layer's readers.
-
-    Attributes:
-        q: One per query head.
-        k: One per k reader.
-        v: One per v reader.
-        mlp: Of the MLP: one row, or none in an attention-only model.
-    """
-
-    q: slice
-    k: slice
-    v: slice
-    mlp: slice
-
-    @property
-    def attention(self) -> slice:
-        """All q, k and v."""
-        return slice(self.q.start, self.v.stop)
+from edgeprune.graph_arch import ArchSpec as ArchSpec
+from edgeprune.graph_arch import KVReaders as KVReaders
+from edgeprune.graph_arch import LayerRows as LayerRows
 
 
 @dataclass(frozen=True)
@@ -307,15 +204,9 @@ class EdgeGraph:
 
     @staticmethod
     def _look_up(name: str, table: dict[str, int], kind: str) -> int:
-        if name in table:
-            return table[name]
-        near = difflib.get_close_matches(name, table, n=1)
-        hint = (
-            f"did you mean {near[0]!r}?"
-            if near
-            else f"they run from {next(iter(table))!r} to {next(reversed(table))!r}"
-        )
-        raise EdgepruneError(f"no {kind} named {name!r} in this graph; {hint}")
+        if name not in table:
+            raise unknown_name(name, kind, tuple(table))
+        return table[name]
 
     # ---------------------------------------------------------------- paths
     def dangling(self, keep: Tensor) -> Tensor:
@@ -326,8 +217,8 @@ class EdgeGraph:
         """
         keep = keep.cpu().bool() & self.exists
         fed = self._fed_by_embedding(keep)
-        heard = self.heard_by_logits(keep)
-        return keep & ~(fed[None, :] & heard[:, None])
+        reaching = self.reaching_logits(keep)
+        return keep & ~(fed[None, :] & reaching[:, None])
 
     def _fed_by_embedding(self, keep: Tensor) -> Tensor:
         """Bool `[writer]`: a path of kept edges leads from an embedding to it."""
@@ -339,16 +230,16 @@ class EdgeGraph:
                 fed[[writer for row in entered.tolist() for writer in self.behind(row)]] = True
         return fed
 
-    def heard_by_logits(self, keep: Tensor) -> Tensor:
+    def reaching_logits(self, keep: Tensor) -> Tensor:
         """Bool `[reader]`: a path of kept edges leads from it to the logits."""
-        heard = torch.zeros(len(self.readers), dtype=torch.bool)
-        heard[-1] = True
+        reaching = torch.zeros(len(self.readers), dtype=torch.bool)
+        reaching[-1] = True
         for layer in reversed(range(self.arch.num_layers)):
             for rows in (self.rows(layer).mlp, self.rows(layer).attention):
-                found = (keep & heard[:, None]).any(0).tolist()
+                found = (keep & reaching[:, None]).any(0).tolist()
                 for row in range(rows.start, rows.stop):
-                    heard[row] = any(found[writer] for writer in self.behind(row))
-        return heard
+                    reaching[row] = any(found[writer] for writer in self.behind(row))
+        return reaching
 
     # ---------------------------------------------------------------- description
     def describe(self) -> str:
@@ -401,6 +292,13 @@ class EdgeGraph:
             return cls(ArchSpec(**values))
         except TypeError as error:
             raise EdgepruneError(f"not the description of a graph: {error}") from None
+
+
+def unknown_name(name: str, kind: str, known: Sequence[str], also: Sequence[str] = ()) -> EdgepruneError:
+    """What to raise for a name that a graph does not have: with the nearest that it has, or the first and the last."""
+    near = difflib.get_close_matches(name, (*known, *also), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"they run from {known[0]!r} to {known[-1]!r}"
+    return EdgepruneError(f"no {kind} named {name!r} in this graph; {hint}")
 
 
 def _count(arch: ArchSpec, num_embeddings: int, readers: Literal["head", "group", "none"]) -> int:

@@ -1,4 +1,4 @@
-"""How much memory a run will need, before it starts: one named term per thing that takes room.
+"""How much memory a run will need, before it starts: one named term for each use.
 
 What the terms stand for is in `docs/guides/memory.md`, with the figures they were compared with.
 """
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.reads import stretch_readers
+from edgeprune.models.reads import segment_readers
 from edgeprune.models.stack import CHUNK_BYTES
 
 CHUNKS = 6  # pieces of readers' inputs, with what is worked out from them, that are alive at once
 GATE_MATRICES = 8  # float32 tensors per sample of the gates: noise, sample, closed, their gradients
 LOSS_LOGITS = 4.5  # float32 logits: the full model's, and what a loss makes of both beside what autograd keeps
-JUDGED_LOGITS = 7.5  # float32 logits: both models', their log-probabilities, and what a measure makes of these
-UNUSED = 0.1  # of what is asked for, held by the allocator beyond it: pieces freed between others that are in use
+EVALUATION_LOGITS = 7.5  # float32 logits: both models', their log-probabilities, and what a measure makes of these
+UNUSED = 0.1  # of what is used, held by the allocator beyond it: pieces freed between others that are in use
 LIBRARIES = 400_000_000  # of a process that holds no weights yet
 PROBE_TOKENS = 128  # of one example at most, with which the activations per token are found out
 
@@ -57,8 +57,8 @@ class MemoryPlan:
         weights: Of the model.
         process: What the process holds beside the weights before the run.
         terms: What is there at the peak of the step that takes most, by name.
-        kept: Frozen runs kept in memory, at most.
-        available: What this process may take in all; None where the system does not tell.
+        kept: Reference runs kept in memory, at most.
+        available: What this process may take in all; None where the system does not say.
     """
 
     weights: int
@@ -128,7 +128,7 @@ def evaluation_terms(
     return {
         **{name: num_bytes for name, num_bytes in kept.items() if num_bytes},
         "frozen states": 2 * _states(model, shape),  # made, and put together
-        "logits": int(JUDGED_LOGITS * _logits(model, shape)),
+        "logits": int(EVALUATION_LOGITS * _logits(model, shape)),
         "chunks": CHUNKS * CHUNK_BYTES,
     }
 
@@ -139,7 +139,7 @@ def _buffers(model: MaskedModel, shape: BatchShape) -> dict[str, int]:
     row = model.width * model.dtype.itemsize  # of one token
     return {
         "stack": len(graph.writers) * shape.tokens * row,
-        "readers' inputs": stretch_readers(arch.num_layers, arch.readers_per_layer) * shape.tokens * row,
+        "readers' inputs": segment_readers(arch.num_layers, arch.readers_per_layer) * shape.tokens * row,
         "scored tokens": len(graph.writers) * shape.batch * shape.positions * row,
         "readers' weights": model.projections.num_bytes,
     }
@@ -205,7 +205,7 @@ def plan_of(
     Args:
         model: The model, loaded.
         terms: What is there at the peak: see `training_terms` and `evaluation_terms`.
-        kept: Bytes of frozen runs that are kept, always in the memory of the process.
+        kept: Bytes of reference runs that are kept, always in the memory of the process.
         device: Where the model will run; None: where it is.
         num_processes: Processes like this one that share what the machine has left.
     """
@@ -220,7 +220,7 @@ def plan_of(
 
 
 def resident() -> int:
-    """Bytes of memory that this process holds; 0 where the system does not tell."""
+    """Bytes of memory that this process holds; 0 where the system does not say."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except OSError:

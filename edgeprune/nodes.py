@@ -4,14 +4,12 @@ A node is an embedding, a head, an MLP or `logits`. A head reads through its q, 
 several heads share belongs to each of them.
 """
 
-import difflib
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from edgeprune.errors import EdgepruneError
-from edgeprune.graph import EdgeGraph
+from edgeprune.graph import EdgeGraph, unknown_name
 
 
 def node_names(graph: EdgeGraph) -> tuple[str, ...]:
@@ -116,6 +114,4 @@ def _look_up(graph: EdgeGraph, name: str) -> tuple[int | None, Sequence[int]]:
         return (node := names.index(name)), node_rows(graph)[node]
     if name in graph.readers:
         return None, (graph.readers.index(name),)
-    near = difflib.get_close_matches(name, (*names, *graph.readers), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"they run from {names[0]!r} to 'logits'"
-    raise EdgepruneError(f"no node or reader named {name!r} in this graph; {hint}")
+    raise unknown_name(name, "node or reader", names, graph.readers)

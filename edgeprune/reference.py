@@ -18,9 +18,9 @@ def read_reference(path: str | Path, graph: EdgeGraph, holds: Holds | None = Non
     circuit's header, under `notes`.
 
     Args:
-        path: A file of any format that `edgeprune convert --list` names, told by its content.
+        path: A file of any format that `edgeprune convert --list` names, recognised by its content.
         graph: The graph that the edges must belong to; for our own files the very same.
-        holds: As in `read_circuit`, for a file that does not tell whether it holds scores or a circuit.
+        holds: As in `read_circuit`, for a file that does not say whether it holds scores or a circuit.
 
     Raises:
         EdgepruneError: The file is missing, damaged or of another kind, or has an edge that the graph lacks.

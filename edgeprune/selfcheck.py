@@ -10,13 +10,8 @@ Five checks, on random tokens, for each dtype and attention kernel:
 - a training step and a plain one, forward and backward, are timed in turns, and what they need beyond the model noted.
 """
 
-import contextlib
-import ctypes
-import gc
 import statistics
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, final
 
@@ -26,11 +21,10 @@ from torch import Tensor
 
 from edgeprune.console import Progress, no_progress
 from edgeprune.errors import EdgepruneError
-from edgeprune.memory import resident
 from edgeprune.models.loading import load_model
 from edgeprune.models.masked import MaskedModel, position_ids
 from edgeprune.models.outputs import output_biases, writer_outputs
-from edgeprune.objectives import kl_divergence
+from edgeprune.selfcheck_costs import gates_at, peak_bytes, ratio, steps, timed
 from edgeprune.tables import Numbers, table
 
 HALF = (torch.bfloat16, torch.float16)
@@ -41,7 +35,7 @@ LIMITS = {
     torch.bfloat16: {"closed": 0.15, "writers": 0.05, "gradient": 0.3},
     torch.float16: {"closed": 0.03, "writers": 0.01, "gradient": 0.1},
 }
-BATCH, SEQ, ROUNDS = 4, 16, 5
+BATCH, SEQ = 4, 16
 STEP = 1e-2  # of central differences, in gates
 
 
@@ -75,7 +69,7 @@ class SelfCheck:
         limits: The largest that pass.
         seconds: Median time of a `step` and of a `plain` one.
         ratio: Median over rounds of the former over the latter.
-        bytes: Memory beyond the model's weights that each took at its peak; None where it cannot be told.
+        bytes: Memory beyond the model's weights that each took at its peak; None where it cannot be measured.
     """
 
     dtype: str
@@ -166,7 +160,7 @@ def _check(
     ablated = model.record(corrupted)
     with torch.no_grad():
         expected = _library(model, corrupted)
-        closed = _relative(model(clean, _gates(model, 0.0), ablated), expected)
+        closed = _relative(model(clean, gates_at(model, 0.0), ablated), expected)
         total = torch.stack(list(writer_outputs(model, model.record(clean)))).double().sum(0)
         total = total + output_biases(model).double().sum(0)
         writers = _relative(total, model.run(clean).double())
@@ -175,9 +169,9 @@ def _check(
     if model.dtype in HALF:
         slope_error = None if exact is None else float((gradient - exact).norm() / exact.norm())
     report(what, 3, 5)
-    things = steps(model, clean, corrupted)
-    peaks = {name: peak_bytes(thing, model.device) for name, thing in things.items()}
-    times = timed(things)
+    tasks = steps(model, clean, corrupted)
+    peaks = {name: peak_bytes(task, model.device) for name, task in tasks.items()}
+    times = timed(tasks)
     report(what, 4, 5)
     found = SelfCheck(
         dtype=dtype,
@@ -208,10 +202,6 @@ def _target(model: MaskedModel, clean: Tensor) -> Tensor:
     return model.full(clean)[:, -1:].argmax(-1, keepdim=True)
 
 
-def _gates(model: MaskedModel, value: float) -> Tensor:
-    return torch.full(model.graph.shape, value, device=model.device)
-
-
 def _library(model: MaskedModel, ids: Tensor, **options: Tensor) -> Tensor:
     return model.hf(ids, **options).logits
 
@@ -224,7 +214,7 @@ def _opened(model: MaskedModel, clean: Tensor, padding: str) -> Open:
         real = torch.arange(seq) >= (torch.arange(batch)[:, None] * 5 % seq)
         mask = (real if padding == "left" else real.flip(1)).long().to(model.device)
         options = {"attention_mask": mask, "position_ids": position_ids(clean, mask)}
-    found = model(clean, _gates(model, 1.0), model.record(clean, mask), mask)
+    found = model(clean, gates_at(model, 1.0), model.record(clean, mask), mask)
     expected = _library(model, clean, **options)
     if mask is not None:
         found, expected = found[mask.bool()], expected[mask.bool()]
@@ -258,90 +248,6 @@ def _gradient(model: MaskedModel, clean: Tensor, ablated: Any, target: Tensor) -
             (loss(gates + step * direction) - loss(gates - step * direction)) / (2 * step) for step in (STEP, STEP / 2)
         )
     return gradient.cpu().float(), float(((4 * half - whole) / 3 - length).abs() / length)
-
-
-# -------------------------------------------------------------------- what a step costs
-def steps(model: MaskedModel, clean: Tensor, corrupted: Tensor) -> dict[str, Callable[[], None]]:
-    """A step of each kind, forward and backward, the loss on the last position.
-
-    `plain`: the library's body with frozen weights and a gradient to the input embeddings, its head on the last
-    position. `step`: the corrupted prompts are recorded, then the masked model with a gradient to the gates.
-    """
-    last = torch.full((len(clean), 1), clean.shape[1] - 1, device=clean.device)
-    reference = model.full(clean, positions=last).float().log_softmax(-1).detach()
-    hf = model.hf
-
-    def plain() -> None:
-        embedding = hf.get_input_embeddings()
-        hook = embedding.register_forward_hook(_with_gradient)
-        try:
-            if hf.base_model is hf:  # a model of ours: no body apart from the head
-                logits = hf(clean).logits[:, -1:]
-            else:
-                stream = hf.base_model(clean).last_hidden_state[:, -1].contiguous()
-                logits = hf.get_output_embeddings()(stream)[:, None]
-        finally:
-            hook.remove()
-        kl_divergence(reference, logits.float()).mean().backward()
-
-    def step() -> None:
-        gates = _gates(model, 0.8).requires_grad_()
-        logits = model(clean, gates, model.record(corrupted), positions=last)
-        kl_divergence(reference, logits.float()).mean().backward()
-
-    return {"plain": plain, "step": step}
-
-
-def _with_gradient(module: torch.nn.Module, inputs: Any, found: Tensor) -> Tensor:
-    """A hook behind the embedding, from which gradients are taken."""
-    return found.detach().requires_grad_()
-
-
-def timed(things: dict[str, Callable[[], None]], rounds: int = ROUNDS) -> dict[str, list[float]]:
-    """Seconds of each kind in each round, in which all take their turn; one round before goes uncounted."""
-    times: dict[str, list[float]] = {name: [] for name in things}
-    for number in range(rounds + 1):
-        for name, thing in things.items():
-            start = time.perf_counter()
-            thing()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if number:
-                times[name].append(time.perf_counter() - start)
-    return times
-
-
-def ratio(times: dict[str, list[float]], name: str) -> float:
-    """Median over rounds of a kind's time over that of `plain` in the same round."""
-    return statistics.median(a / b for a, b in zip(times[name], times["plain"], strict=True))
-
-
-def peak_bytes(thing: Callable[[], None], device: torch.device) -> int | None:
-    """Bytes that one run takes at its peak beyond what was there; None where that cannot be told."""
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        thing()
-        return torch.cuda.max_memory_allocated(device) - before
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # memory that was freed goes back to the system, or is not seen
-        ctypes.CDLL(None).malloc_trim(0)
-    if not (before := resident()):
-        return None
-    done, most = threading.Event(), [before]
-
-    def watch() -> None:
-        while not done.wait(0.001):
-            most[0] = max(most[0], resident())
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        thing()
-    finally:
-        done.set()
-        watcher.join()
-    return max(most[0], resident()) - before
 
 
 def table_of(checks: list[SelfCheck], title: str) -> Table:

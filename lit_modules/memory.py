@@ -90,7 +90,7 @@ class _Needs:
 
 
 def _most_kept(module: PruningModule, data: Any) -> int:
-    """Bytes of runs that will be kept in memory, at most."""
+    """Bytes of reference runs that will be kept in memory, at most."""
     room, needed = int(module.cache_gb * 1e9), 0
     for split in ("train", "validation"):
         for pair in data.pairs(split):

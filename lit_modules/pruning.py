@@ -100,8 +100,8 @@ class PruningModule(pl.LightningModule):
         self.check_started()
         self._prepare_runs("train", "validation")
         data: Any = getattr(self.trainer, "datamodule", None)
-        if hasattr(data, "homes"):  # without home batches, what is kept depends on where a resumed run began
-            self.runs.plan({split: data.homes(split) for split in ("train", "validation")})
+        if hasattr(data, "fixed_batches"):  # without fixed batches, what is kept depends on where a resumed run began
+            self.runs.plan({split: data.fixed_batches(split) for split in ("train", "validation")})
 
     def _prepare_runs(self, *splits: str) -> None:
         """Give the ablation the pairs that it takes its values from, all of them on every rank."""

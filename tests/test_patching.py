@@ -277,7 +277,7 @@ def test_neither_padding_nor_the_cut_into_batches_matters(
 ) -> None:
     model, examples = build(family, index), [(number, pair(number)) for number in range(3)]
     together = ep.patching.activation(problem_of(model, collate(examples, pad_id=7)), what, (*dims, by))
-    monkeypatch.setattr("edgeprune.patching.sweep.ROWS", 1)
+    monkeypatch.setattr("edgeprune.patching.activations.ROWS", 1)
     apart = ep.patching.activation(problem_of(model, *(collate([one]) for one in examples)), what, (*dims, by))
     assert apart.labels == together.labels
     for name in ("values", "clean", "corrupted", "count"):

@@ -19,8 +19,8 @@ from edgeprune.compiled.trained_induction import WEIGHTS, read_weights
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import ArchSpec, EdgeGraph
 from edgeprune.methods.acdc_state import FILE as ACDC_FILE
-from edgeprune.methods.acdc_state import Counts, Run, State
-from edgeprune.methods.exact import STATE_FILE, _Sweep  # pyright: ignore[reportPrivateUsage]
+from edgeprune.methods.acdc_state import Counts, State, ThresholdRun
+from edgeprune.methods.exact import STATE_FILE, _State  # pyright: ignore[reportPrivateUsage]
 from edgeprune.patching.result import PatchingResult
 from edgeprune.sealed import SealedFile
 from tests.methods.small_problems import linear_model
@@ -50,7 +50,7 @@ def _states(folder: Path) -> Path:
 
 def _acdc(folder: Path) -> Path:
     effects = torch.rand(GRAPH.shape, dtype=torch.float64)
-    run = Run(0.01, GRAPH.exists.clone(), effects, 3, 0.5, 1e-05, counts=Counts(tested=5))
+    run = ThresholdRun(0.01, GRAPH.exists.clone(), effects, 3, 0.5, 1e-05, counts=Counts(tested=5))
     State(IDENTITY, [run]).save(folder)
     return folder / ACDC_FILE
 
@@ -63,8 +63,8 @@ def _exact(folder: Path) -> Path:
     return folder / STATE_FILE
 
 
-def _sweep(folder: Path) -> _Sweep:
-    return _Sweep.start("the key", 8, folder)
+def _sweep(folder: Path) -> _State:
+    return _State.start("the key", 8, folder)
 
 
 def _patching(folder: Path) -> Path:
@@ -99,7 +99,7 @@ def _read_acdc(path: Path) -> State:
     return State.load(path.parent, IDENTITY)
 
 
-def _read_exact(path: Path) -> _Sweep:
+def _read_exact(path: Path) -> _State:
     return _sweep(path.parent)
 
 

@@ -11,5 +11,5 @@ from edgeprune.ablations.files import save_states as save_states
 from edgeprune.ablations.means import mean as mean
 from edgeprune.ablations.means import mean_of_pairs as mean_of_pairs
 from edgeprune.ablations.means import zero as zero
-from edgeprune.ablations.resampling import Donors as Donors
+from edgeprune.ablations.resampling import SourceExamples as SourceExamples
 from edgeprune.ablations.spec import Ablation as Ablation

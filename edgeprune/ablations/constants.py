@@ -202,16 +202,10 @@ class _Learning:
         """The constants now of the writers that are `better` `[writer]`, and of the others those of `best`."""
 
         def choose(own: Tensor, kept: Tensor, flags: Tensor) -> Tensor:
-            where = flags.view(len(flags), 1, 1, *flags.shape[1:], 1).to(own.device)
-            return torch.where(where, own, kept)
+            return torch.where(flags.view(len(flags), 1, 1, *flags.shape[1:], 1).to(own.device), own, kept)
 
-        now = self.values
         embeddings, heads, mlps = _of_fields(self.model.graph, better)
-        return WriterStates(
-            embeddings=choose(now.embeddings, best.embeddings, embeddings),
-            heads=choose(now.heads, best.heads, heads),
-            mlps=None if now.mlps is None or best.mlps is None else choose(now.mlps, best.mlps, mlps),
-        )
+        return self.values.combine(choose, best, WriterStates(embeddings=embeddings, heads=heads, mlps=mlps))
 
 
 def _of_fields(graph: EdgeGraph, flags: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Values that are the same for every example: nothing, and means over prompts."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import final
 
 import torch
@@ -109,7 +110,8 @@ class _Sums:
         if self.total is None:
             self.total, self.count = part, count
         else:
-            self.total, self.count = _plus(self.total, part), _longer(self.count, count, 0)
+            self.total = self.total.combine(partial(_sum, axis=2), part)
+            self.count = _sum(self.count, count, axis=0)
 
     def mean(self) -> WriterStates:
         """The sums over the number of tokens, in the dtype of the states; 0 where there were none."""
@@ -124,14 +126,7 @@ def _masked_sum(field: Tensor, mask: Tensor, axes: tuple[int, ...]) -> Tensor:
     return field.masked_fill(~keep, 0).sum(axes, keepdim=True, dtype=torch.float64)
 
 
-def _plus(left: WriterStates, right: WriterStates) -> WriterStates:
-    mlps = None if left.mlps is None or right.mlps is None else _longer(left.mlps, right.mlps, 2)
-    return WriterStates(
-        embeddings=_longer(left.embeddings, right.embeddings, 2), heads=_longer(left.heads, right.heads, 2), mlps=mlps
-    )
-
-
-def _longer(left: Tensor, right: Tensor, axis: int) -> Tensor:
+def _sum(left: Tensor, right: Tensor, axis: int) -> Tensor:
     """The sum of two tensors, the shorter of which goes on with zeros along `axis`."""
     longer, shorter = (left, right) if left.shape[axis] >= right.shape[axis] else (right, left)
     total = longer.clone()

@@ -12,20 +12,10 @@ def aligned(states: WriterStates, alignment: Tensor) -> WriterStates:
     return states.map(lambda field: field[:, rows, alignment])
 
 
-def positions(mask: Tensor) -> Tensor:
-    """Position of every column of `mask` `[batch, seq]`, from the row's first token on; padding before it has 0."""
-    return (torch.arange(mask.shape[1], device=mask.device) - _first(mask)).clamp(min=0)
-
-
 def from_first_token(states: WriterStates, mask: Tensor) -> tuple[WriterStates, Tensor]:
     """States `[item, batch, seq, ...]` and their mask with every row shifted so that its first token comes first."""
     if mask[:, 0].all():
         return states, mask
-    columns = torch.arange(mask.shape[1], device=mask.device) + _first(mask)
+    columns = torch.arange(mask.shape[1], device=mask.device) + mask.long().argmax(1, keepdim=True)
     inside, columns = columns < mask.shape[1], columns.clamp(max=mask.shape[1] - 1)
     return aligned(states, columns), mask.gather(1, columns) * inside
-
-
-def _first(mask: Tensor) -> Tensor:
-    """Column of each row's first token, `[batch, 1]`."""
-    return mask.to(torch.long).argmax(1, keepdim=True)

@@ -18,17 +18,17 @@ class _Prompt(NamedTuple):
 
 
 @final
-class Donors:
+class SourceExamples:
     """Another example of the same split for every example, drawn from the seed and the example's number alone.
 
     It is drawn among the examples whose clean prompts have as many tokens; if there is none, among all others. Prompts
-    of unequal length are aligned at their ends, their first tokens facing each other: of a longer donor the tokens
+    of unequal length are aligned at their ends, their first tokens facing each other: of a longer source the tokens
     after its first are left out, of a shorter one the second is repeated.
 
     Args:
         batches: All pairs of the split, in any order.
-        source: Which of the donor's prompts gives its values.
-        seed: Another seed, other donors.
+        source: Which prompt of the source example gives the values.
+        seed: Another seed, other examples.
 
     Raises:
         EdgepruneError: Fewer than two pairs.
@@ -51,7 +51,7 @@ class Donors:
         for index in self._all:
             self._alike.setdefault(len(self._prompts[index].facing), []).append(index)
 
-    def donor(self, index: int) -> int:
+    def source_of(self, index: int) -> int:
         """Number of the example whose values example `index` gets.
 
         Raises:
@@ -72,16 +72,16 @@ class Donors:
         """The prompts that give the values of a batch, on its device.
 
         Returns:
-            Token ids and mask, long `[batch, donor_seq]`, padded on the right, and for each column of `batch.clean` the
-            donor's column, long `[batch, seq]`; 0 for padding.
+            Token ids and mask, long `[batch, source_seq]`, padded on the right, and for each column of `batch.clean`
+            the column in them, long `[batch, seq]`; 0 for padding.
         """
-        donors = [self._prompts[self.donor(index)] for index in batch.index.tolist()]
-        tokens = pad_sequence([donor.tokens for donor in donors], batch_first=True)
-        lengths = torch.tensor([len(donor.tokens) for donor in donors])
+        sources = [self._prompts[self.source_of(index)] for index in batch.index.tolist()]
+        tokens = pad_sequence([example.tokens for example in sources], batch_first=True)
+        lengths = torch.tensor([len(example.tokens) for example in sources])
         mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).long()
         alignment = torch.zeros(batch.clean.shape, dtype=torch.long)
-        for row, (donor, real) in enumerate(zip(donors, batch.attention_mask.bool().cpu(), strict=True)):
-            alignment[row, real] = donor.facing[_aligned_at_ends(int(real.sum()), len(donor.facing))]
+        for row, (example, real) in enumerate(zip(sources, batch.attention_mask.bool().cpu(), strict=True)):
+            alignment[row, real] = example.facing[_aligned_at_ends(int(real.sum()), len(example.facing))]
         device = batch.clean.device
         return tokens.to(device), mask.to(device), alignment.to(device)
 

@@ -1,26 +1,34 @@
-"""The two frozen runs that every comparison needs, made once per example where there is room.
+"""The two reference runs that every comparison needs, made once per example where there is room.
 
 Neither depends on the gates: the full model's logits at the scored positions, and what closed edges carry.
 """
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, final, get_args
 
 import torch
 from torch import Tensor
 
-from edgeprune.ablations import Ablation, Donors, LearningOptions, learn_constants, load_states, mean_of_pairs, zero
-from edgeprune.ablations.frozen_store import ALIGNMENT, PLACES, FrozenStore, Place, Values
-from edgeprune.ablations.homes import Homes, KeepingPlan
-from edgeprune.ablations.positions import aligned, positions
-from edgeprune.batch import PairBatch
+from edgeprune.ablations import (
+    Ablation,
+    LearningOptions,
+    SourceExamples,
+    learn_constants,
+    load_states,
+    mean_of_pairs,
+    zero,
+)
+from edgeprune.ablations.fixed_batches import FixedBatches, KeepingPlan
+from edgeprune.ablations.positions import aligned
+from edgeprune.ablations.reference_cache import ALIGNMENT, PLACES, Place, ReferenceCache, Values
+from edgeprune.batch import PairBatch, at_positions
 from edgeprune.console import Progress, no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.limits import Limits
-from edgeprune.models.masked import MaskedModel
+from edgeprune.models.masked import MaskedModel, position_ids
 from edgeprune.models.states import WriterStates
 from edgeprune.objectives import Objective
 from edgeprune.paths import cache_root
@@ -75,9 +83,9 @@ class ReferenceRuns:
         self.model, self.ablation = model, str(self.spec)
         room: dict[Place, int] = {"memory": int(budget_gb * 1e9), "disk": int(disk_gb * 1e9)}
         self._dtype = None if cache_dtype is None else getattr(torch, cache_dtype)
-        self.store = FrozenStore(room, cache_root(disk_folder) / "frozen", self._dtype)
+        self.store = ReferenceCache(room, cache_root(disk_folder) / "frozen", self._dtype)
         self._plans: dict[str, KeepingPlan] = {}
-        self._donors: dict[str, Donors] = {}
+        self._sources: dict[str, SourceExamples] = {}
         self._shared: WriterStates | None = None  # what closed edges carry in every example
         if self.spec.kind == "zero":
             self._shared = zero(model)
@@ -92,7 +100,7 @@ class ReferenceRuns:
         is run takes its values from itself.
         """
         if self.spec.kind == "resample":
-            return split not in self._donors
+            return split not in self._sources
         return self.spec.kind in ("mean", "optimal") and self._shared is None and split == TRAIN
 
     def prepare(
@@ -118,7 +126,7 @@ class ReferenceRuns:
         with torch.inference_mode(False):  # what is kept must serve later steps that need gradients
             if self.spec.kind == "resample":
                 assert self.spec.source != "both"
-                self._donors[split] = Donors(batches, self.spec.source, self.spec.seed)
+                self._sources[split] = SourceExamples(batches, self.spec.source, self.spec.seed)
             elif self.spec.kind == "mean":
                 self._shared = mean_of_pairs(
                     self.model, self._checked(batches), source=self.spec.source, positional=self.spec.positional
@@ -151,29 +159,29 @@ class ReferenceRuns:
             )
 
     # ---------------------------------------------------------------- which examples are kept
-    def plan(self, splits: Mapping[str, Homes]) -> None:
-        """Decide, before the first run, which examples are kept and where: whole home batches in their order.
+    def plan(self, splits: Mapping[str, FixedBatches]) -> None:
+        """Decide, before the first run, which examples are kept and where: whole fixed batches in their order.
 
         Splits other than the training split choose first, from a quarter of the room; training pairs get all that is
-        left. Home batches go to memory as long as there is room, then to disk, up to the first for which there is
+        left. Fixed batches go to memory as long as there is room, then to disk, up to the first for which there is
         none. Examples that are not kept are run whenever they are met. A split that has a plan keeps it.
 
         Args:
-            splits: Home batches by split.
+            splits: Fixed batches by split.
         """
-        new = {split: homes for split, homes in splits.items() if split not in self._plans}
+        new = {split: fixed for split, fixed in splits.items() if split not in self._plans}
         free = self.store.free
         share: dict[Place, int] = {place: num_bytes // OTHERS for place, num_bytes in free.items()}
         for split in sorted(new, key=lambda split: split == TRAIN):
             plan = KeepingPlan(new[split], self.bytes_of, dict(free) if split == TRAIN else share)
-            self._lay_claim(split, plan)
+            self._reserve(split, plan)
             self._plans[split] = plan
 
-    def _lay_claim(self, split: str, plan: KeepingPlan) -> None:
+    def _reserve(self, split: str, plan: KeepingPlan) -> None:
         for place in PLACES:
             try:
                 if plan.taken[place]:
-                    self.store.lay_claim(split, place, plan.taken[place])
+                    self.store.reserve(split, place, plan.taken[place])
             except OSError as error:
                 plan.without(place)
                 warnings.warn(
@@ -181,10 +189,6 @@ class ReferenceRuns:
                     "lower disk_gb, or set another disk_folder",
                     stacklevel=4,
                 )
-
-    def planned_bytes(self, place: Place = "memory") -> int:
-        """Room that the planned examples of all splits take at most."""
-        return sum(plan.taken[place] for plan in self._plans.values())
 
     def bytes_of(self, num_tokens: int, num_positions: int) -> int:
         """Room that one example takes at most, from the tokens of its clean prompt and its scored positions."""
@@ -220,7 +224,7 @@ class ReferenceRuns:
             return self._first_come(batch, split)
         plan = self._plans[split]
         kept = [number in plan for number in batch.index.tolist()]
-        self._run_homes(batch, split, plan)
+        self._run_fixed(batch, split, plan)
         if all(kept):
             return self._read(batch, split)
         if not any(kept):
@@ -228,7 +232,7 @@ class ReferenceRuns:
         return self._mixed(batch, split, torch.tensor(kept, device=batch.clean.device))
 
     def _first_come(self, batch: PairBatch, split: str) -> tuple[Tensor, WriterStates]:
-        """Of a split without a plan: a batch is its own home, and examples are kept while there is room."""
+        """Of a split without a plan: each batch is its own fixed batch, and examples are kept while there is room."""
         keys = [(split, number) for number in batch.index.tolist()]
         if not all(key in self.store for key in keys):
             full, states = self._run(batch, split)
@@ -238,27 +242,25 @@ class ReferenceRuns:
                 return full, states
         return self._read(batch, split)
 
-    def _run_homes(self, batch: PairBatch, split: str, plan: KeepingPlan) -> None:
-        """Run the home batches of those examples of a batch that are to be kept and are not yet."""
+    def _run_fixed(self, batch: PairBatch, split: str, plan: KeepingPlan) -> None:
+        """Run the fixed batches of those examples of a batch that are to be kept and are not yet."""
         for number in batch.index.tolist():
             if number not in plan or (split, number) in self.store:
                 continue
-            home = plan.home(number)
-            there = batch if list(home) == batch.index.tolist() else plan.homes.collate(home).to(self.model.device)
-            values = self._values(there, *self._run(there, split))
-            for member, own in zip(home, values, strict=True):
-                self.store.put((split, member), own, plan.place(number))
+            numbers = plan.batch_of(number)
+            own = list(numbers) == batch.index.tolist()
+            fixed = batch if own else plan.fixed.collate(numbers).to(self.model.device)
+            values = self._values(fixed, *self._run(fixed, split))
+            for member, kept in zip(numbers, values, strict=True):
+                self.store.put((split, member), kept, plan.place(number))
 
     def _values(self, batch: PairBatch, full: Tensor, states: WriterStates) -> list[Values]:
         """What is kept of each example of a batch that was run."""
         lengths, counts = batch.attention_mask.sum(1).tolist(), batch.position_mask.sum(1).tolist()
         full = full if self.model.dtype.itemsize >= full.element_size() else full.to(self.model.dtype)
+        kept = (states.heads, states.mlps) if self._per_example else (None, None)
         return [
-            Values(
-                logits=full[row, :count],
-                heads=states.heads[:, row, :length] if self._per_example else None,
-                mlps=states.mlps[:, row, :length] if self._per_example and states.mlps is not None else None,
-            )
+            Values(full[row, :count], *(None if field is None else field[:, row, :length] for field in kept))
             for row, (length, count) in enumerate(zip(lengths, counts, strict=True))
         ]
 
@@ -280,31 +282,22 @@ class ReferenceRuns:
         if heads is None:
             return full.to(device), self._common_states(batch)
         ids, mask, alignment = self._prompts(batch, split)
-        states = WriterStates(
-            embeddings=torch.stack(self.model.embeddings(ids, mask)),
-            heads=heads.to(device),
-            mlps=None if mlps is None else mlps.to(device),
-        )
+        parts = self.model.embeddings(ids, mask)
         if alignment is not None:
-            rows = torch.arange(len(alignment), device=device)[:, None]
-            states = replace(states, embeddings=states.embeddings[:, rows, alignment])
-        return full.to(device), states
+            parts = [at_positions(part, alignment) for part in parts]
+        states = WriterStates(embeddings=torch.stack(parts), heads=heads, mlps=mlps)
+        return full.to(device), states.to(device)
 
     def _mixed(self, batch: PairBatch, split: str, kept: Tensor) -> tuple[Tensor, WriterStates]:
         """The runs of a batch of which the examples `kept`, bool `[batch]`, are read and the others are run."""
         old, new = kept.nonzero()[:, 0], (~kept).nonzero()[:, 0]
         full, states = self._read(batch.rows(old), split)
         other_full, other = self._run(batch.rows(new), split)
-        full = _merged(0, (old, full), (new, other_full))
+        places = torch.cat([old, new]).argsort()  # of each example among those that were read, then those that were run
+        full = _merged(full, other_full, places, axis=0)
         if not self._per_example:
             return full, self._common_states(batch)
-        return full, WriterStates(
-            embeddings=_merged(1, (old, states.embeddings), (new, other.embeddings)),
-            heads=_merged(1, (old, states.heads), (new, other.heads)),
-            mlps=None
-            if states.mlps is None or other.mlps is None
-            else _merged(1, (old, states.mlps), (new, other.mlps)),
-        )
+        return full, states.combine(partial(_merged, places=places, axis=1), other)
 
     def check(self, batch: PairBatch) -> None:
         """Refuse pairs that the model or the ablation cannot take.
@@ -327,7 +320,7 @@ class ReferenceRuns:
         if self.spec.kind == "interchange":
             return batch.corrupted, batch.corrupted_mask, batch.alignment
         self._require_prepared(split)
-        return self._donors[split].prompts(batch)
+        return self._sources[split].prompts(batch)
 
     def _common_states(self, batch: PairBatch) -> WriterStates:
         """Values that all examples share, laid out for a batch."""
@@ -343,19 +336,11 @@ class ReferenceRuns:
 
     def _at_positions(self, mask: Tensor) -> WriterStates:
         """Means of positions, laid out as the tokens of a batch `[batch, seq]`."""
-        states, places = self.states(), positions(mask)
-        places = places.clamp(max=states.heads.shape[2] - 1)  # padding only: see `check`
-        if bool(mask[:, 0].all()):  # no padding on the left: one row for all, which is not copied
-            places = places[:1]
+        states, alike = self.states(), bool(mask[:, 0].all())  # no padding on the left: one row for all, not copied
+        places = position_ids(mask, None if alike else mask).clamp(max=states.heads.shape[2] - 1)  # of padding alone
         return states.map(lambda field: field[:, 0, places].expand(-1, len(mask), *[-1] * (field.dim() - 2)))
 
 
-def _merged(axis: int, *parts: tuple[Tensor, Tensor]) -> Tensor:
-    """Parts along `axis`, each put at its places, long `[n]`."""
-    first = parts[0][1]
-    shape = list(first.shape)
-    shape[axis] = sum(len(places) for places, _ in parts)
-    out = first.new_empty(shape)
-    for places, part in parts:
-        out.index_copy_(axis, places, part)
-    return out
+def _merged(read: Tensor, run: Tensor, places: Tensor, axis: int) -> Tensor:
+    """Two parts along `axis`, put in order: `places` long `[n]` counts in the first, then in the second."""
+    return torch.cat([read, run], axis).index_select(axis, places)

@@ -77,10 +77,7 @@ class CanonicalCircuit:
     @cached_property
     def nodes(self) -> tuple[str, ...]:
         """Every node that an edge leaves or enters, embeddings and `logits` with them, in the order of the graph."""
-        ends = {
-            end.rsplit(".", 1)[0] if end[-1] in "qkv" else end for edge in self.circuit().edges() for end in _ends(edge)
-        }
-        return tuple(name for name in (*self.graph.writers, "logits") if name in ends)
+        return tuple(self.circuit().nodes())
 
     @cached_property
     def direct(self) -> tuple[str, ...]:
@@ -89,8 +86,8 @@ class CanonicalCircuit:
         ACDC's graph has an edge of its own behind each of them ("direct computation"), and its counts hold those. The
         five circuits list exactly the ones behind an input with an edge.
         """
-        entered = {_ends(edge)[1] for edge in self.circuit().edges()}
-        return tuple(reader for reader in self.graph.readers if reader in entered and reader[-1] in "qkv")
+        entered = self.circuit().keep.any(1).nonzero().flatten().tolist()
+        return tuple(name for name in (self.graph.readers[row] for row in entered) if name[-1] in "qkv")
 
     def circuit(self, graph: EdgeGraph | None = None) -> Circuit:
         """The circuit on a graph of the model.
@@ -154,8 +151,3 @@ def _writers(node: str, graph: EdgeGraph) -> tuple[str, ...]:
 def _readers(node: str, inputs: str) -> tuple[str, ...]:
     """The readers of a node: heads have several."""
     return tuple(f"{node}.{letter}" for letter in inputs) if node.startswith("a") else (node,)
-
-
-def _ends(edge: str) -> tuple[str, str]:
-    writer, _, reader = edge.partition("->")
-    return writer, reader

@@ -134,7 +134,7 @@ def idle_edges(evaluator: Evaluator, keep: Tensor) -> Tensor:
     other ablations their writer adds what biases make of its input, so they count.
     """
     graph = evaluator.graph
-    idle = keep & ~graph.heard_by_logits(keep)[:, None]
+    idle = keep & ~graph.reaching_logits(keep)[:, None]
     repeated = evaluator.runs.spec.kind == "interchange" and all(
         batch.alignment is None and torch.equal(batch.attention_mask, batch.corrupted_mask)
         for batch in evaluator.batches

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class AbstractGates(nn.Module, ABC):
-    """One trainable random gate in [0, 1] for each of `num_gates` things. Shapes are all `[num_gates]`."""
+    """One trainable random gate in [0, 1] for each of `num_gates` edges or nodes. Shapes are all `[num_gates]`."""
 
     num_gates: int
 

@@ -6,8 +6,8 @@
             m' = loss(circuit without u->v)
             if m' - m < tau:  remove u->v;  m = m'                      (or |m' - m| < tau)
 
-A receiver that nothing hears any more loses all its edges without a test. (Conmy et al., arXiv 2304.14997, with the
-order, the rule and the short cut of its published code; with `direct_edges` also its edges from a whole q, k or v.)
+A receiver whose node nothing reads any more loses all its edges without a test. (Conmy et al., arXiv 2304.14997, with
+the order, the rule and the short cut of its published code; with `direct_edges` also its edges from a whole q, k or v.)
 
 The decisions are those of the sequential procedure whatever `evaluation` is; that only says how losses are computed.
 """
@@ -26,9 +26,9 @@ from edgeprune.circuit import Circuit
 from edgeprune.console import Progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
-from edgeprune.methods.acdc_losses import AbstractLosses, PlainLosses, TailLosses
+from edgeprune.methods.acdc_losses import AbstractLosses, DownstreamLosses, PlainLosses
 from edgeprune.methods.acdc_order import Order, receiver_order, sender_order
-from edgeprune.methods.acdc_state import Run, State, identify
+from edgeprune.methods.acdc_state import State, ThresholdRun
 from edgeprune.methods.discovery import AbstractDiscovery, Discovery
 from edgeprune.methods.problem import Problem
 
@@ -60,6 +60,8 @@ class ACDC(AbstractDiscovery):
         tie_margin: A test nearer than this to tau (relative to the loss where that is above 1) is decided by the whole
             masked model, so that reuse cannot change it by rounding.
     """
+
+    name = "acdc"
 
     taus: tuple[float, ...] = (0.01,)
     absolute: bool = False
@@ -108,7 +110,7 @@ class ACDC(AbstractDiscovery):
         """
         graph, losses = problem.model.graph, self._losses(problem)
         receivers = receiver_order(graph)
-        identity = identify(problem, self._decisive())
+        identity = {**self._decisive(), "graph": graph.to_dict(), **problem.identity()}
         state = State(identity, []) if folder is None else State.load(folder, identity)
         started = time.monotonic() - state.seconds
         if state.runs:
@@ -116,7 +118,7 @@ class ACDC(AbstractDiscovery):
         for number, tau in enumerate(self.taus):
             if number == len(state.runs):
                 effects = torch.zeros(graph.shape, dtype=torch.float64)
-                state.runs.append(Run(tau, graph.exists.clone(), effects))
+                state.runs.append(ThresholdRun(tau, graph.exists.clone(), effects))
             run = state.runs[number]
             while run.next_receiver < len(receivers):
                 self._receiver(run, receivers[run.next_receiver], losses)
@@ -128,28 +130,24 @@ class ACDC(AbstractDiscovery):
                 report(_what(run), run.next_receiver, len(receivers))
         return replace(self._result(graph, state.runs), seconds=state.seconds)
 
-    def describe(self) -> dict[str, Any]:
-        """`method` and its settings."""
-        return {"method": "acdc", **asdict(self), "taus": list(self.taus)}
-
     # ---------------------------------------------------------------- one receiver
     def _losses(self, problem: Problem) -> AbstractLosses:
         if self.evaluation == "plain":
             return PlainLosses(problem)
-        return TailLosses(problem, self.memory_gb, self.max_ahead)
+        return DownstreamLosses(problem, self.memory_gb, self.max_ahead)
 
     def _decisive(self) -> dict[str, Any]:
         """Settings that a run must keep. Less memory may be the reason to start again, and changes rounding only."""
         return {name: value for name, value in self.describe().items() if name not in ("method", "memory_gb")}
 
-    def _receiver(self, run: Run, reader: int, losses: AbstractLosses) -> None:
-        """Test every edge into `reader`, or remove them all if nothing hears it, or it went as a whole."""
+    def _receiver(self, run: ThresholdRun, reader: int, losses: AbstractLosses) -> None:
+        """Test every edge into `reader`, or remove them all if nothing reads its node, or it went as a whole."""
         graph = losses.problem.model.graph
         if self.direct_edges:
             for whole in _together(graph, reader):
                 self._direct(run, whole, losses)
         went = not run.keep[reader].any()
-        if went or not is_heard(graph, run.keep, reader):
+        if went or not is_read(graph, run.keep, reader):
             run.keep[reader] = False
             run.counts.free += graph.num_visible[reader]
             run.unchecked |= not went
@@ -167,10 +165,10 @@ class ACDC(AbstractDiscovery):
             closed = [writer for writer in range(graph.num_visible[reader]) if not run.keep[reader, writer]]
             pending = pending[done:]
 
-    def _direct(self, run: Run, reader: int, losses: AbstractLosses) -> None:
+    def _direct(self, run: ThresholdRun, reader: int, losses: AbstractLosses) -> None:
         """Test all edges into `reader` at once."""
         graph = losses.problem.model.graph
-        if not is_heard(graph, run.keep, reader):
+        if not is_read(graph, run.keep, reader):
             return
         run.loss = losses.begin(run.keep.clone(), reader)
         *others, last = range(graph.num_visible[reader])
@@ -185,11 +183,11 @@ class ACDC(AbstractDiscovery):
             run.loss = loss
             run.counts.direct_removed += 1
 
-    def _ahead(self, run: Run) -> int:
+    def _ahead(self, run: ThresholdRun) -> int:
         return ahead(run.rate, self.waste, self.max_ahead) if self.evaluation == "speculative" else 1
 
     def _take(
-        self, run: Run, reader: int, asked: list[int], found: list[float], exact: Callable[[Tensor], float]
+        self, run: ThresholdRun, reader: int, asked: list[int], found: list[float], exact: Callable[[Tensor], float]
     ) -> int:
         """Decide on candidates in turn until one is kept: what was evaluated after it took it as removed.
 
@@ -213,18 +211,20 @@ class ACDC(AbstractDiscovery):
     def _size(self, effect: float) -> float:
         return abs(effect) if self.absolute else effect
 
-    def _is_near(self, effect: float, run: Run) -> bool:
+    def _is_near(self, effect: float, run: ThresholdRun) -> bool:
         """Whether rounding could decide."""
         return abs(self._size(effect) - run.tau) <= self.tie_margin * max(1.0, abs(run.loss))
 
-    def _exact_effect(self, run: Run, reader: int, writer: int | slice, exact: Callable[[Tensor], float]) -> float:
+    def _exact_effect(
+        self, run: ThresholdRun, reader: int, writer: int | slice, exact: Callable[[Tensor], float]
+    ) -> float:
         """Rise of the loss by the masked model itself: what lies at the threshold must not hang on rounding."""
         run.counts.ties += 1
         without = run.keep.clone()
         without[reader, writer] = False
         return exact(without) - exact(run.keep)
 
-    def _check(self, run: Run, receivers: list[int], losses: AbstractLosses) -> None:
+    def _check(self, run: ThresholdRun, receivers: list[int], losses: AbstractLosses) -> None:
         """After the last receiver of a layer: did removals without a test leave the loss alone?"""
         graph = losses.problem.model.graph
         layers = [graph.layer_of(reader) for reader in receivers[run.next_receiver - 1 :][:2]]
@@ -235,7 +235,7 @@ class ACDC(AbstractDiscovery):
         run.unchecked = False
 
     # ---------------------------------------------------------------- the outcome
-    def _result(self, graph: EdgeGraph, runs: list[Run]) -> Discovery:
+    def _result(self, graph: EdgeGraph, runs: list[ThresholdRun]) -> Discovery:
         circuits = {
             f"tau-{run.tau!r}": Circuit(
                 graph, run.keep.clone(), run.effects.float(), {**self.describe(), "tau": run.tau}
@@ -255,18 +255,18 @@ class ACDC(AbstractDiscovery):
         return Discovery(scores.float(), circuits, {"scores": "effect" if len(runs) == 1 else "smallest tau", **about})
 
 
-def _what(run: Run) -> str:
+def _what(run: ThresholdRun) -> str:
     """A run as reports name it."""
     return f"tau {run.tau!r}"
 
 
-def is_heard(graph: EdgeGraph, keep: Tensor, reader: int) -> bool:
-    """Whether a kept edge leaves the node behind `reader`; for k and v readers, one of the heads that use it."""
+def is_read(graph: EdgeGraph, keep: Tensor, reader: int) -> bool:
+    """Whether an edge of `keep` `[reader, writer]` leaves the node of `reader`; of k and v, a head that it serves."""
     return reader == len(graph.readers) - 1 or bool(keep[:, list(graph.behind(reader))].any())
 
 
-def smallest_taus(runs: list[Run]) -> Tensor:
-    """For each edge the smallest finite tau that removed it; where none did, the size of its effect at the largest."""
+def smallest_taus(runs: list[ThresholdRun]) -> Tensor:
+    """Smallest finite tau that removed each edge `[reader, writer]`; if none did, its effect's size at the largest."""
     finite = sorted((run for run in runs if math.isfinite(run.tau)), key=lambda run: -run.tau)
     scores = (finite or runs)[0].effects.abs()
     for run in finite:

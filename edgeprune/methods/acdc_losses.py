@@ -9,8 +9,10 @@ from torch import Tensor
 
 from edgeprune.batch import PairBatch
 from edgeprune.methods.problem import Problem
+from edgeprune.models.circuit_run import ONE_LAYER, state_bytes
+from edgeprune.models.clean_run import CleanRun
+from edgeprune.models.downstream import DownstreamRun
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.partial import CleanRun, Tail
 
 
 class AbstractLosses(ABC):
@@ -25,7 +27,7 @@ class AbstractLosses(ABC):
 
     @abstractmethod
     def begin(self, keep: Tensor, reader: int) -> float:
-        """Loss of the circuit `keep`; later questions are about it with further edges into `reader` closed."""
+        """Loss of the circuit `keep` `[reader, writer]`, which `prefixes` closes further edges into `reader` of."""
 
     @abstractmethod
     def prefixes(self, closed: Sequence[int], candidates: Sequence[int]) -> list[float]:
@@ -37,7 +39,7 @@ class PlainLosses(AbstractLosses):
     """One run of the whole masked model for every question."""
 
     def begin(self, keep: Tensor, reader: int) -> float:
-        """Loss of the circuit."""
+        """Loss of the circuit `[reader, writer]`."""
         self.keep, self.reader = keep.clone(), reader
         return self.exact(keep)
 
@@ -52,7 +54,7 @@ class PlainLosses(AbstractLosses):
 
 
 @final
-class TailLosses(AbstractLosses):
+class DownstreamLosses(AbstractLosses):
     """Only what lies downstream of the receiver is run, for several candidates at once.
 
     Args:
@@ -65,30 +67,30 @@ class TailLosses(AbstractLosses):
     def __init__(self, problem: Problem, memory_gb: float, max_ahead: int) -> None:
         super().__init__(problem)
         half = memory_gb * 1e9 / 2
-        self.batches = [part for batch in problem.batches for part in _cut(batch, self._fitting(batch, half))]
-        kept = sum(_state_bytes(problem.model) * batch.clean.numel() for batch in self.batches)
+        self.batches = [part for batch in problem.batches for part in batch.parts(self._fitting(batch, half))]
+        kept = sum(state_bytes(problem.model) * batch.clean.numel() for batch in self.batches)
         self.keeps = kept <= half
         self.half, self.max_ahead = half, max_ahead
         self.clean: dict[int, tuple[CleanRun, Tensor]] = {}
-        self.tails: dict[int, tuple[Tail, Tensor]] = {}
+        self.runs_from_reader: dict[int, tuple[DownstreamRun, Tensor]] = {}
 
     def begin(self, keep: Tensor, reader: int) -> float:
-        """Loss of the circuit."""
+        """Loss of the circuit `[reader, writer]`."""
         self.keep, self.reader = keep.clone(), reader
-        self.tails.clear()
-        tails = (self._tail(number) for number in self._numbers())
-        return self._mean([self._losses(tail, full, tail.logits[None]) for tail, full in tails])[0]
+        self.runs_from_reader.clear()
+        runs = (self._downstream(number) for number in self._numbers())
+        return self._mean([self._losses(run, full, run.logits[None]) for run, full in runs])[0]
 
     def prefixes(self, closed: Sequence[int], candidates: Sequence[int]) -> list[float]:
-        """One sweep for as many candidates as memory allows."""
+        """One run for as many candidates as memory allows."""
         sums: list[Tensor] = []
         for number in self._numbers():
-            (tail, full), found = self._tail(number), list[Tensor]()
-            step = max(1, int(self.half / _sweep_bytes(self.problem.model) / self.batches[number].clean.numel()) - 1)
+            (run, full), found = self._downstream(number), list[Tensor]()
+            step = max(1, int(self.half / _rerun_bytes(self.problem.model) / self.batches[number].clean.numel()) - 1)
             done = list(closed)
             for start in range(0, len(candidates), step):
                 asked = candidates[start : start + step]
-                found.append(self._losses(tail, full, tail.ahead(done, asked)))
+                found.append(self._losses(run, full, run.ahead(done, asked)))
                 done += asked
             sums.append(torch.cat(found))
         return self._mean(sums)
@@ -101,7 +103,7 @@ class TailLosses(AbstractLosses):
 
     def _fitting(self, batch: PairBatch, half: float) -> int:
         """Examples whose state and whose question about one candidate stay within half of the memory each."""
-        per_token = max(_state_bytes(self.problem.model), 2 * _sweep_bytes(self.problem.model))
+        per_token = max(state_bytes(self.problem.model), 2 * _rerun_bytes(self.problem.model))
         return max(1, int(half / per_token / batch.clean.shape[1]))
 
     def _clean(self, number: int) -> tuple[CleanRun, Tensor]:
@@ -114,36 +116,21 @@ class TailLosses(AbstractLosses):
             self.clean[number] = made
         return made
 
-    def _tail(self, number: int) -> tuple[Tail, Tensor]:
+    def _downstream(self, number: int) -> tuple[DownstreamRun, Tensor]:
         """The circuit on a batch, and the full model's logits at the scored positions."""
-        if number in self.tails:
-            return self.tails[number]
+        if number in self.runs_from_reader:
+            return self.runs_from_reader[number]
         clean, full = self._clean(number)
-        made = Tail(clean, self.keep, self.reader), full
+        made = DownstreamRun(clean, self.keep, self.reader), full
         if self.keeps:
-            self.tails[number] = made
+            self.runs_from_reader[number] = made
         return made
 
-    def _losses(self, tail: Tail, full: Tensor, logits: Tensor) -> Tensor:
+    def _losses(self, run: DownstreamRun, full: Tensor, logits: Tensor) -> Tensor:
         """Summed over examples, float64 `[candidates]`, from `[candidates, batch, positions, vocab]`."""
-        return torch.stack([self.problem.losses(full, one, tail.clean.batch).double().sum() for one in logits]).cpu()
+        return torch.stack([self.problem.losses(full, one, run.clean.batch).double().sum() for one in logits]).cpu()
 
 
-def _state_bytes(model: MaskedModel) -> int:
-    """Bytes per token of a clean run and a tail, at most: deltas, inputs of all readers, values of all layers."""
-    writers, readers = len(model.graph.writers), len(model.graph.readers)
-    return (writers + readers + 16 * model.graph.arch.num_layers) * _row_bytes(model)
-
-
-def _sweep_bytes(model: MaskedModel) -> int:
-    """Bytes per token and candidate of a sweep, at most: changes of all writers, twice, and one layer's values."""
-    return (2 * len(model.graph.writers) + 16) * _row_bytes(model)
-
-
-def _row_bytes(model: MaskedModel) -> int:
-    return model.width * model.dtype.itemsize
-
-
-def _cut(batch: PairBatch, size: int) -> list[PairBatch]:
-    """The batch in parts of at most `size` examples."""
-    return [batch.rows(slice(start, start + size)) for start in range(0, len(batch), size)]
+def _rerun_bytes(model: MaskedModel) -> int:
+    """Bytes per token and candidate of a run, at most: changes of all writers, twice, and one layer's values."""
+    return (2 * len(model.graph.writers) + ONE_LAYER) * model.width * model.dtype.itemsize

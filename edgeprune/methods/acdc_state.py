@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.methods.identity import identity_of
-from edgeprune.methods.problem import Problem
 from edgeprune.sealed import SealedFile
 
 FILE = "acdc.safetensors"
@@ -30,7 +28,7 @@ class Counts:
     Attributes:
         tested: Edges whose removal was tried.
         removed: Edges that were removed because of it.
-        free: Edges removed without a test, as nothing hears their reader, or as it went as a whole.
+        free: Edges removed without a test, as nothing reads from their reader's node, or as it went as a whole.
         direct_tested: Readers whose removal as a whole was tried.
         direct_removed: Readers that went because of it.
         evaluated: Circuits evaluated, those included that turned out not to be needed.
@@ -49,7 +47,7 @@ class Counts:
 
 
 @dataclass
-class Run:
+class ThresholdRun:
     """The circuit of one threshold, as far as it is known.
 
     Attributes:
@@ -89,7 +87,7 @@ class State:
     """
 
     identity: Mapping[str, Any]
-    runs: list[Run]
+    runs: list[ThresholdRun]
     seconds: float = 0.0
 
     def save(self, folder: Path) -> None:
@@ -121,11 +119,6 @@ class State:
         return cls(identity, runs, header["seconds"])
 
 
-def identify(problem: Problem, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What must not change between the parts of a run."""
-    return {**settings, "graph": problem.model.graph.to_dict(), **identity_of(problem)}
-
-
-def _run(values: dict[str, Any], keep: Tensor, effects: Tensor) -> Run:
+def _run(values: dict[str, Any], keep: Tensor, effects: Tensor) -> ThresholdRun:
     counts = Counts(**values.pop("counts"))
-    return Run(**values, keep=keep, effects=effects, counts=counts)
+    return ThresholdRun(**values, keep=keep, effects=effects, counts=counts)

@@ -18,7 +18,7 @@ Noise = Callable[[int, tuple[int, int]], Iterable[Tensor]]  # number of the exam
 
 
 def open_gates(model: MaskedModel) -> Tensor:
-    """Every edge open, on the model's device; double precision for a model in double precision."""
+    """Gates `[reader, writer]`, all open, on the model's device; in double precision if the model is."""
     dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
     return model.graph.all_open(dtype, model.device)
 
@@ -136,7 +136,7 @@ def mean_over_examples(
         Float64 `[reader, writer]` on the CPU.
     """
     total = torch.zeros(problem.model.graph.shape, dtype=torch.float64)
-    for done, (batch, full, ablated) in enumerate(problem.frozen(), start=1):
+    for done, (batch, full, ablated) in enumerate(problem.batches_with_runs(), start=1):
         total += score(batch, full, ablated).double().cpu()
         report(what, done, len(problem.batches))
     return total / problem.num_examples

@@ -1,7 +1,7 @@
 """A recipe: a method that learns gates by gradient descent. It samples, penalises, ranks; it runs no model."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,9 +17,16 @@ class AbstractRecipe(nn.Module, ABC):
     """What the Lightning module needs of a method that trains.
 
     `build` makes the parameters once the graph is known; everything else may be called only after it.
+
+    Attributes:
+        graph: The graph, after `build`.
+        samples_per_step: Samples of the gates that each example's error is averaged over. Each costs a run.
+        masks_per_batch: Groups of equal size that the batch falls into, each with samples of its own. It costs nothing.
     """
 
     graph: EdgeGraph
+    samples_per_step: int = 1
+    masks_per_batch: int = 1
 
     @abstractmethod
     def build(self, graph: EdgeGraph) -> None:
@@ -29,11 +36,11 @@ class AbstractRecipe(nn.Module, ABC):
         """Refuse to go on without a checkpoint where a file that the parameters should start from is missing."""
 
     @abstractmethod
-    def sample(self, seed: int, step: int) -> Tensor:
-        """Gates `[reader, writer]` for one step; the same for equal arguments. Differentiable."""
+    def sample(self, seed: int, step: int, number: int = 0) -> Tensor:
+        """Gates `[reader, writer]`: one of the samples of a step; the same for equal arguments. Differentiable."""
 
     def expected_error(self, error_of: Callable[[Tensor], Tensor], seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """Error of one sample of the gates, differentiable in the parameters; and the sample `[reader, writer]`.
+        """Mean error of the step's samples, differentiable in the parameters; and their mean `[reader, writer]`.
 
         Args:
             error_of: Error (scalar) of the model with given gates `[reader, writer]`, or `[group, reader, writer]` for
@@ -41,8 +48,18 @@ class AbstractRecipe(nn.Module, ABC):
             seed: Of the noise.
             step: Of the run; the noise is a function of both.
         """
-        gates = self.sample(seed, step)
-        return error_of(gates), gates
+        masks = self.masks_per_batch
+        numbers = [range(run * masks, (run + 1) * masks) for run in range(self.samples_per_step)]
+        samples = (self._samples(seed, step, own) for own in numbers)
+        if len(numbers) > 1:
+            return mean_over_samples(error_of, samples)
+        gates = next(samples)
+        return error_of(gates), gates.view(-1, *self.graph.shape).mean(0)
+
+    def _samples(self, seed: int, step: int, numbers: Sequence[int]) -> Tensor:
+        """One sample `[reader, writer]`, or several `[group, reader, writer]`."""
+        samples = [self.sample(seed, step, number) for number in numbers]
+        return samples[0] if len(samples) == 1 else torch.stack(samples)
 
     @abstractmethod
     def penalty(self, gates: Tensor, progress: float) -> Tensor:
@@ -57,9 +74,10 @@ class AbstractRecipe(nn.Module, ABC):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for AdamW, each with `params`, `lr`, `weight_decay` and `maximize`."""
 
-    @abstractmethod
     def learning_rate_factor(self, progress: float) -> float:
         """Factor on the learning rate of every group at `progress` in [0, 1] of the run."""
+        del progress
+        return 1.0
 
     @abstractmethod
     def scores(self) -> Tensor:
@@ -69,9 +87,9 @@ class AbstractRecipe(nn.Module, ABC):
     def num_open(self) -> int:
         """Edges that are more open than closed: the size of the circuit that the gates stand for now."""
 
-    @abstractmethod
     def target(self, progress: float) -> float | None:
         """Sparsity aimed at now, if the recipe aims."""
+        del progress
 
     @abstractmethod
     def state(self, progress: float) -> dict[str, float]:
@@ -80,6 +98,11 @@ class AbstractRecipe(nn.Module, ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Plain values for a circuit's header."""
+
+    def _settings(self, *names: str) -> dict[str, Any]:
+        """Plain values of some settings."""
+        values = {name: getattr(self, name) for name in names}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @property
     def sparsity(self) -> float:

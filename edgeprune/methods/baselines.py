@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, final, get_args
+from typing import Literal, final, get_args
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ class RandomScores(AbstractDiscovery):
         seed: Of the noise.
     """
 
+    name = "random"
+
     seed: int = 0
 
     def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> Discovery:
@@ -35,10 +37,6 @@ class RandomScores(AbstractDiscovery):
         graph = problem.model.graph
         noise = torch.rand(graph.shape, generator=torch.Generator().manual_seed(self.seed))
         return Discovery(torch.where(graph.exists, noise, 0.0))
-
-    def describe(self) -> dict[str, Any]:
-        """The method and its settings."""
-        return {"method": "random", "seed": self.seed}
 
 
 @final
@@ -52,6 +50,8 @@ class ActivationMagnitude(AbstractDiscovery):
         of: `"difference"`: of ablated - own output, how far closing the edge moves its reader's input. `"own"`: of the
             writer's output in the clean run, whatever the ablation.
     """
+
+    name = "activation_magnitude"
 
     of: Of = "difference"
 
@@ -79,7 +79,3 @@ class ActivationMagnitude(AbstractDiscovery):
         mask = batch.attention_mask.double()
         means = (norms * mask).sum(-1) / mask.sum(-1)
         return means.sum(1).cpu() * model.graph.exists
-
-    def describe(self) -> dict[str, Any]:
-        """The method and its settings."""
-        return {"method": "activation_magnitude", "of": self.of}

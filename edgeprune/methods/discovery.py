@@ -2,9 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 from torch import Tensor
 
@@ -32,7 +32,13 @@ class Discovery:
 
 
 class AbstractDiscovery(ABC):
-    """A method that does not train. A final class is a frozen dataclass whose fields are its settings."""
+    """A method that does not train. A final class is a frozen dataclass whose fields are its settings.
+
+    Attributes:
+        name: The method, as a circuit's header names it.
+    """
+
+    name: ClassVar[str]
 
     @abstractmethod
     def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> Discovery:
@@ -45,6 +51,8 @@ class AbstractDiscovery(ABC):
             folder: Where a method that can take long keeps its state, to go on after an interruption.
         """
 
-    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """`method` and its settings, plain values for a circuit's header."""
+        settings: dict[str, Any] = asdict(cast("Any", self))
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+        return {"method": self.name, **plain}

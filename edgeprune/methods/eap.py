@@ -1,9 +1,9 @@
 """Edge attribution patching (Syed, Rager and Conmy 2023, arXiv 2310.10348): gradients at the full model score edges."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from torch import Tensor
 
@@ -41,6 +41,8 @@ class EAP(AbstractDiscovery):
         seed: Of those functions, which depend on it and on the number of the example in its split alone.
     """
 
+    name = "eap"
+
     samples: int = 4
     seed: int = 0
 
@@ -67,7 +69,3 @@ class EAP(AbstractDiscovery):
         for sample in range(self.samples):
             noise = uniform_noise(self.seed, index, shape[0] * shape[1], stream=sample)
             yield (noise > 0.5).float().mul(2).sub(1).view(shape)
-
-    def describe(self) -> dict[str, Any]:
-        """The method and its settings."""
-        return {"method": "eap", **asdict(self)}

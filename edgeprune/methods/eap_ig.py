@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, final, get_args
+from typing import Literal, final, get_args
 
 import torch
 from torch import Tensor
@@ -45,6 +45,8 @@ class EAPIG(AbstractDiscovery):
         variant: Which runs.
         steps: m; `"clean_corrupted"` has no use for it. The published default is 30, its demonstrations take 5.
     """
+
+    name = "eap_ig"
 
     variant: Variant = "inputs"
     steps: int = 5
@@ -105,7 +107,3 @@ class EAPIG(AbstractDiscovery):
                 yield FixedOutputs(heads={layer: own.heads[layer] + share * difference.heads[layer]})
                 if own.mlps is not None and difference.mlps is not None:
                     yield FixedOutputs(mlps={layer: own.mlps[layer] + share * difference.mlps[layer]})
-
-    def describe(self) -> dict[str, Any]:
-        """The method and its settings."""
-        return {"method": "eap_ig", "variant": self.variant, "steps": self.steps}

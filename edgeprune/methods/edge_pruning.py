@@ -34,7 +34,7 @@ class EdgePruning(AbstractRecipe):
             the mean of the gates sampled for the forward pass (published).
         estimator: How the error's gradient reaches the gates. `"pathwise"` (published): through the sampled gates. It
             sees only slopes: where a model's output is flat in each gate and jumps (saturated attention, steep MLPs,
-            as in compiled programs), nothing tells a needed edge from an idle one. `"local"` (deviation): gates are
+            as in compiled programs), a needed edge looks like an idle one. `"local"` (deviation): gates are
             rounded to 0 or 1 and the effect of flipping them is measured, see `local_expectation`. For small graphs:
             each step takes `num_flips` further runs, without backward.
         num_flips: Gates flipped per step with `estimator="local"`, drawn at random; all if there are fewer.
@@ -60,7 +60,7 @@ class EdgePruning(AbstractRecipe):
         node_sparsity_term: Pushes node gates shut (published: off in the GPT-2 scripts, `--disable_node_loss`).
         node_learning_rate: Of the node gates (published: 0.8); None for `learning_rate`.
         warm_start: Start the edges' log-alphas from a circuit or score file, around `init_mean`, and close for good
-            what it ranks low, if asked for. Frozen edges have gate 0, get no gradient, and count as closed edges.
+            what it ranks low (`keep_below`). Frozen edges have gate 0, get no gradient, and count as closed edges.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class EdgePruning(AbstractRecipe):
         self.start: Start | None = None
 
     def build(self, graph: EdgeGraph) -> None:
-        """Make one gate per existing edge, and one per writer if asked for."""
+        """Make one gate per existing edge, and with `node_gates` one per writer."""
         self.graph = graph
         self.edges = HardConcrete(graph.num_edges, **self._gate_options)
         if self.node_gates:
@@ -160,14 +160,8 @@ class EdgePruning(AbstractRecipe):
         """One value per edge `[num_edges]`, 0 for frozen edges."""
         return values if self._frozen is None else values.masked_fill(self._frozen, 0)
 
-    def sample(self, seed: int, step: int) -> Tensor:
-        """Gates `[reader, writer]` of one step, the first if there are several samples.
-
-        They are the edges' gates, times their writers' if there are any.
-        """
-        return self._sample(seed, step, 0)
-
-    def _sample(self, seed: int, step: int, number: int) -> Tensor:
+    def sample(self, seed: int, step: int, number: int = 0) -> Tensor:
+        """Gates `[reader, writer]`, one of the samples of a step: the edges', times their writers' if there are any."""
         first = number - number % 2 if self.antithetic else number
 
         def noise_of(gates: HardConcrete, nodes: bool) -> Tensor:
@@ -179,9 +173,6 @@ class EdgePruning(AbstractRecipe):
 
     def expected_error(self, error_of: Callable[[Tensor], Tensor], seed: int, step: int) -> tuple[Tensor, Tensor]:
         """Error of the step's samples, with the gradient that `estimator` says; and their mean `[reader, writer]`."""
-        if self.masks_per_batch > 1:
-            gates = torch.stack([self._sample(seed, step, number) for number in range(self.masks_per_batch)])
-            return error_of(gates), gates.mean(0)
         if self.estimator == "pathwise":
             return super().expected_error(error_of, seed, step)
         live, device = self._trained(), self.edges.log_alpha.device
@@ -293,16 +284,8 @@ class EdgePruning(AbstractRecipe):
         return {
             "method": "edge_pruning",
             "sparsity_term": type(self.sparsity_term).__name__,
-            "penalty_on": self.penalty_on,
-            "estimator": self.estimator,
-            "masks_per_batch": self.masks_per_batch,
-            "antithetic": self.antithetic,
-            "learning_rate": self.learning_rate,
-            "betas": list(self.betas),
-            "weight_decay": self.weight_decay,
-            "learning_rate_warmup": self.learning_rate_warmup,
-            "learning_rate_decay": self.learning_rate_decay,
-            "node_gates": self.node_gates,
+            **self._settings("penalty_on", "estimator", "masks_per_batch", "antithetic", "learning_rate", "betas"),
+            **self._settings("weight_decay", "learning_rate_warmup", "learning_rate_decay", "node_gates"),
             **self._gate_options,
             **({} if self.start is None else {"warm_start": self.start.describe()}),
         }

@@ -17,7 +17,6 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
 from edgeprune.methods.attribution import open_gates
 from edgeprune.methods.discovery import AbstractDiscovery, Discovery
-from edgeprune.methods.identity import identity_of
 from edgeprune.methods.problem import Problem
 from edgeprune.metrics.measure import gated_logits
 from edgeprune.sealed import SealedFile
@@ -25,7 +24,9 @@ from edgeprune.sealed import SealedFile
 SAVE_SECONDS = 20.0  # between two saves of the state; an interruption by Ctrl-C saves too
 STATE_FILE = "exact.safetensors"
 WHAT = "edges closed one by one"
-_FILE = SealedFile("edgeprune-exact-state/1", "state of a sweep", {"values": torch.float64}, "remove it to begin anew")
+_FILE = SealedFile(
+    "edgeprune-exact-state/1", "state of exact edge patching", {"values": torch.float64}, "remove it to begin anew"
+)
 
 
 @final
@@ -34,11 +35,13 @@ class ExactEdgePatching(AbstractDiscovery):
     """Score of an edge: mean loss with this edge alone closed, minus mean loss with every edge open.
 
     One forward pass per edge and batch, none of which changes the graph, so the order of edges does not matter. With a
-    folder, an interrupted sweep goes on where it was; a state of another sweep is refused.
+    folder, an interrupted run goes on where it was; the state of another one is refused.
 
     Attributes:
         edges: Names of the edges to score (`"m0->logits"`); None: all. The others get score 0.
     """
+
+    name = "exact_edge_patching"
 
     edges: tuple[str, ...] | None = None
 
@@ -47,13 +50,13 @@ class ExactEdgePatching(AbstractDiscovery):
         """Score the edges."""
         graph = problem.model.graph
         edges = self._edges(graph)
-        sweep = _Sweep.start(_key(problem, edges), len(problem.batches) * len(edges), folder)
+        state = _State.start(_key(problem, edges), len(problem.batches) * len(edges), folder)
         gates, passes = open_gates(problem.model), len(edges) * len(problem.batches)
-        if sweep.done:
-            report(WHAT, sweep.done, passes)
+        if state.done:
+            report(WHAT, state.done, passes)
         try:
-            for number, (batch, full, ablated) in enumerate(problem.frozen()):
-                if (number + 1) * len(edges) <= sweep.done:
+            for number, (batch, full, ablated) in enumerate(problem.batches_with_runs()):
+                if (number + 1) * len(edges) <= state.done:
                     continue
 
                 def losses(batch: PairBatch = batch, full: Tensor = full, ablated: Any = ablated) -> Tensor:
@@ -61,18 +64,18 @@ class ExactEdgePatching(AbstractDiscovery):
                     return problem.losses(full, logits, batch).double()
 
                 baseline = losses()
-                for place in range(sweep.done - number * len(edges), len(edges)):
+                for place in range(state.done - number * len(edges), len(edges)):
                     gates[edges[place]] = 0
-                    sweep.add((losses() - baseline).sum())
+                    state.add((losses() - baseline).sum())
                     gates[edges[place]] = 1
-                    report(WHAT, sweep.done, passes)
+                    report(WHAT, state.done, passes)
         finally:
-            sweep.save()
+            state.save()
         scores = torch.zeros(graph.shape, dtype=torch.float64)
         rows, columns = torch.tensor(edges, dtype=torch.long).view(-1, 2).T
-        scores[rows, columns] = sweep.values.view(-1, len(edges)).sum(0) / problem.num_examples
+        scores[rows, columns] = state.values.view(-1, len(edges)).sum(0) / problem.num_examples
         about = {"forward_passes": passes, "edges_scored": len(edges)}
-        return Discovery(scores, about=about, seconds=sweep.seconds)
+        return Discovery(scores, about=about, seconds=state.seconds)
 
     def _edges(self, graph: EdgeGraph) -> list[tuple[int, int]]:
         if self.edges is None:
@@ -81,12 +84,8 @@ class ExactEdgePatching(AbstractDiscovery):
             raise EdgepruneError("edges is empty; name the edges to score, or leave it out for all")
         return list(dict.fromkeys(graph.index(edge) for edge in self.edges))
 
-    def describe(self) -> dict[str, Any]:
-        """The method and its settings."""
-        return {"method": "exact_edge_patching", "edges": None if self.edges is None else list(self.edges)}
 
-
-class _Sweep:
+class _State:
     """Loss differences so far, batch by batch and edge by edge, how many there are, and seconds; kept in a file."""
 
     def __init__(self, key: str, values: Tensor, done: int, path: Path | None, seconds: float = 0.0) -> None:
@@ -96,19 +95,19 @@ class _Sweep:
 
     @property
     def seconds(self) -> float:
-        """What it has taken, over all parts of an interrupted sweep."""
+        """What it has taken, over all parts of an interrupted run."""
         return time.monotonic() - self.started
 
     @classmethod
-    def start(cls, key: str, num_values: int, folder: Path | None) -> "_Sweep":
-        """A new sweep, or the interrupted one in `folder`."""
+    def start(cls, key: str, num_values: int, folder: Path | None) -> "_State":
+        """A new state, or that of the interrupted run in `folder`."""
         path = None if folder is None else folder / STATE_FILE
         if path is None or not path.exists():
             return cls(key, torch.zeros(num_values, dtype=torch.float64), 0, path)
         about, tensors = _FILE.read(path)
         if about["key"] != key:
             raise EdgepruneError(
-                f"{path} is the state of a sweep over another model, other pairs, edges, ablation or metric; "
+                f"{path} is the state of a run over another model, other pairs, edges, ablation or metric; "
                 "delete it or choose another folder"
             )
         return cls(key, tensors["values"], about["done"], path, about["seconds"])
@@ -130,5 +129,5 @@ class _Sweep:
 
 def _key(problem: Problem, edges: Sequence[tuple[int, int]]) -> str:
     """Hash of everything that the sums depend on, the cut into batches included."""
-    about = {**identity_of(problem), "edges": list(edges)}
+    about = {**problem.identity(), "edges": list(edges)}
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()

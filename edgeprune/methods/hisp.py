@@ -4,15 +4,14 @@ Conmy et al. 2023 (arXiv 2304.14997) score the q, k and v of each head and each 
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, final, get_args
+from typing import Literal, final, get_args
 
 import torch
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
-from edgeprune.circuit import Circuit
 from edgeprune.console import Progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
@@ -52,6 +51,8 @@ class HISP(AbstractDiscovery):
         normalize: Divide by the L2 norm of the scores of the node's layer, q, k, v and MLP together (published: yes).
     """
 
+    name = "hisp"
+
     formula: Formula = "published_code"
     normalize: bool = True
 
@@ -69,7 +70,7 @@ class HISP(AbstractDiscovery):
             )
         nodes = NodeMap(problem.model.graph)
         total = torch.zeros(nodes.num_nodes, dtype=torch.float64)
-        for number, (batch, full, _) in enumerate(problem.frozen()):
+        for number, (batch, full, _) in enumerate(problem.batches_with_runs()):
             report("scoring nodes", number, len(problem.batches))
             total += node_slopes(problem, batch, full, self._baseline(problem, batch)).abs().sum(0).double().cpu()
         report("scoring nodes", len(problem.batches), len(problem.batches))
@@ -80,10 +81,6 @@ class HISP(AbstractDiscovery):
         if self.formula == "published_code" or problem.runs.spec.kind == "zero":
             return {}
         return node_values(problem.model, batch)
-
-    def describe(self) -> dict[str, Any]:
-        """Method and settings."""
-        return {"method": "hisp", **asdict(self)}
 
 
 def _ranked(nodes: NodeMap, values: Tensor) -> Discovery:
@@ -110,13 +107,6 @@ def _order(values: Tensor) -> Tensor:
     groups = torch.zeros_like(nodes)
     groups[nodes[1:]] = (found.diff() > TIE * found[1:].abs()).cumsum(0)
     return groups.argsort(stable=True)
-
-
-def circuit_after(discovery: Discovery, nodes: NodeMap, num_masked: int) -> Circuit:
-    """The circuit after the first `num_masked` nodes of the order are masked."""
-    if not 0 <= num_masked <= nodes.num_nodes or discovery.scores is None:
-        raise EdgepruneError(f"can mask 0 to {nodes.num_nodes} nodes of a ranking, got {num_masked}")
-    return Circuit(nodes.graph, discovery.scores > num_masked, discovery.scores, dict(discovery.about))
 
 
 def normalized(model: MaskedModel, values: Tensor) -> Tensor:
@@ -157,7 +147,10 @@ def node_slopes(problem: Problem, batch: PairBatch, full: Tensor, baseline: dict
 
 @torch.no_grad()
 def node_values(model: MaskedModel, batch: PairBatch) -> dict[int, Tensor]:
-    """What q, k, v and MLPs are on the corrupted prompts, at the clean positions, by first node of each part."""
+    """Values `[batch, seq, nodes, width]` of q, k, v and MLPs on the corrupted prompts, at the clean positions.
+
+    By the first node of each part.
+    """
     found: dict[int, Tensor] = {}
 
     def keep(first: int, own: Tensor) -> Tensor:
@@ -165,10 +158,7 @@ def node_values(model: MaskedModel, batch: PairBatch) -> dict[int, Tensor]:
         return own
 
     model.run(batch.corrupted, batch.corrupted_mask, node_edits(model.graph, keep))
-    if batch.alignment is None:
-        return found
-    rows = torch.arange(len(batch), device=batch.alignment.device)[:, None]
-    return {first: values[rows, batch.alignment] for first, values in found.items()}
+    return {first: batch.aligned(values) for first, values in found.items()}
 
 
 def node_edits(graph: EdgeGraph, change: Change) -> Edits:

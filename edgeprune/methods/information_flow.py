@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -54,6 +54,8 @@ class InformationFlowRoutes(AbstractDiscovery):
             authors' tool; EAP-IG and MIB have none). In [0, 1).
     """
 
+    name = "information_flow_routes"
+
     norm: int = 1
     threshold: float = 0.0
 
@@ -62,7 +64,7 @@ class InformationFlowRoutes(AbstractDiscovery):
             raise EdgepruneError(f"norm must be 1 or 2, got {self.norm}")
         if not 0 <= self.threshold < 1:
             raise EdgepruneError(
-                f"threshold must lie in [0, 1), got {self.threshold}: it is a share of what a reader hears"
+                f"threshold must lie in [0, 1), got {self.threshold}: it is a share of what a reader takes in"
             )
 
     def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> Discovery:
@@ -71,8 +73,7 @@ class InformationFlowRoutes(AbstractDiscovery):
         def score(batch: PairBatch, full: Tensor, ablated: WriterStates) -> Tensor:
             return self._shares(problem, batch)
 
-        what = "information flow routes"
-        scores = mean_over_examples(problem, score, report, what)
+        scores = mean_over_examples(problem, score, report, "information flow routes")
         return Discovery(scores, about={"forward_passes": len(problem.batches)})
 
     @torch.no_grad()
@@ -91,7 +92,3 @@ class InformationFlowRoutes(AbstractDiscovery):
         for number, item in enumerate(inputs):
             scores[item.rows] = (shares(near[number], self.threshold) * weights).sum((1, 2)).cpu()
         return scores
-
-    def describe(self) -> dict[str, Any]:
-        """The method and its settings."""
-        return {"method": "information_flow_routes", "norm": self.norm, "threshold": self.threshold}

@@ -1,8 +1,9 @@
-"""What every method is asked: which edges does this model need, on these pairs, under this ablation?"""
+"""What every method is given: a model, pairs, an ablation and a metric."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, final, get_args
+from dataclasses import dataclass, fields
+from typing import Any, Literal, final, get_args
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.metrics import registry
 from edgeprune.metrics.measure import gated_logits
+from edgeprune.models.loading import fingerprint
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.states import WriterStates
 
@@ -64,8 +66,29 @@ class Problem:
         """Pairs in all batches."""
         return sum(len(batch) for batch in self.batches)
 
-    def frozen(self) -> Iterator[tuple[PairBatch, Tensor, WriterStates]]:
-        """Each batch on the model's device, with the full model's logits and the states that closed edges carry."""
+    def identity(self) -> dict[str, Any]:
+        """What a saved state must agree with: metric, ablation, model, dtype and pairs, as plain values."""
+        return {
+            "metric": self.metric,
+            "ablation": self.runs.ablation,
+            "model": fingerprint(self.model),
+            "dtype": str(self.model.dtype),
+            "data": self._data_hash(),
+        }
+
+    def _data_hash(self) -> str:
+        """SHA-256 of every tensor of the pairs: tokens, masks, alignment, answers, and the cut into batches."""
+        digest = hashlib.sha256()
+        for batch in self.batches:
+            for item in fields(batch):
+                value = getattr(batch, item.name)
+                if isinstance(value, Tensor):
+                    digest.update(f"{item.name} {tuple(value.shape)}".encode())
+                    digest.update(value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def batches_with_runs(self) -> Iterator[tuple[PairBatch, Tensor, WriterStates]]:
+        """Batches on the model's device, full logits `[batch, positions, vocab]`, and what closed edges carry."""
         for batch in self.batches:
             moved = batch.to(self.model.device)
             yield moved, *self.runs(moved, self.split)
@@ -87,7 +110,7 @@ class Problem:
     def mean_loss(self, gates: Tensor) -> float:
         """Mean loss over all examples of the model with these gates `[reader, writer]`."""
         total = 0.0
-        for batch, full, ablated in self.frozen():
+        for batch, full, ablated in self.batches_with_runs():
             circuit = gated_logits(self.model, batch, gates.to(self.model.device), ablated)
             total += self.losses(full, circuit, batch).double().sum().item()
         return total / self.num_examples

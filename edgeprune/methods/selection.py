@@ -74,7 +74,7 @@ def prune_dangling(graph: EdgeGraph, keep: Tensor) -> Tensor:
 @final
 @dataclass(frozen=True)
 class Selection:
-    """Which edges of a scored graph make a circuit, and how large circuits are asked for.
+    """Which edges of a scored graph make a circuit, and how large they are.
 
     Attributes:
         rule: `"top_n"`: the best edges over the whole graph. `"greedy"`: grow from the logits. `"threshold"`: all
@@ -103,7 +103,7 @@ class Selection:
             raise EdgepruneError(f"selection rule {self.rule!r} needs {missing}, got none")
 
     def circuits(self, graph: EdgeGraph, scores: Tensor) -> dict[str, Circuit]:
-        """One circuit per sparsity or threshold, by name (`"sparsity-0.9500"`), with the scores it was cut from.
+        """One circuit per sparsity or threshold, by name (`"sparsity-0.9500"`), of scores `[reader, writer]`.
 
         A circuit's header says, under `selection`, the rule, what was asked for, and the edges before and after
         dangling ones were dropped.

@@ -4,7 +4,6 @@ Hard concrete gates on nodes (q, k and v of each head, each MLP), trained by the
 gates. With `granularity="edges"` the gates stand on edges, as auto-circuit has it.
 """
 
-from collections.abc import Callable
 from typing import Any, Literal, final
 
 import torch
@@ -14,7 +13,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.gates import HardConcrete, uniform_noise
 from edgeprune.gates.hard_concrete import STRETCH, TEMPERATURE
 from edgeprune.graph import EdgeGraph
-from edgeprune.methods.base import AbstractRecipe, mean_over_samples, sample_stream
+from edgeprune.methods.base import AbstractRecipe, sample_stream
 from edgeprune.methods.node_gates import NodeMap
 
 Granularity = Literal["nodes", "edges"]
@@ -87,23 +86,13 @@ class SubnetworkProbing(AbstractRecipe):
         size = graph.num_edges if self.granularity == "edges" else self.nodes.num_nodes
         self.gates = HardConcrete(size, **self._gate_options)
 
-    def sample(self, seed: int, step: int) -> Tensor:
-        """Gates `[reader, writer]` of one step; the first, if there are several samples per step."""
-        return self._sample(seed, step, 0)
-
-    def _sample(self, seed: int, step: int, number: int) -> Tensor:
+    def sample(self, seed: int, step: int, number: int = 0) -> Tensor:
+        """Gates `[reader, writer]`: one of the samples of a step."""
         noise = uniform_noise(seed, step, self.gates.num_gates, stream=sample_stream(number))
         return self._matrix(self.gates.sample(noise))
 
     def _matrix(self, gates: Tensor) -> Tensor:
         return self.graph.to_matrix(gates) if self.granularity == "edges" else self.nodes.gates(gates)
-
-    def expected_error(self, error_of: Callable[[Tensor], Tensor], seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """Mean error of the step's samples, and their mean `[reader, writer]`."""
-        if self.samples_per_step == 1:
-            return super().expected_error(error_of, seed, step)
-        numbers = range(self.samples_per_step)
-        return mean_over_samples(error_of, (self._sample(seed, step, number) for number in numbers))
 
     def penalty(self, gates: Tensor, progress: float) -> Tensor:
         """`penalty_weight * R`, the same all through the run."""
@@ -121,10 +110,6 @@ class SubnetworkProbing(AbstractRecipe):
         return [
             {"params": [self.gates.log_alpha], "lr": self.learning_rate, "weight_decay": 0.0, "maximize": False},
         ]
-
-    def learning_rate_factor(self, progress: float) -> float:
-        """Constant."""
-        return 1.0
 
     def scores(self) -> Tensor:
         """Log-alpha, with the noise of the last sample if `final` says so, `[reader, writer]`; above 0 is kept.
@@ -149,9 +134,6 @@ class SubnetworkProbing(AbstractRecipe):
         """Edges in the circuit that the gates stand for now."""
         return int((self.graph.to_vector(self.scores()) > 0).sum())
 
-    def target(self, progress: float) -> None:
-        """Nothing is aimed at."""
-
     def state(self, progress: float) -> dict[str, float]:
         """The price, and the share of gates expected to be open."""
         with torch.no_grad():
@@ -161,11 +143,7 @@ class SubnetworkProbing(AbstractRecipe):
         """Method and settings."""
         return {
             "method": "subnetwork_probing",
-            "granularity": self.granularity,
-            "penalty_weight": self.penalty_weight,
-            "learning_rate": self.learning_rate,
-            "final": self.final,
-            "final_seed": self.final_seed,
-            "samples_per_step": self.samples_per_step,
+            **self._settings("granularity", "penalty_weight", "learning_rate", "final", "final_seed"),
+            **self._settings("samples_per_step"),
             **self._gate_options,
         }

@@ -1,6 +1,5 @@
 """Uniform gradient sampling (Li and Janson 2024, arXiv 2409.09951), with the settings of MIB (arXiv 2504.13151)."""
 
-from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 from edgeprune.errors import EdgepruneError
 from edgeprune.gates import UniformWindow, uniform_noise
 from edgeprune.graph import EdgeGraph
-from edgeprune.methods.base import AbstractRecipe, mean_over_samples, sample_stream
+from edgeprune.methods.base import AbstractRecipe, sample_stream
 from edgeprune.methods.node_gates import NodeMap
 
 MAX_NODE_WEIGHT = 2e-4  # MIB: nu = min(lambda / 2, 2e-4)
@@ -83,25 +82,11 @@ class UGS(AbstractRecipe):
         self.nodes = NodeMap(graph)
         self.edges = UniformWindow(graph.num_edges, **self._gate_options)
 
-    def sample(self, seed: int, step: int) -> Tensor:
-        """Gates `[reader, writer]`: the first sample of a step."""
-        return self._sample(seed, step, 0)
-
-    def _sample(self, seed: int, step: int, number: int) -> Tensor:
+    def sample(self, seed: int, step: int, number: int = 0) -> Tensor:
+        """Gates `[reader, writer]`: one of the samples of a step."""
         return self.graph.to_matrix(
             self.edges.sample(uniform_noise(seed, step, self.edges.num_gates, stream=sample_stream(number)))
         )
-
-    def expected_error(self, error_of: Callable[[Tensor], Tensor], seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """Mean error of the step's samples, and their mean `[reader, writer]`."""
-        masks = self.masks_per_batch
-        numbers = [range(run * masks, (run + 1) * masks) for run in range(self.samples_per_step)]
-        return mean_over_samples(error_of, (self._samples(seed, step, own) for own in numbers))
-
-    def _samples(self, seed: int, step: int, numbers: Sequence[int]) -> Tensor:
-        """One sample `[reader, writer]`, or several `[group, reader, writer]`."""
-        samples = [self._sample(seed, step, number) for number in numbers]
-        return samples[0] if len(samples) == 1 else torch.stack(samples)
 
     def penalty(self, gates: Tensor, progress: float) -> Tensor:
         """Price of edges and of nodes, the same all through the run; it sees theta, not the sample."""
@@ -123,10 +108,6 @@ class UGS(AbstractRecipe):
         group = {"params": [self.edges.alpha], "lr": self.learning_rate, "betas": self.betas}
         return [group | {"weight_decay": 0.0, "maximize": False}]
 
-    def learning_rate_factor(self, progress: float) -> float:
-        """Constant."""
-        return 1.0
-
     def scores(self) -> Tensor:
         """Theta of each edge, `[reader, writer]`."""
         return self.graph.to_matrix(self.edges.scores())
@@ -134,9 +115,6 @@ class UGS(AbstractRecipe):
     def num_open(self) -> int:
         """Edges whose theta is above one half."""
         return int((self.edges.scores() > 0.5).sum())
-
-    def target(self, progress: float) -> None:
-        """Nothing is aimed at."""
 
     def state(self, progress: float) -> dict[str, float]:
         """Mean theta, and the share of edges that are undecided: the mean width of their windows."""
@@ -147,12 +125,8 @@ class UGS(AbstractRecipe):
         """Method and settings."""
         return {
             "method": "ugs",
-            "edge_weight": self.edge_weight,
-            "node_weight": self.node_weight,
-            "learning_rate": self.learning_rate,
-            "betas": list(self.betas),
-            "samples_per_step": self.samples_per_step,
-            "masks_per_batch": self.masks_per_batch,
+            **self._settings("edge_weight", "node_weight", "learning_rate", "betas"),
+            **self._settings("samples_per_step", "masks_per_batch"),
             **self._gate_options,
         }
 

@@ -53,7 +53,7 @@ class Start(nn.Module):
     """What a warm start does to the gates of a graph's edges; part of the checkpoint, which needs no file then.
 
     Args:
-        settings: What the user asked for.
+        settings: Where gates start, and which are frozen.
         graph: The graph.
 
     Attributes:

@@ -54,7 +54,7 @@ class Faithfulness(Metric):
         self.weight += weights[known].double().sum()
 
     def compute(self) -> Tensor:
-        """The figure; NaN if no example had a value."""
+        """The figure (scalar); NaN if no example had a value."""
         return self.total / self.weight
 
 

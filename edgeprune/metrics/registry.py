@@ -24,7 +24,7 @@ STANDARD = ("kl", "squared_error", "logit_difference", "accuracy", "exact_match"
 
 
 def of_circuit(function: Callable[[Tensor, PairBatch], Tensor]) -> Function:
-    """A function of (logits, batch) as one of (full, circuit, batch) that looks at the circuit alone."""
+    """A function of (logits, batch) as one of (full, circuit, batch), logits `[batch, positions, vocab]` alike."""
 
     def values(full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
         del full

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.models.block import Block, repeat_kv
+from edgeprune.models.block import Block, repeat_kv, weights_per_reader
 from edgeprune.models.masked import COMPUTED, MaskedModel
 from edgeprune.models.states import FixedOutputs, WriterStates
 
@@ -46,20 +46,17 @@ class EdgesBeforeNorm(MaskedModel):
                 "edges; leave --edges-before-norm out"
             )
 
-    def forward(
+    def _last_inputs(
         self,
         input_ids: Tensor,
         gates: Tensor,
         ablated: WriterStates,
-        attention_mask: Tensor | None = None,
-        positions: Tensor | None = None,
-        *,
-        fixed: FixedOutputs = COMPUTED,
-        relative: bool = False,
-        head: bool = True,
+        attention_mask: Tensor | None,
+        positions: Tensor | None,
+        fixed: FixedOutputs,
+        relative: bool,
     ) -> Tensor:
-        """Logits, or what they read; see `MaskedModel.forward`. `fixed`, `relative` and gates of tokens are refused."""
-        self._check(input_ids, gates, ablated)
+        """See `MaskedModel`; `fixed`, `relative` and gates of tokens are refused."""
         if gates.ndim == 4 or relative or fixed is not COMPUTED:
             raise EdgepruneError(
                 "edges before the norm know gates [reader, writer] alone, or one such matrix per group"
@@ -70,13 +67,12 @@ class EdgesBeforeNorm(MaskedModel):
                 rows = slice(size * place, size * (place + 1))
                 mask, at = (None if part is None else part[rows] for part in (attention_mask, positions))
                 states = ablated.map(lambda field, rows=rows: field if field.shape[1] == 1 else field[:, rows])
-                parts.append(self(input_ids[rows], own, states, mask, at, head=head))
+                parts.append(self._last_inputs(input_ids[rows], own, states, mask, at, fixed, relative))
             return torch.cat(parts)
-        stream = _Run(self, input_ids, gates, ablated, attention_mask).stream
-        return self.logits(stream, positions) if head else self.at(stream, positions)
+        return self.at(_RunBeforeNorm(self, input_ids, gates, ablated, attention_mask).stream, positions)
 
 
-class _Run:
+class _RunBeforeNorm:
     """One run; what every writer gives, and what closed edges carry instead, is kept until the end."""
 
     def __init__(
@@ -116,9 +112,8 @@ class _Run:
     def _project(self, block: Block, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v `[batch, seq, readers, c]` from the inputs of their readers."""
         arch = self.model.graph.arch
-        q, k, v = block.qkv_weights()
         copies = arch.kv_readers_per_head
-        weight = torch.cat([q, k.repeat_interleave(copies, 0), v.repeat_interleave(copies, 0)])
+        weight = torch.cat(weights_per_reader(block, copies))
         bias = torch.cat(repeat_kv(block.project(inputs.new_zeros(1, 1, inputs.shape[-1])), copies), 2)
         made = torch.einsum("rbsd,rdc->bsrc", block.norm(inputs), weight) + bias
         q, k, v = made.split(arch.reader_counts, dim=2)

@@ -171,11 +171,11 @@ class Block(nn.Module, ABC):
         """What the MLP adds to the stream, its norms included, `[..., D]` to `[..., D]`."""
 
     def mlp_input(self, stream: Tensor, attention: Tensor) -> Tensor:
-        """What the MLP reads: the stream before the layer, with what attention adds unless `parallel`."""
+        """What the MLP reads `[B, S, D]`: the stream before the layer, with what attention adds unless `parallel`."""
         return stream if self.parallel else stream + attention
 
     def join(self, stream: Tensor, attention: Tensor, mlp: Tensor | None) -> Tensor:
-        """The stream after the layer, added up in the model's own order, which decides the last bit."""
+        """The stream after the layer `[B, S, D]`, added up in the model's own order, which decides the last bit."""
         stream = stream + attention
         return stream if mlp is None else stream + mlp
 
@@ -216,6 +216,12 @@ def walk(
             mlp = edited("mlp_out", layer, block.mlp(block.mlp_input(stream, attention)))
         stream = block.join(stream, attention, mlp)
     return edited("residual", len(blocks), stream)
+
+
+def weights_per_reader(block: Block, copies: int) -> Projected:
+    """`Block.qkv_weights` with one k and one v for each reader of the graph, `[n, D, C]` each."""
+    q, k, v = block.qkv_weights()
+    return (q, k, v) if copies == 1 else (q, k.repeat_interleave(copies, 0), v.repeat_interleave(copies, 0))
 
 
 def repeat_kv(qkv: Projected, copies: int) -> Projected:

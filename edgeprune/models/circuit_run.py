@@ -4,22 +4,23 @@ With own_w what writer w puts out in the circuit, closing the edge from w moves 
 
     d_w = ablated_w - own_w                                                                                        (1)
 
-and nothing else that comes before or beside it. Downstream the rule of `edgeprune.models.partial` holds, with the
+and nothing else that comes before or beside it. Downstream the rule of `edgeprune.models.downstream` holds, with the
 circuit in the place of the clean run: a reader's input moves by what its open edges bring. Unlike there, edges may be
 closed anywhere. Shapes: B examples, S positions, T = B * S, P = B * scored positions, D width, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
+from edgeprune.models.changes import Changes, find_changes
+from edgeprune.models.clean_run import LayerValues, StartingRun
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.partial import LayerValues, _Reference, _Sweep
-from edgeprune.models.partial_plan import Plan, make_plan
 from edgeprune.models.reads import LayerReads
+from edgeprune.models.rerun import ReferenceState, Rerun
 from edgeprune.models.stack import Workspace
 from edgeprune.models.states import WriterStates
 
@@ -27,7 +28,7 @@ ONE_LAYER = 16  # rows of width D per token: what a layer that is run again work
 
 
 @final
-class CircuitRun:
+class CircuitRun(StartingRun):
     """A circuit on one batch, ready for questions about one edge less.
 
     Args:
@@ -38,66 +39,49 @@ class CircuitRun:
 
     Attributes:
         logits: Of the circuit itself, float32 `[B, positions, V]`.
-        delta: `ablated - own` of every writer in the circuit, `[writer, T, D]`.
     """
 
     @torch.no_grad()
     def __init__(self, model: MaskedModel, batch: PairBatch, ablated: WriterStates, keep: Tensor) -> None:
-        model.require_sums("looking at single edges of a circuit's run")
+        super().__init__(model, batch, "looking at single edges of a circuit's run")
         graph = model.graph
-        self.model, self.batch = model, batch
         self.keep = keep.cpu().bool() & graph.exists
-        embeddings, self.embedded, context = model.start(batch.clean, batch.attention_mask)
         self.open = self.keep.to(self.embedded)
         self.closed = graph.exists.to(self.embedded) - self.open
-        rows = torch.arange(len(batch), device=self.embedded.device)[:, None] * batch.clean.shape[1]
-        self.tokens = (rows + batch.positions).flatten()
-        self.layers: list[LayerValues] = []
         self.attention: dict[int, Tensor] = {}  # inputs of a layer's readers that can change, [readers, T, D]
         self.mlps: dict[int, Tensor] = {}  # inputs of the MLPs that can change, [T, D]
-        self._changing = make_plan(graph, self.keep, self.keep.any(1))
+        self._changing = find_changes(graph, self.keep, self.keep.any(1))
         start = self.embedded.flatten(0, 1)
         reads = LayerReads(graph, model.blocks, model.projections, self.closed[None], start, Workspace())
         self._stack = reads.stack  # whose memory `delta` is
         self.delta = reads.stack.delta
-        for row, (own, other) in enumerate(zip(embeddings, ablated.embeddings, strict=True)):
-            self.delta[row] = (other - own).flatten(0, 1)
-        stream = self._run(reads, ablated, context)
+        self.put_embeddings(ablated)
+        stream = self._run(reads, ablated)
         last = self.closed[-1:] @ self.delta[:, self.tokens].flatten(1)
         self.last = last.view(len(self.tokens), -1) + stream[self.tokens]  # input of the logits, [P, D]
         self.logits = model.logits(self.last.view(*batch.positions.shape, -1)).float()
 
-    def _run(self, reads: LayerReads, ablated: WriterStates, context: Any) -> Tensor:
+    def _run(self, reads: LayerReads, ablated: WriterStates) -> Tensor:
         """All layers, as the masked model runs them; what they computed is kept. Returns the stream at their end."""
         model, graph, shape = self.model, self.model.graph, self.embedded.shape
-        stream, token = self.embedded.flatten(0, 1), self.embedded.new_zeros(())
+        stream, chain = self.embedded.flatten(0, 1), self.embedded.new_zeros(())
         for layer, block in enumerate(model.blocks):
-            plan = self._changing.layers[layer]
-            if plan.readers:
-                self.attention[layer] = self._inputs(plan.readers, stream)
-            qkv, _, token = reads(layer, token, stream, shape[0])
-            written, attention = block.write(model.attend(block, qkv, context, reads.stack.all_open))
-            token = model.write_heads(token, written, ablated.heads[layer], reads.stack, block)
+            changed = self._changing.layers[layer]
+            if changed.readers:
+                self.attention[layer] = self.mixed(changed.readers, self.closed, stream)
+            qkv, _, chain = reads(layer, chain, stream, shape[0])
+            written, attention = block.write(model.attend(block, qkv, self.first_context, reads.stack.all_open))
+            chain = model.write_heads(chain, written, ablated.heads[layer], reads.stack, block)
             attention, mlp = attention.flatten(0, 1), None
             if ablated.mlps is not None:
-                inputs = self._inputs([graph.mlp_reader(layer)], block.mlp_input(stream, attention))[0]
+                inputs = self.mixed([graph.mlp_reader(layer)], self.closed, block.mlp_input(stream, attention))[0]
                 mlp = block.mlp(inputs.view(shape)).flatten(0, 1)
                 self.delta[graph.mlp_writer(layer)] = ablated.mlps[layer].expand(shape).flatten(0, 1) - mlp
-                if plan.mlp:
+                if changed.mlp:
                     self.mlps[layer] = inputs
             stream = block.join(stream, attention, mlp)
             self.layers.append(LayerValues(tuple(part.flatten(0, 1) for part in qkv), written.flatten(0, 1), mlp))
         return stream
-
-    def _inputs(self, readers: list[int], stream: Tensor) -> Tensor:
-        """What readers that see the same writers take in, `[readers, T, D]`."""
-        n = self.model.graph.num_visible[readers[0]]
-        mixed = self.closed[readers, :n] @ self.delta[:n].view(n, -1)
-        return mixed.view(-1, *stream.shape).add_(stream)
-
-    def context(self, copies: int) -> Any:
-        """What layers share for some copies of the batch."""
-        return self.model.context(self.embedded, self.batch.clean, self.batch.attention_mask, copies)
 
     # ---------------------------------------------------------------- one edge less
     @torch.no_grad()
@@ -118,36 +102,36 @@ class CircuitRun:
         """
         starts = torch.zeros(len(self.keep), dtype=torch.bool)
         starts[reader] = True
-        plan = make_plan(self.model.graph, self.keep, starts)
-        at_once = max(1, int(memory_gb * 1e9 / self._sweep_bytes(plan)))
+        changes = find_changes(self.model.graph, self.keep, starts)
+        at_once = max(1, int(memory_gb * 1e9 / self._rerun_bytes(changes)))
         for start in range(0, len(writers), at_once):
             moves = self.delta[list(writers[start : start + at_once])]
             if at is not None:
                 moves = moves * at[start : start + at_once, :, None]
-            sweep = _Sweep(self, self.open, plan, self._reference(plan), len(moves))
-            yield from sweep.run({reader: moves})[0]
+            rerun = Rerun(self, self.open, changes, self._reference(changes), len(moves))
+            yield from rerun.run({reader: moves})[0]
 
-    def _reference(self, plan: Plan) -> _Reference:
-        """The circuit's state, as a sweep over `plan` wants it."""
+    def _reference(self, changes: Changes) -> ReferenceState:
+        """The circuit's state, as a run over `changes` wants it."""
 
         def attention(layer: int) -> Tensor:
             known = {reader: place for place, reader in enumerate(self._changing.layers[layer].readers)}
-            wanted = plan.layers[layer].readers
+            wanted = changes.layers[layer].readers
             if len(wanted) == len(known):
                 return self.attention[layer]
             return self.attention[layer][[known[reader] for reader in wanted]]
 
-        return _Reference(attention, self.mlps, self.last, self.layers)
+        return ReferenceState(attention, self.mlps, self.last, self.layers)
 
-    def _sweep_bytes(self, plan: Plan) -> int:
-        """Memory of one copy in a sweep: changes of the writers, one layer's values, the logits."""
+    def _rerun_bytes(self, changes: Changes) -> int:
+        """Memory of one copy in a rerun: changes of the writers, one layer's values, the logits."""
         tokens, width = self.delta.shape[1:]
-        rows = (len(plan.everywhere) + ONE_LAYER) * tokens + 2 * len(plan.writers) * len(self.tokens)
+        rows = (len(changes.everywhere) + ONE_LAYER) * tokens + 2 * len(changes.writers) * len(self.tokens)
         return rows * width * self.delta.element_size() + 2 * self.logits.numel() * self.logits.element_size()
 
 
 def state_bytes(model: MaskedModel) -> int:
-    """Memory per token of a `CircuitRun`, at most: deltas, inputs of all readers, values of all layers."""
+    """Memory per token of a `StartingRun`, at most: deltas, inputs of all readers, values of all layers."""
     graph = model.graph
     rows = len(graph.writers) + len(graph.readers) + ONE_LAYER * graph.arch.num_layers
     return rows * model.width * model.dtype.itemsize

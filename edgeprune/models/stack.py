@@ -10,11 +10,11 @@ W is the reader's weight, the norm's included, and c what a normed input of zero
 per token; where the norm takes the mean away, W does it instead: its sum over the width is 0. With every gate open all
 inputs are the stream, and the model's own projection of it is taken: the logits are then the model's, bit for bit.
 
-Layers are read in *stretches*: what all readers of a few layers get from the writers before the stretch is one product,
-and each layer adds what it gets from the stretch's own writers. That is the same work, but the stack is read and its
-gradient updated once per stretch instead of once per layer, and the products have a shape that keeps a processor busy.
+Layers are read in *segments*: what all readers of a few layers get from the writers before the segment is one product,
+and each layer adds what it gets from the segment's own writers. That is the same work, but the stack is read and its
+gradient updated once per segment instead of once per layer, and the products have a shape that keeps a processor busy.
 The backward makes inputs anew instead of keeping them, and adds to one gradient stack. Reads and writes are chained by
-a *token*, a scalar that each takes and returns: it carries no value, but makes autograd visit them in exactly reverse
+a *chain*, a scalar that each takes and returns: it carries no value, but makes autograd visit them in exactly reverse
 order, so a writer's row of the gradient stack is complete when its backward needs it.
 
 Shapes: T tokens (batch x seq), D residual width, A attention readers of a layer, H heads, C head width. The tokens fall
@@ -33,23 +33,23 @@ from edgeprune.models.projections import Projection
 
 CHUNK_BYTES = 8 * 2**20  # readers' inputs that are scaled and projected at a time
 PIECES = 8  # that long sums of products fall into
-STRETCH_READERS = 96  # of a stretch, about: docs/performance.md says what other numbers cost
+SEGMENT_READERS = 96  # of a segment, about: docs/performance.md says what other numbers cost
 
 
 class Span(NamedTuple):
-    """Where a layer lies in its stretch.
+    """Where a layer lies in its segment.
 
     Attributes:
         readers: Its readers' rows in `DeltaStack.mixed`: attention readers, then the MLP if there is one.
-        writers: The stretch's writers that come before it.
-        far: What the stretch's readers close of the edges from earlier writers, `[G, readers of the stretch, writer]`.
-        base: The stream before the stretch `[T, D]`.
+        writers: The segment's writers that come before it.
+        earlier: What the segment's readers close of edges from earlier writers, `[G, readers of the segment, writer]`.
+        base: The stream before the segment `[T, D]`.
         num_streams: How many of the layer's readers take in the stream here: those of attention, which come first.
     """
 
     readers: slice
     writers: slice
-    far: Tensor
+    earlier: Tensor
     base: Tensor
     num_streams: int
 
@@ -61,7 +61,7 @@ class Workspace:
         self._spare: dict[str, Tensor] = {}
 
     def take(self, name: str, size: int, like: Tensor) -> Tensor:
-        """A buffer of at least `size` values, with the dtype and device of `like`; what it holds is not defined."""
+        """A buffer `[size or more]` with the dtype and device of `like`; what it holds is not defined."""
         spare = self._spare.pop(name, None)
         if spare is None or spare.numel() < size or (spare.dtype, spare.device) != (like.dtype, like.device):
             with torch.inference_mode(False):  # a later run may want gradients
@@ -69,7 +69,7 @@ class Workspace:
         return spare
 
     def give_back(self, name: str, buffer: Tensor) -> None:
-        """Keep `buffer`, which nobody uses any more."""
+        """Keep a buffer `[size]` that nobody uses any more."""
         self._spare[name] = buffer
 
     def __reduce__(self) -> tuple[type["Workspace"], tuple[()]]:
@@ -82,21 +82,21 @@ class DeltaStack:
 
     Attributes:
         delta: `ablated - own` of every writer, `[writer, T, D]`.
-        mixed: Of one stretch at a time, `[reader, T, D]`: attention readers' inputs, and what closed edges add to those
+        mixed: Of one segment at a time, `[reader, T, D]`: attention readers' inputs, and what closed edges add to those
             of MLPs; in the backward their gradients.
         grad: Gradient of `delta`, while there is one; none with `all_open`.
         all_open: No edge is closed, as in attribution: there is nothing to mix, and no delta has a gradient.
     """
 
     def __init__(
-        self, num_writers: int, stream: Tensor, stretch_readers: int, workspace: Workspace, all_open: bool
+        self, num_writers: int, stream: Tensor, segment_readers: int, workspace: Workspace, all_open: bool
     ) -> None:
         """Make room.
 
         Args:
             num_writers: Rows of `delta`.
             stream: The embedding output `[T, D]`, whose dtype, device and size the stack takes over.
-            stretch_readers: Rows of `mixed`.
+            segment_readers: Rows of `mixed`.
             workspace: Where buffers come from, and go when the stack is no longer used.
             all_open: No edge is closed.
         """
@@ -104,7 +104,7 @@ class DeltaStack:
         self._workspace, self._made_anew = workspace, False
         self._buffers: dict[str, Tensor] = {}
         self.delta = self._take("delta", (num_writers, *stream.shape), stream)
-        self.mixed = self._take("mixed", (stretch_readers, *stream.shape), stream)
+        self.mixed = self._take("mixed", (segment_readers, *stream.shape), stream)
         self.grad: Tensor | None = None
 
     def _take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -131,13 +131,13 @@ class DeltaStack:
             self._workspace.give_back("grad", self._buffers.pop("grad"))
 
     def make_anew(self, span: Span) -> None:
-        """In the backward, mix the stretch's inputs again, once."""
+        """In the backward, mix the segment's inputs again, once."""
         if not self._made_anew:
-            self.mix_far(span.far, span.base, span.num_streams)
+            self.mix_earlier(span.earlier, span.base, span.num_streams)
             self._made_anew = True
 
-    def mix_far(self, closed: Tensor, stream: Tensor, num_streams: int) -> None:
-        """Put into `mixed` what `closed` `[G, reader, writer]` of a stretch lets through; the stream as in `mix`."""
+    def mix_earlier(self, closed: Tensor, stream: Tensor, num_streams: int) -> None:
+        """Put into `mixed` what `closed` `[G, reader, writer]` of a segment lets through; the stream as in `mix`."""
         self.mix(closed, *_from_first(closed), stream, num_streams, anew=True)
 
     def mix(
@@ -158,8 +158,8 @@ class DeltaStack:
             part.addmm_(own, rows, beta=0 if anew else 1)
         borrowed.copy_(its_own)
 
-    def unmix_far(self, closed: Tensor, collect: bool) -> Tensor:
-        """Backward of `mix_far` from the gradients in `mixed`; returns that of `closed`, collects those of `delta`."""
+    def unmix_earlier(self, closed: Tensor, collect: bool) -> Tensor:
+        """Backward of `mix_earlier` from the gradients in `mixed`: returns that of `closed`, collects `delta`'s."""
         writers, readers = _from_first(closed)
         if collect and not self.all_open:
             self._collect(closed, writers, readers)
@@ -203,54 +203,54 @@ class DeltaStack:
             part = torch.index_select(part.flatten(0, 1), 0, _places(n, part.shape[1], tokens), out=room)
         return part.reshape(n, -1)
 
-    def done_with_stretch(self) -> None:
-        """The next layer in the backward is of another stretch."""
+    def done_with_segment(self) -> None:
+        """The next layer in the backward is of another segment."""
         self._made_anew = False
 
 
-class ReadStretch(torch.autograd.Function):
-    """What all readers of a stretch get from the writers before it, left in `mixed`.
+class ReadSegment(torch.autograd.Function):
+    """What all readers of a segment get from the writers before it, left in `mixed`.
 
-    Inputs: token; closed `[G, readers, writers]`; the stream before the stretch `[T, D]`, which the `num_streams` first
-    readers take in; this number; the stack; whether the stretch is the first. Returns: the next token.
+    Inputs: the chain; closed `[G, readers, writers]`; the stream before the segment `[T, D]`, which the first
+    `num_streams` readers take in; that number; the stack; whether the segment is the first. Returns: the next chain.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, token: Tensor, closed: Tensor, stream: Tensor, num_streams: int, stack: DeltaStack, first: bool
+        ctx: Any, chain: Tensor, closed: Tensor, stream: Tensor, num_streams: int, stack: DeltaStack, first: bool
     ) -> Tensor:
         ctx.save_for_backward(closed)
         ctx.stack, ctx.first = stack, first
         with _no_autocast(closed):
-            stack.mix_far(closed, stream, num_streams)
-        return token.clone()
+            stack.mix_earlier(closed, stream, num_streams)
+        return chain.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_token: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_chain: Tensor) -> tuple[Tensor | None, ...]:
         (closed,), stack = ctx.saved_tensors, ctx.stack
         if ctx.first:
             stack.drop_grad()  # what is left is the gradient of the embeddings, which nothing needs
         with _no_autocast(closed):
-            grad_closed = stack.unmix_far(closed, collect=not ctx.first)
-        stack.done_with_stretch()
-        return grad_token, grad_closed, None, None, None, None  # of the stream: see `ReadLayer`
+            grad_closed = stack.unmix_earlier(closed, collect=not ctx.first)
+        stack.done_with_segment()
+        return grad_chain, grad_closed, None, None, None, None  # of the stream: see `ReadLayer`
 
 
 class ReadLayer(torch.autograd.Function):
-    """Inputs of one layer's readers, from the stretch's own writers too: q, k, v of the one kind, the mix of the other.
+    """Inputs of one layer's readers, from the segment's own writers too: q, k, v of the one kind, the mix of the other.
 
-    Inputs: token; stream `[T, D]`; closed `[G, readers of the layer, writers of the stretch before it]`; the model's
-    own projection of the stream `[T, A, C]` if every gate is open, else None; a function that makes the readers'
-    `Projection`; the stack; the layer's `Span`.
+    Inputs: the chain; stream `[T, D]`; closed `[G, readers of the layer, writers of the segment before it]`; the
+    model's own projection of the stream `[T, A, C]` if every gate is open, else None; a function that makes the
+    readers' `Projection`; the stack; the layer's `Span`.
     Returns: q, k, v as one `[T, A, C]`; what closed edges add to the MLP's input `[T, D]` (nothing, `[0]`, without an
-    MLP); the next token.
+    MLP); the next chain.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        token: Tensor,
+        chain: Tensor,
         stream: Tensor,
         closed: Tensor,
         fused: Tensor | None,
@@ -271,11 +271,11 @@ class ReadLayer(torch.autograd.Function):
         ctx.save_for_backward(stream, closed, out, scale, mean)
         ctx.projection_of = (lambda: projection) if projection.stays else projection_of
         ctx.stack, ctx.span = stack, span
-        return out, readers[span.num_streams :].flatten(0, 1).clone(), token.clone()
+        return out, readers[span.num_streams :].flatten(0, 1).clone(), chain.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, grad_mlp: Tensor, grad_token: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, grad_mlp: Tensor, grad_chain: Tensor) -> tuple[Tensor | None, ...]:
         stream, closed, out, scale, mean = ctx.saved_tensors
         projection, stack, span = ctx.projection_of(), ctx.stack, ctx.span
         readers = stack.mixed[span.readers]
@@ -287,21 +287,21 @@ class ReadLayer(torch.autograd.Function):
             _unproject(attention, stream if stack.all_open else None, grad, out, scale, mean, projection)
             readers[span.num_streams :] = grad_mlp.view(-1, *stream.shape)
             grad_stream, grad_closed = stack.unmix(closed, span.writers, span.readers, span.num_streams)
-        return grad_token, grad_stream, grad_closed, None, None, None, None
+        return grad_chain, grad_stream, grad_closed, None, None, None, None
 
 
 class ReadStream(torch.autograd.Function):
     """Input of one reader: `base + closed @ delta[first : first + n]`, at all tokens or at `tokens` only.
 
-    Inputs: token; base `[T, D]`, the stream with the corrections it has already; closed `[G, 1, n]`; the stack; the
+    Inputs: the chain; base `[T, D]`, the stream with the corrections it has already; closed `[G, 1, n]`; the stack; the
     first writer; optionally `tokens`, long `[P]`, as many from each group. Returns: input `[T, D]` (or `[P, D]`; base
-    has then P rows); next token.
+    has then P rows); next chain.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        token: Tensor,
+        chain: Tensor,
         base: Tensor,
         closed: Tensor,
         stack: DeltaStack,
@@ -314,11 +314,11 @@ class ReadStream(torch.autograd.Function):
         with _no_autocast(base):
             parts = zip(base.reshape(len(closed), 1, -1), closed, _groups(delta, len(closed)), strict=True)
             out = torch.cat([torch.addmm(own_base, own, rows) for own_base, own, rows in parts]).view_as(base)
-        return out, token.clone()
+        return out, chain.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, grad_token: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, grad_chain: Tensor) -> tuple[Tensor | None, ...]:
         closed, tokens = ctx.saved_tensors
         stack, first, n = ctx.stack, ctx.first, closed.shape[-1]
         flat = grad.reshape(len(closed), 1, -1)
@@ -327,7 +327,7 @@ class ReadStream(torch.autograd.Function):
             pairs = zip(flat, _groups(delta, len(closed)), strict=True)
             grad_closed = torch.stack([own @ rows.T for own, rows in pairs])
             if stack.all_open:
-                return grad_token, grad, grad_closed, None, None, None
+                return grad_chain, grad, grad_closed, None, None, None
             grad_rows = stack.take_grad()[first : first + n]
             if tokens is None:
                 for rows, own, part in zip(_groups(grad_rows, len(closed)), closed, flat, strict=True):
@@ -337,20 +337,20 @@ class ReadStream(torch.autograd.Function):
                     torch.mul(own.T, part, out=rows)
                 places, moves = _places(n, grad_rows.shape[1], tokens), delta.view(-1, grad.shape[-1])
                 grad_rows.flatten(0, 1).index_add_(0, places, moves)
-        return grad_token, grad, grad_closed, None, None, None
+        return grad_chain, grad, grad_closed, None, None, None
 
 
 class WriteHeads(torch.autograd.Function):
     """Leave the deltas of one layer's heads in the stack.
 
-    Inputs: token; own and ablated values `[T, H, C]` before the output projection; a function that gives its weight
-    `[H, C, D]`; the stack; the first head's row. Returns: the next token.
+    Inputs: the chain; own and ablated values `[T, H, C]` before the output projection; a function that gives its weight
+    `[H, C, D]`; the stack; the first head's row. Returns: the next chain.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        token: Tensor,
+        chain: Tensor,
         own: Tensor,
         ablated: Tensor,
         weight_of: Callable[[], Tensor],
@@ -362,35 +362,35 @@ class WriteHeads(torch.autograd.Function):
             weight = weight_of()
             difference = (ablated - own).transpose(0, 1).to(weight.dtype)
             torch.bmm(difference, weight, out=stack.delta[first : first + weight.shape[0]])
-        return token.clone()
+        return chain.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_token: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_chain: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.stack.all_open:
-            return grad_token, None, None, None, None, None
-        with _no_autocast(grad_token):
+            return grad_chain, None, None, None, None, None
+        with _no_autocast(grad_chain):
             weight = ctx.weight_of()
             grad = ctx.stack.take_grad()[ctx.first : ctx.first + weight.shape[0]]
             grad_own = torch.bmm(grad, weight.transpose(1, 2)).neg_().transpose(0, 1).to(ctx.dtype)
-        return grad_token, grad_own, None, None, None, None
+        return grad_chain, grad_own, None, None, None, None
 
 
 class WriteOne(torch.autograd.Function):
-    """Leave the delta of one writer, `ablated - own` `[T, D]`, in row `row` of the stack. Returns the next token."""
+    """Leave the delta of one writer, `ablated - own` `[T, D]`, in row `row` of the stack. Returns the next chain."""
 
     @staticmethod
-    def forward(ctx: Any, token: Tensor, own: Tensor, ablated: Tensor, stack: DeltaStack, row: int) -> Tensor:
+    def forward(ctx: Any, chain: Tensor, own: Tensor, ablated: Tensor, stack: DeltaStack, row: int) -> Tensor:
         ctx.stack, ctx.row, ctx.dtype = stack, row, own.dtype
         torch.sub(ablated, own, out=stack.delta[row])
-        return token.clone()
+        return chain.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_token: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_chain: Tensor) -> tuple[Tensor | None, ...]:
         stack = ctx.stack
         grad_own = None if stack.all_open else stack.take_grad()[ctx.row].neg().to(ctx.dtype)
-        return grad_token, grad_own, None, None, None
+        return grad_chain, grad_own, None, None, None
 
 
 def _project(inputs: Tensor, projection: Projection) -> tuple[Tensor, Tensor, Tensor]:

@@ -26,13 +26,20 @@ class WriterStates:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """Apply `function` to every field."""
-        mlps = None if self.mlps is None else function(self.mlps)
-        return type(self)(embeddings=function(self.embeddings), heads=function(self.heads), mlps=mlps)
+        return self.combine(function)
+
+    def combine(self, function: Callable[..., Tensor], *others: Self) -> Self:
+        """Apply `function` to every field and the same fields of `others`."""
+        mlps = [states.mlps for states in (self, *others)]
+        return type(self)(
+            embeddings=function(self.embeddings, *(other.embeddings for other in others)),
+            heads=function(self.heads, *(other.heads for other in others)),
+            mlps=None if any(part is None for part in mlps) else function(*mlps),
+        )
 
     def minus(self, other: Self) -> Self:
         """The difference, field by field; fields that are shared by all examples or positions are expanded."""
-        mlps = None if self.mlps is None or other.mlps is None else self.mlps - other.mlps
-        return type(self)(embeddings=self.embeddings - other.embeddings, heads=self.heads - other.heads, mlps=mlps)
+        return self.combine(torch.sub, other)
 
     def to(self, device: torch.device | str) -> Self:
         """Move every field to `device`."""

@@ -1,4 +1,4 @@
-"""Models of TransformerLens, told by the names of their classes: the library is not imported here."""
+"""Models of TransformerLens, known by the names of their classes: the library is not imported here."""
 
 import copy
 import warnings
@@ -11,7 +11,7 @@ from edgeprune.errors import UnsupportedFamilyError
 from edgeprune.models.limits import Limits
 from edgeprune.models.masked import MaskedModel
 
-TRIED = 8  # tokens that a model is asked for its own logits of
+TRIED = 8  # tokens on which a model's own logits are compared
 _WRAPPED = "_original_component"  # what a bridge's part is put around
 
 

@@ -1,6 +1,6 @@
 """Why a type of model has no adapter: what it has that the edge graph has no words for.
 
-Told by the library's config of the type with its defaults, so that no list of all models is kept here.
+Found in the library's default config of the type, so that no list of all models is kept here.
 """
 
 from collections.abc import Collection, Mapping

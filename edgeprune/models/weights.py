@@ -68,7 +68,7 @@ def check_finite(model: nn.Module, name: str) -> None:
 
 
 def check_plain(hf: nn.Module) -> None:
-    """Refuse adapters and quantised weights: told by the weights, since a config may name what is undone by now.
+    """Refuse adapters and quantised weights. The weights are looked at: a config may name what is undone by now.
 
     Raises:
         UnsupportedFamilyError: The message says what to do.

@@ -103,9 +103,9 @@ def _limit(result: PatchingResult) -> float:
 def _title(result: PatchingResult, width: int) -> list[str]:
     """Model, metric, direction, and what a colour says, in lines of at most `width` characters."""
     unit = _UNITS.get(result.metric, result.metric)
-    told = f"{result.model or 'a model'}: effect on {unit}, {result.direction}"
+    what = f"{result.model or 'a model'}: effect on {unit}, {result.direction}"
     legend = "0: none, -1: the corrupted run" if result.direction == "noising" else "0: none, 1: the clean run"
-    return textwrap.wrap(told, width) + textwrap.wrap(legend, width)
+    return textwrap.wrap(what, width) + textwrap.wrap(legend, width)
 
 
 def _draw(axes: Any, panel: Panel, limit: float) -> Any:

@@ -25,7 +25,6 @@ from edgeprune.models.block import Edits, Site
 from edgeprune.models.masked import MaskedModel
 from edgeprune.patching.result import PatchingResult, Tally
 from edgeprune.patching.run import Direction, Pair, Values, check, logits_at, metric_of, run_pair
-from edgeprune.patching.sweep import name_of
 
 Between = Literal["recompute", "freeze"]
 ALL_HEADS = "heads"
@@ -98,30 +97,15 @@ def path(
     done, total = 0, len(writers) * len(problem.batches)
     for batch in problem.batches:
         moved = batch.to(model.device)
-        problem.runs.check(moved)
-        pair = run_pair(model, moved, direction, _KEPT, ("head_out", "mlp_out"))
-        ends = [metric_of(problem, pair.clean, logits, moved) for logits in (pair.clean, pair.corrupted)]
+        pair = run_pair(problem, moved, direction, _KEPT, ("head_out", "mlp_out"))
         every = torch.ones(len(moved), dtype=torch.bool, device=model.device)
         for number, name in writers:
             logits = _three_runs(model, pair, _Sender.named(name, model, pair, direction), chosen, mlps)
-            tally.add(number, (metric_of(problem, pair.clean, logits, moved), *ends), every)
+            tally.add(number, (metric_of(problem, pair.clean, logits, moved), *pair.ends), every)
             done += 1
             report("patching paths", done, total)
-    return PatchingResult(
-        **tally.tensors([len(names) for names in labels]),
-        dims=dims,
-        labels=labels,
-        what=f"paths to {', '.join(named)}",
-        metric=problem.metric,
-        direction=direction,
-        model=name_of(model),
-        about={
-            "receivers": list(chosen.names),
-            "mlps": mlps,
-            "split": problem.split,
-            "num_examples": problem.num_examples,
-        },
-    )
+    about = {"receivers": list(chosen.names), "mlps": mlps}
+    return tally.result(problem, dims, labels, f"paths to {', '.join(named)}", direction, about)
 
 
 # -------------------------------------------------------------------- the runs
@@ -150,9 +134,7 @@ class _Sender:
             return cls("mlp_out", int(name[1:]), 0, pair.other["mlp_out", int(name[1:])])
         batch, row = pair.batch, model.graph.writers.index(name)
         clean = model.start(batch.clean, batch.attention_mask)[0][row]
-        corrupted = model.start(batch.corrupted, batch.corrupted_mask)[0][row]
-        if batch.alignment is not None:
-            corrupted = corrupted[torch.arange(len(batch), device=clean.device)[:, None], batch.alignment]
+        corrupted = batch.aligned(model.start(batch.corrupted, batch.corrupted_mask)[0][row])
         return cls("residual", 0, 0, corrupted - clean if direction == "noising" else clean - corrupted)
 
     def put(self, site: Site, layer: int, value: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
+from edgeprune.methods.problem import Problem
+from edgeprune.models.masked import MaskedModel
 from edgeprune.patching.run import Direction
 from edgeprune.sealed import SealedFile
 
@@ -128,7 +130,35 @@ class Tally:
             self.sums[row, site] += metric[has].sum().cpu()
         self.count[site] += has.sum().cpu()
 
-    def tensors(self, shape: Sequence[int]) -> dict[str, Tensor]:
-        """Means (NaN without examples) and counts, of this shape."""
-        means = (self.sums / self.count).view(3, *shape)
-        return {"values": means[0], "clean": means[1], "corrupted": means[2], "count": self.count.view(*shape)}
+    def result(
+        self,
+        problem: Problem,
+        dims: tuple[str, ...],
+        labels: tuple[tuple[str, ...], ...],
+        what: str,
+        direction: Direction,
+        about: Mapping[str, Any] | None = None,
+    ) -> PatchingResult:
+        """Means (NaN without examples) and counts as a result over these axes."""
+        shape = [len(names) for names in labels]
+        values, clean, corrupted = (self.sums / self.count).view(3, *shape)
+        return PatchingResult(
+            values=values,
+            clean=clean,
+            corrupted=corrupted,
+            count=self.count.view(*shape),
+            dims=dims,
+            labels=labels,
+            what=what,
+            metric=problem.metric,
+            direction=direction,
+            model=name_of(problem.model),
+            about={**(about or {}), "split": problem.split, "num_examples": problem.num_examples},
+        )
+
+
+def name_of(model: MaskedModel) -> str:
+    """Name of a model for titles: that of the hub, of the folder its weights came from, or its type."""
+    config = model.hf.config
+    name = str(getattr(config, "_name_or_path", "") or config.model_type)
+    return Path(name).name if Path(name).is_absolute() else name

@@ -4,7 +4,7 @@ The masked model closes edges, at every position alike. A single position, a que
 no edge, so patching edits a plain run of the model: see `edgeprune.models.block.walk`.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -15,7 +15,7 @@ from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods.problem import Problem
 from edgeprune.models.block import Site
-from edgeprune.models.masked import MaskedModel
+from edgeprune.models.masked import MaskedModel, keeping
 
 Kind = Literal["residual", "attention_out", "mlp_out", "z", "head_out", "q", "k", "v"]
 Direction = Literal["noising", "denoising"]
@@ -41,7 +41,7 @@ class Pair:
         base: Values of the base run.
         other: Values of the other run, at the positions of the base run.
         clean: Logits of the clean run, `[batch, n, vocab]`.
-        corrupted: Logits of the corrupted run, likewise.
+        ends: The metric of the clean and of the corrupted run, `[batch]`.
     """
 
     batch: PairBatch
@@ -51,20 +51,21 @@ class Pair:
     base: Values
     other: Values
     clean: Tensor
-    corrupted: Tensor
+    ends: list[Tensor]
 
 
 def run_pair(
-    model: MaskedModel, batch: PairBatch, direction: Direction, base: Collection[Site], other: Collection[Site]
+    problem: Problem, batch: PairBatch, direction: Direction, base: Collection[Site], other: Collection[Site]
 ) -> Pair:
-    """Run both prompts of a batch and keep the values of the kinds asked for."""
-    rows, aligned = torch.arange(len(batch), device=batch.clean.device)[:, None], batch.alignment
-    at_corrupted = batch.positions if aligned is None else aligned[rows, batch.positions]
+    """Run both prompts of a batch, which is on the model's device, and keep the values of some sites of each."""
+    model = problem.model
+    problem.runs.check(batch)
+    at_corrupted = batch.positions if batch.alignment is None else batch.alignment.gather(1, batch.positions)
     noising = direction == "noising"
     clean, clean_end = _record(model, batch.clean, batch.attention_mask, base if noising else other)
     corrupted, corrupted_end = _record(model, batch.corrupted, batch.corrupted_mask, other if noising else base)
-    if aligned is not None:  # noising, as `check` saw to it
-        corrupted = {key: value[rows, aligned] for key, value in corrupted.items()}
+    corrupted = {key: batch.aligned(value) for key, value in corrupted.items()}  # noising, as `check` saw to it
+    ends = logits_at(model, clean_end, batch.positions), logits_at(model, corrupted_end, at_corrupted)
     return Pair(
         batch=batch,
         ids=batch.clean if noising else batch.corrupted,
@@ -72,22 +73,15 @@ def run_pair(
         positions=batch.positions,
         base=clean if noising else corrupted,
         other=corrupted if noising else clean,
-        clean=logits_at(model, clean_end, batch.positions),
-        corrupted=logits_at(model, corrupted_end, at_corrupted),
+        clean=ends[0],
+        ends=[metric_of(problem, ends[0], logits, batch) for logits in ends],
     )
 
 
 def _record(model: MaskedModel, ids: Tensor, mask: Tensor, sites: Collection[Site]) -> tuple[Values, Tensor]:
-    values: Values = {}
-
-    def kept_at(site: Site) -> Callable[[int, Tensor], Tensor]:
-        def keep(layer: int, value: Tensor) -> Tensor:
-            values[site, layer] = value
-            return value
-
-        return keep
-
-    return values, model.run(ids, mask, {site: kept_at(site) for site in sites})
+    kept: dict[Site, list[Tensor]] = {site: [] for site in sites}
+    stream = model.run(ids, mask, {site: keeping(values) for site, values in kept.items()})
+    return {(site, layer): value for site, values in kept.items() for layer, value in enumerate(values)}, stream
 
 
 def check(problem: Problem, direction: str) -> None:

@@ -29,7 +29,7 @@ from edgeprune.reading.prompts import Prompt, prompts_of, real_tokens
 def circuit_heads(circuit: Circuit) -> tuple[str, ...]:
     """Heads that matter in the circuit: a path of kept edges leads from them to the logits."""
     graph, keep = circuit.graph, circuit.keep
-    reaching = (keep & graph.heard_by_logits(keep)[:, None]).any(0).tolist()
+    reaching = (keep & graph.reaching_logits(keep)[:, None]).any(0).tolist()
     return tuple(
         name for name, found in zip(graph.writers, reaching, strict=True) if found and writer_kind(name) == "head"
     )

@@ -88,7 +88,7 @@ def against_the_right_edge(batch: PairBatch) -> PairBatch:
 def runs_of(
     model: MaskedModel, ablation: str, batches: Sequence[PairBatch], folder: Path, budget_gb: float = 0.0
 ) -> ReferenceRuns:
-    """Frozen runs whose ablation has its values; `optimal:FILE` gets a file of arbitrary constants."""
+    """Reference runs whose ablation has its values; `optimal:FILE` gets a file of arbitrary constants."""
     if ablation == "optimal:FILE":
         states = mean_of_pairs(model, batches, source="both").map(lambda field: 1.5 * field + 0.1)
         ablation = f"optimal:{save_states(folder / 'constants.safetensors', model, states, {})}"

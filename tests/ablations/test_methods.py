@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from edgeprune.ablations.runs import ReferenceRuns
+from edgeprune.console import no_progress
 from edgeprune.methods import (
     ACDC,
     EAP,
@@ -17,7 +18,7 @@ from edgeprune.methods import (
 )
 from edgeprune.methods.problem import Problem
 from tests.ablations.cases import PAIRS, batch_of
-from tests.methods.small_problems import ignore_progress, tiny
+from tests.methods.small_problems import tiny
 
 METHODS: dict[str, Any] = {
     "eap": EAP(),
@@ -43,7 +44,7 @@ def problem(ablation: str, cuts: Sequence[Sequence[int]]) -> Problem:
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_methods_take_every_ablation(method: Any, ablation: str) -> None:
     whole, cut = problem(ablation, [range(6)]), problem(ablation, [[4, 1], [0, 5, 3], [2]])
-    scores, again = (method.discover(question, ignore_progress).scores for question in (whole, cut))
+    scores, again = (method.discover(question, no_progress).scores for question in (whole, cut))
     assert scores.isfinite().all()
     assert scores.abs().max() > 0
     torch.testing.assert_close(again, scores, atol=1e-6, rtol=1e-5)

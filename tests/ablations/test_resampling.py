@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from datamodules.align import align_prompts
-from edgeprune.ablations import Donors
+from edgeprune.ablations import SourceExamples
 from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.masked import MaskedModel
@@ -21,41 +21,41 @@ def model() -> MaskedModel:
     return tiny("gpt2")
 
 
-def drawn(donors: Donors, number: int) -> list[int]:
-    return [donors.donor(index) for index in range(number)]
+def drawn(sources: SourceExamples, number: int) -> list[int]:
+    return [sources.source_of(index) for index in range(number)]
 
 
-def test_no_example_is_its_own_donor_and_all_others_of_its_length_are_drawn() -> None:
+def test_no_example_is_its_own_source_and_all_others_of_its_length_are_drawn() -> None:
     pairs = random_pairs(30)  # ten of each length
     lengths = [len(pair.clean) for pair in pairs]
     seen: dict[int, set[int]] = {index: set() for index in range(30)}
     for seed in range(80):
-        for index, donor in enumerate(drawn(Donors([batch_of(pairs)], seed=seed), 30)):
-            seen[index].add(donor)
-    for index, donors in seen.items():
-        assert donors == {other for other in range(30) if other != index and lengths[other] == lengths[index]}
+        for index, source in enumerate(drawn(SourceExamples([batch_of(pairs)], seed=seed), 30)):
+            seen[index].add(source)
+    for index, sources in seen.items():
+        assert sources == {other for other in range(30) if other != index and lengths[other] == lengths[index]}
 
 
-def test_donors_depend_on_the_seed_and_the_number_alone() -> None:
+def test_sources_depend_on_the_seed_and_the_number_alone() -> None:
     pairs = random_pairs(12)
-    whole = drawn(Donors([batch_of(pairs)]), 12)
+    whole = drawn(SourceExamples([batch_of(pairs)]), 12)
     shuffled = torch.randperm(12, generator=torch.Generator().manual_seed(0)).tolist()
-    assert drawn(Donors([batch_of(pairs, shuffled[:5]), batch_of(pairs, shuffled[5:])]), 12) == whole
-    assert drawn(Donors([padded(batch_of(pairs), 2, 1)]), 12) == whole
+    assert drawn(SourceExamples([batch_of(pairs, shuffled[:5]), batch_of(pairs, shuffled[5:])]), 12) == whole
+    assert drawn(SourceExamples([padded(batch_of(pairs), 2, 1)]), 12) == whole
     torch.manual_seed(7)  # the global generator has no part in it
-    assert drawn(Donors([batch_of(pairs)], "corrupted"), 12) == whole
-    assert drawn(Donors([batch_of(pairs)], seed=1), 12) != whole
+    assert drawn(SourceExamples([batch_of(pairs)], "corrupted"), 12) == whole
+    assert drawn(SourceExamples([batch_of(pairs)], seed=1), 12) != whole
 
 
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("pairs", [PAIRS, UNEQUAL], ids=["equal", "unequal"])
-def test_values_are_those_of_the_donor_run_alone(model: MaskedModel, pairs: Any, source: str) -> None:
-    """Where the donor has another length, as the data module aligns prompts of unequal length after a first token."""
+def test_values_are_those_of_the_source_run_alone(model: MaskedModel, pairs: Any, source: str) -> None:
+    """Where the source has another length, as the data module aligns prompts of unequal length after a first token."""
     batch, runs = batch_of(pairs), ReferenceRuns(model, f"resample:{source}")
     runs.prepare([batch])
-    states, donors = runs(batch, "train")[1], Donors([batch], source)  # type: ignore[arg-type]
+    states, sources = runs(batch, "train")[1], SourceExamples([batch], source)  # type: ignore[arg-type]
     for index, pair in enumerate(pairs):
-        other = pairs[donors.donor(index)]
+        other = pairs[sources.source_of(index)]
         facing = align_prompts(len(pair.clean), len(other.clean), opening=1)
         if source == "corrupted" and other.alignment:
             facing = [other.alignment[position] for position in facing]
@@ -65,7 +65,7 @@ def test_values_are_those_of_the_donor_run_alone(model: MaskedModel, pairs: Any,
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_padding_of_the_prompt_or_of_the_donors_does_not_matter(model: MaskedModel, source: str) -> None:
+def test_padding_of_the_prompt_or_of_the_sources_does_not_matter(model: MaskedModel, source: str) -> None:
     plain, runs = batch_of(PAIRS), ReferenceRuns(model, f"resample:{source}")
     runs.prepare([plain])
     expected = runs(plain, "train")[1]

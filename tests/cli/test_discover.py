@@ -209,7 +209,7 @@ def test_an_interrupted_run_goes_on(
     assert main(arguments(tmp_path / "out", *exact, "--limit", "11")) == 2  # another question
     assert "another config" in error_line(capsys)
     stop.passes.append(0)
-    monkeypatch.setattr("edgeprune.methods.exact._Sweep.seconds", property(lambda sweep: sweep.done / 4))
+    monkeypatch.setattr("edgeprune.methods.exact._State.seconds", property(lambda state: state.done / 4))
     assert main(arguments(tmp_path / "out", *exact)) == 0
     said = capsys.readouterr().err
     assert main(arguments(tmp_path / "whole", *exact)) == 0

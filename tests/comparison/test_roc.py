@@ -8,10 +8,11 @@ from edgeprune.circuit import Circuit
 from edgeprune.comparison.conventions import CONVENTIONS, Level
 from edgeprune.comparison.known import against_known
 from edgeprune.comparison.roc import Curve, curve_of_scores, curve_of_sets, roc
+from edgeprune.console import no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import ArchSpec, EdgeGraph
 from edgeprune.methods import ACDC
-from tests.methods.small_problems import compiled_problem, ignore_progress
+from tests.methods.small_problems import compiled_problem
 
 GRAPH = EdgeGraph(ArchSpec(num_layers=2, num_heads=4, num_kv_heads=2))
 
@@ -175,7 +176,7 @@ def test_acdcs_published_areas_on_reverse(ablation: str, published: float) -> No
     """Under interchange it finds 2 of 11 edges, with 1 of 4 direct ones: 3 of 15 at no false one."""
     question = compiled_problem("reverse", ablation, 16)
     taus = tuple((10 ** torch.linspace(-5, -1, 5)).tolist())
-    circuits = ACDC(taus=taus).discover(question, ignore_progress).circuits
+    circuits = ACDC(taus=taus).discover(question, no_progress).circuits
     known = canonical.load("tracr_reverse").circuit(question.model.graph)
     curve = roc(list(circuits.values()), known, "acdc_two_embeddings")
     assert curve.pessimistic_auc == pytest.approx(published, abs=1e-12)

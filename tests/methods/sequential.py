@@ -15,7 +15,7 @@ Item = tuple[str, list[str]]
 def loss_of(problem: Problem, gates: Tensor) -> float:
     """Mean over all examples, one at a time, from the definition of each metric."""
     values: list[float] = []
-    for batch, full, ablated in problem.frozen():
+    for batch, full, ablated in problem.batches_with_runs():
         circuit = problem.model(batch.clean, gates, ablated, batch.attention_mask, batch.positions).float()
         for row, mask in enumerate(batch.position_mask):
             ours, theirs = circuit[row][mask], full[row][mask]

@@ -17,10 +17,6 @@ from edgeprune.models.masked import MaskedModel
 from tests.models.test_conformance import VOCAB, build
 
 
-def ignore_progress(what: str, done: int, total: int) -> None:
-    """A report that nobody reads."""
-
-
 def random_pairs(number: int = 5, seed: int = 0) -> list[TokenPair]:
     """Pairs of different lengths, with one or two scored positions."""
     generator = torch.Generator().manual_seed(seed)

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from edgeprune.circuit import Circuit
+from edgeprune.console import no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods import ActivationMagnitude, RandomScores
 from edgeprune.methods.selection import top_n
-from tests.methods.small_problems import ignore_progress, problem, random_pairs, tiny
+from tests.methods.small_problems import problem, random_pairs, tiny
 from tests.models.reference import writer_outputs
 
 
@@ -17,7 +18,7 @@ from tests.models.reference import writer_outputs
 def test_random_scores_make_the_random_circuits(seed: int) -> None:
     question = problem(tiny())
     graph = question.model.graph
-    scores = RandomScores(seed).discover(question, ignore_progress).scores
+    scores = RandomScores(seed).discover(question, no_progress).scores
     assert scores is not None
     for count in (1, 50, graph.num_edges):
         assert torch.equal(top_n(graph, scores, count), Circuit.random(graph, count, seed).keep)
@@ -26,7 +27,7 @@ def test_random_scores_make_the_random_circuits(seed: int) -> None:
 
 def test_seeds_differ() -> None:
     question = problem(tiny())
-    first, second = (RandomScores(seed).discover(question, ignore_progress).scores for seed in (0, 1))
+    first, second = (RandomScores(seed).discover(question, no_progress).scores for seed in (0, 1))
     assert first is not None
     assert second is not None
     assert not torch.equal(first, second)
@@ -45,7 +46,7 @@ def test_magnitudes_by_hand(of: Any, ablation: Any) -> None:
         for writer, (clean, corrupted) in enumerate(zip(own, other, strict=True)):
             carried = clean if of == "own" or ablation == "zero" else corrupted - clean
             expected[writer] += carried[0].square().sum(-1).sqrt().mean() / len(pairs)
-    scores = ActivationMagnitude(of).discover(question, ignore_progress).scores
+    scores = ActivationMagnitude(of).discover(question, no_progress).scores
     assert scores is not None
     torch.testing.assert_close(scores, expected * model.graph.exists, atol=1e-9, rtol=0)
 

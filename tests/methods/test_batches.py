@@ -9,6 +9,7 @@ from torch import Tensor
 
 from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
+from edgeprune.console import no_progress
 from edgeprune.methods import (
     ACDC,
     EAP,
@@ -21,7 +22,7 @@ from edgeprune.methods import (
 )
 from edgeprune.methods.problem import Problem
 from edgeprune.patching import activation, path
-from tests.methods.small_problems import ignore_progress, problem, random_pairs, tiny
+from tests.methods.small_problems import problem, random_pairs, tiny
 
 METHODS: dict[str, AbstractDiscovery] = {
     "EAP": EAP(),
@@ -62,8 +63,8 @@ def close(found: Tensor, expected: Tensor) -> None:
 def test_order_and_cut_do_not_matter(method: AbstractDiscovery, cuts: tuple[int, ...]) -> None:
     model, pairs = tiny("llama"), random_pairs(4)
     order = [pairs[number] for number in (2, 0, 3, 1)]
-    found = method.discover(problem(model, order, cuts=cuts), ignore_progress)
-    expected = method.discover(problem(model, pairs, cuts=(2,)), ignore_progress)
+    found = method.discover(problem(model, order, cuts=cuts), no_progress)
+    expected = method.discover(problem(model, pairs, cuts=(2,)), no_progress)
     assert found.scores is not None
     assert expected.scores is not None
     close(found.scores, expected.scores)
@@ -74,7 +75,7 @@ def test_order_and_cut_do_not_matter(method: AbstractDiscovery, cuts: tuple[int,
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_the_side_of_padding_does_not_matter(method: AbstractDiscovery, name: str) -> None:
-    found, expected = (method.discover(question, ignore_progress) for question in reversed(both(name)))
+    found, expected = (method.discover(question, no_progress) for question in reversed(both(name)))
     assert found.scores is not None
     assert expected.scores is not None
     close(found.scores, expected.scores)

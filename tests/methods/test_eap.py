@@ -13,6 +13,7 @@ from datamodules.collate import collate
 from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.compiled import minimal_circuits
+from edgeprune.console import no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods import EAP, ExactEdgePatching
 from edgeprune.methods.attribution import closing_curvatures, curvature_probe, open_gates
@@ -22,7 +23,6 @@ from edgeprune.models.outputs import writer_outputs
 from edgeprune.models.states import FixedOutputs, WriterStates
 from tests.methods.small_problems import (
     compiled_problem,
-    ignore_progress,
     linear_model,
     problem,
     random_pairs,
@@ -35,7 +35,7 @@ SECOND_ORDER: list[Any] = ["kl", "squared_error"]
 
 
 def scores_of(question: Problem, **options: Any) -> Tensor:
-    scores = EAP(**options).discover(question, ignore_progress).scores
+    scores = EAP(**options).discover(question, no_progress).scores
     assert scores is not None
     return scores
 
@@ -43,7 +43,7 @@ def scores_of(question: Problem, **options: Any) -> Tensor:
 def slow_loss(question: Problem, gates: Tensor) -> Tensor:
     """Mean loss by sums over edges, in double precision."""
     total = torch.zeros((), dtype=torch.float64)
-    for batch, full, ablated in question.frozen():
+    for batch, full, ablated in question.batches_with_runs():
         logits = slow_logits(question.model, batch.clean, gates, ablated, batch.attention_mask)
         rows = torch.arange(len(batch))[:, None]
         total = total + question.losses(full.double(), logits[rows, batch.positions], batch).sum()
@@ -84,7 +84,7 @@ def test_scores_do_not_depend_on_the_order_of_examples() -> None:
 @pytest.mark.parametrize("ablation", ["interchange", "zero"])
 def test_is_exact_where_the_model_is_linear_in_every_edge(ablation: Any) -> None:
     question = problem(linear_model(), random_pairs(2), ablation=ablation)
-    exact = ExactEdgePatching().discover(question, ignore_progress).scores
+    exact = ExactEdgePatching().discover(question, no_progress).scores
     assert exact is not None
     torch.testing.assert_close(scores_of(question), exact, rtol=1e-4, atol=1e-5)
     assert (exact.abs() > 1e-3).sum() > 20
@@ -92,7 +92,7 @@ def test_is_exact_where_the_model_is_linear_in_every_edge(ablation: Any) -> None
 
 def test_is_exact_for_edges_into_logits_without_a_final_norm() -> None:
     question = problem(tiny("edgeprune_compiled", 0), random_pairs(2))
-    exact = ExactEdgePatching().discover(question, ignore_progress).scores
+    exact = ExactEdgePatching().discover(question, no_progress).scores
     assert exact is not None
     scores = scores_of(question)
     torch.testing.assert_close(scores[-1], exact[-1], rtol=1e-4, atol=1e-5)
@@ -106,7 +106,7 @@ def test_scores_of_a_writer_sum_to_its_node_attribution(name: str) -> None:
     model = question.model
     writer = model.graph.first_writer(layer) + head
     slope = 0.0
-    for batch, full, ablated in question.frozen():
+    for batch, full, ablated in question.batches_with_runs():
 
         def loss(
             share: float, batch: PairBatch = batch, full: Tensor = full, ablated: WriterStates = ablated
@@ -129,7 +129,7 @@ def test_a_writer_that_is_not_ablated_scores_zero() -> None:
     pairs = random_pairs()
     same = [type(pair)(pair.clean, pair.clean, pair.positions, pair.targets, pair.distractors) for pair in pairs]
     question = problem(tiny(), same)
-    batch, _, ablated = next(iter(question.frozen()))
+    batch, _, ablated = next(iter(question.batches_with_runs()))
     states = question.model.record(batch.clean, batch.attention_mask)
     assert all(output.abs().max() > 0 for output in writer_outputs(question.model, states))
     real = batch.attention_mask.bool()  # kept states have zeros where a batch is padded
@@ -147,7 +147,7 @@ def every_direction(index: int, shape: tuple[int, int]) -> Iterator[Tensor]:
 def exact_scores(question: Problem) -> Tensor:
     """What the scores are estimates of."""
     total, gates = torch.zeros(question.model.graph.shape, dtype=torch.float64), open_gates(question.model)
-    for batch, full, ablated in question.frozen():
+    for batch, full, ablated in question.batches_with_runs():
         total += closing_curvatures(question, batch, full, ablated, gates, every_direction)
     return total / question.num_examples
 
@@ -230,7 +230,7 @@ def test_samples_change_nothing_where_the_metric_has_a_slope() -> None:
 
 def test_says_which_term_it_took() -> None:
     about = [
-        EAP(samples=3).discover(problem(tiny(), metric=metric), ignore_progress).about
+        EAP(samples=3).discover(problem(tiny(), metric=metric), no_progress).about
         for metric in ("logit_difference", "kl")
     ]
     assert about == [{"order": 1, "backward_passes": 3}, {"order": 2, "backward_passes": 15}]

@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from edgeprune.console import no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods import EAP, EAPIG, ExactEdgePatching
 from edgeprune.methods.eap_ig import Variant
 from edgeprune.methods.problem import Problem
 from edgeprune.metrics.functional import logit_difference
 from edgeprune.models.states import FixedOutputs, WriterStates
-from tests.methods.small_problems import compiled_problem, ignore_progress, linear_model, problem, random_pairs, tiny
+from tests.methods.small_problems import compiled_problem, linear_model, problem, random_pairs, tiny
 from tests.models.reference import slow_logits
 
 VARIANTS = get_args(Variant)
@@ -21,7 +22,7 @@ ALONG_RUNS = [name for name in VARIANTS if name != "gates"]
 
 
 def scores_of(method: EAPIG, question: Problem) -> Tensor:
-    scores = method.discover(question, ignore_progress).scores
+    scores = method.discover(question, no_progress).scores
     assert scores is not None
     return scores
 
@@ -48,7 +49,7 @@ def published_runs(variant: str, steps: int, own: WriterStates, other: WriterSta
 @pytest.mark.parametrize("variant", ALONG_RUNS)
 def test_is_the_average_gradient_at_readers_times_the_clean_run_s_differences(variant: Any, name: str) -> None:
     question, steps = problem(tiny(name), cuts=()), 3
-    ((batch, full, other),) = question.frozen()
+    ((batch, full, other),) = question.batches_with_runs()
     own = question.model.record(batch.clean, batch.attention_mask)
     gates = question.model.graph.all_open(torch.float64).requires_grad_()
     found: list[Tensor] = []
@@ -77,7 +78,7 @@ def test_gate_scores_sum_to_the_loss_of_closing_everything(metric: Any) -> None:
 def test_equals_eap_and_exact_patching_in_a_linear_model(variant: Any) -> None:
     question = problem(linear_model(), random_pairs(2), cuts=())
     scores = scores_of(EAPIG(variant, 3), question)
-    others = [method.discover(question, ignore_progress).scores for method in (EAP(), ExactEdgePatching())]
+    others = [method.discover(question, no_progress).scores for method in (EAP(), ExactEdgePatching())]
     for other in others:
         assert other is not None
         # Holding a group's output cuts the paths through it, so upstream "activations" misses a share, as published.
@@ -89,7 +90,7 @@ def test_equals_eap_and_exact_patching_in_a_linear_model(variant: Any) -> None:
 
 def test_differs_from_eap_where_the_model_is_not_linear() -> None:
     question = problem(tiny(), random_pairs(2))
-    first = EAP().discover(question, ignore_progress).scores
+    first = EAP().discover(question, no_progress).scores
     assert first is not None
     found = [scores_of(EAPIG(variant, 3), question) for variant in VARIANTS]
     for number, scores in enumerate(found):
@@ -119,7 +120,7 @@ def test_gates_share_the_credit_of_an_or_gate() -> None:
     question = compiled_problem("or_gate", "zero", 12)
     graph = question.model.graph
     either = [graph.index(edge) for edge in ("a0.h0->m0", "a0.h1->m0")]
-    exact = ExactEdgePatching().discover(question, ignore_progress).scores
+    exact = ExactEdgePatching().discover(question, no_progress).scores
     assert exact is not None
     shared = scores_of(EAPIG("gates", 50), question)
     assert [exact[edge].item() for edge in either] == [0, 0]

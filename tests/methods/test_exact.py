@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from edgeprune.console import no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods import ExactEdgePatching
-from edgeprune.methods.exact import STATE_FILE, _Sweep  # pyright: ignore[reportPrivateUsage]
+from edgeprune.methods.exact import STATE_FILE, _State  # pyright: ignore[reportPrivateUsage]
 from edgeprune.methods.problem import Problem
-from tests.methods.small_problems import ignore_progress, problem, random_pairs, tiny
+from tests.methods.small_problems import problem, random_pairs, tiny
 
 EDGES = ("tok_embed->a0.h1.q", "tok_embed->logits", "a0.h0->m0", "m0->a1.h1.v", "a1.h1->logits", "pos_embed->m1")
 
@@ -24,7 +25,7 @@ def question_of(metric: Any = "kl", **options: Any) -> Problem:
 
 
 def scores_of(method: ExactEdgePatching, question: Problem, folder: Path | None = None) -> Tensor:
-    scores = method.discover(question, ignore_progress, folder).scores
+    scores = method.discover(question, no_progress, folder).scores
     assert scores is not None
     return scores
 
@@ -85,12 +86,12 @@ def test_an_interrupted_sweep_goes_on_and_ends_the_same(tmp_path: Path, after: i
 def test_seconds_of_all_parts_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr("edgeprune.methods.exact.time", SimpleNamespace(monotonic=lambda: clock.now))
-    sweep = _Sweep.start("key", 3, tmp_path)
+    state = _State.start("key", 3, tmp_path)
     clock.now += 7
-    sweep.add(torch.tensor(0.5))
-    sweep.save()
+    state.add(torch.tensor(0.5))
+    state.save()
     clock.now += 1000  # nobody runs it
-    again = _Sweep.start("key", 3, tmp_path)
+    again = _State.start("key", 3, tmp_path)
     clock.now += 2
     assert again.seconds == 9
 

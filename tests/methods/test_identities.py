@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.compiled.builder import Description, Head, Layer, Move, Unit, build
+from edgeprune.console import no_progress
 from edgeprune.methods import ACDC, EAP, EAPIG, EdgePruning, ExactEdgePatching
 from edgeprune.methods.attribution import closing_effects
 from edgeprune.methods.problem import Problem
@@ -18,13 +19,13 @@ from edgeprune.metrics.measure import gated_logits
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.states import FixedOutputs, WriterStates
 from edgeprune.objectives import GeometricPenalty
-from tests.methods.small_problems import ignore_progress, problem, random_pairs, tiny
+from tests.methods.small_problems import problem, random_pairs, tiny
 
 HEADS = ("a0.h0->m0", "a0.h1->m0")
 
 
 def scores_of(method: Any, question: Any) -> Tensor:
-    scores = method.discover(question, ignore_progress).scores
+    scores = method.discover(question, no_progress).scores
     assert scores is not None
     return scores
 
@@ -58,7 +59,7 @@ class Output:
         )
         self.batches, self.runs, self.squared = [batch], ReferenceRuns(self.model, "zero"), squared
 
-    def frozen(self) -> Iterator[tuple[PairBatch, Tensor, WriterStates]]:
+    def batches_with_runs(self) -> Iterator[tuple[PairBatch, Tensor, WriterStates]]:
         for batch in self.batches:
             yield batch, *self.runs(batch, self.split)
 
@@ -66,7 +67,7 @@ class Output:
         return (circuit - full).square()[:, 0, 0] if self.squared else -circuit[:, 0, 0]
 
     def loss(self, gates: Tensor) -> Tensor:
-        ((batch, full, ablated),) = self.frozen()
+        ((batch, full, ablated),) = self.batches_with_runs()
         return self.losses(full, gated_logits(self.model, batch, gates, ablated), batch)[0]
 
     def closed(self, *edges: str) -> float:
@@ -106,7 +107,7 @@ def test_or_gate_by_hand() -> None:
 def test_both_heads_of_an_or_gate_share_one_half_each_on_the_way_to_none() -> None:
     """Only the two edges go from closed to open: relu(1 - 2 s) has its slope for s below one half."""
     gate, steps = or_gate(), 200
-    ((batch, full, ablated),) = gate.frozen()
+    ((batch, full, ablated),) = gate.batches_with_runs()
     total = torch.zeros(gate.model.graph.shape, dtype=torch.float64)
     for step in range(steps):
         gates = gate.model.graph.all_open(torch.float64)
@@ -129,7 +130,7 @@ def test_all_gates_of_an_or_gate_on_the_way_together() -> None:
 
 @pytest.mark.parametrize(("indices", "kept"), [("normal", HEADS[0]), ("reverse", HEADS[1])])
 def test_acdc_keeps_the_head_of_an_or_gate_that_it_tests_last(indices: Any, kept: str) -> None:
-    (circuit,) = ACDC((0.5,), indices=indices).discover(or_gate().real(), ignore_progress).circuits.values()
+    (circuit,) = ACDC((0.5,), indices=indices).discover(or_gate().real(), no_progress).circuits.values()
     assert [edge for edge in circuit.edges() if edge in HEADS] == [kept]
 
 
@@ -138,7 +139,7 @@ def test_an_and_gate_needs_both_heads() -> None:
     assert [gate.closed(), gate.closed(HEADS[0]), gate.closed(HEADS[1]), gate.closed(*HEADS)] == [-1, 0, 0, 0]
     for method in (ExactEdgePatching(), EAP()):
         assert gate.at(scores_of(method, gate), HEADS) == [1, 1]
-    (circuit,) = ACDC((0.5,)).discover(gate.real(), ignore_progress).circuits.values()
+    (circuit,) = ACDC((0.5,)).discover(gate.real(), no_progress).circuits.values()
     assert set(HEADS) <= set(circuit.edges())
 
 
@@ -186,7 +187,7 @@ def test_scores_of_a_writer_sum_to_its_node_attribution(name: str, writer: str, 
     """Heads are in `test_eap.py`."""
     question, step = problem(tiny(name, kv_readers=kv_readers)), 1e-5
     model, slope = question.model, 0.0
-    for batch, full, ablated in question.frozen():
+    for batch, full, ablated in question.batches_with_runs():
         own = model.record(batch.clean, batch.attention_mask)
         difference = ablated.minus(own)
 

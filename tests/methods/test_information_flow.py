@@ -7,18 +7,19 @@ import torch
 from torch import Tensor
 
 from edgeprune.compiled import CompiledConfig, CompiledTransformer
+from edgeprune.console import no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods import InformationFlowRoutes
 from edgeprune.methods.information_flow import proximity, shares
 from edgeprune.methods.problem import Problem
 from edgeprune.models.masked import MaskedModel
-from tests.methods.small_problems import ignore_progress, problem, random_pairs, tiny
+from tests.methods.small_problems import problem, random_pairs, tiny
 from tests.models.reference import writer_outputs
 from tests.models.test_conformance import VOCAB, WIRED, build
 
 
 def scores_of(question: Problem, norm: int = 1) -> Tensor:
-    scores = InformationFlowRoutes(norm).discover(question, ignore_progress).scores
+    scores = InformationFlowRoutes(norm).discover(question, no_progress).scores
     assert scores is not None
     return scores
 
@@ -47,7 +48,7 @@ def test_shares_above_a_threshold_sum_to_one_at_every_token() -> None:
     """What one token drops does not come back, though another token keeps it."""
     question = problem(tiny(), random_pairs(3))
     plain = scores_of(question)
-    found = InformationFlowRoutes(threshold=0.2).discover(question, ignore_progress).scores
+    found = InformationFlowRoutes(threshold=0.2).discover(question, no_progress).scores
     assert found is not None
     heard = found.sum(1) > 0
     torch.testing.assert_close(

@@ -6,11 +6,12 @@ from typing import Any, get_args
 import pytest
 import torch
 
+from edgeprune.console import no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods import EAP, ExactEdgePatching
 from edgeprune.methods.attribution import closing_effects, open_gates
 from edgeprune.methods.problem import FLAT, MEASURES, Metric, Problem
-from tests.methods.small_problems import ignore_progress, problem, random_pairs, tiny
+from tests.methods.small_problems import problem, random_pairs, tiny
 
 SLOPED: list[Any] = sorted(set(MEASURES) - {"greater_than"})
 
@@ -22,7 +23,7 @@ def test_every_metric_has_a_loss() -> None:
 @pytest.mark.parametrize("metric", get_args(Metric))
 def test_a_loss_is_low_for_a_faithful_model(metric: Metric) -> None:
     made = with_years() if metric == "greater_than" else problem(tiny(), metric=metric)
-    (batch, full, _), *_ = made.frozen()
+    (batch, full, _), *_ = made.batches_with_runs()
     right = full.scatter_add(-1, batch.targets.clamp(min=0)[..., None], torch.full_like(full[..., :1], 3.0))
     better, worse = (right, full) if metric in MEASURES else (full, right)
     assert (made.losses(full, better, batch) < made.losses(full, worse, batch)).all()
@@ -48,9 +49,9 @@ def with_years() -> Problem:
 @pytest.mark.parametrize("metric", SLOPED)
 def test_eap_is_minus_the_slope_of_any_metric(metric: Metric) -> None:
     made = problem(tiny(), metric=metric)
-    scores = EAP().discover(made, ignore_progress).scores
+    scores = EAP().discover(made, no_progress).scores
     assert scores is not None
-    batch, full, ablated = next(made.frozen())
+    batch, full, ablated = next(made.batches_with_runs())
     gates, step = open_gates(made.model), 1e-5
     exact = closing_effects(made, batch, full, ablated, gates)
     reader, writer = made.model.graph.exists.nonzero()[7].tolist()
@@ -67,7 +68,7 @@ def test_eap_is_minus_the_slope_of_any_metric(metric: Metric) -> None:
 @pytest.mark.parametrize("metric", ["logit_difference_max", "probability_difference", "nll"])
 def test_exact_patching_takes_any_metric(metric: Metric) -> None:
     made = problem(tiny(), metric=metric)
-    scores = ExactEdgePatching().discover(made, ignore_progress).scores
+    scores = ExactEdgePatching().discover(made, no_progress).scores
     assert scores is not None
     keep = made.model.graph.all_open(torch.float64)
     reader, writer = made.model.graph.exists.nonzero()[3].tolist()

@@ -81,9 +81,9 @@ def test_greedy_takes_the_best_edge_into_what_is_reached(graph: EdgeGraph, absol
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_what_greedy_keeps_leads_to_the_logits(graph: EdgeGraph) -> None:
     keep = greedy(graph, noise(graph, 2), 25)
-    heard = graph.heard_by_logits(keep)
+    heard = graph.reaching_logits(keep)
     assert heard[keep.any(1)].all()
-    assert not graph.heard_by_logits(top_n(graph, noise(graph, 2), 25))[top_n(graph, noise(graph, 2), 25).any(1)].all()
+    assert not graph.reaching_logits(top_n(graph, noise(graph, 2), 25))[top_n(graph, noise(graph, 2), 25).any(1)].all()
 
 
 def test_above_a_threshold() -> None:

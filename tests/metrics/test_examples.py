@@ -52,7 +52,7 @@ def test_circuits_run_together_are_those_run_alone(family: str, monkeypatch: pyt
     torch.testing.assert_close(together.values, alone.values, rtol=1e-4, atol=1e-5, equal_nan=True)
     assert together.figure("kl", 5) == pytest.approx(0, abs=1e-6)
     metrics = faithfulness(measures=every)
-    for batch, full, ablated in asked.frozen():
+    for batch, full, ablated in asked.batches_with_runs():
         circuit = asked.model(batch.clean, gates[0], ablated, batch.attention_mask, batch.positions).float()
         metrics.update(full, circuit, batch)
     expected = {name: float(value) for name, value in metrics.compute().items()}

@@ -113,7 +113,7 @@ def test_a_model_without_such_a_norm_is_refused() -> None:
 def test_what_rests_on_writers_that_add_up_is_refused() -> None:
     additive = build(registry()["gemma3_text"], 0)
     model = EdgesBeforeNorm(additive)
-    ((batch, _, ablated),) = problem(additive, cuts=()).frozen()
+    ((batch, _, ablated),) = problem(additive, cuts=()).batches_with_runs()
     with pytest.raises(
         EdgepruneError, match="single edges of a circuit's run is not defined for edges before the norm"
     ):

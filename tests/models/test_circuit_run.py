@@ -27,7 +27,7 @@ def some_edges(model: MaskedModel, share: float, seed: int = 0) -> Tensor:
 def assert_is_the_masked_model(asked: Problem, keep: Tensor, memory_gb: float = 1.0, atol: float = 1e-10) -> None:
     """The circuit itself, and kept edges of every fifth reader closed alone, three of each."""
     model = asked.model
-    ((batch, _, ablated),) = asked.frozen()
+    ((batch, _, ablated),) = asked.batches_with_runs()
     run = CircuitRun(model, batch, ablated, keep)
 
     def plain(gates: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def test_little_memory_asks_one_edge_at_a_time() -> None:
 
 def test_state_takes_no_more_than_said() -> None:
     model = tiny()
-    ((batch, _, ablated),) = problem(model, cuts=()).frozen()
+    ((batch, _, ablated),) = problem(model, cuts=()).batches_with_runs()
     run = CircuitRun(model, batch, ablated, model.graph.exists)
     kept = [run.delta, *run.attention.values(), *run.mlps.values()]
     kept += [part for layer in run.layers for part in (*layer.qkv, layer.heads, layer.mlp)]

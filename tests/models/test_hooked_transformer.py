@@ -18,7 +18,7 @@ from edgeprune.memory import BatchShape, activations_per_example, evaluation_ter
 from edgeprune.models.families.hooked_transformer import HookedModel, HookedTransformer
 from edgeprune.models.limits import Limits
 from edgeprune.models.loading import fingerprint
-from edgeprune.patching.sweep import name_of
+from edgeprune.patching.result import name_of
 from tests.models import test_conformance
 from tests.reading.conftest import double as double
 from tests.reading.test_attention import eager_weights as eager_weights

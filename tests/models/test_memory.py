@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from datamodules.collate import collate
 from datamodules.tasks.base import TokenPair
 from edgeprune.memory import (
-    JUDGED_LOGITS,
+    EVALUATION_LOGITS,
     LOSS_LOGITS,
     UNUSED,
     BatchShape,
@@ -68,7 +68,7 @@ def test_the_stack_and_the_states_have_their_sizes(model: MaskedModel) -> None:
     assert [after[name] for name in buffers] == [terms[name] for name in buffers]
     logits = model.full(ids, positions=ids[:, :2]).float().nbytes
     assert terms["logits"] == int(LOSS_LOGITS * logits)
-    assert evaluated["logits"] == int(JUDGED_LOGITS * logits)
+    assert evaluated["logits"] == int(EVALUATION_LOGITS * logits)
 
 
 def test_activations_grow_with_the_examples(model: MaskedModel) -> None:

@@ -1,4 +1,4 @@
-"""Kept frozen runs give what fresh ones give, whatever the padding, and stay within their budget."""
+"""Kept reference runs give what fresh ones give, whatever the padding, and stay within their budget."""
 
 import copy
 import dataclasses

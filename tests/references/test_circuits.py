@@ -26,7 +26,7 @@ ALL_FROM_FILES = [
 def measured(masked: MaskedModel, keep: Tensor, ablation: str) -> dict[str, Tensor]:
     """Wrong minus right logit, and KL to the full model, of each pair."""
     given = problem(masked, ablation=ablation)
-    ((batch, full, ablated),) = list(given.frozen())
+    ((batch, full, ablated),) = list(given.batches_with_runs())
     logits = gated_logits(masked, batch, keep.double(), ablated)
     return {
         "logit_difference": given.losses(full, logits, batch),
@@ -99,7 +99,7 @@ def test_circuits_of_auto_circuit(name: str, size: int, theirs: str, ours: str) 
     """Its logits are float32; its start of the stream is both embeddings, as ours."""
     masked = model(name)
     keep = top_n(masked.graph, matrix(masked.graph, "auto_circuit", f"{name}/mask_grad"), size, absolute=True)
-    ((batch, _, ablated),) = list(problem(masked, ablation=ours).frozen())
+    ((batch, _, ablated),) = list(problem(masked, ablation=ours).batches_with_runs())
     expected = torch.tensor(numbers("auto_circuit")["logits"][f"{name}/circ/{size}/{theirs}"])
     close(gated_logits(masked, batch, keep.double(), ablated)[:, 0, : expected.shape[1]], expected, 2e-4)
 

@@ -123,7 +123,7 @@ def test_activations_of_llama_but_for_a_fault_of_theirs() -> None:
 def held_runs(given: Problem, steps: int) -> Iterator[Tensor]:
     """Scores of each run of `activations`, mean over pairs; of every step the embeddings come first."""
     gates = open_gates(given.model)
-    for batch, full, ablated in given.frozen():
+    for batch, full, ablated in given.batches_with_runs():
         for effects in EAPIG("activations", steps)._effects(given, batch, full, ablated, gates):
             yield effects / given.num_examples
 
@@ -133,7 +133,7 @@ def held_runs(given: Problem, steps: int) -> Iterator[Tensor]:
 def test_gradients_of_masks(name: str) -> None:
     masked = model(name)
     given, gates = problem(masked), open_gates(masked)
-    ((batch, full, ablated),) = list(given.frozen())
+    ((batch, full, ablated),) = list(given.batches_with_runs())
     steps = [closing_effects(given, batch, full, ablated, gates * share / 5) / len(batch) for share in range(6)]
     close(steps[-1], matrix(masked.graph, "auto_circuit", f"{name}/mask_grad"), 1e-5)
     close(sum(steps[:-1], steps[-1]), matrix(masked.graph, "auto_circuit", f"{name}/mask_ig5"), 2e-5)

@@ -2,10 +2,8 @@
 
 from typing import Any, final
 
-from torch import Tensor, nn
 from transformers import ApertusConfig
 
-from edgeprune.models.block import Projected
 from edgeprune.models.families.rotary import RotaryBlock, RotaryDecoder
 
 
@@ -14,16 +12,8 @@ class ApertusBlock(RotaryBlock):
     """An `ApertusDecoderLayer`."""
 
     qk_norm = "head"
-
-    @property
-    def input_norm(self) -> nn.Module | None:
-        return self.module.attention_layernorm
-
-    def heads(self, q: Tensor, k: Tensor, v: Tensor) -> Projected:
-        return self.attention.q_norm(q), self.attention.k_norm(k), v
-
-    def mlp(self, stream: Tensor) -> Tensor:
-        return self.module.mlp(self.module.feedforward_layernorm(stream))
+    input_norm_name = "attention_layernorm"
+    mlp_norm_name = "feedforward_layernorm"
 
 
 @final

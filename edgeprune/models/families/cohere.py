@@ -13,6 +13,7 @@ class CohereBlock(RotaryBlock):
     """A `CohereDecoderLayer` or `Cohere2DecoderLayer`."""
 
     parallel = True
+    mlp_norm_name = "input_layernorm"
 
     def __init__(self, module: nn.Module, layer: int, config: Any) -> None:
         super().__init__(module, layer, config)

@@ -5,7 +5,6 @@ from typing import Any, final
 from torch import Tensor
 from transformers import Exaone4Config
 
-from edgeprune.models.block import Projected
 from edgeprune.models.families.rotary import NormsBehindBlock, Rotary, RotaryDecoder
 
 
@@ -23,9 +22,6 @@ class Exaone4Block(NormsBehindBlock):
     def has_positions(self) -> bool:
         """Full layers have none in a model with windows."""
         return self.attention.is_sliding or self.attention.sliding_window is None
-
-    def heads(self, q: Tensor, k: Tensor, v: Tensor) -> Projected:
-        return self.attention.q_norm(q), self.attention.k_norm(k), v
 
 
 @final

@@ -2,11 +2,11 @@
 
 from typing import Any, final
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Gemma2Config, Gemma3TextConfig, GemmaConfig, VaultGemmaConfig
 
 from edgeprune.graph import KVReaders
-from edgeprune.models.block import NormSpec, Projected
+from edgeprune.models.block import NormSpec
 from edgeprune.models.families.rotary import RotaryBlock, RotaryDecoder
 from edgeprune.models.family import require
 
@@ -30,20 +30,15 @@ class CappedBlock(Gemma1Block):
 class VaultGemmaBlock(CappedBlock):
     """A `VaultGemmaDecoderLayer`."""
 
-    def mlp(self, stream: Tensor) -> Tensor:
-        return self.module.mlp(self.module.pre_feedforward_layernorm(stream))
+    mlp_norm_name = "pre_feedforward_layernorm"
 
 
 class PostNormBlock(Gemma1Block):
     """A `Gemma2DecoderLayer` or `Gemma3DecoderLayer`."""
 
-    @property
-    def post_norm(self) -> nn.Module | None:
-        return self.module.post_attention_layernorm
-
-    def mlp(self, stream: Tensor) -> Tensor:
-        module = self.module
-        return module.post_feedforward_layernorm(module.mlp(module.pre_feedforward_layernorm(stream)))
+    post_norm_name = "post_attention_layernorm"
+    mlp_norm_name = "pre_feedforward_layernorm"
+    mlp_post_norm_name = "post_feedforward_layernorm"
 
 
 class Gemma2Block(PostNormBlock, CappedBlock):
@@ -54,9 +49,6 @@ class Gemma3Block(PostNormBlock):
     """Queries and keys of each head are normed."""
 
     qk_norm = "head"
-
-    def heads(self, q: Tensor, k: Tensor, v: Tensor) -> Projected:
-        return self.attention.q_norm(q), self.attention.k_norm(k), v
 
 
 class GemmaDecoder(RotaryDecoder):

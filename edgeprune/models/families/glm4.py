@@ -2,7 +2,6 @@
 
 from typing import Any, final
 
-from torch import Tensor, nn
 from transformers import Glm4Config
 
 from edgeprune.models.families.rotary import RotaryBlock, RotaryDecoder
@@ -12,12 +11,8 @@ from edgeprune.models.families.rotary import RotaryBlock, RotaryDecoder
 class Glm4Block(RotaryBlock):
     """A `Glm4DecoderLayer`."""
 
-    @property
-    def post_norm(self) -> nn.Module | None:
-        return self.module.post_self_attn_layernorm
-
-    def mlp(self, stream: Tensor) -> Tensor:
-        return self.module.post_mlp_layernorm(super().mlp(stream))
+    post_norm_name = "post_self_attn_layernorm"
+    mlp_post_norm_name = "post_mlp_layernorm"
 
 
 @final

@@ -17,18 +17,13 @@ from edgeprune.models.families.rotary import RotaryBlock, RotaryDecoder
 class GPTNeoXBlock(RotaryBlock):
     """A `GPTNeoXLayer`."""
 
+    attention_name = "attention"
+    output_name = "dense"
+
     @property
     def parallel(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] -- a flag of the config here
         """Whether attention and MLP read the same stream."""
         return self.module.use_parallel_residual
-
-    @property
-    def attention(self) -> Any:
-        return self.module.attention
-
-    @property
-    def output(self) -> Any:
-        return self.attention.dense
 
     def project(self, normed: Tensor) -> Projected:
         heads = (self.config.num_attention_heads, 3, self.attention.head_size)
@@ -44,9 +39,6 @@ class GPTNeoXBlock(RotaryBlock):
         q, k, v = torch.stack([q, k, v], -2).unbind(-2)
         return q, k, v
 
-    def mlp(self, stream: Tensor) -> Tensor:
-        return self.module.mlp(self.module.post_attention_layernorm(stream))
-
     def join(self, stream: Tensor, attention: Tensor, mlp: Tensor | None) -> Tensor:
         assert mlp is not None
         return mlp + attention + stream if self.parallel else super().join(stream, attention, mlp)
@@ -59,6 +51,7 @@ class GPTNeoX(RotaryDecoder):
     model_types = ("gpt_neox",)
     block = GPTNeoXBlock
     projections = ("query_key_value", "dense")
+    final_norm = "final_layer_norm"
 
     @classmethod
     def tiny(cls) -> list[Any]:
@@ -69,6 +62,3 @@ class GPTNeoX(RotaryDecoder):
             GPTNeoXConfig(**shape, use_parallel_residual=False, attention_bias=False, tie_word_embeddings=True),
             GPTNeoXConfig(**shape, rope_parameters=whole),
         ]
-
-    def finish(self, stream: Tensor) -> Tensor:
-        return self.hf.lm_head(self.body.final_layer_norm(stream))

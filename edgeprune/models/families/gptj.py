@@ -3,11 +3,10 @@
 Its attention is a method of its own, with scores in float32.
 """
 
-from collections.abc import Iterable
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GPTJConfig
 
 from edgeprune.graph import KVReaders
@@ -20,18 +19,10 @@ class GPTJBlock(RotaryBlock):
     """A `GPTJBlock` of the library."""
 
     parallel = True
-
-    @property
-    def attention(self) -> Any:
-        return self.module.attn
-
-    @property
-    def output(self) -> Any:
-        return self.attention.out_proj
-
-    @property
-    def input_norm(self) -> nn.Module | None:
-        return self.module.ln_1
+    attention_name = "attn"
+    output_name = "out_proj"
+    input_norm_name = "ln_1"
+    mlp_norm_name = "ln_1"
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         q, k = (self._rotated(dense(part), context.rotary[self.layer]) for part in (q, k))
@@ -46,9 +37,6 @@ class GPTJBlock(RotaryBlock):
         table = (values.to(part.dtype) for values in rotary)
         return torch.cat((self._own("apply_rotary_pos_emb")(part[..., :width], *table), part[..., width:]), -1)
 
-    def mlp(self, stream: Tensor) -> Tensor:
-        return self.module.mlp(self.norm(stream))
-
     def join(self, stream: Tensor, attention: Tensor, mlp: Tensor | None) -> Tensor:
         assert mlp is not None
         return attention + mlp + stream
@@ -62,6 +50,8 @@ class GPTJ(RotaryDecoder):
     attention_implementations = ("eager",)  # the library's other one, FlashAttention, is not followed
     block = GPTJBlock
     projections = ("q_proj", "k_proj", "v_proj", "out_proj")
+    layer_list = "h"
+    final_norm = "ln_f"
 
     def __init__(self, hf: Any, kv_readers: KVReaders) -> None:
         require(bool(hf.config.rotary_dim), "rotary_dim=0: a table as wide as the model")
@@ -88,13 +78,6 @@ class GPTJ(RotaryDecoder):
     def num_positions(cls, config: Any) -> int | None:
         return config.n_positions
 
-    @property
-    def modules(self) -> Iterable[nn.Module]:
-        return self.body.h
-
     def rotary(self, stream: Tensor, position_ids: Tensor) -> list[Rotary | None]:
-        """Sines and cosines of each layer, in this order."""
+        """Sines and cosines of each layer, in this order, `[B, S, width / 2]` each."""
         return [block.attention.embed_positions[position_ids].chunk(2, -1) for block in self.layers]
-
-    def finish(self, stream: Tensor) -> Tensor:
-        return self.hf.lm_head(self.body.ln_f(stream))

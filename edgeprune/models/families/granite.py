@@ -7,6 +7,7 @@ from transformers import GraniteConfig, HyperCLOVAXConfig
 
 from edgeprune.graph import KVReaders
 from edgeprune.models.block import NormSpec
+from edgeprune.models.families.decoder import DecoderBlock
 from edgeprune.models.families.rotary import RotaryBlock, RotaryDecoder
 from edgeprune.models.family import require
 
@@ -41,6 +42,8 @@ class ScaledNorm(nn.Module):
 class HyperCLOVAXBlock(GraniteBlock):
     """A `HyperCLOVAXDecoderLayer` with norms behind attention and MLP, before the multiplier."""
 
+    mlp_post_norm_name = "post_norm2"
+
     @property
     def post_norm(self) -> nn.Module | None:
         return ScaledNorm(self.module.post_norm1, self.module.residual_multiplier)
@@ -59,14 +62,11 @@ class HyperCLOVAXBlock(GraniteBlock):
     def projection_weight(self) -> Tensor:
         return RotaryBlock.projection_weight(self)
 
-    def mlp(self, stream: Tensor) -> Tensor:
-        return self.module.post_norm2(RotaryBlock.mlp(self, stream)) * self.module.residual_multiplier
-
 
 class GraniteDecoder(RotaryDecoder):
     """What both have in common."""
 
-    block: ClassVar[type[RotaryBlock]] = GraniteBlock
+    block: ClassVar[type[DecoderBlock]] = GraniteBlock
 
     def embed(self, input_ids: Tensor, position_ids: Tensor) -> list[Tensor]:
         return [part * self.body.embedding_multiplier for part in super().embed(input_ids, position_ids)]

@@ -93,7 +93,7 @@ class HookedModel(nn.Module):
         return CausalLMOutput(logits=hooked(stream, start_at_layer=0, attention_mask=attention_mask))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """Move or convert the model, and tell its config, which its own forward goes by."""
+        """Move or convert the model, and note it in its config, which its own forward reads."""
         super()._apply(fn, recurse)
         weight, cfg = self.hooked.embed.W_E, self.hooked.cfg
         cfg.device, cfg.dtype = str(weight.device), weight.dtype

@@ -27,7 +27,7 @@ class ExpertsDecoder(RotaryDecoder):
 
 
 class Qwen2MoeBlock(RotaryBlock):
-    """Its config may name a window that no layer, or only some, have; the kernel is not told of it."""
+    """Its config may name a window that no layer, or only some, have; the kernel is not given it."""
 
     @property
     def window(self) -> int | None:
@@ -73,7 +73,7 @@ class Mixtral(ExpertsDecoder):
 
 @final
 class Qwen2Moe(ExpertsDecoder):
-    """References into a `Qwen2MoeForCausalLM`: one expert more is asked by all tokens."""
+    """References into a `Qwen2MoeForCausalLM`: one further expert serves all tokens."""
 
     model_types = ("qwen2_moe",)
     block = Qwen2MoeBlock

@@ -2,56 +2,26 @@
 
 from typing import Any, final
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import OPTConfig
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.opt.modeling_opt import eager_attention_forward
 
 from edgeprune.graph import KVReaders
-from edgeprune.models.block import Block, NormSpec, Projected
-from edgeprune.models.family import AbstractFamily, by_head, cached, dense, require, require_plain
+from edgeprune.models.families.decoder import DecoderBlock, LearnedPositionsDecoder
+from edgeprune.models.family import cached, dense, require
 
 
 @final
-class OPTBlock(Block):
+class OPTBlock(DecoderBlock):
     """An `OPTDecoderLayer`."""
 
-    @property
-    def input_norm(self) -> nn.Module | None:
-        return self.module.self_attn_layer_norm
-
-    def spec_of(self, norm: Any) -> NormSpec:
-        """LayerNorm."""
-        return NormSpec(norm.eps, True, norm.weight, norm.bias)
-
-    def project(self, normed: Tensor) -> Projected:
-        attention = self.module.self_attn
-        q, k, v = (project(normed) for project in (attention.q_proj, attention.k_proj, attention.v_proj))
-        shape = (*normed.shape[:-1], attention.num_heads, attention.head_dim)
-        return q.view(shape), k.view(shape), v.view(shape)
-
-    def qkv_weights(self) -> Projected:
-        attention, heads = self.module.self_attn, self.module.self_attn.num_heads
-        return (
-            by_head(attention.q_proj.weight, heads),
-            by_head(attention.k_proj.weight, heads),
-            by_head(attention.v_proj.weight, heads),
-        )
+    output_name = "out_proj"
+    input_norm_name = "self_attn_layer_norm"
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Any) -> Tensor:
-        attention = self.module.self_attn
-        q, k, v = (dense(part).transpose(1, 2) for part in (q * attention.scaling, k, v))
-        k, v = cached(k, attention.config), cached(v, attention.config)
-        kernel = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
-        return kernel(attention, q, k, v, context, dropout=0.0, scaling=1.0)[0]
-
-    def output_projection(self, values: Tensor) -> Tensor:
-        return self.module.self_attn.out_proj(values.flatten(2).contiguous())
-
-    def projection_weight(self) -> Tensor:
-        attention = self.module.self_attn
-        return attention.out_proj.weight.view(-1, attention.num_heads, attention.head_dim).permute(1, 2, 0)
+        q, k, v = (dense(part).transpose(1, 2) for part in (q * self.attention.scaling, k, v))
+        k, v = cached(k, self.config), cached(v, self.config)
+        return self.kernel(self.attention, q, k, v, context, dropout=0.0, scaling=1.0)[0]
 
     def mlp(self, stream: Tensor) -> Tensor:
         module = self.module
@@ -60,22 +30,23 @@ class OPTBlock(Block):
 
 
 @final
-class OPT(AbstractFamily):
+class OPT(LearnedPositionsDecoder):
     """References into an `OPTForCausalLM`."""
 
     model_types = ("opt",)
-    has_position_embedding = True
+    block = OPTBlock
+    projections = ("q_proj", "k_proj", "v_proj", "out_proj")
+    layer_list = "layers"
 
     def __init__(self, hf: Any, kv_readers: KVReaders) -> None:
         super().__init__(hf, kv_readers)
         config = hf.config
         require(config.do_layer_norm_before, "do_layer_norm_before=False: a norm of the whole stream after each layer")
         require(config.word_embed_proj_dim == config.hidden_size, "word_embed_proj_dim other than hidden_size")
-        self.body = hf.model.decoder
-        self.blocks = [OPTBlock(module, layer) for layer, module in enumerate(self.body.layers)]
-        for block in self.blocks:
-            for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-                require_plain(getattr(block.module.self_attn, name), nn.Linear, name)
+
+    @property
+    def body(self) -> Any:
+        return self.hf.model.decoder
 
     @classmethod
     def tiny(cls) -> list[Any]:
@@ -94,14 +65,6 @@ class OPT(AbstractFamily):
             "_remove_final_layer_norm": True,
         }
         return [OPTConfig(**shape), OPTConfig(**shape, **bare, activation_function="gelu", tie_word_embeddings=False)]
-
-    @classmethod
-    def num_positions(cls, config: Any) -> int | None:
-        return config.max_position_embeddings
-
-    @property
-    def num_heads(self) -> int:
-        return self.hf.config.num_attention_heads
 
     def embed(self, input_ids: Tensor, position_ids: Tensor) -> list[Tensor]:
         tokens = self.body.embed_tokens(input_ids)

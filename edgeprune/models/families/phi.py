@@ -18,15 +18,13 @@ class PhiBlock(RotaryBlock):
     """A `PhiDecoderLayer`."""
 
     parallel = True
+    output_name = "dense"
+    mlp_norm_name = "input_layernorm"
 
     @property
     def qk_norm(self) -> Literal["head"] | None:  # pyright: ignore[reportIncompatibleVariableOverride] -- a flag of the config here
         """Whether queries and keys of each head are normed."""
         return "head" if self.attention.qk_layernorm else None
-
-    @property
-    def output(self) -> Any:
-        return self.attention.dense
 
     def heads(self, q: Tensor, k: Tensor, v: Tensor) -> Projected:
         if self.qk_norm is None:
@@ -51,6 +49,7 @@ class Phi(RotaryDecoder):
     model_types = ("phi",)
     block = PhiBlock
     projections = ("q_proj", "k_proj", "v_proj", "dense")
+    final_norm = "final_layernorm"
 
     @classmethod
     def tiny(cls) -> list[Any]:
@@ -61,6 +60,3 @@ class Phi(RotaryDecoder):
             PhiConfig(**shape, num_key_value_heads=2, qk_layernorm=True, rope_parameters=scaled),
             PhiConfig(**shape, num_key_value_heads=1, tie_word_embeddings=True),
         ]
-
-    def finish(self, stream: Tensor) -> Tensor:
-        return self.hf.lm_head(self.body.final_layernorm(stream))

@@ -2,10 +2,8 @@
 
 from typing import Any, final
 
-from torch import Tensor
 from transformers import Qwen3Config
 
-from edgeprune.models.block import Projected
 from edgeprune.models.families.rotary import RotaryBlock, RotaryDecoder
 
 
@@ -13,9 +11,6 @@ class Qwen3Block(RotaryBlock):
     """A `Qwen3DecoderLayer`."""
 
     qk_norm = "head"
-
-    def heads(self, q: Tensor, k: Tensor, v: Tensor) -> Projected:
-        return self.attention.q_norm(q), self.attention.k_norm(k), v
 
 
 @final

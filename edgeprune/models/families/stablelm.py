@@ -17,6 +17,7 @@ class StableLMBlock(RotaryBlock):
     def __init__(self, module: nn.Module, layer: int, config: Any) -> None:
         super().__init__(module, layer, config)
         self.parallel = config.use_parallel_residual
+        self.mlp_norm_name = "input_layernorm" if self.parallel else "post_attention_layernorm"
         self.qk_norm = "head" if config.qk_layernorm else None
 
     def heads(self, q: Tensor, k: Tensor, v: Tensor) -> Projected:

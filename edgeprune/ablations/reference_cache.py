@@ -31,7 +31,7 @@ class _Kept(NamedTuple):
 
 
 @final
-class FrozenStore:
+class ReferenceCache:
     """Keeps values of examples exactly, or rounded to `dtype`, and hands them out as batches.
 
     Args:
@@ -55,7 +55,7 @@ class FrozenStore:
     def __contains__(self, key: Key) -> bool:
         return key in self._kept
 
-    def lay_claim(self, split: str, place: Place, num_bytes: int) -> None:
+    def reserve(self, split: str, place: Place, num_bytes: int) -> None:
         """Set room aside for the values of a split, in one piece.
 
         Memory that is set aside counts when it is first written. A file has its full size at once, so that a full disk

@@ -9,7 +9,7 @@ from edgeprune.graph import EdgeGraph
 
 
 @dataclass(frozen=True)
-class LayerPlan:
+class LayerChanges:
     """What changes in one layer.
 
     Attributes:
@@ -24,24 +24,22 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Changes:
     """What changes downstream of some readers, and matters to the logits.
 
     Attributes:
         layers: What changes in each layer.
         writers: All writers whose output changes, in the graph's order.
-        everywhere: Those of them that some attention reader hears, at once or through MLPs. Of the others only the
+        everywhere: Those of them that some attention reader reads, directly or through MLPs. Of the others only the
             scored positions count, as MLPs and logits see each position by itself.
-        logits: Whether the input of the logits changes.
     """
 
-    layers: list[LayerPlan]
+    layers: list[LayerChanges]
     writers: list[int]
     everywhere: frozenset[int]
-    logits: bool
 
 
-def make_plan(graph: EdgeGraph, keep: Tensor, starts: Tensor) -> Plan:
+def find_changes(graph: EdgeGraph, keep: Tensor, starts: Tensor) -> Changes:
     """Follow the open edges from some readers.
 
     Args:
@@ -49,45 +47,35 @@ def make_plan(graph: EdgeGraph, keep: Tensor, starts: Tensor) -> Plan:
         keep: Open edges, bool `[reader, writer]`, False where none exists.
         starts: Readers whose input changes of itself, bool `[reader]`.
     """
-    heard, heard_writers = _heard(graph, keep)
+    reaching = graph.reaching_logits(keep)
+    counts = (keep & reaching[:, None]).any(0)  # writers that reach the logits
     changed = torch.zeros(len(graph.writers), dtype=torch.bool)
-    layers: list[LayerPlan] = []
+    layers: list[LayerChanges] = []
     for layer in range(graph.arch.num_layers):
         attention, mlp_row = graph.rows(layer).attention, graph.mlp_reader(layer)
-        moved = heard & (starts | (keep & changed).any(1))
+        moved = reaching & (starts | (keep & changed).any(1))
         readers = [reader for reader in range(attention.start, attention.stop) if moved[reader]]
         behind = {writer for reader in readers for writer in graph.behind(reader)}
-        heads = sorted(writer for writer in behind if heard_writers[writer])
+        heads = sorted(writer for writer in behind if counts[writer])
         changed[heads] = True
-        mlp = graph.arch.has_mlp and bool(heard[mlp_row] & (starts[mlp_row] | (keep[mlp_row] & changed).any()))
+        mlp = graph.arch.has_mlp and bool(reaching[mlp_row] & (starts[mlp_row] | (keep[mlp_row] & changed).any()))
         if mlp:
             changed[graph.mlp_writer(layer)] = True
-        layers.append(LayerPlan(readers, heads, mlp))
+        layers.append(LayerChanges(readers, heads, mlp))
     writers = changed.nonzero().flatten().tolist()
-    logits = bool(starts[-1] | (keep[-1] & changed).any())
-    return Plan(layers, writers, _everywhere(graph, keep, layers), logits)
+    return Changes(layers, writers, _everywhere(graph, keep, layers))
 
 
-def _heard(graph: EdgeGraph, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """Bool `[reader]` and `[writer]`: a path of open edges leads from it to the logits."""
-    readers = torch.zeros(len(graph.readers), dtype=torch.bool)
-    readers[-1] = True
-    for reader in reversed(range(len(graph.readers) - 1)):
-        later = keep[:, list(graph.behind(reader))] & readers[:, None]
-        readers[reader] = later.any()
-    return readers, (keep & readers[:, None]).any(0)
-
-
-def _everywhere(graph: EdgeGraph, keep: Tensor, layers: list[LayerPlan]) -> frozenset[int]:
+def _everywhere(graph: EdgeGraph, keep: Tensor, layers: list[LayerChanges]) -> frozenset[int]:
     """Changed writers whose output counts at every position."""
     listening = torch.zeros(len(graph.readers), dtype=torch.bool)
     everywhere: list[int] = []
     for layer in reversed(range(len(layers))):
-        plan, mlp_row = layers[layer], graph.mlp_reader(layer)
-        if plan.mlp:
+        layer_changes, mlp_row = layers[layer], graph.mlp_reader(layer)
+        if layer_changes.mlp:
             writer = graph.mlp_writer(layer)
             listening[mlp_row] = (keep[:, writer] & listening).any()
             everywhere += [writer] * bool(listening[mlp_row])
-        everywhere += [head for head in plan.heads if (keep[:, head] & listening).any()]
-        listening[plan.readers] = True
+        everywhere += [head for head in layer_changes.heads if (keep[:, head] & listening).any()]
+        listening[layer_changes.readers] = True
     return frozenset(everywhere)

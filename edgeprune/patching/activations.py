@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import get_args
 
 import torch
@@ -22,7 +21,7 @@ DIMS = ("layer", "head", "position", "role")
 
 @dataclass(frozen=True)
 class _Axes:
-    """The sites of a sweep: what each axis runs over."""
+    """The sites to patch: what each axis runs over."""
 
     layers: list[list[int]]
     heads: list[int | None]  # None: all heads
@@ -69,9 +68,7 @@ def activation(
     done, total = 0, len(axes.layers) * len(problem.batches)
     for batch in problem.batches:
         moved = batch.to(model.device)
-        problem.runs.check(moved)
-        pair = run_pair(model, moved, direction, {"residual"}, {what})
-        ends = [metric_of(problem, pair.clean, logits, moved) for logits in (pair.clean, pair.corrupted)]
+        pair = run_pair(problem, moved, direction, {"residual"}, {what})
         wheres = [_where(moved, place) for _, place in sites]
         held = [number for number, where in enumerate(wheres) if where.any()]
         size = max(1, ROWS // len(moved))
@@ -80,19 +77,10 @@ def activation(
                 chosen = [(sites[number][0], wheres[number]) for number in numbers]
                 for number, logits in zip(numbers, _patched(model, pair, what, layers, chosen), strict=True):
                     metric = metric_of(problem, pair.clean, logits, moved)
-                    tally.add(row * len(sites) + number, (metric, *ends), wheres[number].any(1))
+                    tally.add(row * len(sites) + number, (metric, *pair.ends), wheres[number].any(1))
             done += 1
             report(f"patching {what}", done, total)
-    return PatchingResult(
-        **tally.tensors([len(names) for names in labels]),
-        dims=dims,
-        labels=labels,
-        what=what,
-        metric=problem.metric,
-        direction=direction,
-        model=name_of(model),
-        about={"split": problem.split, "num_examples": problem.num_examples},
-    )
+    return tally.result(problem, dims, labels, what, direction)
 
 
 def _patched(
@@ -147,7 +135,7 @@ def _where(batch: PairBatch, place: int | str | None) -> Tensor:
 
 # -------------------------------------------------------------------- axes
 def _dims(what: Kind, by: Sequence[str] | None, problem: Problem) -> tuple[str, ...]:
-    """The axes asked for, checked and in order."""
+    """The axes of the result, checked and in order."""
     if what not in get_args(Kind):
         raise EdgepruneError(f"what must be one of {', '.join(get_args(Kind))}, got {what!r}")
     if what == "mlp_out" and not problem.model.graph.arch.has_mlp:
@@ -191,10 +179,3 @@ def _axes(
     if what == "residual":
         names["layer"] = (*names["layer"][:-1], "end")
     return axes, tuple(names[name] for name in dims)
-
-
-def name_of(model: MaskedModel) -> str:
-    """Name of a model for titles: that of the hub, of the folder its weights came from, or its type."""
-    config = model.hf.config
-    name = str(getattr(config, "_name_or_path", "") or config.model_type)
-    return Path(name).name if Path(name).is_absolute() else name

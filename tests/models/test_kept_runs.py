@@ -1,4 +1,4 @@
-"""What a training step sees of frozen runs does not depend on what was run, or kept, before it: bit for bit."""
+"""What a training step sees of kept runs does not depend on what was run, or kept, before it: bit for bit."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,8 @@ from torch import Tensor
 from datamodules.collate import collate
 from datamodules.sampler import PairBatchSampler
 from datamodules.tasks.base import TokenPair
-from edgeprune.ablations.homes import Homes, KeepingPlan
+from edgeprune.ablations.fixed_batches import FixedBatches, KeepingPlan
+from edgeprune.ablations.reference_cache import Place
 from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
@@ -61,20 +62,25 @@ def sampler(split: str, epoch: int = 0) -> PairBatchSampler:
     return PairBatchSampler(len(PAIRS[split]), BATCH, seed=seed, position=lambda: (epoch, 0))
 
 
-def homes(split: str, pairs: Sequence[TokenPair] | None = None) -> Homes:
+def fixed(split: str, pairs: Sequence[TokenPair] | None = None) -> FixedBatches:
     chosen = PAIRS[split] if pairs is None else pairs
 
     def lengths(number: int) -> tuple[int, int]:
         return len(chosen[number].clean), len(chosen[number].positions)
 
-    return Homes(sampler(split).homes(), partial(batch_of, chosen), lengths)
+    return FixedBatches(sampler(split).fixed_batches(), partial(batch_of, chosen), lengths)
 
 
 def room(model: MaskedModel, ablation: str = "interchange", **options: Any) -> float:
     """GB that all training pairs take."""
     runs = ReferenceRuns(model, ablation, 1.0, **options)
-    runs.plan({"train": homes("train")})
-    return runs.planned_bytes() / 1e9
+    runs.plan({"train": fixed("train")})
+    return planned(runs) / 1e9
+
+
+def planned(runs: ReferenceRuns, place: Place = "memory") -> int:
+    """Bytes that the kept examples of all splits take at most."""
+    return sum(plan.taken[place] for plan in runs._plans.values())
 
 
 def places(model: MaskedModel, ablation: str, folder: Path) -> dict[str, dict[str, Any]]:
@@ -110,7 +116,7 @@ def new_runs(model: MaskedModel, ablation: str, options: Mapping[str, Any]) -> R
     runs = ReferenceRuns(model, ablation, **options)
     for split in PAIRS:
         runs.prepare([batch_of(PAIRS[split])], split)
-    runs.plan({split: homes(split) for split in PAIRS})
+    runs.plan({split: fixed(split) for split in PAIRS})
     return runs
 
 
@@ -181,31 +187,31 @@ def test_the_room_of_an_example_is_known_before_it_is_run(name: str, ablation: s
             before = runs.store.free["memory"]
             runs(batch_of(PAIRS["train"], [number]), "train")
             pair = PAIRS["train"][number]
-            planned = runs.bytes_of(len(pair.clean), len(pair.positions))
-            assert 0 <= planned - (before - runs.store.free["memory"]) <= 3 * 64
+            most = runs.bytes_of(len(pair.clean), len(pair.positions))
+            assert 0 <= most - (before - runs.store.free["memory"]) <= 3 * 64
 
 
 def test_the_splits_share_the_room(model: MaskedModel) -> None:
-    """Validation takes a quarter at most, home batches are kept whole, and nobody passes the bound."""
+    """Validation takes a quarter at most, fixed batches are kept whole, and nobody passes the bound."""
     for share in (0.0, 0.1, 0.3, 0.6, 1.0):
         budget = 1.4 * share * room(model)
         runs = ReferenceRuns(model, "interchange", budget)
-        runs.plan({split: homes(split) for split in ("train", "validation")})
+        runs.plan({split: fixed(split) for split in ("train", "validation")})
         plans = runs._plans
-        assert runs.planned_bytes() <= budget * 1e9
+        assert planned(runs) <= budget * 1e9
         assert plans["validation"].taken["memory"] <= budget * 1e9 / 4
-        assert runs.store.free["memory"] == int(budget * 1e9) - runs.planned_bytes()
+        assert runs.store.free["memory"] == int(budget * 1e9) - planned(runs)
         for split, plan in plans.items():
-            kept = [[number in plan for number in home] for home in plan.homes.batches]
-            assert all(len(set(home)) == 1 for home in kept)
-            assert [home[0] for home in kept] == sorted((home[0] for home in kept), reverse=True), split
+            kept = [[number in plan for number in numbers] for numbers in plan.fixed.batches]
+            assert all(len(set(numbers)) == 1 for numbers in kept)
+            assert [numbers[0] for numbers in kept] == sorted((numbers[0] for numbers in kept), reverse=True), split
         if share == 1.0:
             assert all(number in plans["train"] for number in range(13))
 
 
 def test_memory_comes_before_disk_and_what_fits_nowhere_is_not_kept() -> None:
     lengths = dict.fromkeys(range(6), (1, 1))
-    some = Homes([[0, 1], [2, 3], [4, 5]], batch_of_none, lengths.__getitem__)
+    some = FixedBatches([[0, 1], [2, 3], [4, 5]], batch_of_none, lengths.__getitem__)
     space: Any = {"memory": 20, "disk": 20}
     plan = KeepingPlan(some, lambda tokens, positions: 10 * tokens, space)
     assert [number in plan for number in range(6)] == [True] * 4 + [False] * 2
@@ -229,7 +235,7 @@ def test_half_precision_takes_half_the_room_of_states(model: MaskedModel) -> Non
 def test_the_file_has_no_name(model: MaskedModel, tmp_path: Path) -> None:
     runs = new_runs(model, "interchange", {"disk_gb": 1.0, "disk_folder": tmp_path})
     runs(batch_of(PAIRS["train"], [0, 1]), "train")
-    assert runs.planned_bytes("disk") > 0
+    assert planned(runs, "disk") > 0
     assert [path.name for path in tmp_path.rglob("*")] == ["frozen"]
 
 
@@ -242,7 +248,7 @@ def test_a_full_disk_is_told_of_and_nothing_is_kept_there(
     monkeypatch.setattr(os, "posix_fallocate", full)
     runs = ReferenceRuns(model, "interchange", disk_gb=1.0, disk_folder=tmp_path)
     with pytest.warns(UserWarning, match=r"no room on disk .* of train pairs .*No space left.*lower disk_gb"):
-        runs.plan({"train": homes("train")})
+        runs.plan({"train": fixed("train")})
     nothing = new_runs(model, "interchange", {})
     for (_, found), (_, expected) in zip(
         steps(runs, 0, validate=False), steps(nothing, 0, validate=False), strict=True

@@ -1,0 +1,104 @@
+"""What parts of a circuit are run anew from: a run of one batch, and how far each ablated writer is from it.
+
+Shapes: B examples, S positions, T = B * S tokens, P = B * scored positions, D width, H heads, C head width.
+"""
+
+from typing import Any, NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from edgeprune.batch import PairBatch
+from edgeprune.models.block import Edits, Site, walk
+from edgeprune.models.masked import MaskedModel, keeping, rows_of
+from edgeprune.models.states import WriterStates
+
+_KEPT: tuple[Site, ...] = ("residual", "q_proj", "k_proj", "v_proj", "head_out", "attention_out", "mlp_out")
+
+
+class LayerValues(NamedTuple):
+    """What one layer computed: projected q, k, v `[T, readers, C]`, what heads write `[T, H, C]`, the MLP `[T, D]`."""
+
+    qkv: tuple[Tensor, ...]
+    heads: Tensor
+    mlp: Tensor | None
+
+
+class StartingRun:
+    """A run of one batch, from which parts are run again.
+
+    Attributes:
+        model: The masked model.
+        batch: On the model's device.
+        embedded: The stream before the first layer, `[B, S, D]`.
+        tokens: Scored positions as rows of T, long `[P]`.
+        layers: What each layer computed.
+        delta: `ablated - own` of every writer, `[writer, T, D]`.
+    """
+
+    delta: Tensor
+
+    def __init__(self, model: MaskedModel, batch: PairBatch, what: str) -> None:
+        model.require_sums(what)
+        self.model, self.batch = model, batch
+        self.embeddings, self.embedded, self.first_context = model.start(batch.clean, batch.attention_mask)
+        self.tokens = rows_of(batch.positions, batch.clean.shape[1])
+        self.layers: list[LayerValues] = []
+
+    def put_embeddings(self, ablated: WriterStates) -> None:
+        """Fill the embeddings' rows of `delta`."""
+        for row, (own, other) in enumerate(zip(self.embeddings, ablated.embeddings, strict=True)):
+            self.delta[row] = (other - own).flatten(0, 1)
+
+    def context(self, copies: int) -> Any:
+        """What layers share for some copies of the batch."""
+        return self.model.context(self.embedded, self.batch.clean, self.batch.attention_mask, copies)
+
+    def mixed(self, readers: list[int], closed: Tensor, stream: Tensor) -> Tensor:
+        """A stream `[T, D]` with what closed edges bring, `[readers, T, D]`, for readers that see the same writers."""
+        n = self.model.graph.num_visible[readers[0]]
+        mixed = closed[readers, :n] @ self.delta[:n].view(n, -1)
+        return mixed.view(-1, *stream.shape).add_(stream)
+
+
+@final
+class CleanRun(StartingRun):
+    """The full model on one batch, which no circuit changes.
+
+    Attributes:
+        streams: Input of each layer's attention and MLP, and of the logits, `[T, D]` each.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: MaskedModel, batch: PairBatch, ablated: WriterStates) -> None:
+        super().__init__(model, batch, "running parts of a circuit anew")
+        graph = model.graph
+        found: dict[str, list[Tensor]] = {}
+        edits: Edits = {site: keeping(found.setdefault(site, [])) for site in _KEPT}
+        walk(model.blocks, self.embedded, self.first_context, edits, graph.arch.kv_readers_per_head)
+        flat = {site: [value.flatten(0, 1) for value in values] for site, values in found.items()}
+        self.delta = self.embedded.new_empty((len(graph.writers), batch.clean.numel(), self.embedded.shape[-1]))
+        self.put_embeddings(ablated)
+        self.streams: list[Tensor] = []
+        for layer, block in enumerate(model.blocks):
+            heads = flat["head_out"][layer]
+            other = ablated.heads[layer].expand_as(found["head_out"][layer]).flatten(0, 1)
+            rows = self.delta[graph.heads(layer)]
+            torch.bmm((other - heads).transpose(0, 1), block.output_weight(), out=rows)
+            self.streams.append(flat["residual"][layer])
+            mlp = None
+            if ablated.mlps is not None:
+                self.streams.append(block.mlp_input(flat["residual"][layer], flat["attention_out"][layer]))
+                mlp = flat["mlp_out"][layer]
+                self.delta[graph.mlp_writer(layer)] = ablated.mlps[layer].expand_as(self.embedded).flatten(0, 1) - mlp
+            qkv = tuple(flat[site][layer] for site in ("q_proj", "k_proj", "v_proj"))
+            self.layers.append(LayerValues(qkv, heads, mlp))
+        self.streams.append(flat["residual"][-1])
+
+    def stream(self, reader: int) -> Tensor:
+        """What `reader` sees in the full model, `[T, D]`."""
+        graph = self.model.graph
+        layer = graph.layer_of(reader)
+        if layer == graph.arch.num_layers:
+            return self.streams[-1]
+        return self.streams[layer * (1 + graph.arch.has_mlp) + (reader >= graph.rows(layer).mlp.start)]
