@@ -19,6 +19,7 @@ from edgeprune.batch import PairBatch
 from edgeprune.models.changes import Changes, find_changes
 from edgeprune.models.clean_run import LayerValues, StartingRun
 from edgeprune.models.masked import MaskedModel
+from edgeprune.models.read_ops import exact_dtype
 from edgeprune.models.reads import LayerReads
 from edgeprune.models.rerun import ReferenceState, Rerun
 from edgeprune.models.stack import Workspace
@@ -52,7 +53,8 @@ class CircuitRun(StartingRun):
         self.mlps: dict[int, Tensor] = {}  # inputs of the MLPs that can change, [T, D]
         self._changing = find_changes(graph, self.keep, self.keep.any(1))
         start = self.embedded.flatten(0, 1)
-        reads = LayerReads(graph, model.blocks, model.projections, self.closed[None], start, Workspace())
+        closed = self.closed.to(exact_dtype(start.dtype))[None]
+        reads = LayerReads(graph, model.blocks, model.projections, closed, start, Workspace())
         self._stack = reads.stack  # whose memory `delta` is
         self.delta = reads.stack.delta
         self.put_embeddings(ablated)

@@ -18,11 +18,14 @@ from edgeprune.models.block import NO_EDITS, Block, Edits, Projected, walk
 from edgeprune.models.family import find_family
 from edgeprune.models.limits import Limits
 from edgeprune.models.projections import Projections
+from edgeprune.models.read_functions import ReadStream, ScaleGradient, WriteHeads, WriteOne
+from edgeprune.models.read_ops import exact_dtype
 from edgeprune.models.reads import LayerReads
-from edgeprune.models.stack import DeltaStack, ReadStream, Workspace, WriteHeads, WriteOne
+from edgeprune.models.stack import DeltaStack, Workspace
 from edgeprune.models.states import FixedOutputs, WriterStates
 
 COMPUTED = FixedOutputs()  # nothing is given
+FLOAT16_SCALE = 2.0**10  # of gradients inside a float16 model, whose small ones would be rounded to 0
 
 
 class MaskedModel(nn.Module):
@@ -65,6 +68,11 @@ class MaskedModel(nn.Module):
     def device(self) -> torch.device:
         """Device of the frozen weights."""
         return self.hf.get_input_embeddings().weight.device
+
+    @property
+    def _gradient_scale(self) -> float:
+        """What gradients inside the model are multiplied by, so that none is lost to rounding."""
+        return FLOAT16_SCALE if self.dtype == torch.float16 else 1.0
 
     @property
     def width(self) -> int:
@@ -175,6 +183,7 @@ class MaskedModel(nn.Module):
         fixed: FixedOutputs = COMPUTED,
         relative: bool = False,
         head: bool = True,
+        all_open: bool | None = None,
     ) -> Tensor:
         """Logits of the model in which each edge carries `gate * own + (1 - gate) * ablated`.
 
@@ -192,13 +201,16 @@ class MaskedModel(nn.Module):
                 gradient of a gate is then minus the product of these differences with the gradient of its reader's
                 input.
             head: False: return what the logits read, before the final norm, instead of logits.
+            all_open: Whether every gate is open, from a caller who knows it and has not changed a weight since the last
+                run. None: look, which makes a GPU wait.
 
         Returns:
             `[batch, seq, vocab]`, or `[batch, n, vocab]` with `positions`; d_model instead of vocab without `head`.
         """
         self._check(input_ids, gates, ablated)
-        inputs = self._last_inputs(input_ids, gates, ablated, attention_mask, positions, fixed, relative)
-        return self.family.finish(inputs) if head else inputs
+        inputs = self._last_inputs(input_ids, gates, ablated, attention_mask, positions, fixed, relative, all_open)
+        logits = self.family.finish(inputs) if head else inputs
+        return ScaleGradient.apply(logits, self._gradient_scale) if gates.requires_grad else logits
 
     def _last_inputs(
         self,
@@ -209,14 +221,17 @@ class MaskedModel(nn.Module):
         positions: Tensor | None,
         fixed: FixedOutputs,
         relative: bool,
+        all_open: bool | None,
     ) -> Tensor:
         """What the logits read, `[batch, seq or n, d]`; the arguments are those of `forward`."""
         batch, seq = input_ids.shape
         graph = self.graph
         embeddings, stream, context = self.start(input_ids, attention_mask, fixed.embeddings)
         stream = stream.flatten(0, 1)
-        closed = (1 - gates).to(stream).reshape(-1, *graph.shape)
-        reads = LayerReads(graph, self.blocks, self.projections, closed, stream, self._workspace)
+        closed = (1 - gates).to(stream.device, exact_dtype(stream.dtype)).reshape(-1, *graph.shape)
+        if gates.requires_grad:
+            closed = ScaleGradient.apply(closed, 1 / self._gradient_scale)
+        reads = LayerReads(graph, self.blocks, self.projections, closed, stream, self._workspace, all_open)
         stack = reads.stack
         chain = stream.new_zeros((), requires_grad=gates.requires_grad)
         for row, (own, other) in enumerate(zip(embeddings, ablated.embeddings, strict=True)):
@@ -263,7 +278,7 @@ class MaskedModel(nn.Module):
     def write_heads(
         self, chain: Tensor, own: Tensor, other: Tensor, stack: DeltaStack, block: Block, relative: bool = False
     ) -> Tensor:
-        """Deltas of a layer's heads into the stack, from written values `[batch, seq, head, head_dim]`; the next chain.
+        """Deltas of a layer's heads into the stack, from written values `[batch, seq, head, head_dim]`; the next link.
 
         `relative`: `other` holds differences.
         """
@@ -277,7 +292,7 @@ class MaskedModel(nn.Module):
 
     @staticmethod
     def _write_mlp(chain: Tensor, own: Tensor, other: Tensor, stack: DeltaStack, row: int, relative: bool) -> Tensor:
-        """The delta of an MLP into the stack, from `[batch, seq, d_model]`; the next chain."""
+        """The delta of an MLP into the stack, from `[batch, seq, d_model]`; the next link."""
         own, other = own.flatten(0, 1), other.expand_as(own).flatten(0, 1)
         if not relative:
             return WriteOne.apply(chain, own, other, stack, row)

@@ -11,7 +11,9 @@ from torch import Tensor
 from edgeprune.graph import EdgeGraph
 from edgeprune.models.block import Block, Projected, repeat_kv
 from edgeprune.models.projections import Projections
-from edgeprune.models.stack import SEGMENT_READERS, DeltaStack, ReadLayer, ReadSegment, Span, Workspace
+from edgeprune.models.read_functions import ReadLayer, ReadSegment
+from edgeprune.models.read_ops import ReadOps, ops_for
+from edgeprune.models.stack import DeltaStack, Span, Workspace
 
 
 class Segment(NamedTuple):
@@ -26,21 +28,22 @@ class Segment(NamedTuple):
     end: int
 
 
-def segments(num_layers: int, readers_per_layer: int) -> list[Segment]:
-    """Segments of nearly equal size with about `SEGMENT_READERS` readers.
+def segments(num_layers: int, readers_per_layer: int, readers: int = ReadOps.segment_readers) -> list[Segment]:
+    """Segments of nearly equal size with about `readers` readers.
 
     >>> [segment.end for segment in segments(12, 37)]
     [3, 6, 9, 12]
     """
-    size = max(1, round(SEGMENT_READERS / readers_per_layer))
+    size = max(1, round(readers / readers_per_layer))
     count = -(-num_layers // size)
     ends = [number * num_layers // count for number in range(count + 1)]
     return [Segment(first, end) for first, end in pairwise(ends)]
 
 
-def segment_readers(num_layers: int, readers_per_layer: int) -> int:
-    """Readers of the longest segment."""
-    return readers_per_layer * max((end - first for first, end in segments(num_layers, readers_per_layer)), default=0)
+def segment_readers(num_layers: int, readers_per_layer: int, readers: int = ReadOps.segment_readers) -> int:
+    """Readers of the longest of `segments`."""
+    found = segments(num_layers, readers_per_layer, readers)
+    return readers_per_layer * max((end - first for first, end in found), default=0)
 
 
 @final
@@ -51,9 +54,10 @@ class LayerReads:
         graph: The graph.
         blocks: The model's layers.
         projections: What their readers are projected with.
-        closed: 1 - gates, `[G, reader, writer]`.
+        closed: 1 - gates, `[G, reader, writer]`, in `exact_dtype` of the stream.
         stream: The embedding output `[T, D]`.
         workspace: Where buffers come from.
+        all_open: Whether no edge is closed, if that is known; see `MaskedModel.forward`.
 
     Attributes:
         stack: Where the run's writers leave their deltas; the embeddings' must be there before the first layer is read.
@@ -68,40 +72,42 @@ class LayerReads:
         closed: Tensor,
         stream: Tensor,
         workspace: Workspace,
+        all_open: bool | None = None,
     ) -> None:
         self.graph, self.blocks, self.projections = graph, blocks, projections
-        arch = graph.arch
-        found = segments(arch.num_layers, arch.readers_per_layer)
-        largest = segment_readers(arch.num_layers, arch.readers_per_layer)
-        all_open = not bool(closed.where(graph.exists.to(closed.device), 0).any())
-        projections.forget_edited()
-        self.stack = DeltaStack(len(graph.writers), stream, largest, workspace, all_open)
+        arch, ops = graph.arch, ops_for(stream.device)
+        found = segments(arch.num_layers, arch.readers_per_layer, ops.segment_readers)
+        largest = segment_readers(arch.num_layers, arch.readers_per_layer, ops.segment_readers)
+        if all_open is None:
+            all_open = not bool(closed.where(graph.exists.to(closed.device), 0).any())
+            projections.forget_edited()
+        self.stack = DeltaStack(len(graph.writers), stream, largest, workspace, ops, all_open=all_open)
         sizes = [arch.readers_per_layer * (end - first) for first, end in found]
         *by_segment, logits = closed.split([*sizes, 1], dim=1)
         self._segments = {segment.first: part for segment, part in zip(found, by_segment, strict=True)}
         layers = [part.split(arch.readers_per_layer, dim=1) for part in by_segment]
         self.closed = [*(layer for part in layers for layer in part), logits]
-        self._first, self._earlier, self._base = 0, closed, stream  # of the present segment; see `Span`
+        self._first, self._before = 0, (closed, stream)  # of the present segment: first layer, and as in `Span`
 
     def __call__(self, layer: int, chain: Tensor, stream: Tensor, batch: int) -> tuple[Projected, Tensor, Tensor]:
         """Read one layer.
 
         Args:
             layer: Its number; layers are read in order.
-            chain: What the read or write before returned; see `stack.py`.
+            chain: The latest link of the chain; see `read_functions.py`.
             stream: The stream before the layer, `[T, D]`.
             batch: Examples in T.
 
         Returns:
             q, k, v as `Block.project` gives them, one for each reader, `[batch, seq, readers, C]`; what closed edges
-            add to the MLP's input, `[T, D]`; the next chain.
+            add to the MLP's input, `[T, D]`; the next link.
         """
         arch, graph = self.graph.arch, self.graph
         num_streams = arch.num_attention_readers
         if layer in self._segments:
-            self._first, self._earlier = layer, self._segments[layer][..., : graph.first_writer(layer)]
-            self._base = stream.detach()
-            chain = ReadSegment.apply(chain, self._earlier, self._base, num_streams, self.stack, layer == 0)
+            closed, before = self._segments[layer][..., : graph.first_writer(layer)], stream.detach()
+            self._first, self._before = layer, (closed.detach(), before)
+            chain = ReadSegment.apply(chain, closed, before, num_streams, self.stack, layer == 0)
         begin, end = graph.first_writer(self._first), graph.first_writer(layer)
         start = (layer - self._first) * arch.readers_per_layer
         rows = slice(start, start + arch.readers_per_layer)
@@ -112,7 +118,7 @@ class LayerReads:
             self._fused(layer, stream, batch) if self.stack.all_open else None,
             partial(self.projections, layer),
             self.stack,
-            Span(rows, slice(begin, end), self._earlier.detach(), self._base, num_streams),
+            Span(rows, slice(begin, end), *self._before, num_streams),
         )
         q, k, v = out.view(batch, -1, *out.shape[1:]).split(arch.reader_counts, dim=2)
         return (q, k, v), mlp, chain

@@ -16,7 +16,7 @@ from torch import Tensor
 from edgeprune.models.block import repeat_kv, weights_per_reader
 from edgeprune.models.changes import Changes, LayerChanges
 from edgeprune.models.clean_run import LayerValues, StartingRun
-from edgeprune.models.stack import CHUNK_BYTES
+from edgeprune.models.read_ops import ReadOps
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,9 @@ class Rerun:
         return repeat_kv(self.blocks[layer].project(nothing), self.graph.arch.kv_readers_per_head)
 
     def _pieces(self, num_rows: int) -> Iterator[tuple[slice, slice]]:
-        """Copies and tokens whose readers' inputs fill about `CHUNK_BYTES`."""
+        """Copies and tokens whose readers' inputs fill about `ReadOps.chunk_bytes`."""
         _, copies, tokens, width = self.full.shape
-        fit = max(1, CHUNK_BYTES // (num_rows * width * self.full.element_size()))
+        fit = max(1, ReadOps.chunk_bytes // (num_rows * width * self.full.element_size()))
         together = max(1, fit // tokens)
         size = -(-tokens // -(-tokens // min(fit, tokens)))
         for copy in range(0, copies, together):

@@ -34,7 +34,7 @@ def allow(monkeypatch: pytest.MonkeyPatch, size: int, **data: Any) -> None:
     """Let there be just as much memory as training batches of `size` need; the process itself does not grow."""
     monkeypatch.setattr(memory, "resident", lambda: 0)
     monkeypatch.setattr(memory, "spare_memory", lambda: 10**12)
-    monkeypatch.setattr(memory, "CHUNK_BYTES", 0)
+    monkeypatch.setattr("edgeprune.models.read_ops.ReadOps.chunk_bytes", 0)
     monkeypatch.setattr("lit_modules.memory.TOKENS_AT_ONCE", 1)
     needed = plan_fit(*parts({"batch_size": size, "eval_batch_size": 1, **data})).total
     monkeypatch.setattr(memory, "spare_memory", lambda: needed)

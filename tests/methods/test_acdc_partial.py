@@ -59,7 +59,7 @@ def test_small_pieces_change_nothing(chunk: int, monkeypatch: pytest.MonkeyPatch
     keep = circuit_from(problem, reader, 0.5, 0)
     found = []
     for size in (8 * 2**20, chunk):
-        monkeypatch.setattr("edgeprune.models.rerun.CHUNK_BYTES", size)
+        monkeypatch.setattr("edgeprune.models.read_ops.ReadOps.chunk_bytes", size)
         losses = DownstreamLosses(problem, 1.0, 8)
         found.append([losses.begin(keep, reader), *losses.prefixes([], range(graph.num_visible[reader]))])
     assert found[0] == pytest.approx(found[1], abs=1e-6)

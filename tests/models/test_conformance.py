@@ -420,7 +420,7 @@ def test_many_chunks_equal_one(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         return logits, torch.autograd.grad(logits.square().sum(), gates)[0]
 
     whole = run()
-    monkeypatch.setattr("edgeprune.models.stack.CHUNK_BYTES", 3 * 30 * 32 * 8)
+    monkeypatch.setattr("edgeprune.models.read_ops.ReadOps.chunk_bytes", 3 * 30 * 32 * 8)
     for one, many in zip(whole, run(), strict=True):
         torch.testing.assert_close(many, one, atol=1e-9, rtol=1e-9)
 

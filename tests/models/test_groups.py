@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.models import stack
+from edgeprune.models.read_ops import ReadOps
 from tests.models.test_conformance import WIRED, build, prompts
 
 POSITIONS = torch.tensor([[6, 2], [1, 1], [0, 5], [3, 6]])
@@ -19,7 +19,7 @@ POSITIONS = torch.tensor([[6, 2], [1, 1], [0, 5], [3, 6]])
 def test_groups_equal_runs_of_their_own(
     family: Any, index: int, groups: int, some: bool, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stack, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(ReadOps, "chunk_bytes", chunk_bytes)
     model = build(family, index)
     clean, corrupted = prompts(batch=4)
     positions = POSITIONS if some else None

@@ -13,8 +13,8 @@ from edgeprune.evaluation.minimality import marginal_effects
 from edgeprune.methods.attribution import closing_effects, mean_over_examples
 from edgeprune.methods.problem import Problem
 from edgeprune.metrics.registry import measure_named
-from edgeprune.models import stack
 from edgeprune.models.masked import MaskedModel
+from edgeprune.models.read_ops import ReadOps
 from edgeprune.reading import role_effects
 from edgeprune.reading.prompts import OTHER, positions_by_part
 from edgeprune.reading.role_effects import ALL_POSITIONS, first_order_effects
@@ -33,7 +33,7 @@ CLOSE: dict[str, float] = {"atol": 1e-9, "rtol": 1e-9}
 def test_equal_gates_of_all_tokens_are_the_gates_of_the_batch(
     family: Any, index: int, some: bool, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stack, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(ReadOps, "chunk_bytes", chunk_bytes)
     model = build(family, index)
     clean, corrupted = prompts()
     ablated, positions = model.record(corrupted), torch.tensor([[6, 2], [1, 1], [0, 5]]) if some else None

@@ -1,0 +1,222 @@
+"""What autograd sees of reads and writes: functions with a backward of their own over the stack of deltas.
+
+They are linked by a *chain*, a scalar that each takes and returns: it carries no value, but makes autograd visit them
+in exactly reverse order, so a writer's row of the gradient stack is complete when its backward needs it. Shapes: T
+tokens (batch x seq), D residual width, A attention readers of a layer, H heads, C head width, G groups (`read_ops.py`).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from edgeprune.models.projections import Projection
+from edgeprune.models.read_ops import exact_dtype, norm_scale
+from edgeprune.models.stack import DeltaStack, Span, places
+
+
+class ReadSegment(torch.autograd.Function):
+    """What all readers of a segment get from the writers before it, left in `mixed`.
+
+    Inputs: the latest link; closed `[G, readers, writers]`; the stream before the segment `[T, D]`, which the
+    `num_streams` first readers take in; this number; the stack; whether the segment is the first. Returns: the next
+    link.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, chain: Tensor, closed: Tensor, stream: Tensor, num_streams: int, stack: DeltaStack, first: bool
+    ) -> Tensor:
+        ctx.save_for_backward(closed)
+        ctx.stack, ctx.first = stack, first
+        with _no_autocast(closed):
+            stack.mix_before(closed, stream, num_streams)
+        return chain.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_chain: Tensor) -> tuple[Tensor | None, ...]:
+        (closed,), stack = ctx.saved_tensors, ctx.stack
+        if ctx.first:
+            stack.drop_grad()  # what is left is the gradient of the embeddings, which nothing needs
+        with _no_autocast(closed):
+            grad_closed = stack.unmix_before(closed, collect=not ctx.first)
+        stack.done_with_segment()
+        return grad_chain, grad_closed, None, None, None, None  # of the stream: see `ReadLayer`
+
+
+class ReadLayer(torch.autograd.Function):
+    """Inputs of one layer's readers, from the segment's own writers too: q, k, v of the one kind, the mix of the other.
+
+    Inputs: the latest link; stream `[T, D]`; closed `[G, readers of the layer, writers of the segment before it]`;
+    the model's own projection of the stream `[T, A, C]` if every gate is open, else None; a function that makes the
+    readers' `Projection`; the stack; the layer's `Span`. Returns: q, k, v as one `[T, A, C]`; what closed edges add
+    to the MLP's input `[T, D]` (nothing, `[0]`, without an MLP); the next link.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        chain: Tensor,
+        stream: Tensor,
+        closed: Tensor,
+        fused: Tensor | None,
+        projection_of: Callable[[], Projection],
+        stack: DeltaStack,
+        span: Span,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        readers, projection = stack.mixed[span.readers], projection_of()
+        with _no_autocast(stream):
+            if fused is not None:
+                readers[span.num_streams :].zero_()
+                exact = exact_dtype(stream.dtype)
+                mean = stream.mean(-1, dtype=exact) * projection.centred
+                out, scale = fused.clone(), norm_scale(stream, mean, projection)
+            else:
+                stack.mix(closed, span.writers, span.readers, stream, span.num_streams)
+                out, scale, mean = stack.ops.project(readers[: span.num_streams], projection)
+        ctx.save_for_backward(stream, closed, out, scale, mean)
+        ctx.projection_of = (lambda: projection) if projection.stays else projection_of
+        ctx.stack, ctx.span = stack, span
+        return out, readers[span.num_streams :].flatten(0, 1).clone(), chain.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, grad_mlp: Tensor, grad_chain: Tensor) -> tuple[Tensor | None, ...]:
+        stream, closed, out, scale, mean = ctx.saved_tensors
+        projection, stack, span = ctx.projection_of(), ctx.stack, ctx.span
+        readers = stack.mixed[span.readers]
+        attention = readers[: span.num_streams]
+        with _no_autocast(stream):
+            if projection.eps is not None and not stack.all_open:  # without a norm, inputs are not needed
+                stack.remake(span)
+                stack.mix(closed, span.writers, span.readers, stream, span.num_streams)
+            stack.ops.unproject(attention, stream if stack.all_open else None, grad, out, scale, mean, projection)
+            readers[span.num_streams :] = grad_mlp.view(-1, *stream.shape)
+            grad_stream, grad_closed = stack.unmix(closed, span.writers, span.readers, span.num_streams)
+        return grad_chain, grad_stream, grad_closed, None, None, None, None
+
+
+class ReadStream(torch.autograd.Function):
+    """Input of one reader: `base + closed @ delta[first : first + n]`, at all tokens or at `tokens` only.
+
+    Inputs: the latest link; base `[T, D]`, the stream with the corrections it has already; closed `[G, 1, n]`; the
+    stack; the first writer; optionally `tokens`, long `[P]`, as many from each group. Returns: input `[T, D]` (or
+    `[P, D]`; base has then P rows); next link.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        chain: Tensor,
+        base: Tensor,
+        closed: Tensor,
+        stack: DeltaStack,
+        first: int,
+        tokens: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(closed, tokens)
+        ctx.stack, ctx.first = stack, first
+        delta = stack.select(first, closed.shape[-1], tokens)
+        out = base.clone(memory_format=torch.contiguous_format)
+        with _no_autocast(base):
+            stack.ops.mix(closed, delta, out[None], add=True)
+        return out, chain.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, grad_chain: Tensor) -> tuple[Tensor | None, ...]:
+        closed, tokens = ctx.saved_tensors
+        stack, first, n = ctx.stack, ctx.first, closed.shape[-1]
+        with _no_autocast(grad):
+            delta, grad = stack.select(first, n, tokens), grad.contiguous()
+            grad_closed = stack.ops.slopes(grad[None], delta, len(closed))
+            if not stack.all_open:
+                rows = stack.take_grad()[first : first + n]
+                if tokens is None:
+                    stack.ops.collect(closed, grad[None], rows)
+                else:
+                    _collect_at(tokens, closed, grad, delta, rows)
+        return grad_chain, grad, grad_closed, None, None, None
+
+
+def _collect_at(tokens: Tensor, closed: Tensor, grad: Tensor, room: Tensor, rows: Tensor) -> None:
+    """Add to the gradients `rows` `[n, T, D]` what one reader's `grad` `[P, D]` at `tokens` brings; uses up `room`."""
+    n, groups = len(rows), len(closed)
+    shares = closed[:, 0].T[..., None].expand(-1, -1, len(tokens) // groups).reshape(n, -1, 1)
+    torch.mul(shares, grad, out=room)
+    rows.flatten(0, 1).index_add_(0, places(n, rows.shape[1], tokens), room.flatten(0, 1))
+
+
+class WriteHeads(torch.autograd.Function):
+    """Leave the deltas of one layer's heads in the stack.
+
+    Inputs: the latest link; own and ablated values `[T, H, C]` before the output projection; a function that gives
+    its weight `[H, C, D]`; the stack; the first head's row. Returns: the next link.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        chain: Tensor,
+        own: Tensor,
+        ablated: Tensor,
+        weight_of: Callable[[], Tensor],
+        stack: DeltaStack,
+        first: int,
+    ) -> Tensor:
+        ctx.stack, ctx.first, ctx.weight_of, ctx.dtype = stack, first, weight_of, own.dtype
+        with _no_autocast(own):
+            weight = weight_of()
+            difference = (ablated - own).transpose(0, 1).to(weight.dtype)
+            torch.bmm(difference, weight, out=stack.delta[first : first + weight.shape[0]])
+        return chain.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_chain: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.stack.all_open:
+            return grad_chain, None, None, None, None, None
+        with _no_autocast(grad_chain):
+            weight = ctx.weight_of()
+            grad = ctx.stack.take_grad()[ctx.first : ctx.first + weight.shape[0]]
+            grad_own = torch.bmm(grad, weight.transpose(1, 2)).neg_().transpose(0, 1).to(ctx.dtype)
+        return grad_chain, grad_own, None, None, None, None
+
+
+class WriteOne(torch.autograd.Function):
+    """Leave the delta of one writer, `ablated - own` `[T, D]`, in row `row` of the stack. Returns the next link."""
+
+    @staticmethod
+    def forward(ctx: Any, chain: Tensor, own: Tensor, ablated: Tensor, stack: DeltaStack, row: int) -> Tensor:
+        ctx.stack, ctx.row, ctx.dtype = stack, row, own.dtype
+        torch.sub(ablated, own, out=stack.delta[row])
+        return chain.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_chain: Tensor) -> tuple[Tensor | None, ...]:
+        stack = ctx.stack
+        grad_own = None if stack.all_open else stack.take_grad()[ctx.row].neg().to(ctx.dtype)
+        return grad_chain, grad_own, None, None, None
+
+
+class ScaleGradient(torch.autograd.Function):
+    """A tensor as it is; its gradient is multiplied by a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return values.view_as(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad * ctx.factor, None
+
+
+def _no_autocast(tensor: Tensor) -> torch.autocast:
+    """Mixing and norms run in the stream's own dtype, whatever autocast says."""
+    return torch.autocast(tensor.device.type, enabled=False)

@@ -1,0 +1,222 @@
+"""The operations of a read, as one device does them best: mix, collect, slopes, project, unproject.
+
+Each is a function of what it is handed, and writes into that alone. Shapes: T tokens (batch x seq), D residual width,
+R readers, N writers, A attention readers of a layer, C head width; G groups of equal size that the tokens fall into,
+one after the other, each with its own gates.
+
+Numbers stay exact where a model's dtype is not: `closed` (1 - gate) is float32 at least, and enters a product of
+half-precision matrices as two terms, which hold 16 bits of it; slopes, sums over all tokens, are float32 at least.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from edgeprune.models.projections import Projection
+
+
+def exact_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of gates, slopes and the norms' statistics in a model of `dtype`: at least float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class ReadOps:
+    """The reference, for processors.
+
+    Attributes:
+        chunk_bytes: Readers' inputs that are scaled and projected at a time.
+        pieces: That long sums of products fall into, so that threads share them.
+        segment_readers: Of a segment, about: layers that are read together (docs/performance.md has other numbers).
+    """
+
+    chunk_bytes = 8 * 2**20
+    pieces = 8
+    segment_readers = 96
+
+    # ---------------------------------------------------------------- inputs
+    def mix(self, closed: Tensor, rows: Tensor, out: Tensor, *, add: bool) -> None:
+        """Put `closed @ rows` into `out`, or add it.
+
+        Args:
+            closed: `[G, R, N]`, in `exact_dtype`.
+            rows: `[N, T, D]`.
+            out: `[R, T, D]`, of the dtype of `rows`.
+            add: Add to what is there.
+        """
+        parts = zip(_groups(rows, len(closed)), _groups(out, len(closed)), strict=True)
+        for own, (group, into) in zip(closed, parts, strict=True):
+            for number, term in enumerate(self._terms(own, rows.dtype)):
+                into.addmm_(term, group, beta=int(add or number > 0))
+
+    def collect(self, closed: Tensor, grad: Tensor, rows: Tensor) -> None:
+        """Backward of `mix`: add what comes from `grad` `[R, T, D]` to the gradients `rows` `[N, T, D]`."""
+        parts = zip(_groups(rows, len(closed)), _groups(grad, len(closed)), strict=True)
+        for own, (into, group) in zip(closed, parts, strict=True):
+            for term in self._terms(own, rows.dtype):
+                into.addmm_(term.T, group)
+
+    def slopes(self, grad: Tensor, rows: Tensor, num_groups: int) -> Tensor:
+        """Backward of `mix`: the gradient of `closed`, `[G, R, N]` in `exact_dtype`, from `grad` `[R, T, D]`."""
+        if not len(rows):
+            return grad.new_zeros((num_groups, len(grad), 0), dtype=exact_dtype(grad.dtype))
+        pairs = zip(_groups(grad, num_groups), _groups(rows, num_groups), strict=True)
+        return torch.stack([self._sums_of_products(own, group) for own, group in pairs])
+
+    def _terms(self, closed: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Matrices of `dtype` that add up to `closed`, the small one first; one alone where it is exact."""
+        high = closed.to(dtype)
+        if closed.dtype == dtype:
+            return (high,)
+        low = (closed - high).to(dtype)
+        return (low, high) if low.any() else (high,)
+
+    def _sums_of_products(self, rows: Tensor, others: Tensor) -> Tensor:
+        """`rows @ others.T` for few very long rows, `[a, n]` and `[b, n]`, in `exact_dtype`.
+
+        Float32 as a sum over pieces of them, which threads share better: up to twice as fast on two. Bfloat16 in two
+        terms, of which the second is what rounding took from the first. Float16 could overflow in the sum.
+        """
+        if rows.dtype == torch.bfloat16:
+            high = rows @ others.T
+            return high.float() + torch.addmm(high, rows, others.T, beta=-1).float()
+        if rows.dtype == torch.float16:
+            size = max(1, self.chunk_bytes // (4 * (len(rows) + len(others))))
+            parts = zip(rows.split(size, 1), others.split(size, 1), strict=True)
+            return sum((own.float() @ other.float().T for own, other in parts), rows.new_zeros((), dtype=torch.float32))
+        if rows.shape[1] % self.pieces or len(rows) == 1:
+            return rows @ others.T
+        own, other = (part.unflatten(1, (self.pieces, -1)).transpose(0, 1) for part in (rows, others))
+        return torch.bmm(own, other.mT).sum(0)
+
+    # ---------------------------------------------------------------- norm and projection
+    def project(self, inputs: Tensor, projection: Projection) -> tuple[Tensor, Tensor, Tensor]:
+        """Norm and projection of inputs: `offset + scale * inputs @ weight`.
+
+        Args:
+            inputs: `[A, T, D]`.
+            projection: By reader.
+
+        Returns:
+            Projections `[T, A, C]`; the norm's scale and mean, `[A, T]` each.
+        """
+        offset, exact = projection.offset, exact_dtype(inputs.dtype)
+        weight, width = projection.weight.to(offset.dtype), offset.shape[-1]
+        out = offset.new_empty((inputs.shape[1], *offset.shape))
+        scale, mean = inputs.new_empty((2, *inputs.shape[:2]), dtype=exact)
+        offset = offset.to(exact)
+        for readers in self._chunks(inputs):
+            product = torch.bmm(inputs[readers].to(weight.dtype), weight[readers]).to(exact)
+            mean[readers] = product[..., -1] / inputs.shape[-1] if projection.centred else 0
+            scale[readers] = norm_scale(inputs[readers], mean[readers], projection)
+            product = product[..., :width].mul_(scale[readers, :, None]).add_(offset[readers, None])
+            out[:, readers] = product.transpose(0, 1)
+        return out, scale, mean
+
+    def unproject(
+        self,
+        inputs: Tensor,
+        stream: Tensor | None,
+        grad: Tensor,
+        out: Tensor,
+        scale: Tensor,
+        mean: Tensor,
+        projection: Projection,
+    ) -> None:
+        """Backward of `project`: `inputs` `[A, T, D]` become their gradients.
+
+        Args:
+            inputs: What was projected; any values with `stream`.
+            stream: `[T, D]`, if that is every input; `scale` and `mean` are then those of the stream, `[T]`.
+            grad: Of the projections, `[T, A, C]`.
+            out: The projections.
+            scale: The norm's.
+            mean: The norm's.
+            projection: By reader.
+        """
+        exact, weight = exact_dtype(inputs.dtype), projection.weight.to(inputs.dtype).mT
+        scaled, pull = grad.new_empty((len(inputs), len(grad), weight.shape[1]), dtype=exact), None
+        head, grad = scaled[..., : grad.shape[-1]], grad.to(exact)
+        head.copy_(grad.transpose(0, 1))
+        if projection.eps is not None:
+            scale, mean = (part.expand(len(inputs), -1) for part in (scale, mean))
+            along = (grad * (out - projection.offset)).sum(-1).T  # through the scale: along the input
+            pull = scale.square() * along / inputs.shape[-1]
+            head.mul_(scale[..., None])
+            if projection.centred:
+                scaled[..., -1] = pull * mean
+            pull = pull.neg_().to(inputs.dtype)[..., None]
+        scaled = scaled.to(inputs.dtype)
+        for readers in self._chunks(inputs):
+            part = inputs[readers]
+            if pull is None:
+                torch.bmm(scaled[readers], weight[readers], out=part)
+            else:
+                torch.mul(part if stream is None else stream, pull[readers], out=part)
+                part.baddbmm_(scaled[readers], weight[readers])
+
+    def _chunks(self, inputs: Tensor) -> Iterator[slice]:
+        """Slices of the readers of `[readers, T, D]` that hold about `chunk_bytes`, evenly filled."""
+        size = max(1, self.chunk_bytes // (inputs[0].numel() * exact_dtype(inputs.dtype).itemsize))
+        size = -(-len(inputs) // -(-len(inputs) // size))
+        for start in range(0, len(inputs), size):
+            yield slice(start, min(start + size, len(inputs)))
+
+
+class CudaReadOps(ReadOps):
+    """For GPUs: one product for all groups, no question that the processor waits for, larger chunks."""
+
+    chunk_bytes = 256 * 2**20
+    pieces = 1
+    segment_readers = 256
+
+    def mix(self, closed: Tensor, rows: Tensor, out: Tensor, *, add: bool) -> None:
+        """As `ReadOps.mix`."""
+        into, group = (_by_group(part, len(closed)) for part in (out, rows))
+        for number, term in enumerate(self._terms(closed, rows.dtype)):
+            into.baddbmm_(term, group, beta=int(add or number > 0))
+
+    def collect(self, closed: Tensor, grad: Tensor, rows: Tensor) -> None:
+        """As `ReadOps.collect`."""
+        into, group = (_by_group(part, len(closed)) for part in (rows, grad))
+        for term in self._terms(closed, rows.dtype):
+            into.baddbmm_(term.mT, group)
+
+    def slopes(self, grad: Tensor, rows: Tensor, num_groups: int) -> Tensor:
+        """As `ReadOps.slopes`."""
+        if not len(rows):
+            return super().slopes(grad, rows, num_groups)
+        own, other = (_by_group(part, num_groups) for part in (grad, rows))
+        if own.dtype.itemsize >= 4:
+            return torch.bmm(own, other.mT)
+        return torch.bmm(own, other.mT, out_dtype=torch.float32)
+
+    def _terms(self, closed: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        high = closed.to(dtype)
+        return (high,) if closed.dtype == dtype else ((closed - high).to(dtype), high)
+
+
+HOST, CUDA = ReadOps(), CudaReadOps()
+
+
+def ops_for(device: torch.device) -> ReadOps:
+    """The operations for a device."""
+    return CUDA if device.type == "cuda" else HOST
+
+
+def norm_scale(inputs: Tensor, mean: Tensor, projection: Projection) -> Tensor:
+    """What the norm multiplies inputs `[..., D]` by, `[...]`, given their mean, or 0 if it takes none away."""
+    if projection.eps is None:
+        return torch.ones_like(mean)
+    length = torch.linalg.vector_norm(inputs, dim=-1, dtype=mean.dtype)
+    return (length.square() / inputs.shape[-1] - mean.square() + projection.eps).rsqrt()
+
+
+def _groups(rows: Tensor, num_groups: int) -> tuple[Tensor, ...]:
+    """Views of the groups' parts, `[n, tokens of one group * D]`, of `rows` `[n, T, D]`."""
+    return rows.view(len(rows), num_groups, -1).unbind(1)
+
+
+def _by_group(rows: Tensor, num_groups: int) -> Tensor:
+    """View `[G, n, tokens of one group * D]` of `rows` `[n, T, D]`."""
+    return rows.view(len(rows), num_groups, -1).transpose(0, 1)
