@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from edgeprune.circuit import Circuit as Circuit
     from edgeprune.errors import EdgepruneError as EdgepruneError
     from edgeprune.evaluation.evaluator import Evaluator as Evaluator
-    from edgeprune.graph import ArchSpec as ArchSpec
     from edgeprune.graph import EdgeGraph as EdgeGraph
+    from edgeprune.graph_arch import ArchSpec as ArchSpec
     from edgeprune.models.loading import load_model as load_model
     from edgeprune.models.loading import load_tokenizer as load_tokenizer
     from edgeprune.models.masked import MaskedModel as MaskedModel
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ArchSpec": "edgeprune.graph",
+    "ArchSpec": "edgeprune.graph_arch",
     "Circuit": "edgeprune.circuit",
     "EdgeGraph": "edgeprune.graph",
     "EdgepruneError": "edgeprune.errors",

@@ -13,7 +13,7 @@ def on_first_use(package: str, homes: Mapping[str, str], modules: Sequence[str] 
         homes: Of each name that it offers, the module that has it.
         modules: Modules and packages inside it that it offers as well.
 
-    >>> on_first_use("edgeprune", {"ArchSpec": "edgeprune.graph"})("ArchSpec").__module__
+    >>> on_first_use("edgeprune", {"EdgeGraph": "edgeprune.graph"})("EdgeGraph").__module__
     'edgeprune.graph'
     """
 

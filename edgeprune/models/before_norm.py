@@ -55,6 +55,7 @@ class EdgesBeforeNorm(MaskedModel):
         positions: Tensor | None,
         fixed: FixedOutputs,
         relative: bool,
+        all_open: bool | None,
     ) -> Tensor:
         """See `MaskedModel`; `fixed`, `relative` and gates of tokens are refused."""
         if gates.ndim == 4 or relative or fixed is not COMPUTED:
@@ -67,7 +68,7 @@ class EdgesBeforeNorm(MaskedModel):
                 rows = slice(size * place, size * (place + 1))
                 mask, at = (None if part is None else part[rows] for part in (attention_mask, positions))
                 states = ablated.map(lambda field, rows=rows: field if field.shape[1] == 1 else field[:, rows])
-                parts.append(self._last_inputs(input_ids[rows], own, states, mask, at, fixed, relative))
+                parts.append(self._last_inputs(input_ids[rows], own, states, mask, at, fixed, relative, all_open))
             return torch.cat(parts)
         return self.at(_RunBeforeNorm(self, input_ids, gates, ablated, attention_mask).stream, positions)
 

@@ -204,7 +204,7 @@ class WriteOne(torch.autograd.Function):
 
 
 class ScaleGradient(torch.autograd.Function):
-    """A tensor as it is; its gradient is multiplied by a factor."""
+    """A tensor `[...]` as it is; its gradient `[...]` is multiplied by a factor."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, factor: float) -> Tensor:

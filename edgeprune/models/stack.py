@@ -54,7 +54,7 @@ class Workspace:
         self._spare: dict[str, Tensor] = {}
 
     def take(self, name: str, size: int, like: Tensor) -> Tensor:
-        """A buffer of at least `size` values, with the dtype and device of `like`; what it holds is not defined."""
+        """A buffer `[at least size]`, with the dtype and device of `like`; what it holds is not defined."""
         spare = self._spare.pop(name, None)
         if spare is None or spare.numel() < size or (spare.dtype, spare.device) != (like.dtype, like.device):
             with torch.inference_mode(False):  # a later run may want gradients
@@ -62,7 +62,7 @@ class Workspace:
         return spare
 
     def give_back(self, name: str, buffer: Tensor) -> None:
-        """Keep `buffer`, which nobody uses any more."""
+        """Keep a buffer `[size]` that nobody uses any more."""
         self._spare[name] = buffer
 
     def __reduce__(self) -> tuple[type["Workspace"], tuple[()]]:

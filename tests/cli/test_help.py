@@ -12,7 +12,7 @@ import pytest
 
 from edgeprune.cli import COMMANDS, circuits, evaluate, main, short_help
 from edgeprune.formats import Holds
-from edgeprune.report import summary
+from edgeprune.report.evaluate import TESTS
 
 # Lightning's own command-line class calls jsonargparse in a way that jsonargparse is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
@@ -131,7 +131,7 @@ def test_everything_is_listed_on_demand(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_commands_know_the_names_that_there_are() -> None:
     """They stand in the commands a second time, for help pages that import little."""
-    assert tuple(summary.TESTS) == evaluate.TESTS
+    assert tuple(TESTS) == evaluate.TESTS
     assert get_args(Holds) == circuits.HOLDS
 
 

@@ -12,13 +12,12 @@ import yaml
 
 from datamodules.cache import load_or_build
 from datamodules.tasks.base import SPLITS, TokenPair
-from edgeprune import downloads
+from edgeprune import downloads, model_options
 from edgeprune.circuit import Circuit
-from edgeprune.cli import compare, discover, evaluate, main
+from edgeprune.cli import compare, evaluate, main
 from edgeprune.models import loading
 from edgeprune.models.loading import load_model
 from edgeprune.paths import DiskFullError, NotWrittenError, check_writable, whole_file
-from lit_modules import pruning
 from tests.cli.test_compare import error_line
 from tests.cli.test_draw import result
 
@@ -109,7 +108,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, st
         return opened(path, flags, *rest, **more)
 
     monkeypatch.setattr(os, "open", refusing)
-    for module in (loading, discover, pruning):  # all imported by now, each with a name of its own
+    for module in (loading, model_options):  # all imported by now, each with a name of its own
         monkeypatch.setattr(module, "load_model", no_work)
     monkeypatch.setenv("WANDB_MODE", "offline")
 

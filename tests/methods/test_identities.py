@@ -63,6 +63,9 @@ class Output:
         for batch in self.batches:
             yield batch, *self.runs(batch, self.split)
 
+    identity = Problem.identity
+    _data_hash = Problem._data_hash
+
     def losses(self, full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
         return (circuit - full).square()[:, 0, 0] if self.squared else -circuit[:, 0, 0]
 
