@@ -17,13 +17,16 @@ from edgeprune.models.block import repeat_kv, weights_per_reader
 from edgeprune.models.changes import Changes, LayerChanges
 from edgeprune.models.clean_run import LayerValues, StartingRun
 from edgeprune.models.read_ops import ReadOps
+from edgeprune.models.reads import segments
+
+SEGMENT_READERS = 32  # that change, of layers that are run again together, about
 
 
 @dataclass(frozen=True)
 class ReferenceState:
     """A state that changes are relative to: inputs of the readers that may change, and what the layers computed."""
 
-    attention: Callable[[int], Tensor]  # of a layer, [those readers, T, D]
+    attention: Callable[[int], Tensor]  # of a layer, [those readers, T, D], or [1, T, D] if it is the same for all
     mlps: dict[int, Tensor]  # by layer, [T, D]
     logits: Tensor  # [P, D]
     layers: Sequence[LayerValues]
@@ -55,11 +58,17 @@ class Rerun:
         self.scored = new((len(changes.writers), copies, len(start.tokens), width))
         self.full_row = {writer: row for row, writer in enumerate(self.full_writers)}
         self.scored_row = {writer: row for row, writer in enumerate(changes.writers)}
+        self.early = new(0)  # what the present segment's readers get from the writers before it, [readers, T, D]
+        self.early_row: dict[int, int] = {}
+        self.num_early = 0  # of `full_writers`
 
     def run(self, moves: dict[int, Tensor]) -> tuple[Tensor, list[LayerValues]]:
         """Logits `[K, B, positions, vocab]` after the inputs of some readers moved by `[K, T, D]`; the state."""
         context = self.start.context(self.copies) if any(changed.readers for changed in self.changes.layers) else None
+        ends = self._segments()
         for layer, changes in enumerate(self.changes.layers):
+            if layer in ends:
+                self._begin_segment(layer, ends[layer])
             values = self.reference.layers[layer]
             if changes.readers:
                 qkv, heads = self._attention(layer, changes, values, context, moves)
@@ -69,6 +78,30 @@ class Rerun:
             if self.wanted is not None:
                 self.layers.append(values)
         return self._logits(moves), self.layers
+
+    # ---------------------------------------------------------------- segments
+    def _segments(self) -> dict[int, int]:
+        """Of one copy, layers whose readers take in what comes before them at once: first layer to the end."""
+        layers = self.changes.layers
+        if self.copies > 1 or not layers:
+            return {}
+        num_readers = sum(len(layer.readers) + layer.mlp for layer in layers)
+        return {first: end for first, end in segments(len(layers), max(1, num_readers // len(layers)), SEGMENT_READERS)}
+
+    def _begin_segment(self, first: int, end: int) -> None:
+        """Add up, for the readers that change in some layers, what changed writers before these layers bring."""
+        self.num_early = sum(writer < self.graph.first_writer(first) for writer in self.full_writers)
+        readers: list[int] = []
+        for layer in range(first, end):
+            found = self.changes.layers[layer]
+            readers += [*found.readers, *[self.graph.mlp_reader(layer)] * found.mlp]
+        if not readers or not self.num_early:
+            self.num_early = 0
+            return
+        self.early_row = {reader: row for row, reader in enumerate(readers)}
+        moved = self.full[: self.num_early]
+        brings = self.open[readers][:, self.full_writers[: self.num_early]]
+        self.early = (brings @ moved.view(self.num_early, -1)).view(len(readers), *moved.shape[2:])
 
     # ---------------------------------------------------------------- attention
     def _attention(
@@ -140,11 +173,15 @@ class Rerun:
     def _read(
         self, readers: list[int], reference: Tensor, copies: slice, tokens: slice, moves: dict[int, Tensor]
     ) -> Tensor:
-        """Inputs `[readers, copies, tokens, D]` by (1); `reference` `[readers, T, D]`."""
+        """Inputs `[readers, copies, tokens, D]` by (1); `reference` `[readers or 1, T, D]`."""
         num, start = copies.stop - copies.start, reference[:, None, tokens]
+        if self.num_early:
+            row = self.early_row[readers[0]]  # a layer's readers lie there one after the other
+            start = start + self.early[row : row + len(readers), None, tokens]
         before = [writer for writer in self.full_writers if writer < self.graph.num_visible[readers[0]]]
+        before = before[self.num_early :]
         if before:
-            moved = self.full[: len(before), copies, tokens]
+            moved = self.full[self.num_early : self.num_early + len(before), copies, tokens]
             shape, brings = (len(readers), *moved.shape[1:]), self.open[readers][:, before]
             moved = moved.reshape(len(before), -1)
             if num == 1:  # one pass less over memory
@@ -152,7 +189,7 @@ class Rerun:
             else:
                 inputs = (brings @ moved).view(shape).add_(start)
         else:
-            inputs = start.expand(-1, num, -1, -1)
+            inputs = start.expand(len(readers), num, -1, -1)
         started = [(place, reader) for place, reader in enumerate(readers) if reader in moves]
         if started:
             inputs = inputs if before else inputs.clone()
