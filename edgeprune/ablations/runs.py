@@ -54,8 +54,7 @@ class ReferenceRuns:
         budget_gb: Memory for kept runs, in 1e9 bytes; 0 makes them anew each time.
         disk_gb: Room on disk for planned runs that do not fit in memory, in 1e9 bytes.
         disk_folder: Where their file lies; None: `frozen` in the folder of caches.
-        cache_dtype: In which what closed edges carry is kept; `"bfloat16"` rounds, and takes half the room of float32.
-            None: exactly as it is.
+        cache_dtype: Of what closed edges carry; `"bfloat16"` rounds, at half the room of float32; None: exactly as it is.
 
     Attributes:
         spec: The ablation.
@@ -298,6 +297,11 @@ class ReferenceRuns:
         if not self._per_example:
             return full, self._common_states(batch)
         return full, states.combine(partial(_merged, places=places, axis=1), other)
+
+    def like_batch(self, batch: PairBatch) -> bool:
+        """Whether closed edges carry a run of the model on prompts laid out like the clean ones; see `EmptyRun`."""
+        alike = batch.alignment is None and torch.equal(batch.corrupted_mask, batch.attention_mask)
+        return alike and self.spec.kind == "interchange"
 
     def check(self, batch: PairBatch) -> None:
         """Refuse pairs that the model or the ablation cannot take.

@@ -11,9 +11,13 @@ from edgeprune.batch import PairBatch
 from edgeprune.metrics.examples import ExampleValues
 from edgeprune.metrics.registry import STANDARD, Measure, measure_named
 from edgeprune.models.masked import MaskedModel
+from edgeprune.models.read_ops import exact_dtype
+from edgeprune.models.sparse_run import EmptyRun
 from edgeprune.models.states import WriterStates
 
 TOKENS_AT_ONCE = 512  # of several circuits in one run; more tokens than this make a run no faster per token
+FEW_EDGES = 0.03  # share of open edges up to which it is faster to run only what they change
+ENOUGH = 4  # circuits that make it worth it to run the model with every edge closed first, where that is not given
 
 
 def gated_logits(model: MaskedModel, batch: PairBatch, gates: Tensor, ablated: WriterStates) -> Tensor:
@@ -22,9 +26,17 @@ def gated_logits(model: MaskedModel, batch: PairBatch, gates: Tensor, ablated: W
 
 
 def logits_of_each(
-    model: MaskedModel, batch: PairBatch, gates: Sequence[Tensor], ablated: WriterStates, *, head: bool = True
+    model: MaskedModel,
+    batch: PairBatch,
+    gates: Sequence[Tensor],
+    ablated: WriterStates,
+    *,
+    head: bool = True,
+    like_batch: bool = False,
 ) -> Iterator[Tensor]:
-    """Logits of each circuit on a batch, float32 `[batch, positions, vocab]`; one run for several where it is small.
+    """Logits of each circuit on a batch, float32 `[batch, positions, vocab]`.
+
+    One run serves several circuits where the batch is small. Of circuits with few edges, only what these change is run.
 
     Args:
         model: The masked model.
@@ -32,10 +44,36 @@ def logits_of_each(
         gates: Matrices `[reader, writer]`, of any dtype.
         ablated: What closed edges carry in this batch.
         head: False: what the logits read, `[batch, positions, d_model]`, instead of logits.
+        like_batch: See `EmptyRun`.
     """
-    at_once = max(1, TOKENS_AT_ONCE // batch.clean.numel())
+    few = [_few_edges(model, matrix) if head and model.sums_to_stream else None for matrix in gates]
+    if not like_batch and sum(keep is not None for keep in few) < ENOUGH:
+        few = [None] * len(few)
+    others = [matrix for matrix, keep in zip(gates, few, strict=True) if keep is None]
+    dense, empty = _dense_logits(model, batch, others, ablated, head), None
+    for keep in few:
+        if keep is None:
+            yield next(dense)
+        else:
+            empty = EmptyRun(model, batch, ablated, like_batch=like_batch) if empty is None else empty
+            yield empty.logits(keep)
+
+
+def _few_edges(model: MaskedModel, gates: Tensor) -> Tensor | None:
+    """The open edges, bool `[reader, writer]`, if they are few and no gate lies between open and closed."""
+    exists = model.graph.exists
+    found = gates.cpu().where(exists, 0)
+    keep = found == 1
+    return keep if keep.sum() <= FEW_EDGES * exists.sum() and bool((keep | (found == 0)).all()) else None
+
+
+def _dense_logits(
+    model: MaskedModel, batch: PairBatch, gates: Sequence[Tensor], ablated: WriterStates, head: bool
+) -> Iterator[Tensor]:
+    """As `logits_of_each`, every reader run."""
+    at_once, dtype = max(1, TOKENS_AT_ONCE // batch.clean.numel()), exact_dtype(model.dtype)
     for start in range(0, len(gates), at_once):
-        group = torch.stack([matrix.to(model.device, model.dtype) for matrix in gates[start : start + at_once]])
+        group = torch.stack([matrix.to(model.device, dtype) for matrix in gates[start : start + at_once]])
         clean, mask, positions = (
             part.repeat(len(group), 1) for part in (batch.clean, batch.attention_mask, batch.positions)
         )
@@ -75,7 +113,8 @@ def measure_examples(
         batch = batch.to(model.device)
         full, ablated = runs(batch, split)
         index.append(batch.index.cpu())
-        others = logits_of_each(model, batch, [matrix for matrix in gates if matrix is not None], ablated)
+        circuits = [matrix for matrix in gates if matrix is not None]
+        others = logits_of_each(model, batch, circuits, ablated, like_batch=runs.like_batch(batch))
         found = [
             values_and_weights(full, full if matrix is None else next(others), batch, functions) for matrix in gates
         ]

@@ -86,7 +86,7 @@ class Rerun:
         if self.copies > 1 or not layers:
             return {}
         num_readers = sum(len(layer.readers) + layer.mlp for layer in layers)
-        return {first: end for first, end in segments(len(layers), max(1, num_readers // len(layers)), SEGMENT_READERS)}
+        return dict(segments(len(layers), max(1, num_readers // len(layers)), SEGMENT_READERS))
 
     def _begin_segment(self, first: int, end: int) -> None:
         """Add up, for the readers that change in some layers, what changed writers before these layers bring."""
