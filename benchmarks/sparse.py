@@ -3,10 +3,10 @@
     python -m benchmarks.sparse MODEL CIRCUIT.safetensors ...
     python -m benchmarks.sparse MODEL CIRCUIT.safetensors --batch 25 --tokens 16 --threads 1 --rounds 5
 
-Random prompts, float32, the last position scored. `whole` runs every reader, `changed` only what the circuit's open edges
-change from the run with every edge closed (`edgeprune.models.sparse_run`), which is run once for all circuits of a batch
-(`with every edge closed`). Times are processor seconds over those of a plain pass (the library's own forward with its
-head on the last position) of the same round; the median of the rounds is shown.
+Random prompts, float32, the last position scored. `whole` runs every reader, `changed` only what the circuit's open
+edges change from the run with every edge closed (`edgeprune.models.sparse_run`), which is run once for all circuits of
+a batch (`with every edge closed`). Times are processor seconds over those of a plain pass (the library's own forward
+with its head on the last position) of the same round; the median of the rounds is shown.
 """
 
 import argparse

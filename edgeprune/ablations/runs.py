@@ -54,7 +54,7 @@ class ReferenceRuns:
         budget_gb: Memory for kept runs, in 1e9 bytes; 0 makes them anew each time.
         disk_gb: Room on disk for planned runs that do not fit in memory, in 1e9 bytes.
         disk_folder: Where their file lies; None: `frozen` in the folder of caches.
-        cache_dtype: Of what closed edges carry; `"bfloat16"` rounds, at half the room of float32; None: exactly as it is.
+        cache_dtype: Of what closed edges carry; `"bfloat16"` rounds, at half the room of float32; None: as it is.
 
     Attributes:
         spec: The ablation.
