@@ -14,7 +14,7 @@ table: errors of the slopes' vector (relative to its length) and of the loss, ro
 
 import argparse
 import copy
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from unittest.mock import patch
 
@@ -58,12 +58,12 @@ class AsBuilt(ReadOps):
 
 
 @contextmanager
-def using(ops: ReadOps | None) -> Iterator[None]:
+def using(ops: ReadOps | None) -> Generator[None]:
     """Let reads use these operations; None: those of the device."""
     if ops is None:
         yield
         return
-    with patch.object(reads, "ops_for", lambda device: ops):
+    with patch.object(reads, "ops_for", return_value=ops):
         yield
 
 
@@ -83,13 +83,13 @@ def slopes(model: MaskedModel, gates: Tensor, clean: Tensor, corrupted: Tensor, 
 
 def errors(half: MaskedModel, exact: MaskedModel, gates: Tensor, ids: Tensor) -> dict[str, Tensor]:
     """Of slopes and of the loss, `[2]`, by row of the table."""
-    dtype = half.dtype
-    reference = slopes(exact, gates.double(), *ids, None)
+    dtype, (clean, corrupted) = half.dtype, ids
+    reference = slopes(exact, gates.double(), clean, corrupted, None)
     rows = {
-        "gates and sums rounded": slopes(exact, gates.double(), *ids, Rounded(dtype)),
-        "gates and sums as built": slopes(exact, gates.double(), *ids, AsBuilt(dtype)),
-        "whole model, gates and sums rounded": slopes(half, gates, *ids, Rounded(dtype)),
-        "whole model": slopes(half, gates, *ids, None),
+        "gates and sums rounded": slopes(exact, gates.double(), clean, corrupted, Rounded(dtype)),
+        "gates and sums as built": slopes(exact, gates.double(), clean, corrupted, AsBuilt(dtype)),
+        "whole model, gates and sums rounded": slopes(half, gates, clean, corrupted, Rounded(dtype)),
+        "whole model": slopes(half, gates, clean, corrupted, None),
     }
     return {
         label: torch.stack(
