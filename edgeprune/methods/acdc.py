@@ -29,7 +29,7 @@ from edgeprune.graph import EdgeGraph
 from edgeprune.methods.acdc_losses import AbstractLosses, DownstreamLosses, PlainLosses
 from edgeprune.methods.acdc_order import Order, receiver_order, sender_order
 from edgeprune.methods.acdc_state import State, ThresholdRun
-from edgeprune.methods.discovery import AbstractDiscovery, Discovery
+from edgeprune.methods.discovery import AbstractDiscovery, DiscoveryResult
 from edgeprune.methods.problem import Problem
 
 Evaluation = Literal["plain", "reuse", "speculative"]
@@ -91,7 +91,7 @@ class ACDC(AbstractDiscovery):
                 f"memory_gb must be above 0 and tie_margin at least 0, got {self.memory_gb} and {self.tie_margin}"
             )
 
-    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> Discovery:
+    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> DiscoveryResult:
         """Find the circuit of each tau.
 
         Args:
@@ -235,7 +235,7 @@ class ACDC(AbstractDiscovery):
         run.unchecked = False
 
     # ---------------------------------------------------------------- the outcome
-    def _result(self, graph: EdgeGraph, runs: list[ThresholdRun]) -> Discovery:
+    def _result(self, graph: EdgeGraph, runs: list[ThresholdRun]) -> DiscoveryResult:
         circuits = {
             f"tau-{run.tau!r}": Circuit(
                 graph, run.keep.clone(), run.effects.float(), {**self.describe(), "tau": run.tau}
@@ -252,7 +252,9 @@ class ACDC(AbstractDiscovery):
             for run in runs
         }
         scores = runs[0].effects if len(runs) == 1 else smallest_taus(runs).where(graph.exists, 0.0)
-        return Discovery(scores.float(), circuits, {"scores": "effect" if len(runs) == 1 else "smallest tau", **about})
+        return DiscoveryResult(
+            scores.float(), circuits, {"scores": "effect" if len(runs) == 1 else "smallest tau", **about}
+        )
 
 
 def _what(run: ThresholdRun) -> str:
