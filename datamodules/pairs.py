@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.cache import cache_folder, cache_key, content_hash, load_or_build
 from datamodules.collate import Example, collate
-from datamodules.encode import UnequalLengths, encode_pairs, without_collection
+from datamodules.encode import UnequalLengths, encode_pairs, gc_paused
 from datamodules.loader import Examples, ResumableLoader, outlast_terminal
 from datamodules.preview import plain_preview
 from datamodules.sampler import PairBatchSampler
@@ -215,7 +215,7 @@ class PairDataModule(pl.LightningDataModule):
         return None
 
     def _encode(self) -> Mapping[str, Sequence[TokenPair]]:
-        with without_collection():
+        with gc_paused():
             splits = self.task.splits(self.tokenizer_object)
             return {split: self._encode_split(splits.get(split, ())) for split in SPLITS}
 
