@@ -8,7 +8,7 @@ from typing import Any, Literal, cast, final
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.parsing import parse_yaml, read_text
-from edgeprune.sweeps.parameters import Choice, Parameter, Whole, read_parameters
+from edgeprune.sweeps.parameters import Choice, IntegerRange, Parameter, read_parameters
 
 Method = Literal["grid", "random", "bayes"]
 METHODS: tuple[Method, ...] = ("grid", "random", "bayes")
@@ -93,7 +93,7 @@ class SweepFile:
 def grid_values(parameter: Parameter) -> list[Any]:
     """The values of a parameter in a grid."""
     distribution = parameter.distribution
-    if isinstance(distribution, Whole):
+    if isinstance(distribution, IntegerRange):
         return list(range(distribution.low, distribution.high + 1))
     assert isinstance(distribution, Choice)
     return list(distribution.values)
@@ -134,7 +134,7 @@ def _check_grid(path: Path, parameters: list[Parameter]) -> None:
         distribution = parameter.distribution
         if isinstance(distribution, Choice) and distribution.probabilities is None:
             continue
-        if not isinstance(distribution, Whole):
+        if not isinstance(distribution, IntegerRange):
             raise EdgepruneError(
                 f"{path}: parameter {parameter.name} has no list of values, which method grid needs; "
                 "give values: [...], or take method random"
