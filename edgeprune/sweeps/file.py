@@ -30,7 +30,7 @@ KEYS = (
 
 @final
 @dataclass(frozen=True)
-class Target:
+class SweepMetric:
     """The metric that a sweep's trials are compared by."""
 
     name: str  # of the logged number; its last value counts, as in W&B's summary of a run
@@ -54,7 +54,7 @@ class SweepFile:
     parameters: tuple[Parameter, ...]
     command: tuple[str, ...]  # of a trial, with W&B's macros
     program: str  # what `${program}` stands for
-    metric: Target | None  # what trials are compared by
+    metric: SweepMetric | None  # what trials are compared by
     run_cap: int | None  # the most trials; None: as many as a grid has
     project: str | None  # of W&B
     entity: str | None  # W&B user or team
@@ -141,7 +141,7 @@ def _check_grid(path: Path, parameters: list[Parameter]) -> None:
             )
 
 
-def _metric(path: Path, section: Any) -> Target | None:
+def _metric(path: Path, section: Any) -> SweepMetric | None:
     if section is None:
         return None
     if not isinstance(section, dict) or not isinstance(cast("dict[str, Any]", section).get("name"), str):
@@ -157,7 +157,7 @@ def _metric(path: Path, section: Any) -> Target | None:
     extra = sorted(set(metric) - {"name", "goal", "target"})
     if extra:
         raise EdgepruneError(f"{path}: metric has no {extra[0]!r}; it takes name, goal and target")
-    return Target(metric["name"], goal, target)
+    return SweepMetric(metric["name"], goal, target)
 
 
 def _command(path: Path, section: Any) -> tuple[str, ...]:
