@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.graph import EdgeGraph
-from edgeprune.methods.acdc import ahead, updated
+from edgeprune.methods.acdc import num_ahead, updated_rate
 from edgeprune.methods.acdc_losses import AbstractLosses, DownstreamLosses, PlainLosses
 from edgeprune.methods.acdc_order import sender_order
 from edgeprune.methods.problem import Problem
@@ -87,13 +87,13 @@ def answer(losses: AbstractLosses, asked: list[int], kept: set[int], rate: float
     """Decide on all of `asked` as the method does, at most `most` at once; returns the rate of removals after it."""
     closed: list[int] = []
     while asked:
-        some = asked[: ahead(rate, 0.15, most)]
+        some = asked[: num_ahead(rate, 0.15, most)]
         losses.prefixes(closed, some)
         removed = next((number for number, writer in enumerate(some) if writer in kept), len(some))
         closed += some[:removed]
         decided = some[: removed + 1]
         for writer in decided:
-            rate = updated(rate, writer not in kept)
+            rate = updated_rate(rate, writer not in kept)
         asked = asked[len(decided) :]
     return rate
 

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 
 from datamodules import IOI, PairDataModule
 from datamodules.cache import load_pairs, save_pairs
-from datamodules.encode import encode_pairs, without_collection
+from datamodules.encode import encode_pairs, gc_paused
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ def _seconds(options: argparse.Namespace, folder: str) -> tuple[dict[str, float]
     tokenizer: Any = AutoTokenizer.from_pretrained(options.tokenizer, trust_remote_code=False)
     task = IOI(num_train=options.pairs, num_validation=0, num_test=0, entities="shared")
     path = Path(folder) / "pairs.safetensors"
-    with without_collection():  # as the data module does
+    with gc_paused():  # as the data module does
         texts = timed("generate", lambda: task.splits(tokenizer)["train"])
         pairs = timed("tokenise", lambda: encode_pairs(texts, tokenizer, single_token_answers=True))
     timed("write", lambda: save_pairs(path, pairs))

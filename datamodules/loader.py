@@ -21,8 +21,8 @@ class Examples(Dataset[Example]):
         return index, self.pairs[index]
 
 
-def outlast_terminal(worker: int) -> None:
-    """Ctrl-C and a terminal that goes reach workers, too: let the run save with them, and end them itself."""
+def ignore_terminal_signals(worker: int) -> None:
+    """Ignore Ctrl-C and hang-up in a worker: the run saves first, and then ends its workers."""
     for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from datamodules.cache import cache_folder, cache_key, content_hash, load_or_build
 from datamodules.collate import Example, collate
-from datamodules.encode import UnequalLengths, encode_pairs, without_collection
-from datamodules.loader import Examples, ResumableLoader, outlast_terminal
+from datamodules.encode import UnequalLengths, encode_pairs, gc_paused
+from datamodules.loader import Examples, ResumableLoader, ignore_terminal_signals
 from datamodules.preview import plain_preview
 from datamodules.sampler import PairBatchSampler
 from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair, TokenPair
@@ -215,7 +215,7 @@ class PairDataModule(pl.LightningDataModule):
         return None
 
     def _encode(self) -> Mapping[str, Sequence[TokenPair]]:
-        with without_collection():
+        with gc_paused():
             splits = self.task.splits(self.tokenizer_object)
             return {split: self._encode_split(splits.get(split, ())) for split in SPLITS}
 
@@ -304,7 +304,7 @@ class PairDataModule(pl.LightningDataModule):
             batch_sampler=self._sampler(split, shuffled=shuffled),
             collate_fn=self._collate,
             num_workers=self.num_workers,
-            worker_init_fn=outlast_terminal,
+            worker_init_fn=ignore_terminal_signals,
         )
 
     # ---------------------------------------------------------------- resuming

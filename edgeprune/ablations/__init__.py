@@ -3,7 +3,7 @@
 `Ablation.parse` reads the form in which configs and commands say it; `edgeprune.ablations.runs` puts it to use.
 """
 
-from edgeprune.ablations.constants import Learned as Learned
+from edgeprune.ablations.constants import LearnedConstants as LearnedConstants
 from edgeprune.ablations.constants import LearningOptions as LearningOptions
 from edgeprune.ablations.constants import learn_constants as learn_constants
 from edgeprune.ablations.files import load_states as load_states

@@ -57,7 +57,7 @@ class LearningOptions:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Learned:
+class LearnedConstants:
     """Learned constants.
 
     Attributes:
@@ -78,7 +78,7 @@ def learn_constants(
     batches: Iterable[PairBatch],
     options: LearningOptions | None = None,
     report: Progress = no_progress,
-) -> Learned:
+) -> LearnedConstants:
     """Learn one constant per writer; only clean prompts enter.
 
     The loss of a constant is that of the model in which this writer alone, at every token, is replaced by it. No loss
@@ -138,7 +138,7 @@ class _Learning:
         single = getattr(model.hf.config, "d_out", None) == 1
         self.objective = options.objective or ("squared_error" if single else "kl")
 
-    def run(self, report: Progress) -> Learned:
+    def run(self, report: Progress) -> LearnedConstants:
         """Learn until every writer has stopped."""
         options, num_writers = self.options, len(self.model.graph.writers)
         best = self.values.map(lambda field: field.detach().clone())
@@ -160,7 +160,7 @@ class _Learning:
                 break
         report("learning constants", options.max_steps, options.max_steps)
         dtype = self.model.dtype
-        return Learned(best.map(lambda field: field.to(dtype)), mean_losses, best_losses, steps)
+        return LearnedConstants(best.map(lambda field: field.to(dtype)), mean_losses, best_losses, steps)
 
     def _step(self, learning: Tensor) -> None:
         """One step of Adam: every writer that still learns is replaced in one example."""

@@ -184,7 +184,7 @@ class ReferenceRuns:
             except OSError as error:
                 plan.without(place)
                 warnings.warn(
-                    f"no room on {place} for frozen runs of {split} pairs ({error}), which are made anew each time: "
+                    f"no room on {place} for kept runs of {split} pairs ({error}), which are made anew each time: "
                     "lower disk_gb, or set another disk_folder",
                     stacklevel=4,
                 )

@@ -25,7 +25,7 @@ from edgeprune.cli.pairs import pair_batches, prepare_runs
 from edgeprune.cli.strict_parser import StrictParser, check_numbers
 from edgeprune.console import Progress, ProgressReporter, counted, print_report
 from edgeprune.errors import EdgepruneError
-from edgeprune.methods.discovery import AbstractDiscovery, Discovery
+from edgeprune.methods.discovery import AbstractDiscovery, DiscoveryResult
 from edgeprune.methods.problem import Metric, Problem
 from edgeprune.methods.selection import Selection
 from edgeprune.metrics.measure import measure_examples
@@ -197,7 +197,7 @@ class DiscoverCommand:
             raise
 
     # ---------------------------------------------------------------- results
-    def _header(self, problem: Problem, found: Discovery, seconds: float) -> dict[str, Any]:
+    def _header(self, problem: Problem, found: DiscoveryResult, seconds: float) -> dict[str, Any]:
         return {
             **self.method.describe(),
             **found.about,
@@ -216,7 +216,7 @@ class DiscoverCommand:
             "torch": str(torch.__version__),
         }
 
-    def _circuits(self, problem: Problem, found: Discovery, header: dict[str, Any]) -> dict[str, Circuit]:
+    def _circuits(self, problem: Problem, found: DiscoveryResult, header: dict[str, Any]) -> dict[str, Circuit]:
         """The method's own circuits, and those that are cut from its scores if it has none or a selection is given."""
         circuits = dict(found.circuits)
         if found.scores is not None and (self.selection is not None or not circuits):
@@ -242,7 +242,7 @@ class DiscoverCommand:
             rows.append(frontier_row(name, circuit, found, control))
         return sorted(rows, key=lambda row: row["sparsity"])
 
-    def _finish(self, problem: Problem, found: Discovery, header: dict[str, Any], rows: list[Row]) -> None:
+    def _finish(self, problem: Problem, found: DiscoveryResult, header: dict[str, Any], rows: list[Row]) -> None:
         """Write the scores, with every edge kept, and the frontier; drop the method's state."""
         if found.scores is not None:
             graph = problem.model.graph

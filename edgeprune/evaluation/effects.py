@@ -149,8 +149,8 @@ def rounding(figure: float) -> float:
     return ROUNDING * max(1.0, abs(figure))
 
 
-def badness(figure: Tensor, better: Better) -> tuple[Tensor, Tensor]:
-    """How bad figures are, and by how much a figure that is one higher is worse."""
+def as_loss(figure: Tensor, better: Better) -> tuple[Tensor, Tensor]:
+    """Figures as losses (lower is better), and the slope of the loss in the figure."""
     if better == "100":
         return (figure - 100).abs(), (figure - 100).sign()
     sign = 1.0 if better == "low" else -1.0
@@ -174,16 +174,16 @@ def effects_against_circuit(found: ExampleValues, better: Better) -> EdgeEffects
     before, parts_before = _shared_out(found.values[:1, 0], found.weights[:1, 0], both, better)
     figures, parts = _shared_out(found.values[1:, 0], found.weights[1:, 0], both, better)
     changes = (parts - parts_before).where(both, torch.nan)
-    effects = badness(figures, better)[0] - badness(before, better)[0]
+    effects = as_loss(figures, better)[0] - as_loss(before, better)[0]
     squares = (changes - effects[:, None]).square().nansum(-1)
     return EdgeEffects(figures, effects, (squares / (count - 1) / count).sqrt(), changes)
 
 
 def _shared_out(values: Tensor, weights: Tensor, known: Tensor, better: Better) -> tuple[Tensor, Tensor]:
-    """Figures, and each example's part in their badness to first order, whose mean over known examples it is."""
+    """Figures, and each example's part in their loss to first order, whose mean over known examples it is."""
     values, weights = values.where(known, 0.0), weights.where(known, 0.0)
     total = weights.sum(-1)
     figures = values.sum(-1) / total
-    bad, slope = badness(figures, better)
+    losses, slope = as_loss(figures, better)
     scale = slope * known.sum(-1) / total
-    return figures, bad[:, None] + scale[:, None] * (values - figures[:, None] * weights)
+    return figures, losses[:, None] + scale[:, None] * (values - figures[:, None] * weights)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
-from edgeprune.evaluation.effects import badness
+from edgeprune.evaluation.effects import as_loss
 from edgeprune.evaluation.evaluator import Evaluator, open_edges
 from edgeprune.evaluation.random_paths import path_circuit
 from edgeprune.graph import EdgeGraph
@@ -160,4 +160,4 @@ def _losses(values: ExampleValues, score: str, faithfulness: str) -> Tensor:
     if faithfulness == SQUARED_SCORE:
         return (values.of(score) - values.of(score)[:1]).square().nanmean(-1)
     figures = values.figures()[:, values.measures.index(faithfulness)]
-    return badness(figures, measure_named(faithfulness).better)[0]
+    return as_loss(figures, measure_named(faithfulness).better)[0]

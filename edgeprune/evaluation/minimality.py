@@ -1,6 +1,6 @@
 """What each edge of a circuit is worth: the exact change when it alone is closed, and which edges are worth nothing.
 
-Of a measure with figure f, and badness b(f) = f, -f or |f - 100| for measures where low, high or 100 is good,
+Of a measure with figure f, and loss b(f) = f, -f or |f - 100| for measures where low, high or 100 is good,
 
     effect(edge) = b(f of the circuit without the edge) - b(f of the circuit)                                      (1)
 

@@ -32,7 +32,7 @@ from edgeprune.formats.base import (
     refuse_twice,
 )
 from edgeprune.formats.plain_values import TorchIndex
-from edgeprune.formats.views import ONE_EMBEDDING, moved, on_graph, per_head
+from edgeprune.formats.views import ONE_EMBEDDING, convert_circuit, on_graph, per_head
 from edgeprune.graph import EdgeGraph
 from edgeprune.paths import whole_file
 
@@ -268,7 +268,7 @@ class AcdcEdges(AbstractFormat):
 
 def _for_acdc(circuit: Circuit, *, scores: bool) -> tuple[Circuit, Callable[[HookEdge], bool], list[str]]:
     """The circuit with readers per query head, which of ACDC's edges are present in it, and what is left out."""
-    view = moved(circuit, per_head(circuit.graph))
+    view = convert_circuit(circuit, per_head(circuit.graph))
     notes = [*not_held(circuit, scores=scores), *view.notes]
     if circuit.graph.arch.parallel_blocks:
         notes.append("ACDC's graphs join heads to the MLP of their layer; parallel blocks have no such edges to write")

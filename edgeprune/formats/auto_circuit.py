@@ -22,7 +22,7 @@ from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.formats.base import AbstractFormat, ExportOptions, Imported, Loaded, not_held
 from edgeprune.formats.edge_list import NO_GRAPH, AbstractEdgeList, Tool, save_list
-from edgeprune.formats.views import moved, on_graph, per_head
+from edgeprune.formats.views import convert_circuit, on_graph, per_head
 from edgeprune.graph import ArchSpec, EdgeGraph
 from edgeprune.paths import whole_file
 
@@ -64,7 +64,7 @@ class PruneScores(AbstractFormat):
 
     def write(self, circuit: Circuit, path: Path, options: ExportOptions) -> list[str]:
         """Write the scores, or 0 and 1 where there are none or membership is wanted."""
-        view = moved(circuit, per_head(circuit.graph, split_embedding=False))
+        view = convert_circuit(circuit, per_head(circuit.graph, split_embedding=False))
         there, scored = view.circuit, circuit.scores is not None and not options.membership
         notes = [*not_held(circuit, scores=scored), *view.notes]
         values = there.keep.float()
@@ -206,7 +206,7 @@ class AutoCircuitEdges(AbstractEdgeList):
 
     def write(self, circuit: Circuit, path: Path, options: ExportOptions) -> list[str]:
         """Write `"A3.0->MLP 4"` of every kept edge."""
-        view = moved(circuit, per_head(circuit.graph, split_embedding=False))
+        view = convert_circuit(circuit, per_head(circuit.graph, split_embedding=False))
         save_list(path, ["->".join(map(auto_circuit_name, edge.split("->"))) for edge in view.circuit.edges()])
         return [*not_held(circuit, scores=False), *view.notes, NO_GRAPH]
 

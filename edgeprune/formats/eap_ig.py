@@ -25,7 +25,14 @@ from torch import Tensor
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.formats.base import AbstractFormat, ExportOptions, Holds, Imported, Loaded, not_held
-from edgeprune.formats.views import moved, on_graph, one_embedding, per_head, with_open_positions, without_positions
+from edgeprune.formats.views import (
+    convert_circuit,
+    on_graph,
+    one_embedding,
+    per_head,
+    with_open_positions,
+    without_positions,
+)
 from edgeprune.graph import ArchSpec, EdgeGraph
 
 _MOST = 1000  # layers, or heads of a layer: a damaged number must not fill the memory
@@ -150,7 +157,9 @@ def to_file(circuit: Circuit, options: ExportOptions) -> tuple[EapIgFile, list[s
     if not circuit.graph.arch.has_mlp:
         raise EdgepruneError("EAP-IG's graphs have an MLP in every layer, this one has none; use another format")
     split = circuit.graph.arch.split_embedding
-    view = moved(without_positions(circuit) if split else circuit, per_head(circuit.graph, split_embedding=False))
+    view = convert_circuit(
+        without_positions(circuit) if split else circuit, per_head(circuit.graph, split_embedding=False)
+    )
     there = view.circuit
     d_model = options.d_model or int(circuit.header.get("d_model") or 0)
     scored = there.scores is not None and not options.membership

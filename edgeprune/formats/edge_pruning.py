@@ -27,7 +27,7 @@ from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.formats.base import AbstractFormat, ExportOptions, Imported, Loaded, not_held
 from edgeprune.formats.edge_list import NO_GRAPH, AbstractEdgeList, Tool, save_list
-from edgeprune.formats.views import moved, on_graph, per_group
+from edgeprune.formats.views import convert_circuit, on_graph, per_group
 from edgeprune.gates.hard_concrete import STRETCH, TEMPERATURE
 from edgeprune.graph import ArchSpec, EdgeGraph
 
@@ -241,7 +241,7 @@ class EdgePruningEdges(AbstractEdgeList):
 
     def write(self, circuit: Circuit, path: Path, options: ExportOptions) -> list[str]:
         """Write `[from, to]` of every kept edge."""
-        view = moved(circuit, per_group(circuit.graph))
+        view = convert_circuit(circuit, per_group(circuit.graph))
         notes = [*not_held(circuit, scores=False), *view.notes]
         arch = circuit.graph.arch
         embeddings = ("tok_embeds", "pos_embeds")

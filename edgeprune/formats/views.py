@@ -58,19 +58,19 @@ def on_graph(circuit: Circuit, graph: EdgeGraph) -> Imported:
     check_same_model(circuit.graph, graph)
     if graph.arch.split_embedding and not circuit.graph.arch.split_embedding:
         raise EdgepruneError(ONE_EMBEDDING)
-    return moved(circuit, graph)
+    return convert_circuit(circuit, graph)
 
 
 ONE_EMBEDDING = "it has one embedding writer, the graph has tok_embed and pos_embed; use split_embedding=False"
 
 
-def moved(circuit: Circuit, graph: EdgeGraph) -> Imported:
+def convert_circuit(circuit: Circuit, graph: EdgeGraph) -> Imported:
     """The circuit on another graph of the same model, and what that made different."""
     source = circuit.graph
     if source.shape == graph.shape:  # graphs of one model and shape have the same readers and writers
         return Imported(Circuit(graph, circuit.keep, circuit.scores, circuit.header))
-    keep = move(circuit.keep, source, graph)
-    scores = None if circuit.scores is None else move(circuit.scores.float(), source, graph)
+    keep = convert_matrix(circuit.keep, source, graph)
+    scores = None if circuit.scores is None else convert_matrix(circuit.scores.float(), source, graph)
     differed = _differed(circuit, keep, scores, graph)
     is_sum = scores is not None and has_slopes(circuit) and bool(_unlike(circuit, scores, graph).any())
     if is_sum and circuit.scores is not None:
@@ -90,12 +90,12 @@ def with_open_positions(circuit: Circuit) -> Circuit:
     Where there are scores, those edges have the largest size of all, so that a cut by score leaves them open.
     """
     graph = EdgeGraph(replace(circuit.graph.arch, split_embedding=True))
-    keep = move(circuit.keep, circuit.graph, graph)
+    keep = convert_matrix(circuit.keep, circuit.graph, graph)
     keep[:, 1] = True
     scores = circuit.scores
     if scores is not None:
         largest = scores[circuit.graph.exists].abs().max()
-        scores = move(scores.float(), circuit.graph, graph)
+        scores = convert_matrix(scores.float(), circuit.graph, graph)
         scores[:, 1] = torch.where(graph.exists[:, 1], largest, 0.0)
     return Circuit(graph, keep, scores, circuit.header)
 
@@ -114,7 +114,7 @@ def one_embedding(graph: EdgeGraph) -> EdgeGraph:
 
 
 # -------------------------------------------------------------------- matrices
-def move(matrix: Tensor, source: EdgeGraph, target: EdgeGraph) -> Tensor:
+def convert_matrix(matrix: Tensor, source: EdgeGraph, target: EdgeGraph) -> Tensor:
     """Values `[reader, writer]` (bool or float) of `source` on `target`, 0 or False where no edge exists."""
     values = matrix.cpu().to(torch.uint8 if matrix.dtype == torch.bool else matrix.dtype)
     rows, columns = _finest(source)
@@ -174,12 +174,12 @@ def _notes(ours: EdgeGraph, theirs: EdgeGraph, differed: int, is_sum: bool) -> l
 
 
 def _differed(circuit: Circuit, keep: Tensor, scores: Tensor | None, graph: EdgeGraph) -> int:
-    """Edges of the source that do not come back when the moved circuit, with the highest scores, is moved back."""
-    wrong = move(keep, graph, circuit.graph) != circuit.keep
+    """Edges of the source that differ once the circuit, with the highest scores, is converted and converted back."""
+    wrong = convert_matrix(keep, graph, circuit.graph) != circuit.keep
     return int((wrong if scores is None else wrong | _unlike(circuit, scores, graph)).sum())
 
 
 def _unlike(circuit: Circuit, scores: Tensor, graph: EdgeGraph) -> Tensor:
     """Bool `[reader, writer]` of the circuit's graph: edges with another score than the one they became part of."""
     assert circuit.scores is not None  # `scores` were made of them
-    return (move(scores, graph, circuit.graph) != circuit.scores.float()) & circuit.graph.exists
+    return (convert_matrix(scores, graph, circuit.graph) != circuit.scores.float()) & circuit.graph.exists

@@ -5,7 +5,7 @@ from edgeprune.methods.base import AbstractRecipe as AbstractRecipe
 from edgeprune.methods.baselines import ActivationMagnitude as ActivationMagnitude
 from edgeprune.methods.baselines import RandomScores as RandomScores
 from edgeprune.methods.discovery import AbstractDiscovery as AbstractDiscovery
-from edgeprune.methods.discovery import Discovery as Discovery
+from edgeprune.methods.discovery import DiscoveryResult as DiscoveryResult
 from edgeprune.methods.eap import EAP as EAP
 from edgeprune.methods.eap_ig import EAPIG as EAPIG
 from edgeprune.methods.edge_pruning import EdgePruning as EdgePruning

@@ -29,7 +29,7 @@ from edgeprune.graph import EdgeGraph
 from edgeprune.methods.acdc_losses import AbstractLosses, DownstreamLosses, PlainLosses
 from edgeprune.methods.acdc_order import Order, receiver_order, sender_order
 from edgeprune.methods.acdc_state import State, ThresholdRun
-from edgeprune.methods.discovery import AbstractDiscovery, Discovery
+from edgeprune.methods.discovery import AbstractDiscovery, DiscoveryResult
 from edgeprune.methods.problem import Problem
 
 Evaluation = Literal["plain", "reuse", "speculative"]
@@ -91,7 +91,7 @@ class ACDC(AbstractDiscovery):
                 f"memory_gb must be above 0 and tie_margin at least 0, got {self.memory_gb} and {self.tie_margin}"
             )
 
-    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> Discovery:
+    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> DiscoveryResult:
         """Find the circuit of each tau.
 
         Args:
@@ -184,7 +184,7 @@ class ACDC(AbstractDiscovery):
             run.counts.direct_removed += 1
 
     def _ahead(self, run: ThresholdRun) -> int:
-        return ahead(run.rate, self.waste, self.max_ahead) if self.evaluation == "speculative" else 1
+        return num_ahead(run.rate, self.waste, self.max_ahead) if self.evaluation == "speculative" else 1
 
     def _take(
         self, run: ThresholdRun, reader: int, asked: list[int], found: list[float], exact: Callable[[Tensor], float]
@@ -200,7 +200,7 @@ class ACDC(AbstractDiscovery):
                 effect = self._exact_effect(run, reader, writer, exact)
             run.counts.tested += 1
             run.effects[reader, writer] = effect
-            run.rate = updated(run.rate, self._size(effect) < run.tau)
+            run.rate = updated_rate(run.rate, self._size(effect) < run.tau)
             if not self._size(effect) < run.tau:
                 return number
             run.keep[reader, writer] = False
@@ -235,7 +235,7 @@ class ACDC(AbstractDiscovery):
         run.unchecked = False
 
     # ---------------------------------------------------------------- the outcome
-    def _result(self, graph: EdgeGraph, runs: list[ThresholdRun]) -> Discovery:
+    def _result(self, graph: EdgeGraph, runs: list[ThresholdRun]) -> DiscoveryResult:
         circuits = {
             f"tau-{run.tau!r}": Circuit(
                 graph, run.keep.clone(), run.effects.float(), {**self.describe(), "tau": run.tau}
@@ -252,7 +252,9 @@ class ACDC(AbstractDiscovery):
             for run in runs
         }
         scores = runs[0].effects if len(runs) == 1 else smallest_taus(runs).where(graph.exists, 0.0)
-        return Discovery(scores.float(), circuits, {"scores": "effect" if len(runs) == 1 else "smallest tau", **about})
+        return DiscoveryResult(
+            scores.float(), circuits, {"scores": "effect" if len(runs) == 1 else "smallest tau", **about}
+        )
 
 
 def _what(run: ThresholdRun) -> str:
@@ -282,7 +284,7 @@ def _together(graph: EdgeGraph, reader: int) -> list[int]:
     return list(reversed(range(rows.start, rows.stop))) if reader == rows.stop - 1 else []
 
 
-def ahead(rate: float, waste: float, most: int) -> int:
+def num_ahead(rate: float, waste: float, most: int) -> int:
     """How many candidates to evaluate at once if each goes with probability `rate`.
 
     Of K evaluations about (K - 1) (1 - rate) / 2 of a share turn out void, as they lie after the first that is kept.
@@ -290,6 +292,6 @@ def ahead(rate: float, waste: float, most: int) -> int:
     return max(1, min(most, int(1 + 2 * waste / max(1 - rate, 1e-9))))
 
 
-def updated(rate: float, removed: bool) -> float:
+def updated_rate(rate: float, removed: bool) -> float:
     """The share of removals, as the last twenty or so decisions have it."""
     return rate + (removed - rate) / 20

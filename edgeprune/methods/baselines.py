@@ -11,7 +11,7 @@ from edgeprune.batch import PairBatch
 from edgeprune.console import Progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods.attribution import mean_over_examples
-from edgeprune.methods.discovery import AbstractDiscovery, Discovery
+from edgeprune.methods.discovery import AbstractDiscovery, DiscoveryResult
 from edgeprune.methods.problem import Problem
 from edgeprune.models.outputs import writer_outputs
 from edgeprune.models.states import WriterStates
@@ -32,11 +32,11 @@ class RandomScores(AbstractDiscovery):
 
     seed: int = 0
 
-    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> Discovery:
+    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> DiscoveryResult:
         """Draw a score for every edge."""
         graph = problem.model.graph
         noise = torch.rand(graph.shape, generator=torch.Generator().manual_seed(self.seed))
-        return Discovery(torch.where(graph.exists, noise, 0.0))
+        return DiscoveryResult(torch.where(graph.exists, noise, 0.0))
 
 
 @final
@@ -59,14 +59,14 @@ class ActivationMagnitude(AbstractDiscovery):
         if self.of not in get_args(Of):
             raise EdgepruneError(f"of must be one of {', '.join(get_args(Of))}, got {self.of!r}")
 
-    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> Discovery:
+    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> DiscoveryResult:
         """Score every edge."""
 
         def score(batch: PairBatch, full: Tensor, ablated: WriterStates) -> Tensor:
             return self._norms(problem, batch, ablated)
 
         scores = mean_over_examples(problem, score, report, "activation magnitude")
-        return Discovery(scores, about={"forward_passes": len(problem.batches)})
+        return DiscoveryResult(scores, about={"forward_passes": len(problem.batches)})
 
     @torch.no_grad()
     def _norms(self, problem: Problem, batch: PairBatch, ablated: WriterStates) -> Tensor:

@@ -14,7 +14,7 @@ from edgeprune.methods.problem import Problem
 
 
 @dataclass(frozen=True, eq=False)
-class Discovery:
+class DiscoveryResult:
     """What a method found.
 
     Attributes:
@@ -41,7 +41,7 @@ class AbstractDiscovery(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> Discovery:
+    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> DiscoveryResult:
         """Find out which edges matter.
 
         Args:

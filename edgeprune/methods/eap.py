@@ -12,7 +12,7 @@ from edgeprune.console import Progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.gates import uniform_noise
 from edgeprune.methods.attribution import closing_curvatures, closing_effects, mean_over_examples, open_gates
-from edgeprune.methods.discovery import AbstractDiscovery, Discovery
+from edgeprune.methods.discovery import AbstractDiscovery, DiscoveryResult
 from edgeprune.methods.problem import FLAT, Problem
 from edgeprune.models.states import WriterStates
 
@@ -50,7 +50,7 @@ class EAP(AbstractDiscovery):
         if self.samples < 1:
             raise EdgepruneError(f"samples must be at least 1, got {self.samples}")
 
-    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> Discovery:
+    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> DiscoveryResult:
         """Score every edge."""
         gates = open_gates(problem.model)
         first_order = problem.metric not in FLAT
@@ -62,7 +62,7 @@ class EAP(AbstractDiscovery):
 
         scores = mean_over_examples(problem, score, report, "EAP")
         passes = len(problem.batches) if first_order else self.samples * problem.num_examples
-        return Discovery(scores, about={"order": 1 if first_order else 2, "backward_passes": passes})
+        return DiscoveryResult(scores, about={"order": 1 if first_order else 2, "backward_passes": passes})
 
     def _signs(self, index: int, shape: tuple[int, int]) -> Iterator[Tensor]:
         """Random signs for one example."""

@@ -12,7 +12,7 @@ from edgeprune.batch import PairBatch
 from edgeprune.console import Progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods.attribution import closing_effects, mean_over_examples, open_gates
-from edgeprune.methods.discovery import AbstractDiscovery, Discovery
+from edgeprune.methods.discovery import AbstractDiscovery, DiscoveryResult
 from edgeprune.methods.problem import Problem
 from edgeprune.models.states import FixedOutputs, WriterStates
 
@@ -57,7 +57,7 @@ class EAPIG(AbstractDiscovery):
         if self.steps < 1:
             raise EdgepruneError(f"steps must be at least 1, got {self.steps}")
 
-    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> Discovery:
+    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> DiscoveryResult:
         """Score every edge."""
         gates, runs = open_gates(problem.model), self._num_runs(problem)
         total, done = runs * len(problem.batches), 0
@@ -72,7 +72,7 @@ class EAPIG(AbstractDiscovery):
             return scores / runs
 
         scores = mean_over_examples(problem, score)
-        return Discovery(scores, about={"backward_passes": total})
+        return DiscoveryResult(scores, about={"backward_passes": total})
 
     def _num_runs(self, problem: Problem) -> int:
         """Forward and backward passes per batch."""

@@ -16,7 +16,7 @@ from edgeprune.console import Progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
 from edgeprune.methods.attribution import open_gates
-from edgeprune.methods.discovery import AbstractDiscovery, Discovery
+from edgeprune.methods.discovery import AbstractDiscovery, DiscoveryResult
 from edgeprune.methods.problem import Problem
 from edgeprune.metrics.measure import gated_logits
 from edgeprune.sealed import SealedFile
@@ -46,7 +46,7 @@ class ExactEdgePatching(AbstractDiscovery):
     edges: tuple[str, ...] | None = None
 
     @torch.no_grad()
-    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> Discovery:
+    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> DiscoveryResult:
         """Score the edges."""
         graph = problem.model.graph
         edges = self._edges(graph)
@@ -75,7 +75,7 @@ class ExactEdgePatching(AbstractDiscovery):
         rows, columns = torch.tensor(edges, dtype=torch.long).view(-1, 2).T
         scores[rows, columns] = state.values.view(-1, len(edges)).sum(0) / problem.num_examples
         about = {"forward_passes": passes, "edges_scored": len(edges)}
-        return Discovery(scores, about=about, seconds=state.seconds)
+        return DiscoveryResult(scores, about=about, seconds=state.seconds)
 
     def _edges(self, graph: EdgeGraph) -> list[tuple[int, int]]:
         if self.edges is None:

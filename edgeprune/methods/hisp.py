@@ -16,7 +16,7 @@ from edgeprune.console import Progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
 from edgeprune.methods.attribution import require_slope
-from edgeprune.methods.discovery import AbstractDiscovery, Discovery
+from edgeprune.methods.discovery import AbstractDiscovery, DiscoveryResult
 from edgeprune.methods.node_gates import NodeMap
 from edgeprune.methods.problem import Problem
 from edgeprune.models.block import Edits, Site
@@ -60,7 +60,7 @@ class HISP(AbstractDiscovery):
         if self.formula not in get_args(Formula):
             raise EdgepruneError(f"formula must be one of {', '.join(get_args(Formula))}, got {self.formula!r}")
 
-    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> Discovery:
+    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> DiscoveryResult:
         """One run forward and backward per batch, and one more forward for `"paper"`; nothing to resume."""
         require_slope(problem, "HISP")
         if self.formula == "paper" and problem.runs.spec.kind not in ("interchange", "zero"):
@@ -83,7 +83,7 @@ class HISP(AbstractDiscovery):
         return node_values(problem.model, batch)
 
 
-def _ranked(nodes: NodeMap, values: Tensor) -> Discovery:
+def _ranked(nodes: NodeMap, values: Tensor) -> DiscoveryResult:
     """Edges by the node that takes them away, when nodes are masked from the lowest value on."""
     if not values.isfinite().all():
         raise EdgepruneError("a node's score is not finite: the loss has no slope there; use another metric or dtype")
@@ -98,7 +98,7 @@ def _ranked(nodes: NodeMap, values: Tensor) -> Discovery:
         "node_scores": dict(zip(nodes.names, values.tolist(), strict=True)),
         "edges_left": left.tolist(),
     }
-    return Discovery(scores=scores, about=about)
+    return DiscoveryResult(scores=scores, about=about)
 
 
 def _order(values: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from edgeprune.batch import PairBatch
 from edgeprune.console import Progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods.attribution import mean_over_examples
-from edgeprune.methods.discovery import AbstractDiscovery, Discovery
+from edgeprune.methods.discovery import AbstractDiscovery, DiscoveryResult
 from edgeprune.methods.problem import Problem
 from edgeprune.models.outputs import reader_inputs, writer_outputs
 from edgeprune.models.states import WriterStates
@@ -67,14 +67,14 @@ class InformationFlowRoutes(AbstractDiscovery):
                 f"threshold must lie in [0, 1), got {self.threshold}: it is a share of what a reader takes in"
             )
 
-    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> Discovery:
+    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> DiscoveryResult:
         """Score every edge."""
 
         def score(batch: PairBatch, full: Tensor, ablated: WriterStates) -> Tensor:
             return self._shares(problem, batch)
 
         scores = mean_over_examples(problem, score, report, "information flow routes")
-        return Discovery(scores, about={"forward_passes": len(problem.batches)})
+        return DiscoveryResult(scores, about={"forward_passes": len(problem.batches)})
 
     @torch.no_grad()
     def _shares(self, problem: Problem, batch: PairBatch) -> Tensor:

@@ -1,6 +1,6 @@
 """Effects of closing edges at the positions of one role: where in the prompt an edge matters.
 
-An edge carries its writer's output at every position. Closed at the positions of a part p alone, it changes the badness
+An edge carries its writer's output at every position. Closed at the positions of a part p alone, it changes the loss
 b of the circuit (see `edgeprune.evaluation.minimality`, (1)) by
 
     effect(e, p) = b(circuit with e closed at p) - b(circuit)                                                     (1)

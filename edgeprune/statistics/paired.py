@@ -18,7 +18,7 @@ from edgeprune.statistics.uncertainty import (
     DRAWS,
     LEVEL,
     ROUNDING,
-    Figure,
+    Estimate,
     Resampling,
     interval_bounds,
     resamples,
@@ -46,7 +46,7 @@ class Difference:
     """
 
     measure: str
-    figure: Figure
+    figure: Estimate
     p_value: float
     exact: bool
     permutations: int
@@ -220,7 +220,7 @@ class _Group:
                 differences = (both + by) / (count + more) - (both - by) / (count - more)
             self.as_large[part] += (differences.abs_() >= least).sum(-1, dtype=torch.int32)
 
-    def results(self, level: float) -> Iterator[tuple[int, Figure, int]]:
+    def results(self, level: float) -> Iterator[tuple[int, Estimate, int]]:
         """Of each pair its place, the difference with its interval, and how many exchanges gave as large a one."""
         drawn = torch.cat(self.drawn, -1)
         for part in self._parts(drawn.shape[-1]):
@@ -230,7 +230,7 @@ class _Group:
             low, high, _ = interval_bounds(self.found[part], by.T, level)
             columns = (self.places[part], self.found[part], low, high, self.as_large[part])
             for place, value, lower, upper, as_large in zip(*(column.tolist() for column in columns), strict=True):
-                yield place, Figure(value, lower, upper, self.num_examples), as_large
+                yield place, Estimate(value, lower, upper, self.num_examples), as_large
 
     def _parts(self, length: int) -> Iterator[slice]:
         """The pairs, so many at once that a row of `length` numbers for each is not too much."""

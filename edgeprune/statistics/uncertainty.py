@@ -29,8 +29,8 @@ Function = Callable[[Tensor], Tensor]  # figures [draw, circuit, measure] to [dr
 # -------------------------------------------------------------------- what comes out
 @final
 @dataclass(frozen=True)
-class Figure:
-    """One figure with its interval.
+class Estimate:
+    """A figure and its interval.
 
     `to_dict` has the keys `value`, `low`, `high` (None where undefined) and `num_examples`.
 
@@ -95,19 +95,19 @@ class Intervals:
     resampling: Resampling
     measures: tuple[str, ...] = ()
 
-    def at(self, *place: int) -> Figure:
+    def at(self, *place: int) -> Estimate:
         """The figure at a place; no argument for the only one."""
         value, low, high = (float(part[place]) for part in (self.value, self.low, self.high))
-        return Figure(value, low, high, int(self.num_examples[place]))
+        return Estimate(value, low, high, int(self.num_examples[place]))
 
-    def of(self, measure: str, circuit: int = 0) -> Figure:
+    def of(self, measure: str, circuit: int = 0) -> Estimate:
         """One measure of one circuit."""
         if measure not in self.measures:
             raise EdgepruneError(f"measure {measure!r} has no interval; there are {', '.join(self.measures)}")
         return self.at(circuit, self.measures.index(measure))
 
     def as_dicts(self) -> list[dict[str, dict[str, float | int | None]]]:
-        """For each circuit its figures by name, as `Figure.to_dict`."""
+        """For each circuit its figures by name, as `Estimate.to_dict`."""
         return [{name: self.of(name, row).to_dict() for name in self.measures} for row in range(len(self.value))]
 
 

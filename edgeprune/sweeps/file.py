@@ -8,7 +8,7 @@ from typing import Any, Literal, cast, final
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.parsing import parse_yaml, read_text
-from edgeprune.sweeps.parameters import Choice, Parameter, Whole, read_parameters
+from edgeprune.sweeps.parameters import Choice, IntegerRange, Parameter, read_parameters
 
 Method = Literal["grid", "random", "bayes"]
 METHODS: tuple[Method, ...] = ("grid", "random", "bayes")
@@ -30,7 +30,7 @@ KEYS = (
 
 @final
 @dataclass(frozen=True)
-class Target:
+class SweepMetric:
     """The metric that a sweep's trials are compared by."""
 
     name: str  # of the logged number; its last value counts, as in W&B's summary of a run
@@ -54,7 +54,7 @@ class SweepFile:
     parameters: tuple[Parameter, ...]
     command: tuple[str, ...]  # of a trial, with W&B's macros
     program: str  # what `${program}` stands for
-    metric: Target | None  # what trials are compared by
+    metric: SweepMetric | None  # what trials are compared by
     run_cap: int | None  # the most trials; None: as many as a grid has
     project: str | None  # of W&B
     entity: str | None  # W&B user or team
@@ -93,7 +93,7 @@ class SweepFile:
 def grid_values(parameter: Parameter) -> list[Any]:
     """The values of a parameter in a grid."""
     distribution = parameter.distribution
-    if isinstance(distribution, Whole):
+    if isinstance(distribution, IntegerRange):
         return list(range(distribution.low, distribution.high + 1))
     assert isinstance(distribution, Choice)
     return list(distribution.values)
@@ -134,14 +134,14 @@ def _check_grid(path: Path, parameters: list[Parameter]) -> None:
         distribution = parameter.distribution
         if isinstance(distribution, Choice) and distribution.probabilities is None:
             continue
-        if not isinstance(distribution, Whole):
+        if not isinstance(distribution, IntegerRange):
             raise EdgepruneError(
                 f"{path}: parameter {parameter.name} has no list of values, which method grid needs; "
                 "give values: [...], or take method random"
             )
 
 
-def _metric(path: Path, section: Any) -> Target | None:
+def _metric(path: Path, section: Any) -> SweepMetric | None:
     if section is None:
         return None
     if not isinstance(section, dict) or not isinstance(cast("dict[str, Any]", section).get("name"), str):
@@ -157,7 +157,7 @@ def _metric(path: Path, section: Any) -> Target | None:
     extra = sorted(set(metric) - {"name", "goal", "target"})
     if extra:
         raise EdgepruneError(f"{path}: metric has no {extra[0]!r}; it takes name, goal and target")
-    return Target(metric["name"], goal, target)
+    return SweepMetric(metric["name"], goal, target)
 
 
 def _command(path: Path, section: Any) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ class Choice:
 
 @final
 @dataclass(frozen=True)
-class Whole:
+class IntegerRange:
     """A whole number, both ends included."""
 
     low: int
@@ -88,7 +88,7 @@ class Continuous:
         return [self.value(self.low), self.value(self.high)]
 
 
-Distribution = Choice | Whole | Continuous
+Distribution = Choice | IntegerRange | Continuous
 
 
 @final
@@ -260,7 +260,7 @@ def _numeric(name: str, numbers: Mapping[str, float], where: str) -> Distributio
     if name == "int_uniform":
         if not isinstance(low, int) or not isinstance(high, int):
             raise EdgepruneError(f"{where}: int_uniform needs whole numbers, got {low} and {high}; or take uniform")
-        return Whole(low, high)
+        return IntegerRange(low, high)
     if name.endswith("_values") and low <= 0:
         raise EdgepruneError(f"{where}: {name} needs a positive min, got {low}")
     shapes: dict[str, Shape] = {"log_uniform": "exp", "q_log_uniform": "exp", "inv_log_uniform": "inverse_exp"}

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.sweeps.file import SweepFile
-from edgeprune.sweeps.parameters import Choice, Distribution, Whole
+from edgeprune.sweeps.parameters import Choice, Distribution, IntegerRange
 
 JOURNAL = "journal.log"
 STUDY = "sweep"
@@ -71,7 +71,7 @@ def _sampler(sweep: SweepFile, seed: int, number: int) -> Any:
 
 
 def _draw(trial: Any, name: str, distribution: Distribution) -> float:
-    if isinstance(distribution, Whole):
+    if isinstance(distribution, IntegerRange):
         return trial.suggest_int(name, distribution.low, distribution.high)
     if not isinstance(distribution, Choice):
         return trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)

@@ -14,7 +14,7 @@ from edgeprune.circuit import Circuit
 from edgeprune.cli import main
 from edgeprune.console import Progress
 from edgeprune.methods import ExactEdgePatching
-from edgeprune.methods.discovery import AbstractDiscovery, Discovery
+from edgeprune.methods.discovery import AbstractDiscovery, DiscoveryResult
 from edgeprune.methods.problem import Problem
 
 ROOT = Path(__file__).parents[2]
@@ -27,9 +27,9 @@ class OneCircuit(AbstractDiscovery):
 
     name: str = "tau-0.01"
 
-    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> Discovery:
+    def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> DiscoveryResult:
         circuit = Circuit.from_edges(problem.model.graph, ["tok_embed->logits"], {"tau": 0.01})
-        return Discovery(circuits={self.name: circuit})
+        return DiscoveryResult(circuits={self.name: circuit})
 
     def describe(self) -> dict[str, Any]:
         return {"method": "one_circuit"}
@@ -184,8 +184,8 @@ class Stop:
     def __init__(self, after: int) -> None:
         self.after, self.passes = after, [0]
 
-    def wrap(self, discover: Callable[..., Discovery]) -> Callable[..., Discovery]:
-        def wrapped(method: ExactEdgePatching, problem: Problem, report: Progress, folder: Path) -> Discovery:
+    def wrap(self, discover: Callable[..., DiscoveryResult]) -> Callable[..., DiscoveryResult]:
+        def wrapped(method: ExactEdgePatching, problem: Problem, report: Progress, folder: Path) -> DiscoveryResult:
             def counting(what: str, done: int, total: int) -> None:
                 report(what, done, total)
                 self.passes[-1] += 1

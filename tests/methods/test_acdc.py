@@ -21,7 +21,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.graph import ArchSpec, EdgeGraph
 from edgeprune.methods.acdc import ACDC
 from edgeprune.methods.acdc_order import receiver_order, sender_order
-from edgeprune.methods.discovery import Discovery
+from edgeprune.methods.discovery import DiscoveryResult
 from edgeprune.methods.problem import Problem
 from edgeprune.models.family import registry
 from edgeprune.models.loading import load_model
@@ -78,7 +78,7 @@ def compiled_problem(program: str, ablation: Any, num: int = 24) -> Problem:
     return Problem(model, [batch], ReferenceRuns(model, ablation, budget_gb=1.0), "squared_error")
 
 
-def edges_of(found: Discovery, tau: float) -> set[str]:
+def edges_of(found: DiscoveryResult, tau: float) -> set[str]:
     return set(found.circuits[f"tau-{tau!r}"].edges())
 
 

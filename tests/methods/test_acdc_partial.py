@@ -9,7 +9,7 @@ from torch import Tensor
 
 from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.console import no_progress
-from edgeprune.methods.acdc import ACDC, ahead, updated
+from edgeprune.methods.acdc import ACDC, num_ahead, updated_rate
 from edgeprune.methods.acdc_losses import DownstreamLosses, PlainLosses
 from edgeprune.methods.acdc_order import sender_order
 from edgeprune.methods.problem import Problem
@@ -92,14 +92,14 @@ def test_speculation_evaluates_more_but_decides_alike() -> None:
 
 
 def test_more_is_guessed_where_more_goes() -> None:
-    assert [ahead(rate, 0.15, 8) for rate in (0.0, 0.5, 0.71, 0.86, 0.951, 1.0)] == [1, 1, 2, 3, 7, 8]
-    assert [ahead(rate, 0.5, 100) for rate in (0.0, 0.51, 0.951, 1.0)] == [2, 3, 21, 100]
-    assert ahead(1.0, 0.0, 8) == 1
+    assert [num_ahead(rate, 0.15, 8) for rate in (0.0, 0.5, 0.71, 0.86, 0.951, 1.0)] == [1, 1, 2, 3, 7, 8]
+    assert [num_ahead(rate, 0.5, 100) for rate in (0.0, 0.51, 0.951, 1.0)] == [2, 3, 21, 100]
+    assert num_ahead(1.0, 0.0, 8) == 1
     rate = 0.5
     for _ in range(100):
-        rate = updated(rate, removed=True)
+        rate = updated_rate(rate, removed=True)
     assert 0.99 < rate < 1
-    assert updated(rate, removed=False) < rate
+    assert updated_rate(rate, removed=False) < rate
 
 
 def test_what_lies_at_the_threshold_is_decided_by_the_whole_model() -> None:

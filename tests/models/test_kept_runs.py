@@ -162,7 +162,7 @@ def test_without_a_plan_values_depend_on_where_a_run_begins(sensitive: MaskedMod
 
 @pytest.mark.parametrize("name", sorted({family.model_types[0] for family in registry().values() if family.tiny()}))
 @pytest.mark.parametrize("ablation", ["interchange", "resample"])
-def test_kept_values_of_the_home_batch_are_fresh_ones(name: str, ablation: str) -> None:
+def test_kept_values_of_the_fixed_batch_are_fresh_ones(name: str, ablation: str) -> None:
     """Bit for bit, embeddings too, in every family and with corrupted prompts of other lengths."""
     for pairs in (random_pairs(6), [unequal_pair(number) for number in range(4)]):
         tiny, batch = build(registry()[name], 0), batch_of(pairs)

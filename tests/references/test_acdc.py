@@ -4,13 +4,13 @@ import pytest
 
 from edgeprune.console import no_progress
 from edgeprune.methods.acdc import ACDC
-from edgeprune.methods.discovery import Discovery
+from edgeprune.methods.discovery import DiscoveryResult
 from tests.references.tiny_models import MODELS, model, numbers, our_name, problem
 
 CLOSE = 1e-6  # losses are float32 here
 
 
-def found(name: str, graph: str, tau: float, rule: str) -> Discovery:
+def found(name: str, graph: str, tau: float, rule: str) -> DiscoveryResult:
     method = ACDC((tau,), absolute=rule == "absolute", direct_edges=graph == "direct")
     return method.discover(problem(model(name), "kl"), no_progress)
 

@@ -12,7 +12,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.metrics.examples import ExampleValues
 from edgeprune.statistics import paired
 from edgeprune.statistics.paired import paired_difference, paired_differences
-from edgeprune.statistics.uncertainty import Figure, bootstrap_of
+from edgeprune.statistics.uncertainty import Estimate, bootstrap_of
 from tests.statistics.test_uncertainty import NAN, normal, of
 
 
@@ -71,10 +71,10 @@ def test_differences_at_the_ends() -> None:
     """Equal circuits, clearly different ones, none defined; and only pairs count of which both are defined."""
     base = normal(30)
     equal, apart = (paired_difference(of(torch.stack([base + by, base])), 0, 1, "kl") for by in (0, 1))
-    assert (equal.p_value, equal.figure) == (1.0, Figure(0.0, 0.0, 0.0, 30))
+    assert (equal.p_value, equal.figure) == (1.0, Estimate(0.0, 0.0, 0.0, 30))
     assert apart.p_value == 1 / 10_001  # none of the random exchanges comes near
     some = paired_difference(of([[1.0, 2.0, NAN], [0.0, NAN, 7.0]]), 0, 1, "kl")
-    assert (some.figure, some.p_value) == (Figure(1.0, 1.0, 1.0, 1), 1.0)
+    assert (some.figure, some.p_value) == (Estimate(1.0, 1.0, 1.0, 1), 1.0)
     none = paired_difference(of([[NAN, 1.0], [1.0, NAN]]), 0, 1, "kl").to_dict()
     assert (none["value"], none["p_value"], none["num_examples"]) == (None, None, 0)
 
@@ -121,7 +121,7 @@ def test_every_two_circuits_are_compared_as_each_two_alone(num_examples: int, mo
                 value, low, high, p_value = one_pair(values.circuits([a, b]), measure, 50, 200)
                 got = (one.figure.value, one.figure.low, one.figure.high, one.p_value)
                 assert got == pytest.approx((value, low, high, p_value), rel=1e-12, abs=1e-14, nan_ok=True)
-    assert found[3]["kl"].figure == Figure(0.0, 0.0, 0.0, num_examples)  # circuits 0 and 4
+    assert found[3]["kl"].figure == Estimate(0.0, 0.0, 0.0, num_examples)  # circuits 0 and 4
     assert found[3]["kl"].p_value == 1.0
     assert found[0]["accuracy"].figure.num_examples == num_examples - 1
 

@@ -14,7 +14,7 @@ from edgeprune.metrics.examples import ExampleValues
 from edgeprune.statistics import uncertainty
 from edgeprune.statistics.seeds import over_seeds
 from edgeprune.statistics.uncertainty import (
-    Figure,
+    Estimate,
     Resampling,
     bootstrap,
     bootstrap_of,
@@ -43,7 +43,7 @@ def test_draws_of_three_examples_are_those_of_all_27_samples() -> None:
     means = torch.tensor([sum(drawn) / 3 for drawn in itertools.product(data, repeat=3)], dtype=torch.float64)
     found = bootstrap(of([data]), draws=20_000, level=0.6).of("kl")
     ends = [pytest.approx(means.quantile(share).item()) for share in (0.2, 0.8)]  # inside steps of the distribution
-    assert found == Figure(11 / 3, *ends, 3)
+    assert found == Estimate(11 / 3, *ends, 3)
 
 
 def test_intervals_of_normal_means_cover_the_truth() -> None:
@@ -58,7 +58,7 @@ def test_intervals_of_normal_means_cover_the_truth() -> None:
 def test_a_ratio_of_means_is_resampled_as_a_ratio() -> None:
     """Values that are twice their weights have the same ratio in every draw; a mean of the values would vary."""
     weights = torch.arange(1, 9)
-    assert bootstrap(of((2 * weights)[None], weights)).of("kl") == Figure(2.0, 2.0, 2.0, 8)
+    assert bootstrap(of((2 * weights)[None], weights)).of("kl") == Estimate(2.0, 2.0, 2.0, 8)
 
 
 @pytest.mark.parametrize("data", [[0.1], [0.1] * 7, [0.1] * 7 + [NAN]])
@@ -71,7 +71,7 @@ def test_without_variation_the_interval_is_the_point(data: list[float]) -> None:
 def test_undefined_examples_and_draws_are_left_out() -> None:
     """One defined example of three: a draw lacks it with probability (2/3)^3."""
     found = bootstrap(of([[NAN, 5.0, NAN], [NAN, NAN, NAN]]), draws=4000)
-    assert found.of("kl", 0) == Figure(5.0, 5.0, 5.0, 1)
+    assert found.of("kl", 0) == Estimate(5.0, 5.0, 5.0, 1)
     assert found.num_draws[0, 0].item() / 4000 == pytest.approx(1 - 8 / 27, abs=0.03)
     assert found.of("kl", 1).to_dict() == {"value": None, "low": None, "high": None, "num_examples": 0}
     assert found.num_draws[1, 0].item() == 0
@@ -108,7 +108,7 @@ def test_a_function_sees_circuits_of_the_same_draw() -> None:
     values = of(torch.stack([base + 3, base]))
     found = bootstrap_of(values, lambda figures: figures[:, 0, 0] - figures[:, 1, 0])
     assert found.value.shape == ()
-    assert found.at() == Figure(pytest.approx(3), pytest.approx(3), pytest.approx(3), 20)
+    assert found.at() == Estimate(pytest.approx(3), pytest.approx(3), pytest.approx(3), 20)
     assert bootstrap(values).of("kl", 0).high - bootstrap(values).of("kl", 0).low > 0.5
 
 
@@ -137,7 +137,7 @@ def test_figures_by_label() -> None:
     found = by_label(values, labels, max_values=3)
     assert found.skipped == {"name": 4}
     assert list(found.groups) == ["order"]
-    assert found.groups["order"]["ba"].of("kl") == Figure(3.5, 2.0, 5.0, 2)
+    assert found.groups["order"]["ba"].of("kl") == Estimate(3.5, 2.0, 5.0, 2)
     assert found.groups["order"]["ba"].of("kl", 1).num_examples == 0
     plain = json.loads(json.dumps(found.to_dict()))
     assert plain["groups"]["order"]["ab"]["num_examples"] == 2

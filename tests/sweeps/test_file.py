@@ -9,7 +9,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.sweeps.command import fit_arguments, trial_command
-from edgeprune.sweeps.file import SweepFile, Target
+from edgeprune.sweeps.file import SweepFile, SweepMetric
 from tests.sweeps.trials import GRID, HEAD, write_sweep
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "sweeps"
@@ -91,10 +91,10 @@ def test_no_file_and_no_mapping(tmp_path: Path) -> None:
 
 
 def test_targets() -> None:
-    assert Target("x", "minimize", 0.1).reached(0.1)
-    assert not Target("x", "minimize", 0.1).reached(0.2)
-    assert Target("x", "maximize", 0.1).reached(0.2)
-    assert not Target("x").reached(-1e9)
+    assert SweepMetric("x", "minimize", 0.1).reached(0.1)
+    assert not SweepMetric("x", "minimize", 0.1).reached(0.2)
+    assert SweepMetric("x", "maximize", 0.1).reached(0.2)
+    assert not SweepMetric("x").reached(-1e9)
 
 
 # ---------------------------------------------------------------- commands

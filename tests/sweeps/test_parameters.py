@@ -9,7 +9,7 @@ import scipy.stats
 import yaml
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.sweeps.parameters import Choice, Continuous, Parameter, Whole, nested, read_parameters, short
+from edgeprune.sweeps.parameters import Choice, Continuous, IntegerRange, Parameter, nested, read_parameters, short
 
 HALF = [0.1, 0.25, 0.5, 0.75, 0.9]
 
@@ -58,7 +58,7 @@ def test_steps() -> None:
 def test_lists_and_constants() -> None:
     assert one("{values: [a, null, 3]}") == Choice(("a", None, 3))
     assert one("{value: 7}") == Choice((7,))
-    assert one("{min: 2, max: 4}") == Whole(2, 4)
+    assert one("{min: 2, max: 4}") == IntegerRange(2, 4)
     assert one("{min: 2, max: 4.5}") == Continuous(2.0, 4.5)
 
 
