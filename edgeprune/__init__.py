@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_DEFINED_IN = {
     "ArchSpec": "edgeprune.graph_arch",
     "Circuit": "edgeprune.circuit",
     "EdgeGraph": "edgeprune.graph",
@@ -65,8 +65,8 @@ _PACKAGES = (
     "report",
     "statistics",
 )
-__all__ = ["__version__", *_PACKAGES, *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
-__getattr__ = on_first_use(__name__, _HOMES, _PACKAGES)
+__all__ = ["__version__", *_PACKAGES, *_DEFINED_IN]  # pyright: ignore[reportUnsupportedDunderAll]
+__getattr__ = on_first_use(__name__, _DEFINED_IN, _PACKAGES)
 
 
 def __dir__() -> list[str]:

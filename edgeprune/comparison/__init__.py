@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edgeprune.comparison.overlap import edge_overlap as edge_overlap
     from edgeprune.comparison.roles import compare_roles as compare_roles
 
-_HOMES = {
+_DEFINED_IN = {
     "Candidate": "edgeprune.comparison.across",
     "against_known": "edgeprune.comparison.known",
     "common_core": "edgeprune.comparison.overlap",
@@ -35,8 +35,8 @@ _HOMES = {
     "transfer_circuits": "edgeprune.comparison.across",
 }
 _MODULES = ("conventions", "mib_roc", "roc")
-__all__ = [*_MODULES, *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
-__getattr__ = on_first_use(__name__, _HOMES, _MODULES)
+__all__ = [*_MODULES, *_DEFINED_IN]  # pyright: ignore[reportUnsupportedDunderAll]
+__getattr__ = on_first_use(__name__, _DEFINED_IN, _MODULES)
 
 
 def __dir__() -> list[str]:

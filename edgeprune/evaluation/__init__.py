@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edgeprune.evaluation.minimality import marginal_effects as marginal_effects
     from edgeprune.evaluation.suffix import ablate_suffix as ablate_suffix
 
-_HOMES = {
+_DEFINED_IN = {
     "Evaluator": "edgeprune.evaluation.evaluator",
     "HypothesisOptions": "edgeprune.evaluation.hypothesis",
     "ablate_suffix": "edgeprune.evaluation.suffix",
@@ -47,8 +47,8 @@ _MOVED = {  # names that were offered here before; they still load
     "write_report": "edgeprune.report.page",
 }
 _MODULES = ("brute_force",)
-__all__ = [*_MODULES, *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
-__getattr__ = on_first_use(__name__, {**_HOMES, **_MOVED}, _MODULES)
+__all__ = [*_MODULES, *_DEFINED_IN]  # pyright: ignore[reportUnsupportedDunderAll]
+__getattr__ = on_first_use(__name__, {**_DEFINED_IN, **_MOVED}, _MODULES)
 
 
 def __dir__() -> list[str]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from edgeprune.metrics.registry import measure_named as measure_named
     from edgeprune.metrics.registry import measures_for as measures_for
 
-_HOMES = {
+_DEFINED_IN = {
     "ExampleValues": "edgeprune.metrics.examples",
     "Faithfulness": "edgeprune.metrics.faithfulness",
     "MEASURES": "edgeprune.metrics.registry",
@@ -39,8 +39,8 @@ _MOVED = {  # names that were offered here before; they still load
     "spearman": "edgeprune.statistics.correlation",
 }
 _MODULES = ("faithfulness", "functional", "greater_than")
-__all__ = [*_MODULES, *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
-__getattr__ = on_first_use(__name__, {**_HOMES, **_MOVED}, _MODULES)
+__all__ = [*_MODULES, *_DEFINED_IN]  # pyright: ignore[reportUnsupportedDunderAll]
+__getattr__ = on_first_use(__name__, {**_DEFINED_IN, **_MOVED}, _MODULES)
 
 
 def __dir__() -> list[str]:

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from edgeprune.report.page import report_html as report_html
     from edgeprune.report.page import write_report as write_report
 
-_HOMES = {
+_DEFINED_IN = {
     "EvaluationOptions": "edgeprune.report.evaluate",
     "evaluate_circuits": "edgeprune.report.evaluate",
     "report_html": "edgeprune.report.page",
     "write_report": "edgeprune.report.page",
 }
-__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
-__getattr__ = on_first_use(__name__, _HOMES)
+__all__ = [*_DEFINED_IN]  # pyright: ignore[reportUnsupportedDunderAll]
+__getattr__ = on_first_use(__name__, _DEFINED_IN)
 
 
 def __dir__() -> list[str]:

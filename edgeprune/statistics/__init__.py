@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgeprune.statistics.uncertainty import Resampling as Resampling
     from edgeprune.statistics.uncertainty import bootstrap as bootstrap
 
-_HOMES = {
+_DEFINED_IN = {
     "Resampling": "edgeprune.statistics.uncertainty",
     "bootstrap": "edgeprune.statistics.uncertainty",
     "kendall": "edgeprune.statistics.correlation",
@@ -23,8 +23,8 @@ _HOMES = {
     "pearson": "edgeprune.statistics.correlation",
     "spearman": "edgeprune.statistics.correlation",
 }
-__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
-__getattr__ = on_first_use(__name__, _HOMES)
+__all__ = [*_DEFINED_IN]  # pyright: ignore[reportUnsupportedDunderAll]
+__getattr__ = on_first_use(__name__, _DEFINED_IN)
 
 
 def __dir__() -> list[str]:
