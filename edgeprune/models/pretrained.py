@@ -55,6 +55,22 @@ def read_model(name: str, path: str, options: dict[str, Any]) -> Any:
     return hf
 
 
+def read_config(name: str, path: str, revision: str | None = None) -> Any:
+    """The Hugging Face config of the model at `path`, which the user knows as `name`; nothing of its weights.
+
+    Raises:
+        UnsupportedFamilyError: No adapter for the architecture.
+        EdgepruneError: There is no model, or its config is damaged.
+    """
+    from transformers import AutoConfig
+
+    source = _Source(name, path, "config.json", revision)
+    values = source.config()
+    find_family(values["model_type"], values)
+    with source.one_line("cannot read the config of"):
+        return AutoConfig.from_pretrained(source.path, **source.options)
+
+
 def _check_unpacked(name: str, config: dict[str, Any]) -> None:
     """Refuse MXFP4, which transformers unpacks on some machines, to a dtype of its own, and not on others."""
     packing = config.get("quantization_config")
