@@ -15,6 +15,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.graph import KVReaders
 from edgeprune.memory import (
     LIBRARIES,
+    LOSS_LOGITS,
     BatchShape,
     MemoryPlan,
     activations_per_example,
@@ -108,13 +109,17 @@ class Run:
 
     @property
     def activations(self) -> int:
-        """Bytes per example that autograd keeps; found out at one length, and in proportion for shorter prompts."""
+        """Bytes per example that autograd keeps; found out at one length, for shorter prompts in proportion, or more.
+
+        More, since what a loss keeps does not depend on the length.
+        """
         key = "activations", self.dtype, self.kv_readers
         if key not in self._known or self._known[key][0] < self.tokens:
             found = activations_per_example(self.model, replace(self.shape, batch=1), OBJECTIVES[self.objective])
             self._known[key] = self.tokens, found
         tokens, found = self._known[key]
-        return found * self.tokens // tokens
+        logits = int(LOSS_LOGITS * self.positions * self.model.num_outputs * 4)
+        return (found * self.tokens + logits * (tokens - self.tokens)) // tokens
 
     # ---------------------------------------------------------------- what it takes
     @cached_property

@@ -187,7 +187,8 @@ def _tables(planned: "Run", cost: "StepCost") -> list[Any]:
     from edgeprune.tables import Numbers, table
 
     plans = _columns(planned)
-    names = list(dict.fromkeys(name for plan in plans.values() for name, size in plan.parts.items() if size))
+    longest = sorted(plans.values(), key=lambda plan: -len(plan.parts))
+    names = list(dict.fromkeys(name for plan in longest for name, size in plan.parts.items() if size))
     rows: list[list[Any]] = [[name, *(plan.parts.get(name, 0) / GB for plan in plans.values())] for name in names]
     rows += [[], ["together", *(plan.total / GB for plan in plans.values())]]
     each = "memory in GB" if planned.world == 1 else f"memory in GB of each of {planned.world} cards"
@@ -208,8 +209,9 @@ def _cards(planned: "Run", cost: "StepCost") -> Any:
     from edgeprune.costs import CARDS
     from edgeprune.tables import Numbers, table
 
+    peak = planned.peak.total / GB
     rows = [
-        [name, CARDS[name].memory_gb, planned.peak.total / GB, "yes" if replace(planned, device=name).peak.fits else "no",
+        [name, CARDS[name].memory_gb, peak, "yes" if replace(planned, device=name).peak.fits else "no",
          *(1000 * seconds for seconds in _seconds(planned, cost, name).values())]
         for name in _names(planned)
     ]  # fmt: skip
