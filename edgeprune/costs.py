@@ -53,8 +53,8 @@ CARDS = {
     "rtx4090-24gb": Card(24, 1.008, 165.2, 82.6),
     # NVIDIA L40S data sheet: 733 with sparsity
     "l40s-48gb": Card(48, 0.864, 362, 91.6),
-    # NVIDIA DGX and HGX B200 data sheets, an eighth of each: 36,000 with sparsity, 64 TB/s; float32 600
-    "b200-192gb": Card(192, 8.0, 2250, 75),
+    # NVIDIA Blackwell architecture technical brief, HGX B200: 4,500 with sparsity
+    "b200-192gb": Card(192, 8.0, 2250, 80),
 }
 
 
