@@ -162,5 +162,5 @@ class _Fused(torch.autograd.Function):
 
 
 def storage_key(tensor: Tensor) -> StorageWeakRef:
-    """What tells the memory of tensors apart, on every device."""
+    """What tells the memory of tensors `[...]` apart, on every device."""
     return StorageWeakRef(tensor.untyped_storage())

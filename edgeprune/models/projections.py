@@ -162,6 +162,6 @@ def _fill(room: Tensor, parts: tuple[Tensor, Tensor, Tensor], norm: Tensor | Non
 
 
 def no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """Mixing and norms run in the stream's own dtype, whatever autocast says; meta tensors know no autocast."""
+    """Mixing and norms of a tensor `[...]` run in its own dtype, whatever autocast says; meta tensors know none."""
     kind = tensor.device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
