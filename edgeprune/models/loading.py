@@ -18,7 +18,7 @@ from edgeprune.models.transformer_lens import check_same_logits, from_transforme
 from edgeprune.models.weights import check_finite
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 COMPILED = "compiled:"
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
@@ -120,7 +120,7 @@ def load_tokenizer(name: Any, revision: str | None = None) -> "PreTrainedTokeniz
     return read_tokenizer(name, _resolve(name), revision)
 
 
-def load_config(name: str, revision: str | None = None) -> Any:
+def load_config(name: str, revision: str | None = None) -> "PreTrainedConfig":
     """The Hugging Face config that belongs to a model name; nothing of its weights is read, except of compiled models.
 
     Raises:

@@ -6,7 +6,7 @@ A question about values (is anything masked? is a token unknown?) gets the answe
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from edgeprune.models.family import find_family
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.quiet import quiet
 from edgeprune.parsing import parse_json, read_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 # Of well-known models, from the `config.json` that each comes with.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -49,7 +52,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def shape_config(given: str) -> Any:
+def shape_config(given: str) -> "PreTrainedConfig":
     """The Hugging Face config of a model's shape.
 
     Args:
