@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor, nn
 
+from edgeprune.models.weights import sample
+
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -72,17 +74,21 @@ class Sharding:
         self._slots: list[list[tuple[nn.Module, str]]] = []  # of each part: where its weights are registered
         self._present: int | None = None
         self._addresses: set[int] = set()  # of the weights that are gathered
+        prefixes = {module: prefix for prefix, module in hf.named_modules()}
         shards, largest, seen = 0, 0, set[nn.Module]()
         for part in self._parts:
             fill(part)
             owners = [module for module in part.modules() if module not in seen]
             seen.update(owners)
             self._slots.append([(owner, name) for owner in owners for name, _ in owner.named_parameters(recurse=False)])
-            whole = {id(weight): weight.nbytes for weight in self._weights(len(self._slots) - 1)}
+            weights = {id(weight): weight for weight in self._weights(-1)}
+            largest = max(largest, sum(weight.nbytes for weight in weights.values()))
+            for owner, name in self._slots[-1]:
+                if weights.pop(id(weight := owner.get_parameter(name)), None) is not None:  # a tied one counts once
+                    self.samples[f"{prefixes[owner]}.{name}".lstrip(".")] = sample(weight)
             fully_shard(part, mesh=mesh)
-            local: dict[int, Any] = {id(weight): weight for weight in self._weights(len(self._slots) - 1)}
+            local: dict[int, Any] = {id(weight): weight for weight in self._weights(-1)}
             shards += sum(weight.to_local().nbytes for weight in local.values())
-            largest = max(largest, sum(whole.values()))
         self.num_bytes = shards + PRESENT_COPIES * largest
 
     def _weights(self, part: int) -> list[Tensor]:
@@ -135,3 +141,10 @@ def shard(model: "MaskedModel", mesh: "DeviceMesh", fill: Callable[[nn.Module], 
     for block in model.blocks:
         block.gather = functools.partial(sharding.gather, block.layer)
     return sharding
+
+
+def device_of(mesh: "DeviceMesh") -> torch.device:
+    """This process's own."""
+    if mesh.device_type == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device(mesh.device_type)
