@@ -178,17 +178,16 @@ def _kept_by_autograd(model: MaskedModel, shape: BatchShape, loss: Loss) -> int:
     ids = torch.zeros(shape.batch, shape.seq, dtype=torch.long, device=model.device)
     positions = torch.arange(shape.positions, device=model.device).expand(shape.batch, -1)
     states, full = model.record(ids), model.full(ids, positions=positions).float()
-    known = {tensor.untyped_storage().data_ptr() for tensor in (*model.hf.parameters(), *model.hf.buffers())}
+    known = {tensor.untyped_storage().data_ptr() for tensor in model.hf.buffers()}
     found: dict[int, int] = {}
 
-    def pack(tensor: Tensor) -> Tensor:
+    def note(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
             found[storage.data_ptr()] = storage.nbytes()
-        return tensor
 
     gates = torch.full(model.graph.shape, 0.5, device=model.device, requires_grad=True)
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.enable_grad(), model.sharding.noting(note):
         loss(full, model(ids, gates, states, positions=positions).float()).mean()
     return sum(found.values())
 
@@ -210,7 +209,7 @@ def plan_of(
         device: Where the model will run; None: where it is.
         num_processes: Processes like this one that share what the machine has left.
     """
-    weights, here = sum(parameter.nbytes for parameter in model.hf.parameters()), resident()
+    weights, here = model.sharding.num_bytes, resident()
     device = device or model.device
     if device.type != "cuda":
         spare = spare_memory()

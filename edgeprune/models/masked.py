@@ -50,7 +50,7 @@ class MaskedModel(nn.Module):
         self._workspace = Workspace()
         self.projections = Projections(self.blocks, self.graph.arch)
         self.head_shape = self.blocks[0].projection_weight().shape  # heads, their width, width of the stream
-        self.sharding: Whole | Sharding = Whole()
+        self.sharding: Whole | Sharding = Whole(hf)
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:

@@ -8,8 +8,8 @@ steps in the same order, each on a batch of its own.
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -33,6 +33,14 @@ def _nothing(argument: Any) -> None:
 class Whole:
     """In the place of `Sharding`, of a model all of whose weights are whole."""
 
+    def __init__(self, hf: nn.Module) -> None:
+        self._hf = hf
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the weights."""
+        return sum(weight.nbytes for weight in self._hf.parameters())
+
     def gather_ends(self) -> None:
         """Do nothing."""
 
@@ -40,13 +48,23 @@ class Whole:
         """A context that does nothing."""
         return nullcontext()
 
+    def noting(self, note: Callable[[Tensor], None]) -> AbstractContextManager[Any]:
+        """A context in which `note` gets each tensor that autograd keeps for the backward, weights left out."""
+        weights = {weight.untyped_storage().data_ptr() for weight in self._hf.parameters()}
+
+        def pack(tensor: Tensor) -> Tensor:
+            if tensor.untyped_storage().data_ptr() not in weights:
+                note(tensor)
+            return tensor
+
+        return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+
 
 @final
 class Sharding:
     """Which part of a model is whole: one of its layers, or what is outside of them (embedding, last norm, head).
 
     Attributes:
-        on_keep: Gets each tensor that autograd keeps for the backward, weights left out.
         num_bytes: Of weights in this process at most: its own shards, and the part that is gathered.
         samples: Of each weight by name, what a fingerprint is made of.
     """
@@ -69,7 +87,7 @@ class Sharding:
         from torch.distributed.fsdp import fully_shard
 
         self._parts: list[Any] = [*layers, hf]
-        self.on_keep: Callable[[Tensor], None] = _nothing
+        self._note: Callable[[Tensor], None] = _nothing
         self.samples: dict[str, bytes] = {}
         self._slots: list[list[tuple[nn.Module, str]]] = []  # of each part: where its weights are registered
         self._present: int | None = None
@@ -110,14 +128,24 @@ class Sharding:
         """Make what is outside of the layers whole."""
         self.gather(len(self._parts) - 1)
 
-    def keeping(self) -> torch.autograd.graph.saved_tensors_hooks:
+    def keeping(self) -> AbstractContextManager[Any]:
         """A context for runs with gradients: of weights, autograd keeps which part they are of."""
         return torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+
+    @contextmanager
+    def noting(self, note: Callable[[Tensor], None]) -> Generator[None]:
+        """A context in which `note` gets each tensor that autograd keeps for the backward, weights left out."""
+        self._note = note
+        try:
+            with self.keeping():
+                yield
+        finally:
+            self._note = _nothing
 
     def _pack(self, tensor: Tensor) -> tuple[int | None, Tensor]:
         if tensor.untyped_storage().data_ptr() in self._addresses:
             return self._present, tensor
-        self.on_keep(tensor)
+        self._note(tensor)
         return None, tensor
 
     def _unpack(self, kept: tuple[int | None, Tensor]) -> Tensor:
