@@ -36,12 +36,12 @@ def plan_fit(module: PruningModule, data: Any, trainer: pl.Trainer) -> MemoryPla
     Raises:
         EdgepruneError: The run cannot fit, or both an open batch size and accumulation are set.
     """
-    needs = _Needs(module, data, trainer)
     if data.open_sizes and not isinstance(module.masked.sharding, Whole):
         raise EdgepruneError(
             f"{sorted(data.open_sizes)[0]} auto would be settled by each process for itself, and a sharded model needs "
             "the same size in all: give a number"
         )
+    needs = _Needs(module, data, trainer)
     if "batch_size" in data.open_sizes:
         if trainer.accumulate_grad_batches != 1:
             raise EdgepruneError(

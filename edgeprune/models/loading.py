@@ -102,8 +102,8 @@ def _empty(name: str, options: dict[str, Any], mesh: "DeviceMesh") -> tuple[Any,
     """A Hugging Face model without weights, and the files that they are to be read from."""
     if options.pop("gguf_file") is not None:
         raise EdgepruneError(
-            f"a GGUF file in {name!r} cannot be read in shards: load it whole, with trainer.strategy ddp, or save the model "
-            "once with save_pretrained"
+            f"a GGUF file in {name!r} cannot be read in shards: load it whole, with trainer.strategy ddp, or save the "
+            "model once with save_pretrained"
         )
     hf, folder = read_empty(name, _resolve(name), options)
     files = WeightFiles(hf, folder, name, device_of(mesh))

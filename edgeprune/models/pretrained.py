@@ -10,7 +10,7 @@ import pickle
 import textwrap
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import nn
@@ -71,7 +71,7 @@ def read_empty(name: str, path: str, options: dict[str, Any]) -> tuple[Any, Path
         dtype = options["dtype"]
         if dtype == "auto":
             dtype = config.dtype or torch.float32
-        empty = register_module_parameter_registration_hook(_on_meta)
+        empty = register_module_parameter_registration_hook(cast("Any", _on_meta))
         try:
             hf: Any = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=options["attn_implementation"], trust_remote_code=False
