@@ -86,13 +86,13 @@ class PruningModule(pl.LightningModule):
         """Load the model and make the gates, once."""
         if self.masked is None:
             mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]
-            self.masked = self.options.load(mesh)
             if mesh is not None:
                 self.cache_gb = 0.0
                 if disk_gb := self._cache_options["disk_gb"]:
                     raise EdgepruneError(
                         f"a sharded model keeps no reference runs, got cache_disk_gb {disk_gb}; leave it out"
                     )
+            self.masked = self.options.load(mesh)
             self._check_objective()
             self.runs = ReferenceRuns(self.masked, self.ablation, self.cache_gb, **self._cache_options)
             self.recipe.build(self.masked.graph)

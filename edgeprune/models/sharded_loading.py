@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.weights import check_complete, check_finite
@@ -32,7 +33,7 @@ class WeightFiles:
 
     def __init__(self, hf: Any, folder: Path, name: str, device: torch.device) -> None:
         self.name, self.device = name, device
-        self._files = _places(folder, name)
+        self._files = _in_files(folder, name)
         self._places: dict[int, list[tuple[nn.Module, str]]] = {}  # of each weight, several where it is tied
         names: dict[int, list[str]] = {}
         for prefix, module in hf.named_modules():
@@ -57,20 +58,22 @@ class WeightFiles:
         buffers = dict(hf.named_buffers())
         self._buffers = {own: buffers[own] for own in hf.state_dict() if own in buffers and own in self._files}
         used = {own for owns in known.values() for own in owns} | set(buffers)
-        shapes = [(own, self._shape(own), list(weights[key].shape)) for key, own in self._keys.items() if own]
+        shapes = [(own, self._files[own][1], list(weights[key].shape)) for key, own in self._keys.items() if own]
         mismatched = [(own, have, want) for own, have, want in shapes if have != want]
         found = {"missing_keys": (), "mismatched_keys": mismatched, "unexpected_keys": set(self._files) - used}
         check_complete(hf, found, self.name)
 
-    def _shape(self, key: str) -> list[int]:
-        return self._files[key].get_slice(key).get_shape()
+    def _read(self, key: str) -> Tensor:
+        """One weight. Its file is opened for it alone: what was read of an open file counts as memory."""
+        with safe_open(self._files[key][0], "pt") as file:
+            return file.get_tensor(key)
 
     def fill(self, part: nn.Module) -> None:
         """Give the weights of a part that are on the meta device their values; refuse those that are no numbers."""
         for weight in [weight for weight in part.parameters() if weight.is_meta]:
             key = self._keys[id(weight)]
             assert key is not None
-            value = self._files[key].get_tensor(key).to(self.device, weight.dtype)
+            value = self._read(key).to(self.device, weight.dtype)
             check_finite({key: value}, self.name)
             filled = nn.Parameter(value, requires_grad=False)
             for module, leaf in self._places[id(weight)]:
@@ -79,7 +82,7 @@ class WeightFiles:
     def fill_buffers(self) -> None:
         """Give buffers that are in the files their values."""
         for key, buffer in self._buffers.items():
-            buffer.copy_(self._files[key].get_tensor(key))
+            buffer.copy_(self._read(key))
 
 
 def _known(name: str, hf: Any) -> tuple[str, ...]:
@@ -87,17 +90,17 @@ def _known(name: str, hf: Any) -> tuple[str, ...]:
     return name, name.removeprefix(f"{hf.base_model_prefix}."), FORMER.get(name, name)
 
 
-def _places(folder: Path, name: str) -> dict[str, Any]:
-    """Of each weight, the open file that it is in."""
-    from safetensors import SafetensorError, safe_open
-
-    index = folder / "model.safetensors.index.json"
+def _in_files(folder: Path, name: str) -> dict[str, tuple[Path, list[int]]]:
+    """Of each weight, the file that it is in, and its shape."""
+    index, found = folder / "model.safetensors.index.json", dict[str, tuple[Path, list[int]]]()
     try:
         files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else None
-        opened = [safe_open(folder / file, "pt") for file in files or ["model.safetensors"]]
+        for path in (folder / file for file in files or ["model.safetensors"]):
+            with safe_open(path, "pt") as file:
+                found |= {key: (path, file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise EdgepruneError(
             f"{name} cannot be read in shards ({' '.join(str(error).split())}): it needs model.safetensors or "
             "several such files with an index, as save_pretrained writes them"
         ) from None
-    return {key: file for file in opened for key in file.keys()}  # noqa: SIM118 (it is no dictionary)
+    return found

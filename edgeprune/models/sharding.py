@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor, nn
 
+from edgeprune.errors import EdgepruneError
 from edgeprune.models.weights import sample
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from edgeprune.models.masked import MaskedModel
 
+CPU_SINCE = "2.8"  # FSDP2 of earlier ones asks streams of a CPU for what only a GPU's have
 PRESENT_COPIES = 2  # of the part that is gathered: as it comes in, and laid out as weights
 
 
@@ -83,9 +85,17 @@ class Sharding:
             layers: Its layers.
             mesh: The processes, in one dimension.
             fill: Gives those weights of a part their values, before it is sharded, that have none yet.
+
+        Raises:
+            EdgepruneError: This torch cannot shard on a CPU.
         """
         from torch.distributed.fsdp import fully_shard
 
+        if mesh.device_type == "cpu" and torch.__version__ < CPU_SINCE:
+            raise EdgepruneError(
+                f"sharding on CPUs needs torch {CPU_SINCE}, this is {torch.__version__}: install a newer one, or set "
+                "trainer.strategy to ddp"
+            )
         self._parts: list[Any] = [*layers, hf]
         self._note: Callable[[Tensor], None] = _nothing
         self.samples: dict[str, bytes] = {}

@@ -12,16 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
+from torch.torch_version import TorchVersion
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig
 
 from edgeprune.checkpoint_files import load_checkpoint
 from edgeprune.circuit import Circuit
 from edgeprune.cli import main
 from edgeprune.errors import EdgepruneError
+from edgeprune.models.before_norm import EdgesBeforeNorm
 from edgeprune.models.loading import fingerprint, load_model
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.sharded_loading import WeightFiles
-from edgeprune.models.sharding import PRESENT_COPIES, Sharding
+from edgeprune.models.sharding import CPU_SINCE, PRESENT_COPIES, Sharding, shard
 from lit_modules import PruningModule
 from lit_modules.memory import plan_fit
 from lit_modules.ranks import OfAllRanksError, all_ranks_agree
@@ -35,6 +37,7 @@ LLAMA = LlamaConfig(
     tie_word_embeddings=True,
 )  # fmt: skip
 GPT2 = GPT2Config(**SHAPE, n_layer=8, n_embd=36, n_head=6, n_positions=16)
+NEW_TORCH = pytest.mark.skipif(torch.__version__ < CPU_SINCE, reason=f"FSDP2 on CPUs needs torch {CPU_SINCE}")
 SHARDED = ["--trainer.strategy", "sharded", "--trainer.accelerator", "cpu", "--data.batch_size", "16"]
 
 
@@ -133,6 +136,7 @@ def refusal_of(rank: int) -> str:
 
 
 # -------------------------------------------------------------------- models
+@NEW_TORCH
 @pytest.mark.parametrize("config", [LLAMA, GPT2], ids=["llama", "gpt2"])
 def test_shards_read_from_files_give_the_bits_of_the_whole_model_in_half_the_room(config: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -190,6 +194,7 @@ def form(value: Any) -> Any:
     return (type(value), value.shape, value.dtype) if isinstance(value, Tensor) else type(value)
 
 
+@NEW_TORCH
 def test_two_processes_with_shards_have_the_gates_circuits_and_figures_of_one(runs: tuple[Path, Path]) -> None:
     one, two = runs
     last = two / RUN / "checkpoints" / "last.ckpt"
@@ -211,6 +216,7 @@ def test_two_processes_with_shards_have_the_gates_circuits_and_figures_of_one(ru
     assert "Traceback" not in log
 
 
+@NEW_TORCH
 def test_one_process_goes_on_where_shards_stopped(runs: tuple[Path, Path], tmp_path: Path) -> None:
     one, two = runs
     shutil.copytree(two, tmp_path, dirs_exist_ok=True)
@@ -219,6 +225,7 @@ def test_one_process_goes_on_where_shards_stopped(runs: tuple[Path, Path], tmp_p
     assert (found[0] - found[1]).abs().max() < TOLERANCE
 
 
+@NEW_TORCH
 def test_shards_on_two_machines_go_on_where_one_process_stopped_and_evaluate_it(runs: tuple[Path, Path]) -> None:
     one, two = runs
     path = str(checkpoint_of_stop(one))
@@ -251,12 +258,20 @@ def test_strategies_that_would_shard_gates_are_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_kept_runs_and_open_batch_sizes_are_refused() -> None:
-    module = PruningModule("compiled:reverse", cast("Any", None), cache_disk_gb=1.0)
-    module._device_mesh = cast("Any", {"data_parallel": None})
+def test_what_shards_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = cast("Any", SimpleNamespace(build=lambda graph: None))
+    module = PruningModule("compiled:reverse", recipe, cache_disk_gb=1.0)
+    module._device_mesh = cast("Any", {"data_parallel": object()})
     with pytest.raises(EdgepruneError, match=r"keeps no reference runs, got cache_disk_gb 1\.0"):
         module.configure_model()
+    module = PruningModule("compiled:reverse", recipe, cache_gb=0.0, objective="squared_error")
+    module.configure_model()
     module.masked.sharding = object()
+    with pytest.raises(EdgepruneError, match="need a model that is whole in every process"):
+        EdgesBeforeNorm(module.masked)
     data = SimpleNamespace(open_sizes=("batch_size",))
     with pytest.raises(EdgepruneError, match=r"batch_size auto .* give a number"):
         plan_fit(module, data, cast("Any", None))
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.7.1+cpu"))
+    with pytest.raises(EdgepruneError, match=r"needs torch 2\.8, this is 2\.7\.1\+cpu"):
+        shard(module.masked, cast("Any", SimpleNamespace(device_type="cpu")))
