@@ -259,7 +259,7 @@ def test_strategies_that_would_shard_gates_are_refused(
 
 
 def test_what_shards_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = cast("Any", SimpleNamespace(build=lambda graph: None))
+    recipe = cast("Any", SimpleNamespace(build=id))
     module = PruningModule("compiled:reverse", recipe, cache_disk_gb=1.0)
     module._device_mesh = cast("Any", {"data_parallel": object()})
     with pytest.raises(EdgepruneError, match=r"keeps no reference runs, got cache_disk_gb 1\.0"):
