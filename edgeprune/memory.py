@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.meta import storage_key, without_values
+from edgeprune.models.meta import without_values
 from edgeprune.models.read_ops import ops_for
 from edgeprune.models.reads import segment_readers
+from edgeprune.models.sharding import storage_key
 
 CHUNKS = 6  # pieces of readers' inputs, with what is worked out from them, that are alive at once
 GATE_MATRICES = 8  # float32 tensors per sample of the gates: noise, sample, closed, their gradients
@@ -192,16 +193,15 @@ def _kept_by_autograd(model: MaskedModel, shape: BatchShape, loss: Loss) -> int:
     ids = torch.zeros(shape.batch, shape.seq, dtype=torch.long, device=model.device)
     positions = torch.arange(shape.positions, device=model.device).expand(shape.batch, -1)
     states, full = model.record(ids), model.full(ids, positions=positions).float()
-    known = {storage_key(tensor) for tensor in (*model.hf.parameters(), *model.hf.buffers())}
+    known = {storage_key(tensor) for tensor in model.hf.buffers()}
     found: dict[StorageWeakRef, int] = {}
 
-    def pack(tensor: Tensor) -> Tensor:
+    def note(tensor: Tensor) -> None:
         if (key := storage_key(tensor)) not in known:
             found[key] = tensor.untyped_storage().nbytes()
-        return tensor
 
     gates = torch.full(model.graph.shape, 0.5, device=model.device, requires_grad=True)
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.enable_grad(), model.sharding.noting(note):
         loss(full, model(ids, gates, states, positions=positions, all_open=False).float()).mean()
     return sum(found.values())
 
@@ -223,7 +223,7 @@ def plan_of(
         device: Where the model will run; None: where it is.
         num_processes: Processes like this one that share what the machine has left.
     """
-    weights, here = sum(parameter.nbytes for parameter in model.hf.parameters()), resident()
+    weights, here = model.sharding.num_bytes, resident()
     device = device or model.device
     if device.type != "cuda":
         spare = spare_memory()

@@ -1,12 +1,15 @@
 """Options of the model, which `fit` and `discover` share: which one, how it is loaded, what its closed edges carry."""
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from edgeprune.ablations import Ablation
 from edgeprune.graph import KVReaders
 from edgeprune.models.loading import load_model
 from edgeprune.models.masked import MaskedModel
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 @final
@@ -50,6 +53,6 @@ class ModelOptions:
         names = ("split_embedding", "kv_readers", "dtype", "gguf_file", "revision", "attn_implementation")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
-    def load(self) -> MaskedModel:
-        """Load the model."""
-        return load_model(self.name, device=self.device, **self.loading)
+    def load(self, mesh: "DeviceMesh | None" = None) -> MaskedModel:
+        """Load the model; on a mesh of processes, this one's part of it (see `load_model`)."""
+        return load_model(self.name, device=self.device, mesh=mesh, **self.loading)

@@ -16,6 +16,7 @@ from edgeprune.memory import (
     training_terms,
 )
 from edgeprune.metrics.measure import TOKENS_AT_ONCE
+from edgeprune.models.sharding import Whole
 from edgeprune.objectives import OBJECTIVES
 from lit_modules.pruning import PruningModule
 
@@ -35,6 +36,11 @@ def plan_fit(module: PruningModule, data: Any, trainer: pl.Trainer) -> MemoryPla
     Raises:
         EdgepruneError: The run cannot fit, or both an open batch size and accumulation are set.
     """
+    if data.open_sizes and not isinstance(module.masked.sharding, Whole):
+        raise EdgepruneError(
+            f"{sorted(data.open_sizes)[0]} auto would be settled by each process for itself, and a sharded model needs "
+            "the same size in all: give a number"
+        )
     needs = _Needs(module, data, trainer)
     if "batch_size" in data.open_sizes:
         if trainer.accumulate_grad_batches != 1:

@@ -24,7 +24,7 @@ from edgeprune.objectives import OBJECTIVES, Objective, masked_mean
 from lit_modules.checkpoint_checks import check_checkpoint
 from lit_modules.checkpoints import last_good
 from lit_modules.progress import run_progress
-from lit_modules.ranks import gathered, rows_of_rank, sample_of_groups, summed
+from lit_modules.ranks import average_gradients, gathered, rows_of_rank, sample_of_groups, summed
 
 
 class NotFiniteError(EdgepruneError):
@@ -85,7 +85,14 @@ class PruningModule(pl.LightningModule):
     def configure_model(self) -> None:
         """Load the model and make the gates, once."""
         if self.masked is None:
-            self.masked = self.options.load()
+            mesh = None if self.device_mesh is None else self.device_mesh["data_parallel"]
+            if mesh is not None:
+                self.cache_gb = 0.0
+                if disk_gb := self._cache_options["disk_gb"]:
+                    raise EdgepruneError(
+                        f"a sharded model keeps no reference runs, got cache_disk_gb {disk_gb}; leave it out"
+                    )
+            self.masked = self.options.load(mesh)
             self._check_objective()
             self.runs = ReferenceRuns(self.masked, self.ablation, self.cache_gb, **self._cache_options)
             self.recipe.build(self.masked.graph)
@@ -209,6 +216,7 @@ class PruningModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Refuse gradients that are not finite, before they reach the gates."""
+        average_gradients(self.trainer, self.recipe.parameters())
         if not _finite(parameter.grad for parameter in self.recipe.parameters()):
             raise NotFiniteError(f"gradients are not finite {self._where()}")
 

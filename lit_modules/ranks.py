@@ -1,14 +1,23 @@
 """What several processes of one run share out and exchange; with one process, it gets its own values back."""
 
 import math
-from typing import Any
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from typing import Any, final
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
+from edgeprune.errors import EdgepruneError
 from edgeprune.metrics.examples import ExampleValues
+
+
+@final
+class OfAllRanksError(EdgepruneError):
+    """A mistake that one rank found; all ranks raise it."""
 
 
 def first_rank() -> bool:
@@ -30,6 +39,34 @@ def summed(trainer: pl.Trainer, values: Tensor) -> Tensor:
     if trainer.world_size == 1:
         return values
     return trainer.strategy.reduce(values.clone(), reduce_op="sum")  # pyright: ignore[reportReturnType]
+
+
+def average_gradients(trainer: pl.Trainer, parameters: Iterable[Tensor]) -> None:
+    """Give gradients their mean over ranks where the strategy leaves that to the module; DDP has done it."""
+    if trainer.world_size > 1 and isinstance(trainer.strategy, ModelParallelStrategy):
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.copy_(trainer.strategy.reduce(parameter.grad, reduce_op="mean"))
+
+
+@contextmanager
+def all_ranks_agree(trainer: pl.Trainer) -> Generator[None]:
+    """Let what one rank refuses be refused by all of them, which would wait for it otherwise; all must come here.
+
+    Raises:
+        OfAllRanksError: The first refusal.
+    """
+    if not torch.distributed.is_initialized():
+        yield
+        return
+    refusal: str | None = None
+    try:
+        yield
+    except EdgepruneError as error:
+        refusal = str(error)
+    first = next(filter(None, gathered(trainer, refusal)), None)
+    if first is not None:
+        raise OfAllRanksError(first)
 
 
 def shard(trainer: pl.Trainer) -> tuple[int, int]:

@@ -259,4 +259,5 @@ def replaced_run(
     stream = torch.stack(
         [put(own, embeddings[:, item], values.embeddings[item]) for item, own in enumerate(parts)]
     ).sum(0)
-    return walk(model.blocks, stream, context, edits)
+    with model.sharding.keeping():
+        return walk(model.blocks, stream, context, edits)

@@ -17,12 +17,12 @@ from edgeprune.models.states import WriterStates
 
 def zero(model: MaskedModel) -> WriterStates:
     """Every writer silent, `[..., 1, 1, ...]`. The bias of an attention output has no owner and stays."""
-    arch, weight = model.graph.arch, model.blocks[0].projection_weight()
-    heads, head_dim, width = weight.shape
+    arch, (heads, head_dim, width) = model.graph.arch, model.head_shape
+    new_zeros = partial(torch.zeros, dtype=model.dtype, device=model.device)
     return WriterStates(
-        embeddings=weight.new_zeros(arch.num_embeddings, 1, 1, width),
-        heads=weight.new_zeros(arch.num_layers, 1, 1, heads, head_dim),
-        mlps=weight.new_zeros(arch.num_layers, 1, 1, width) if arch.has_mlp else None,
+        embeddings=new_zeros(arch.num_embeddings, 1, 1, width),
+        heads=new_zeros(arch.num_layers, 1, 1, heads, head_dim),
+        mlps=new_zeros(arch.num_layers, 1, 1, width) if arch.has_mlp else None,
     )
 
 

@@ -29,6 +29,7 @@ from edgeprune.console import Progress, no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.limits import Limits
 from edgeprune.models.masked import MaskedModel, position_ids
+from edgeprune.models.sharding import Whole
 from edgeprune.models.states import WriterStates
 from edgeprune.objectives import Objective
 from edgeprune.paths import cache_root
@@ -42,6 +43,7 @@ CacheDtype = Literal["float32", "bfloat16"]
 class ReferenceRuns:
     """Full and ablated runs of batches, kept per example as far as there is room.
 
+    Of a sharded model nothing is kept: its processes must run the same layers, whatever each of them has met before.
     Called with batches as they come, it keeps the first examples for which there is room, each as the batch in which it
     came first gave it. After `plan`, which examples are kept and in which batch each is computed depends on their split
     alone: a resumed training run, which begins with nothing kept, sees the same values to the last bit.
@@ -80,6 +82,8 @@ class ReferenceRuns:
             )
         self.spec = Ablation.parse(ablation) if isinstance(ablation, str) else ablation
         self.model, self.ablation = model, str(self.spec)
+        if not isinstance(model.sharding, Whole):
+            budget_gb = disk_gb = 0.0
         room: dict[Place, int] = {"memory": int(budget_gb * 1e9), "disk": int(disk_gb * 1e9)}
         self._dtype = None if cache_dtype is None else getattr(torch, cache_dtype)
         self.store = ReferenceCache(room, cache_root(disk_folder) / "frozen", self._dtype)

@@ -19,7 +19,7 @@ MODEL_DTYPES = {"16": "float16", "bf16": "bfloat16", "64": "float64"}
 REMEDIES = {
     "trainer.accelerator": "set it to cpu or auto",
     "trainer.devices": "set it to auto or to a number of processes, at least 1",
-    "trainer.strategy": "set it to auto or ddp",
+    "trainer.strategy": "set it to auto, ddp or sharded",
 }
 
 

@@ -33,7 +33,8 @@ from lit_modules.checkpoints import SealedCheckpoints, StoppedAtOnceError, Stopp
 from lit_modules.memory import plan_fit
 from lit_modules.metrics_log import MetricsTable
 from lit_modules.pruning import NotFiniteError
-from lit_modules.ranks import first_rank
+from lit_modules.ranks import OfAllRanksError, all_ranks_agree, first_rank
+from lit_modules.sharded import start_processes
 from lit_modules.snapshots import check_folders
 
 __all__ = ["EdgepruneCLI", "run"]
@@ -135,23 +136,32 @@ class EdgepruneCLI(LightningCLI):
                     f"ckpt_path cannot be {checkpoint}, which no new process knows; give last, or a file"
                 )
             saved = None if checkpoint is None or checkpoint in NAMED else load_checkpoint(checkpoint)
-            self.model.configure_model()
-            if saved is not None:
-                check_checkpoint(saved, self.model.recipe, self.model.masked, self.model.name)
-                if self.subcommand == "fit":
-                    check_unfinished(saved, Path(str(checkpoint)), self.config.fit)
-                    check_start(saved, self.model.recipe)
-            if checkpoint is None:
-                self.model.check_started()
-            self.datamodule.setup(self.subcommand)
-            for split in {"fit": ("train", "validation"), "validate": ("validation",)}.get(self.subcommand, ("test",)):
-                self.datamodule.check(Limits.of(self.model.masked), split)
+            start_processes(self.trainer, self.model)
+            with all_ranks_agree(self.trainer):
+                self._load(saved)
             if self.subcommand == "fit":
-                plan = plan_fit(self.model, self.datamodule, self.trainer)
-                check_interval(self.trainer, len(self.datamodule.train_dataloader()))
+                with all_ranks_agree(self.trainer):
+                    plan = plan_fit(self.model, self.datamodule, self.trainer)
+                    check_interval(self.trainer, len(self.datamodule.train_dataloader()))
                 if self.trainer.is_global_zero:
                     print(plan)  # noqa: T201
             self._write_whole_files()
+
+    def _load(self, saved: dict[str, Any] | None) -> None:
+        """Load the model and the pairs, and check that a checkpoint fits."""
+        self.model.configure_model()
+        if saved is not None:
+            check_checkpoint(saved, self.model.recipe, self.model.masked, self.model.name)
+            if self.subcommand == "fit":
+                checkpoint = self.config.fit.ckpt_path
+                check_unfinished(saved, Path(str(checkpoint)), self.config.fit)
+                check_start(saved, self.model.recipe)
+        if self.config[str(self.subcommand)].get("ckpt_path") is None:
+            self.model.check_started()
+        self.datamodule.setup(str(self.subcommand))
+        splits = {"fit": ("train", "validation"), "validate": ("validation",)}.get(str(self.subcommand), ("test",))
+        for split in splits:
+            self.datamodule.check(Limits.of(self.model.masked), split)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> pl.Trainer:
         """Leave our progress out where it is switched off, and where the config names a bar of its own."""
@@ -235,7 +245,7 @@ def run(arguments: list[str]) -> None:
         )
     except (TypeError, ValueError) as error:  # jsonargparse wraps what a constructor raised
         cause = innermost(error)
-        if isinstance(cause, NotFiniteError) and not first_rank():
+        if isinstance(cause, NotFiniteError | OfAllRanksError) and not first_rank():
             return  # all ranks have it, the first reports it
         raise cause from None
     except StoppedBySignalError as stop:

@@ -19,6 +19,7 @@ from torch import Tensor
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.block import Block, repeat_kv, weights_per_reader
 from edgeprune.models.masked import COMPUTED, MaskedModel
+from edgeprune.models.sharding import Whole
 from edgeprune.models.states import FixedOutputs, WriterStates
 
 
@@ -39,6 +40,8 @@ class EdgesBeforeNorm(MaskedModel):
 
     def __init__(self, model: MaskedModel) -> None:
         arch = model.graph.arch
+        if not isinstance(model.sharding, Whole):
+            raise EdgepruneError("edges before the norm need a model that is whole in every process; load it unsharded")
         super().__init__(model.hf, split_embedding=arch.split_embedding, kv_readers=arch.kv_readers)
         if any(block.post_norm is None for block in self.blocks):
             raise EdgepruneError(

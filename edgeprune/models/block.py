@@ -59,8 +59,8 @@ class Block(nn.Module, ABC):
     """One layer of a model: its own modules, never copies of them, behind names that all families share.
 
     Attributes:
-        module: The model's own layer.
         layer: Its number.
+        gather: Makes the weights of a sharded model's layer whole (`sharding.py`); None: they are.
         has_mlp: False for attention-only models.
         parallel: The MLP reads what the attention read, so it does not see the layer's heads.
         qk_norm: `"head"`: queries and keys of each head are normed by themselves. `"layer"`: those of all heads
@@ -73,8 +73,16 @@ class Block(nn.Module, ABC):
 
     def __init__(self, module: nn.Module, layer: int) -> None:
         super().__init__()
-        self.module: Any = module
+        self.add_module("module", module)
         self.layer = layer
+        self.gather: Callable[[], None] | None = None
+
+    @property
+    def module(self) -> Any:
+        """The model's own layer; in a sharded model, its weights are made whole."""
+        if self.gather is not None:
+            self.gather()
+        return self._modules["module"]
 
     @property
     def coupled_heads(self) -> bool:

@@ -13,11 +13,14 @@ from edgeprune.graph import KVReaders
 from edgeprune.models.family import ATTENTION_IMPLEMENTATIONS, find_family
 from edgeprune.models.limits import Limits
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.pretrained import read_config, read_model, read_tokenizer
+from edgeprune.models.pretrained import read_config, read_empty, read_model, read_tokenizer
+from edgeprune.models.sharded_loading import WeightFiles
+from edgeprune.models.sharding import device_of, shard
 from edgeprune.models.transformer_lens import check_same_logits, from_transformer_lens, is_of_transformer_lens
-from edgeprune.models.weights import check_finite
+from edgeprune.models.weights import check_finite, sample
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 COMPILED = "compiled:"
@@ -34,6 +37,7 @@ def load_model(
     gguf_file: str | None = None,
     revision: str | None = None,
     attn_implementation: str | None = None,
+    mesh: "DeviceMesh | None" = None,
 ) -> MaskedModel:
     """Load a model whose edges can be closed.
 
@@ -50,6 +54,9 @@ def load_model(
         gguf_file: File inside `name` to dequantise (needs the extra `gguf`).
         revision: Branch, tag or commit on the hub.
         attn_implementation: `"sdpa"`, `"eager"`, `"flash_attention_2"`; None for the library's choice.
+        mesh: Processes, in one dimension, each of which gets a part of every weight, on its own device; `device` does
+            not matter then. All of them must call it, and run the same layers in the same order afterwards, each on a
+            batch of its own. Weights come from safetensors, and no process reads more than one layer at a time.
 
     Raises:
         UnsupportedFamilyError: No adapter for the architecture, or a flag that the adapter does not know; adapters or
@@ -63,7 +70,7 @@ def load_model(
         known = ", ".join(ATTENTION_IMPLEMENTATIONS)
         raise EdgepruneError(f"attn_implementation must be one of {known}, got {attn_implementation!r}")
     _check_device(device)
-    given = name
+    given, files = name, None
     if not isinstance(name, (str, os.PathLike)):
         name, hf = f"the {type(given).__name__} given", _given(given)
     elif (hf := _compiled(str(name))) is not None:
@@ -76,13 +83,32 @@ def load_model(
             "revision": revision,
             "attn_implementation": attn_implementation,
         }
-        hf = read_model(str(name), _resolve(str(name)), options)
+        if mesh is None:
+            hf = read_model(str(name), _resolve(str(name)), options)
+        else:
+            hf, files = _empty(str(name), options, mesh)
     model = MaskedModel(hf, split_embedding=bool(split_embedding), kv_readers=kv_readers)
     if is_of_transformer_lens(given):
         check_same_logits(model, given)
+    if mesh is not None:
+        shard(model, mesh, *([] if files is None else [files.fill]))
+        return model.to(device_of(mesh))
     model = model.to(device)
-    check_finite(model.hf, str(name))
+    check_finite(dict(model.hf.named_parameters()), str(name))
     return model
+
+
+def _empty(name: str, options: dict[str, Any], mesh: "DeviceMesh") -> tuple[Any, WeightFiles]:
+    """A Hugging Face model without weights, and the files that they are to be read from."""
+    if options.pop("gguf_file") is not None:
+        raise EdgepruneError(
+            f"a GGUF file in {name!r} cannot be read in shards: load it whole, with trainer.strategy ddp, or save the "
+            "model once with save_pretrained"
+        )
+    hf, folder = read_empty(name, _resolve(name), options)
+    files = WeightFiles(hf, folder, name, device_of(mesh))
+    files.fill_buffers()
+    return hf, files
 
 
 def _given(model: Any) -> Any:
@@ -151,10 +177,11 @@ def known_limits(name: str, revision: str | None = None) -> Limits | None:
 def fingerprint(model: MaskedModel) -> str:
     """Hash of a few numbers of every weight: differs between models of one shape, not between dtypes of one model."""
     digest = hashlib.sha256(json.dumps(model.graph.to_dict(), sort_keys=True).encode())
-    for name, weight in sorted(model.hf.named_parameters()):
-        flat = weight.detach().flatten()
-        picked = flat[:: max(1, flat.numel() // 16)][:16]
-        digest.update(name.encode() + picked.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
+    samples = getattr(model.sharding, "samples", None)  # of a sharded model, taken while its weights were whole
+    if samples is None:
+        samples = {name: sample(weight) for name, weight in model.hf.named_parameters()}
+    for name, numbers in sorted(samples.items()):
+        digest.update(name.encode() + numbers)
     return digest.hexdigest()[:16]
 
 

@@ -21,6 +21,7 @@ from edgeprune.models.projections import Projections
 from edgeprune.models.read_functions import ReadStream, ScaleGradient, WriteHeads, WriteOne
 from edgeprune.models.read_ops import exact_dtype
 from edgeprune.models.reads import LayerReads
+from edgeprune.models.sharding import Sharding, Whole
 from edgeprune.models.stack import DeltaStack, Workspace
 from edgeprune.models.states import FixedOutputs, WriterStates
 
@@ -48,6 +49,8 @@ class MaskedModel(nn.Module):
         self.graph = EdgeGraph(self.family.arch(split_embedding))
         self._workspace = Workspace()
         self.projections = Projections(self.blocks, self.graph.arch)
+        self.head_shape = self.blocks[0].projection_weight().shape  # heads, their width, width of the stream
+        self.sharding: Whole | Sharding = Whole(hf)
         self.train(False)
 
     def train(self, mode: bool = True) -> Self:
@@ -77,7 +80,7 @@ class MaskedModel(nn.Module):
     @property
     def width(self) -> int:
         """Width of the residual stream."""
-        return self.blocks[0].projection_weight().shape[-1]
+        return self.head_shape[-1]
 
     @property
     def num_outputs(self) -> int:
@@ -87,7 +90,7 @@ class MaskedModel(nn.Module):
     @property
     def layer_states(self) -> int:
         """Numbers per token that the layers leave in `record`'s states: heads before their projection, and MLPs."""
-        arch, (heads, head_dim, width) = self.graph.arch, self.blocks[0].projection_weight().shape
+        arch, (heads, head_dim, width) = self.graph.arch, self.head_shape
         return arch.num_layers * (heads * head_dim + width * arch.has_mlp)
 
     # ---------------------------------------------------------------- runs without gates
@@ -129,11 +132,14 @@ class MaskedModel(nn.Module):
         """
         _, start, context = self.start(input_ids, attention_mask)
         stream = start if stream is None else stream
-        return walk(self.blocks, stream, context, edits, self.graph.arch.kv_readers_per_head, first)
+        with self.sharding.keeping():
+            return walk(self.blocks, stream, context, edits, self.graph.arch.kv_readers_per_head, first)
 
     def logits(self, stream: Tensor, positions: Tensor | None = None) -> Tensor:
         """Logits of a final stream `[batch, seq, d]`, at all positions or at `positions`, long `[batch, n]`."""
-        return self.family.finish(self.at(stream, positions))
+        self.sharding.gather_ends()
+        with self.sharding.keeping():
+            return self.family.finish(self.at(stream, positions))
 
     @staticmethod
     def at(stream: Tensor, positions: Tensor | None) -> Tensor:
@@ -168,6 +174,7 @@ class MaskedModel(nn.Module):
             EdgepruneError: A prompt has a token or a position that the model does not know; padding may have any.
         """
         positions = position_ids(input_ids, attention_mask)
+        self.sharding.gather_ends()
         parts = self.family.embed(*Limits.of(self).fitted(input_ids, positions, attention_mask))
         return parts if self.graph.arch.split_embedding else [functools.reduce(torch.add, parts)]
 
@@ -208,8 +215,9 @@ class MaskedModel(nn.Module):
             `[batch, seq, vocab]`, or `[batch, n, vocab]` with `positions`; d_model instead of vocab without `head`.
         """
         self._check(input_ids, gates, ablated)
-        inputs = self._last_inputs(input_ids, gates, ablated, attention_mask, positions, fixed, relative, all_open)
-        logits = self.family.finish(inputs) if head else inputs
+        with self.sharding.keeping():
+            inputs = self._last_inputs(input_ids, gates, ablated, attention_mask, positions, fixed, relative, all_open)
+        logits = self.logits(inputs) if head else inputs
         return ScaleGradient.apply(logits, self._gradient_scale) if gates.requires_grad else logits
 
     def _last_inputs(

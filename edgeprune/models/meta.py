@@ -162,8 +162,3 @@ class _Fused(torch.autograd.Function):
         out, sums = q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(q.shape[:-1], dtype=torch.float32)
         ctx.save_for_backward(q, k, v, out, sums, None if mask is None else mask.to(q.dtype))
         return out
-
-
-def storage_key(tensor: Tensor) -> StorageWeakRef:
-    """What tells the memory of tensors `[...]` apart, on every device."""
-    return StorageWeakRef(tensor.untyped_storage())

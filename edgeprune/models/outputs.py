@@ -32,8 +32,7 @@ def writer_outputs(model: MaskedModel, states: WriterStates) -> Iterator[Tensor]
 
 def output_biases(model: MaskedModel) -> Tensor:
     """What attention adds where its heads write nothing: the biases that no writer owns, `[layer, d_model]`."""
-    weight = model.blocks[0].projection_weight()
-    nothing = weight.new_zeros(1, 1, *weight.shape[:2])
+    nothing = torch.zeros(1, 1, *model.head_shape[:2], dtype=model.dtype, device=model.device)
     return torch.stack([block.sum_heads(nothing)[0, 0] for block in model.blocks])
 
 

@@ -10,7 +10,11 @@ import pickle
 import textwrap
 from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, cast, final
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from edgeprune.errors import EdgepruneError, NoTokenizerError, UnsupportedFamilyError
 from edgeprune.models.family import find_family
@@ -21,6 +25,7 @@ from edgeprune.models.weights import check_complete, check_plain
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+WEIGHTS = ["*.safetensors", "*.safetensors.index.json", "*.json"]
 VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
 
 
@@ -41,11 +46,7 @@ def read_model(name: str, path: str, options: dict[str, Any]) -> Any:
     gguf_file, options = options.get("gguf_file"), {key: value for key, value in options.items() if value is not None}
     source = _Source(name, path, gguf_file or "config.json", options.pop("revision", None))
     if gguf_file is None:
-        config = source.config()
-        family = find_family(config["model_type"], config)
-        if "attn_implementation" in options:
-            family.check_attention(options["attn_implementation"])
-        _check_unpacked(name, config)
+        source.check_config(options.get("attn_implementation"))
     else:
         options["quantization_config"] = GgufConfig(dequantize=True)  # or it stays packed, where kernels are installed
     with source.one_line("cannot load model"):
@@ -72,6 +73,41 @@ def read_config(name: str, path: str, revision: str | None = None) -> "PreTraine
     find_family(values["model_type"], values)
     with source.one_line("cannot read the config of"):
         return AutoConfig.from_pretrained(source.path, **source.options)
+
+
+def read_empty(name: str, path: str, options: dict[str, Any]) -> tuple[Any, Path]:
+    """The same model with weights on the meta device, where they take no memory, and the folder of their files.
+
+    Arguments and errors are those of `read_model`; `gguf_file` is not known.
+    """
+    from huggingface_hub import snapshot_download
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source = _Source(name, path, "config.json", options["revision"])
+    source.check_config(options["attn_implementation"])
+    with source.one_line("cannot load model"):
+        config: Any = AutoConfig.from_pretrained(source.path, **source.options)
+        dtype = options["dtype"]
+        if dtype == "auto":
+            dtype = config.dtype or torch.float32
+        empty = register_module_parameter_registration_hook(cast("Any", _on_meta))
+        try:
+            hf: Any = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation=options["attn_implementation"], trust_remote_code=False
+            )
+        finally:
+            empty.remove()
+        if not source.is_folder:
+            source.path = snapshot_download(source.path, revision=options["revision"], allow_patterns=WEIGHTS)
+    hf.config.name_or_path = path
+    return hf, Path(source.path)
+
+
+def _on_meta(module: nn.Module, name: str, weight: nn.Parameter | None) -> nn.Parameter | None:
+    """In the place of a weight, one without memory; None: keep what is given."""
+    if weight is None or weight.is_meta:  # tied weights are registered twice
+        return None
+    return nn.Parameter(weight.detach().to("meta"), requires_grad=False)
 
 
 def _check_unpacked(name: str, config: dict[str, Any]) -> None:
@@ -169,6 +205,14 @@ class _Source:
             if not isinstance(known, str):
                 raise ValueError("there is no config.json that names a model_type")
         return config
+
+    def check_config(self, attention: str | None) -> None:
+        """Refuse what no adapter covers, an attention implementation (if one is named) and packed weights."""
+        config = self.config()
+        family = find_family(config["model_type"], config)
+        if attention is not None:
+            family.check_attention(attention)
+        _check_unpacked(self.name, config)
 
     @contextlib.contextmanager
     def one_line(self, what: str) -> Generator[None]:

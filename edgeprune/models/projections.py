@@ -59,6 +59,14 @@ class Projections:
         self._blocks, self._arch = blocks, arch
         self._kept: dict[int, _Kept] = {}
         self._room: Tensor | None = None
+        self._may_keep = True
+        _, head_dim, width = blocks[0].projection_weight().shape
+        self._shape = (arch.num_attention_readers, width, head_dim + blocks[0].input_spec().centred)  # of one layer's
+
+    def keep_nothing(self) -> None:
+        """Make each layer's weights when it is read: what they are made from is whole only then."""
+        self._may_keep = False
+        self._kept.clear()
 
     @property
     def num_bytes(self) -> int:
@@ -70,16 +78,9 @@ class Projections:
         return math.prod(self._shape) * self._blocks[0].projection_weight().dtype.itemsize
 
     @property
-    def _shape(self) -> tuple[int, int, int]:
-        """Of one layer's weights."""
-        first = self._blocks[0]
-        _, head_dim, width = first.projection_weight().shape
-        return self._arch.num_attention_readers, width, head_dim + first.input_spec().centred
-
-    @property
     def _keeps(self) -> bool:
         """Whether all layers' weights stay."""
-        return self._layer_bytes * len(self._blocks) <= KEPT_BYTES
+        return self._may_keep and self._layer_bytes * len(self._blocks) <= KEPT_BYTES
 
     @torch.no_grad()
     def forget_edited(self) -> None:

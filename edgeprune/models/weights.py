@@ -52,15 +52,19 @@ def check_complete(hf: Any, found: Mapping[str, Collection[Any]], name: str) -> 
         warnings.warn(f"{name}: a language model has no place for {_some(extra)}, left out", stacklevel=2)
 
 
-def check_finite(model: nn.Module, name: str) -> None:
+def check_finite(weights: Mapping[str, Tensor], name: str) -> None:
     """Refuse weights that are NaN or infinite, as one forward pass makes all of them.
+
+    Args:
+        weights: By name.
+        name: Of the model.
 
     Raises:
         EdgepruneError: The message names the weights.
     """
-    odd = [key for key, weight in model.named_parameters() if not _is_finite(weight)]
+    odd = [key for key, weight in weights.items() if not _is_finite(weight)]
     if odd:
-        dtype = next(model.parameters()).dtype
+        dtype = weights[odd[0]].dtype
         raise EdgepruneError(
             f"{name} has weights that are NaN or infinite in {str(dtype).removeprefix('torch.')}: {_some(odd)}; "
             "get the files again" + (", or set dtype to bfloat16 or float32" if dtype == torch.float16 else "")
@@ -83,6 +87,13 @@ def check_plain(hf: nn.Module) -> None:
         raise UnsupportedFamilyError(
             f"quantised weights ({_some(packed)}) cannot be split by head; load a copy that is not quantised"
         )
+
+
+def sample(weight: Tensor) -> bytes:
+    """A few numbers of a weight, the same in every dtype that bfloat16 can be rounded from."""
+    flat = weight.detach().flatten()
+    picked = flat[:: max(1, flat.numel() // 16)][:16]
+    return picked.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _is_plain(weight: Tensor) -> bool:

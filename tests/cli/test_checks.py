@@ -32,7 +32,7 @@ FIT: list[tuple[str, str, str]] = [
     ("trainer.devices", "0", "set it to auto or to a number of processes"),
     ("trainer.devices", "two", "set it to auto or to a number of processes"),
     ("trainer.num_nodes", "0", "must be a positive integer"),
-    ("trainer.strategy", "alone", "set it to auto or ddp"),
+    ("trainer.strategy", "alone", "set it to auto, ddp or sharded"),
     ("trainer.max_steps", "-2", "must be a non-negative integer or -1"),
     ("trainer.max_epochs", "-2", "must be a non-negative integer or -1"),
     ("trainer.min_steps", "-1", "at least 0, or null"),
