@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.read_ops import ops_for
-from edgeprune.models.reads import segment_readers
+from edgeprune.models.reads import mixed_readers
 
 CHUNKS = 6  # pieces of readers' inputs, with what is worked out from them, that are alive at once
 GATE_MATRICES = 8  # float32 tensors per sample of the gates: noise, sample, closed, their gradients
@@ -108,7 +108,7 @@ def training_terms(model: MaskedModel, shape: BatchShape, activations: int) -> d
         "activations": activations * shape.batch,
         "frozen states": _states(model, shape),
         "logits": int(LOSS_LOGITS * _logits(model, shape)),
-        "chunks": CHUNKS * ops_for(model.device).chunk_bytes,
+        "chunks": CHUNKS * ops_for(model.device, model.read_ops).chunk_bytes,
         "gates": GATE_MATRICES * shape.masks * model.graph.exists.numel() * 4,
     }
 
@@ -129,7 +129,7 @@ def evaluation_terms(
         **{name: num_bytes for name, num_bytes in kept.items() if num_bytes},
         "frozen states": 2 * _states(model, shape),  # made, and put together
         "logits": int(EVALUATION_LOGITS * _logits(model, shape)),
-        "chunks": CHUNKS * ops_for(model.device).chunk_bytes,
+        "chunks": CHUNKS * ops_for(model.device, model.read_ops).chunk_bytes,
     }
 
 
@@ -137,7 +137,7 @@ def _buffers(model: MaskedModel, shape: BatchShape) -> dict[str, int]:
     """Bytes of what stays from one run to the next."""
     graph, arch = model.graph, model.graph.arch
     row = model.width * model.dtype.itemsize  # of one token
-    longest = segment_readers(arch.num_layers, arch.readers_per_layer, ops_for(model.device).segment_readers)
+    longest = mixed_readers(arch, ops_for(model.device, model.read_ops))
     return {
         "stack": len(graph.writers) * shape.tokens * row,
         "readers' inputs": longest * shape.tokens * row,

@@ -136,7 +136,8 @@ def selfcheck(
             report(f"{dtype}, {kernel}", 0, 5)
             model.hf.set_attn_implementation(kernel)
             arch = model.graph.arch
-            model = MaskedModel(model.hf, split_embedding=arch.split_embedding, kv_readers=arch.kv_readers)
+            kinds: dict[str, Any] = {"split_embedding": arch.split_embedding, "kv_readers": arch.kv_readers}
+            model = MaskedModel(model.hf, **kinds, read_ops=model.read_ops)
             clean, corrupted = _tokens(model)
             target = _target(model, clean) if target is None else target
             found, gradient = _check(model, dtype, (clean, corrupted, target), exact_gradient, report)

@@ -39,7 +39,9 @@ class EdgesBeforeNorm(MaskedModel):
 
     def __init__(self, model: MaskedModel) -> None:
         arch = model.graph.arch
-        super().__init__(model.hf, split_embedding=arch.split_embedding, kv_readers=arch.kv_readers)
+        super().__init__(
+            model.hf, split_embedding=arch.split_embedding, kv_readers=arch.kv_readers, read_ops=model.read_ops
+        )
         if any(block.post_norm is None for block in self.blocks):
             raise EdgepruneError(
                 f"{model.hf.config.model_type} has no norm behind its attention, so there is one convention for its "

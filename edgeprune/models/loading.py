@@ -14,6 +14,7 @@ from edgeprune.models.family import ATTENTION_IMPLEMENTATIONS, find_family
 from edgeprune.models.limits import Limits
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.pretrained import read_model, read_tokenizer
+from edgeprune.models.read_ops import checked_name
 from edgeprune.models.transformer_lens import check_same_logits, from_transformer_lens, is_of_transformer_lens
 from edgeprune.models.weights import check_finite
 
@@ -34,6 +35,7 @@ def load_model(
     gguf_file: str | None = None,
     revision: str | None = None,
     attn_implementation: str | None = None,
+    read_ops: str | None = None,
 ) -> MaskedModel:
     """Load a model whose edges can be closed.
 
@@ -50,6 +52,7 @@ def load_model(
         gguf_file: File inside `name` to dequantise (needs the extra `gguf`).
         revision: Branch, tag or commit on the hub.
         attn_implementation: `"sdpa"`, `"eager"`, `"flash_attention_2"`; None for the library's choice.
+        read_ops: `"host"`, `"cuda"` or `"triton"`; see `MaskedModel`.
 
     Raises:
         UnsupportedFamilyError: No adapter for the architecture, or a flag that the adapter does not know; adapters or
@@ -63,6 +66,7 @@ def load_model(
         known = ", ".join(ATTENTION_IMPLEMENTATIONS)
         raise EdgepruneError(f"attn_implementation must be one of {known}, got {attn_implementation!r}")
     _check_device(device)
+    checked_name(read_ops)
     given = name
     if not isinstance(name, (str, os.PathLike)):
         name, hf = f"the {type(given).__name__} given", _given(given)
@@ -77,7 +81,7 @@ def load_model(
             "attn_implementation": attn_implementation,
         }
         hf = read_model(str(name), _resolve(str(name)), options)
-    model = MaskedModel(hf, split_embedding=bool(split_embedding), kv_readers=kv_readers)
+    model = MaskedModel(hf, split_embedding=bool(split_embedding), kv_readers=kv_readers, read_ops=read_ops)
     if is_of_transformer_lens(given):
         check_same_logits(model, given)
     model = model.to(device)

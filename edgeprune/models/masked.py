@@ -19,7 +19,7 @@ from edgeprune.models.family import find_family
 from edgeprune.models.limits import Limits
 from edgeprune.models.projections import Projections
 from edgeprune.models.read_functions import ReadStream, ScaleGradient, WriteHeads, WriteOne
-from edgeprune.models.read_ops import exact_dtype
+from edgeprune.models.read_ops import checked_name, exact_dtype
 from edgeprune.models.reads import LayerReads
 from edgeprune.models.stack import DeltaStack, Workspace
 from edgeprune.models.states import FixedOutputs, WriterStates
@@ -35,14 +35,19 @@ class MaskedModel(nn.Module):
         hf: A loaded Hugging Face causal language model. It is frozen and put in evaluation mode, and stays so.
         split_embedding: Token and position embedding are two writers.
         kv_readers: `"group"` or `"head"`; see `ArchSpec`.
+        read_ops: How edges are read: `"host"`, `"cuda"` or `"triton"`. None: what the environment variable
+            `EDGEPRUNE_READ_OPS` names, else what the device does best.
     """
 
     sums_to_stream = (
         True  # recorded writers add up to the stream; see `before_norm.py` for a model of which they do not
     )
 
-    def __init__(self, hf: Any, *, split_embedding: bool = False, kv_readers: KVReaders = "group") -> None:
+    def __init__(
+        self, hf: Any, *, split_embedding: bool = False, kv_readers: KVReaders = "group", read_ops: str | None = None
+    ) -> None:
         super().__init__()
+        self.read_ops = checked_name(read_ops)
         self.hf: Any = hf.requires_grad_(False)
         self.family = find_family(hf.config.model_type)(hf, kv_readers)
         self.graph = EdgeGraph(self.family.arch(split_embedding))
@@ -231,7 +236,9 @@ class MaskedModel(nn.Module):
         closed = (1 - gates).to(stream.device, exact_dtype(stream.dtype)).reshape(-1, *graph.shape)
         if gates.requires_grad:
             closed = ScaleGradient.apply(closed, 1 / self._gradient_scale)
-        reads = LayerReads(graph, self.blocks, self.projections, closed, stream, self._workspace, all_open)
+        reads = LayerReads(
+            graph, self.blocks, self.projections, closed, stream, self._workspace, all_open, self.read_ops
+        )
         stack = reads.stack
         chain = stream.new_zeros((), requires_grad=gates.requires_grad)
         for row, (own, other) in enumerate(zip(embeddings, ablated.embeddings, strict=True)):
