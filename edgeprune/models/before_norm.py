@@ -59,7 +59,7 @@ class EdgesBeforeNorm(MaskedModel):
         relative: bool,
         all_open: bool | None,
     ) -> Tensor:
-        """See `MaskedModel`; `fixed`, `relative` and gates of tokens are refused."""
+        """See `MaskedModel`; `fixed`, `relative` and gates of tokens are refused, `all_open` is not needed."""
         if gates.ndim == 4 or relative or fixed is not COMPUTED:
             raise EdgepruneError(
                 "edges before the norm know gates [reader, writer] alone, or one such matrix per group"
