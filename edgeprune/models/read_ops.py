@@ -10,6 +10,7 @@ half-precision matrices as two terms, which hold 16 bits of it; slopes, sums ove
 
 import os
 from collections.abc import Iterator
+from importlib import import_module
 
 import torch
 from torch import Tensor
@@ -274,7 +275,7 @@ def checked_name(name: str | None) -> str | None:
         raise EdgepruneError(f"{where} must be one of {', '.join(NAMES)}, got {name!r}")
     if name == "triton":
         try:
-            import edgeprune.models.triton_ops
+            import_module("edgeprune.models.triton_ops")
         except ImportError as error:
             raise EdgepruneError(
                 f"{where}='triton' needs the package triton, which does not load ({error}); install it, or take 'cuda'"
@@ -290,9 +291,9 @@ def ops_for(device: torch.device, name: str | None = None) -> ReadOps:
     """
     name = checked_name(name)
     if name == "triton":
-        from edgeprune.models.triton_ops import TRITON
+        from edgeprune.models.triton_ops import TRITON, interpreted
 
-        if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        if device.type != "cuda" and not interpreted():
             raise EdgepruneError(
                 f"read_ops='triton' runs on a GPU, the model is on {device}; take 'host', or set TRITON_INTERPRET=1 "
                 "for Triton's interpreter, which is slow"
