@@ -24,7 +24,9 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +42,6 @@ from edgeprune.models.read_ops import checked_name
 from lit_modules.metrics_log import FILE
 
 FAMILIES = ("GPT2-gpt20", "Llama-llama1", "Gemma2-gemma20")
-SHOWN = 4  # digits
 
 
 class Part(NamedTuple):
@@ -105,10 +106,13 @@ def training(device: str, tiny: bool, folder: Path | None) -> Iterator[Row]:
             return
         steps = ["--trainer.max_steps", str(count), "--trainer.val_check_interval", str(count)]
         start = time.perf_counter()
+        said = StringIO()
         try:
-            cli(["fit", "--config", *config, *steps, *trainer, *logs, "--progress.seconds", "1000"])
+            with redirect_stdout(said):
+                cli(["fit", "--config", *config, *steps, *trainer, *logs, "--progress.seconds", "1000"])
         except SystemExit as done:
             if done.code:
+                print(said.getvalue()[-2000:])
                 raise RuntimeError(f"edgeprune fit ended with status {done.code}") from None
         seconds = time.perf_counter() - start
         yield {"what": f"{count} steps, loading and evaluation", "seconds": seconds}
@@ -184,15 +188,7 @@ def bounded(part: Part, seconds: float) -> dict[str, Any]:
 
 def shown(value: Any) -> str:
     """A cell."""
-    if value is None:
-        return ""
-    return (
-        f"{value:.{SHOWN}g}"
-        if isinstance(value, float) and value < 1e6
-        else f"{value:.3e}"[:9]
-        if isinstance(value, float)
-        else str(value)
-    )
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def card_of(rows: list[Row]) -> Card | None:
