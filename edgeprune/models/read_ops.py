@@ -20,6 +20,7 @@ from edgeprune.models.projections import Projection
 
 VARIABLE = "EDGEPRUNE_READ_OPS"
 NAMES = ("host", "cuda", "triton")
+WIDE_SUMS = "out_dtype" in (torch.bmm.__doc__ or "")  # products of half precision summed in float32, on GPUs: torch 2.8
 
 
 def exact_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -252,7 +253,7 @@ class CudaReadOps(ReadOps):
         own, other = (_by_group(part, num_groups) for part in (grad, rows))
         if own.dtype.itemsize >= 4:
             return torch.bmm(own, other.mT)
-        if not own.is_cuda:  # products with sums of another dtype are of GPUs alone
+        if not (own.is_cuda and WIDE_SUMS):
             return super().slopes(grad, rows, num_groups)
         return torch.bmm(own, other.mT, out_dtype=torch.float32)
 

@@ -61,7 +61,7 @@ def _dot(left, right, total):
     """`total + left @ right`, float32 as such and not rounded to 19 bits."""
     if INTERPRETED:  # which would multiply the bits of bfloat16
         left, right = left.to(total.dtype), right.to(total.dtype)
-    return tl.dot(left, right, total, input_precision="ieee")
+    return tl.dot(left, right, total, input_precision="ieee", out_dtype=total.dtype)
 
 
 @triton.jit

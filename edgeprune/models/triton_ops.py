@@ -1,8 +1,8 @@
 """A layer's read in one kernel: mix, norm and projection, and their backward, with no `[readers, T, D]` in memory.
 
 No GPU has run these kernels: they are held against `ReadOps` in Triton's interpreter on a processor, and chosen by name
-alone (`ops_for`). Compiled for sm_90 with these block sizes, bfloat16 forms need few registers more than there are or
-none (C = 64 and the backward); how fast they are is not known.
+alone (`ops_for`). They compile for sm_90, with Triton 3.6 and 3.9; with these block sizes forms in bfloat16 do with the
+registers there are, or nearly (heads of 128 columns, forward). How fast they are is not known.
 """
 
 from typing import Any, final
@@ -38,7 +38,7 @@ class TritonReadOps(CudaReadOps):
         stream = stream.contiguous()
         out = offset.new_empty((tokens, *offset.shape))
         scale, mean = stream.new_empty((2, readers, tokens), dtype=exact)
-        columns = min(HEAD_BLOCK, _block(head))
+        columns = min(HEAD_BLOCK if exact == torch.float32 else HEAD_BLOCK // 2, _block(head))
         blocks = tokens // groups, readers, head
         sizes = TOKEN_BLOCK, READER_BLOCK, columns
         by_token, by_reader, by_column = (-(-n // size) for n, size in zip(blocks, sizes, strict=True))

@@ -14,7 +14,8 @@ from edgeprune.models.projections import Projection
 from edgeprune.models.read_ops import HOST, exact_dtype
 from tests.models.test_conformance import CASES, build, prompts, random_gates
 
-pytest.importorskip("triton", reason="Triton is not installed")
+# the interpreter of older ones does not go with the NumPy of today
+pytest.importorskip("triton", minversion="3.9", reason="Triton 3.9 or later is not installed")
 
 from edgeprune.models.triton_ops import TRITON
 
@@ -131,12 +132,17 @@ from edgeprune.models.triton_kernels import read_kernel, unread_kernel
 
 BLOCKS = dict(NORM=True, CENTRED=True, READERS=16, WRITERS=32, TOKENS=16, WIDTH=16)
 HALF, EXACT = "delta stream weight offset out scaled of_delta of_stream", "closed scale mean pull centre of_closed"
-for kernel, constants in ((read_kernel, dict(HEAD=128)), (unread_kernel, dict(MIXES=True, COLLECTS=True, HEAD=32))):
-    constants |= BLOCKS
+FORWARD, BACKWARD = dict(HEAD=128, **BLOCKS), dict(MIXES=True, COLLECTS=True, HEAD=32, **BLOCKS)
+for kernel, constants, dtype, exact in (
+    (read_kernel, FORWARD, "*bf16", "*fp32"),
+    (unread_kernel, BACKWARD, "*bf16", "*fp32"),
+    (read_kernel, FORWARD | dict(HEAD=64), "*fp64", "*fp64"),
+    (unread_kernel, BACKWARD, "*fp64", "*fp64"),
+):
     kinds = {
         name: "constexpr" if name in constants
-        else "*bf16" if name in HALF.split()
-        else "*fp32" if name in EXACT.split()
+        else dtype if name in HALF.split()
+        else exact if name in EXACT.split()
         else "fp32" if name == "eps"
         else "i32"
         for name in kernel.arg_names
