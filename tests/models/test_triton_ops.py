@@ -149,7 +149,8 @@ for kernel, constants, dtype, exact in (
     }
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     source = ASTSource(kernel, kinds, places)
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=dict(num_warps=8))
+    options = dict(num_warps=8, **dict(num_stages=1) if kernel is unread_kernel else {})  # as they are called
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     assert made.metadata.shared <= 227 * 1024, made.metadata.shared
     assert "mma.sync" in made.asm["ptx"]
 """
