@@ -1,172 +1,236 @@
-"""What the conformance suite asks, on a GPU: open gates equal the library bit for bit, closed ones the corrupted run.
+"""What there is to learn on one GPU in nine minutes: is it right there, how fast is it, what makes it faster.
 
-    python -m benchmarks.gpu                        # from the root of a checkout; --device cpu where there is no GPU
-    python benchmarks/step.py --device cuda         # what a step costs there
+    python -m benchmarks.gpu                         # from the root of a checkout; nothing is fetched
+    python -m benchmarks.gpu --model-folder FOLDER   # SmolLM2 or another small model with its tokenizer: 100 steps
+    python -m benchmarks.gpu --device cpu --tiny     # every part on tiny shapes, in less than a minute
 
-Every family's tiny random models: float32, bfloat16 and float16, eager and sdpa, lengths 1 to 17, batches 1 to 8, with
-padding and without; closed gates against the corrupted run; in float64 fractional gates against explicit sums over
-edges, values and gradients. Prints a table of failures and a summary; exit status 1 if anything failed.
+Parts, in this order: the environment, and what products and copies reach there; three families' conformance (open gates
+equal the library bit for bit, closed ones the corrupted run, fractional ones explicit sums in float64); the operations
+of a read on the device against float64 on the processor; the time of steps, with and without Triton and CUDA graphs; a
+short training run. Each part has a process and a time of its own, so that one which fails, hangs or breaks the device
+leaves the others be. What is known is written to --out after each. Exit status 1 if anything failed.
+
+Packages to carry to a machine without an index are in `benchmarks/gpu_wheels.txt`; with PyTorch 2.11, Transformers 5.17
+and Lightning 2.6 there they are all.
 """
 
 import argparse
+import importlib.metadata
+import json
+import multiprocessing
+import os
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from functools import partial
-from itertools import product
-from typing import Any
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
-from edgeprune import ablations
-from edgeprune.models.masked import MaskedModel, position_ids
-from tests.models.reference import slow_logits
-from tests.models.test_conformance import CASES, VOCAB, build, random_gates
+from benchmarks import gpu_conformance
+from benchmarks.gpu_operations import operations
+from benchmarks.gpu_steps import CASES, TINY, Card, Row, measured_card, one_line, steps
+from benchmarks.markdown_tables import markdown
+from edgeprune.cli import main as cli
+from edgeprune.errors import EdgepruneError
+from edgeprune.models.read_ops import checked_name
+from lit_modules.metrics_log import FILE
 
-LENGTHS, BATCHES = range(1, 18), range(1, 9)
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-ROWS: list[tuple[str, ...]] = []
-COUNT = {"exact": 0, "closed": 0, "slow": 0, "gradients": 0}
-
-
-def prompts(batch: int, seq: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Clean and corrupted tokens `[batch, seq]`."""
-    generator = torch.Generator().manual_seed(17 * batch + seq)
-    first, second = torch.randint(0, VOCAB, (2, batch, seq), generator=generator)
-    return first.to(device), second.to(device)
+FAMILIES = ("GPT2-gpt20", "Llama-llama1", "Gemma2-gemma20")
 
 
-def made(case: Any, dtype: torch.dtype, implementation: str, kv_readers: str, device: str) -> MaskedModel:
-    """A model of the suite, on the device."""
-    family, index = case.values
-    return build(family, index, dtype, implementation, kv_readers=kv_readers).to(device)
+class Part(NamedTuple):
+    """What is done, and for how long at most."""
+
+    seconds: float
+    work: Callable[[], Iterator[Row]]
 
 
-def kernels(case: Any) -> tuple[str, ...]:
-    """Attention implementations that its family has."""
-    return tuple(name for name in ("eager", "sdpa") if name in case.values[0].attention_implementations)
+def environment(device: str, tiny: bool) -> Iterator[Row]:
+    """Versions, the card, and what it reaches."""
+    for name in ("torch", "transformers", "lightning", "triton", "flash_attn"):
+        try:
+            yield {"what": name, "is": importlib.metadata.version(name)}
+        except importlib.metadata.PackageNotFoundError:
+            yield {"what": name, "is": "not installed"}
+    if device != "cpu":
+        card = torch.cuda.get_device_properties(device)
+        yield {"what": "card", "is": f"{card.name}, {card.total_memory / 1e9:.0f} GB, {card.multi_processor_count} SMs"}
+        yield {"what": "CUDA", "is": f"{torch.version.cuda}, capability {card.major}.{card.minor}"}
+        yield {"what": "TF32", "is": str(torch.backends.cuda.matmul.allow_tf32)}
+    yield from measured_card(device, 256 if tiny else 8192)
 
 
-def readers(case: Any) -> tuple[str, ...]:
-    """The ways in which its k and v can be read."""
-    config = case.values[0].tiny()[case.values[1]]
-    grouped = getattr(config, "num_key_value_heads", None) not in (None, config.num_attention_heads)
-    return ("group", "head") if grouped else ("group",)
+def conformance(device: str, tiny: bool) -> Iterator[Row]:
+    """Three families, one row for each check."""
+    cases = {case.id: case for case in gpu_conformance.CASES}
+    if tiny:
+        gpu_conformance.DTYPES = (torch.float32, torch.bfloat16)
+    for name in FAMILIES[: 1 if tiny else None]:
+        checks: dict[str, Callable[[], None]] = {
+            "exact": partial(gpu_conformance.exact, cases[name], device, True),
+            "closed": partial(gpu_conformance.closed, cases[name], device),
+            "slow": partial(gpu_conformance.slow, cases[name], device),
+        }
+        for check, work in checks.items():
+            before, checked = len(gpu_conformance.ROWS), sum(gpu_conformance.COUNT.values())
+            row: Row = {"model": name, "check": check}
+            try:
+                work()
+            except Exception as error:
+                row["error"] = one_line(error)
+            failures = gpu_conformance.ROWS[before:]
+            row |= {"checked": sum(gpu_conformance.COUNT.values()) - checked, "failures": len(failures)}
+            if failures:
+                row["error"] = f"worst {max(row[8] for row in failures)}; first {', '.join(failures[0])}"
+            yield row
 
 
-def fail(*row: Any) -> None:
-    """Note a failure: check, model, dtype, attention, readers, size, padding, what, how far off."""
-    ROWS.append(tuple(map(str, row)))
+def training(device: str, tiny: bool, folder: Path | None) -> Iterator[Row]:
+    """A short run of `edgeprune fit`, as a user has it."""
+    with tempfile.TemporaryDirectory() as room:
+        logs = ["--trainer.logger.init_args.save_dir", room]
+        trainer = ["--trainer.accelerator", "cpu" if device == "cpu" else "gpu", "--trainer.devices", "1"]
+        if folder is not None:
+            count = 100
+            config = ["configs/ioi_smollm2.yaml", "--model.name", str(folder)]
+        elif tiny:
+            count, config = 4, ["configs/quickstart.yaml"]
+        else:
+            yield {"what": "skipped: no --model-folder"}
+            return
+        steps = ["--trainer.max_steps", str(count), "--trainer.val_check_interval", str(count)]
+        start = time.perf_counter()
+        said = StringIO()
+        try:
+            with redirect_stdout(said):
+                cli(["fit", "--config", *config, *steps, *trainer, *logs, "--progress.seconds", "1000"])
+        except SystemExit as done:
+            if done.code:
+                print(said.getvalue()[-2000:])
+                raise RuntimeError(f"edgeprune fit ended with status {done.code}") from None
+        seconds = time.perf_counter() - start
+        yield {"what": f"{count} steps, loading and evaluation", "seconds": seconds}
+        (log,) = Path(room).rglob(FILE)
+        yield {"what": "last line of metrics.csv", "is": log.read_text().splitlines()[-1][:300]}
 
 
-@torch.no_grad()
-def exact(case: Any, device: str, quick: bool) -> None:
-    """Every length with every batch in float32; each of them once in other dtypes, and with padding."""
-    for dtype, implementation, kv in product(DTYPES, kernels(case), readers(case)):
-        model = made(case, dtype, implementation, kv, device)
-        opened, zero = model.graph.all_open().to(device), ablations.zero(model)
-        some = [(1, 1), (3, 9), (8, 9), (5, 17)] if quick else [(BATCHES[3 * seq % 8], seq) for seq in LENGTHS]
-        every = some if quick or dtype != torch.float32 else list(product(BATCHES, LENGTHS))
-        cases = [*((size, None) for size in every), *product(some, ("left", "right"))]
-        for (batch, seq), side in cases:
-            clean, _ = prompts(batch, seq, device)
-            mask, options = None, {}
-            if side is not None:
-                real = torch.arange(seq) >= (torch.arange(batch)[:, None] * 5 % seq)
-                mask = (real if side == "left" else real.flip(1)).long().to(device)
-                options = {"attention_mask": mask, "position_ids": position_ids(clean, mask)}
-            expected = model.hf(clean, **options).logits
-            for name, found in (("gates", model(clean, opened, zero, mask)), ("full", model.full(clean, mask))):
-                COUNT["exact"] += 1
-                if mask is not None:  # rows of padding alone may be anything
-                    found, wanted = (logits[mask.bool()] for logits in (found, expected))
-                else:
-                    wanted = expected
-                if not torch.equal(found, wanted):
-                    off = (found.float() - wanted.float()).abs().max().item()
-                    fail("exact", case.id, dtype, implementation, kv, f"{batch} x {seq}", side, name, f"{off:.1e}")
-        for batch, seq in ((3, 9), (8, 5)):  # with gradients, too
-            clean, corrupted = prompts(batch, seq, device)
-            with torch.enable_grad():
-                gates = opened.clone().requires_grad_()
-                found = model(clean, gates, model.record(corrupted))
-            COUNT["exact"] += 1
-            if not torch.equal(found, model.hf(clean).logits):
-                fail("exact", case.id, dtype, implementation, kv, f"{batch} x {seq}", None, "with gradients", "")
+def named_operations(device: str) -> tuple[list[str], list[Row]]:
+    """The read operations that can be tried on this device, and why the others cannot."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    try:
+        if device == "cpu" and not interpreted:
+            raise EdgepruneError("kernels run on a GPU, or with TRITON_INTERPRET=1")
+        checked_name("triton")
+    except EdgepruneError as error:
+        return ["cuda"], [{"ops": "triton", "skipped": str(error)}]
+    return ["cuda", "triton"], []
 
 
-@torch.no_grad()
-def closed(case: Any, device: str) -> None:
-    """All gates closed: the corrupted run."""
-    limits = {torch.float64: 1e-10, torch.float32: 2e-4, torch.bfloat16: 0.3, torch.float16: 0.05}
-    for dtype, implementation, kv in product(limits, kernels(case), readers(case)):
-        model = made(case, dtype, implementation, kv, device)
-        for batch, seq in ((1, 1), (3, 9), (8, 16)):
-            clean, corrupted = prompts(batch, seq, device)
-            found = model(clean, model.graph.all_closed().to(device), model.record(corrupted))
-            wanted = model.hf(corrupted).logits
-            off = ((found - wanted).abs().max() / wanted.abs().max().clamp(min=1)).item()
-            COUNT["closed"] += 1
-            if not off <= limits[dtype]:
-                fail("closed", case.id, dtype, implementation, kv, f"{batch} x {seq}", None, "", f"{off:.1e}")
+def parts(options: argparse.Namespace, card: Callable[[], Card | None]) -> dict[str, Part]:
+    """All parts, in order."""
+    device, tiny = options.device, options.tiny
+    names, absent = named_operations(device)
+
+    def read_operations() -> Iterator[Row]:
+        yield from absent
+        yield from operations(device, names, tiny)
+
+    found = {
+        "environment": Part(40, partial(environment, device, tiny)),
+        "conformance": Part(100, partial(conformance, device, tiny)),
+        "read operations": Part(70, read_operations),
+    }
+    rounds = 1 if tiny else 5
+    for name, case in (TINY if tiny else CASES).items():
+        found[f"step {name}"] = Part(
+            case.seconds, lambda case=case: steps(case, device, ["host"] * (device == "cpu") + names, card(), rounds)
+        )
+    return found | {"training": Part(90, partial(training, device, tiny, options.model_folder))}
 
 
-def slow(case: Any, device: str) -> None:
-    """Fractional gates in float64 against explicit sums over edges, values and gradients."""
-    for implementation, kv in product(kernels(case), readers(case)):
-        model = made(case, torch.float64, implementation, kv, device)
-        clean, corrupted = prompts(3, 7, device)
-        ablated = model.record(corrupted)
-        for fractional in (True, False):
-            gates = random_gates(model, fractional).to(device).requires_grad_()
-            found, wanted = model(clean, gates, ablated), slow_logits(model, clean, gates, ablated)
-            weights = torch.randn(wanted.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-            weights = weights.to(device)
-            (mine,) = torch.autograd.grad((found * weights).sum(), gates)
-            (right,) = torch.autograd.grad((wanted * weights).sum(), gates)
-            for name, off, limit in (
-                ("slow", (found - wanted).abs().max().item(), 1e-10),
-                ("gradients", ((mine - right).abs() / right.abs().clamp(min=1)).max().item(), 1e-8),
-            ):
-                COUNT[name] += 1
-                if not off <= limit:
-                    fail(
-                        name, case.id, torch.float64, implementation, kv, "3 x 7", None, f"{fractional=}", f"{off:.1e}"
-                    )
+def in_child(work: Callable[[], Iterator[Row]], path: str) -> None:
+    """Write rows to a file as they come, and what goes wrong as the last."""
+    with Path(path).open("w") as file:
+        try:
+            for row in work():
+                print(json.dumps(row), file=file, flush=True)
+        except BaseException as error:
+            traceback.print_exc()
+            print(json.dumps({"error": one_line(error)}), file=file, flush=True)
+    sys.stdout.flush()
+    os._exit(0)  # without what a broken device would do at the end
+
+
+def bounded(part: Part, seconds: float) -> dict[str, Any]:
+    """Run a part in a process of its own: rows, status, seconds."""
+    start = time.perf_counter()
+    with tempfile.NamedTemporaryFile() as file:
+        # forked, so that nothing is imported again; this process has not touched the device
+        process = multiprocessing.get_context("fork").Process(target=in_child, args=(part.work, file.name))
+        process.start()
+        process.join(seconds)
+        late = process.is_alive()
+        if late:
+            process.kill()
+            process.join()
+        rows = [json.loads(line) for line in Path(file.name).read_text().splitlines() if line.endswith("}")]
+    status = "failed" if any("error" in row for row in rows) else "ok"
+    if process.exitcode:
+        status = f"stopped after {seconds:.0f} s" if late else f"died with status {process.exitcode}"
+    return {"status": status, "seconds": time.perf_counter() - start, "rows": rows}
+
+
+def shown(value: Any) -> str:
+    """A cell."""
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def card_of(rows: list[Row]) -> Card | None:
+    """The measured card, from the rows of the environment."""
+    found = {key: row[key] for row in rows for key in ("operations a second", "bytes a second") if key in row}
+    return Card(*found.values()) if len(found) == len(Card._fields) else None
 
 
 def main() -> None:
-    """Check all families and print what failed."""
+    """Run all parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--quick", action="store_true", help="four sizes instead of 136")
+    parser.add_argument("--device", default="cuda", help="cuda (default) or cpu")
+    parser.add_argument("--tiny", action="store_true", help="tiny shapes, one family")
+    parser.add_argument("--model-folder", type=Path, help="a small model and its tokenizer, for the training run")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu.json"))
+    parser.add_argument("--minutes", type=float, default=8.7, help="for all parts together")
+    parser.add_argument("--only", nargs="+", help="names of parts, or their beginnings")
     options = parser.parse_args()
-    if options.device.startswith("cuda") and not torch.cuda.is_available():
-        sys.exit("no CUDA device; give --device cpu")
-    name = torch.cuda.get_device_name() if options.device.startswith("cuda") else "cpu"
-    print(f"torch {torch.__version__}, {name}, TF32 {torch.backends.cuda.matmul.allow_tf32}")
-    for case in CASES:
-        start = time.perf_counter()
-        checks: dict[str, Callable[[], None]] = {
-            "exact": partial(exact, case, options.device, options.quick),
-            "closed": partial(closed, case, options.device),
-            "slow": partial(slow, case, options.device),
-        }
-        for check, work in checks.items():
-            try:
-                work()
-            except Exception as error:  # a failure like any other: the rest is still to be seen
-                fail(check, case.id, "", "", "", "", None, type(error).__name__, str(error).split("\n")[0][:160])
-        print(f"{case.id:40s} {time.perf_counter() - start:6.1f} s, failures so far {len(ROWS)}", flush=True)
-    by_kind: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
-    for row in ROWS:
-        by_kind.setdefault(row[:5], []).append(row)
-    print("\ncheck | model | dtype | attention | readers | cases | worst | first case")
-    for kind, rows in by_kind.items():
-        print(" | ".join(kind), "|", len(rows), "|", max(row[8] for row in rows), "|", ", ".join(rows[0][5:8]))
-    print(f"\n{len(ROWS)} failures; checked {COUNT}")
-    sys.exit(bool(ROWS))
+    start, results = time.perf_counter(), dict[str, Any]()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+
+    def card() -> Card | None:
+        return card_of(results.get("environment", {}).get("rows", []))
+
+    for name, part in parts(options, card).items():
+        if options.only and not name.startswith(tuple(options.only)):
+            continue
+        left = 60 * options.minutes - (time.perf_counter() - start)
+        if left < 5:
+            results[name] = {"status": "no time left", "seconds": 0.0, "rows": []}
+        else:
+            results[name] = bounded(part, min(part.seconds, left))
+        options.out.write_text(json.dumps({"device": options.device, "tiny": options.tiny, "parts": results}, indent=1))
+        print(f"\n## {name}: {results[name]['status']}, {results[name]['seconds']:.1f} s\n")
+        if rows := results[name]["rows"]:
+            heads = list(dict.fromkeys(key for row in rows for key in row))
+            print(markdown(heads, ([shown(row.get(head)) for head in heads] for row in rows)), flush=True)
+    failed = [name for name, result in results.items() if result["status"] != "ok"]
+    print(f"\n{time.perf_counter() - start:.0f} s; not ok: {', '.join(failed) or 'none'}; written to {options.out}")
+    sys.exit(bool(failed))
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # asking whether there is a GPU leaves it untouched
     main()

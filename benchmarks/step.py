@@ -51,7 +51,12 @@ def kinds(config: Any, batch: int, seq: int, dtype: torch.dtype, device: str = "
     """The things to time, by name."""
     torch.manual_seed(0)
     hf = AutoModelForCausalLM.from_config(config).to(device, dtype).eval()
-    model = MaskedModel(hf)
+    return kinds_of(MaskedModel(hf), batch, seq)
+
+
+def kinds_of(model: MaskedModel, batch: int, seq: int) -> dict[str, Callable[[], None]]:
+    """The same of a model that there is."""
+    hf, device = model.hf, model.device
     clean, corrupted = torch.randint(0, hf.config.vocab_size, (2, batch, seq), device=device)
     last = torch.full((batch, 1), seq - 1, device=device)
     gates = HardConcrete(model.graph.num_edges, init_mean=2.0).to(device)

@@ -17,7 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.meta import without_values
 from edgeprune.models.read_ops import ops_for
-from edgeprune.models.reads import segment_readers
+from edgeprune.models.reads import mixed_readers
 from edgeprune.models.sharding import storage_key
 
 CHUNKS = 6  # pieces of readers' inputs, with what is worked out from them, that are alive at once
@@ -116,7 +116,7 @@ def training_terms(
         "activations": activations * shape.batch,
         "frozen states": _states(model, shape),
         "logits": int(LOSS_LOGITS * _logits(model, shape)),
-        "chunks": CHUNKS * ops_for(device or model.device).chunk_bytes,
+        "chunks": CHUNKS * ops_for(device or model.device, model.read_ops).chunk_bytes,
         "gates": GATE_MATRICES * shape.masks * num_gates * 4,
         "optimizer": OPTIMIZER_MATRICES * num_gates * 4,
     }
@@ -142,7 +142,7 @@ def evaluation_terms(
         **{name: num_bytes for name, num_bytes in kept.items() if num_bytes},
         "frozen states": 2 * _states(model, shape),  # made, and put together
         "logits": int(EVALUATION_LOGITS * _logits(model, shape)),
-        "chunks": CHUNKS * ops_for(device or model.device).chunk_bytes,
+        "chunks": CHUNKS * ops_for(device or model.device, model.read_ops).chunk_bytes,
     }
 
 
@@ -150,8 +150,7 @@ def _buffers(model: MaskedModel, shape: BatchShape, device: torch.device | None)
     """Bytes of what stays from one run to the next."""
     graph, arch = model.graph, model.graph.arch
     row = model.width * model.dtype.itemsize  # of one token
-    segment = ops_for(device or model.device).segment_readers
-    longest = segment_readers(arch.num_layers, arch.readers_per_layer, segment)
+    longest = mixed_readers(arch, ops_for(device or model.device, model.read_ops))
     return {
         "stack": len(graph.writers) * shape.tokens * row,
         "readers' inputs": longest * shape.tokens * row,

@@ -22,8 +22,9 @@ from torch import Tensor
 from edgeprune.console import Progress, no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.loading import load_model
-from edgeprune.models.masked import MaskedModel, position_ids
+from edgeprune.models.masked import MaskedModel
 from edgeprune.models.outputs import output_biases, writer_outputs
+from edgeprune.models.places import position_ids
 from edgeprune.selfcheck_costs import gates_at, peak_bytes, ratio, steps, timed
 from edgeprune.tables import Numbers, table
 
@@ -136,7 +137,8 @@ def selfcheck(
             report(f"{dtype}, {kernel}", 0, 5)
             model.hf.set_attn_implementation(kernel)
             arch = model.graph.arch
-            model = MaskedModel(model.hf, split_embedding=arch.split_embedding, kv_readers=arch.kv_readers)
+            kinds: dict[str, Any] = {"split_embedding": arch.split_embedding, "kv_readers": arch.kv_readers}
+            model = MaskedModel(model.hf, **kinds, read_ops=model.read_ops)
             clean, corrupted = _tokens(model)
             target = _target(model, clean) if target is None else target
             found, gradient = _check(model, dtype, (clean, corrupted, target), exact_gradient, report)

@@ -6,7 +6,7 @@ import gc
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ def _with_gradient(module: torch.nn.Module, inputs: Any, found: Tensor) -> Tenso
     return found.detach().requires_grad_()
 
 
-def timed(tasks: dict[str, Callable[[], None]], rounds: int = ROUNDS) -> dict[str, list[float]]:
+def timed(tasks: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, list[float]]:
     """Seconds of each kind in each round, in which all take their turn; one round before goes uncounted."""
     times: dict[str, list[float]] = {name: [] for name in tasks}
     for number in range(rounds + 1):

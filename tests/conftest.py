@@ -9,6 +9,8 @@ import pytest
 
 # Set before torch is imported: one thread per worker, since threads of several workers that fight are slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Set before Triton is imported, where it is installed: its kernels are run on the processor.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 # Under nohup it is ignored, in all processes that tests start too, and a run leaves it so.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 

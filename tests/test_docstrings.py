@@ -1,6 +1,7 @@
 """Public functions of the core say the shapes of their tensors in one form, and their types without `Any`."""
 
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 PACKAGES = ("edgeprune.models", "edgeprune.methods", "edgeprune.metrics")
+WITH_TRITON = ("edgeprune.models.triton_ops", "edgeprune.models.triton_kernels")  # they load only where it is installed
 SHAPE = re.compile(r"`\[[^`]*\]`|\bscalar\b")  # `[batch, seq]`, or (scalar)
 TENSOR, ANY = re.compile(r"\bTensor\b"), re.compile(r"\bAny\b")
 
@@ -40,6 +42,8 @@ def modules() -> Iterator[ModuleType]:
     for package in map(importlib.import_module, PACKAGES):
         yield package
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if found.name in WITH_TRITON and importlib.util.find_spec("triton") is None:
+                continue
             yield importlib.import_module(found.name)
 
 

@@ -28,7 +28,8 @@ from edgeprune.batch import PairBatch, at_positions
 from edgeprune.console import Progress, no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.limits import Limits
-from edgeprune.models.masked import MaskedModel, position_ids
+from edgeprune.models.masked import MaskedModel
+from edgeprune.models.places import position_ids
 from edgeprune.models.sharding import Whole
 from edgeprune.models.states import WriterStates
 from edgeprune.objectives import Objective

@@ -42,7 +42,9 @@ class EdgesBeforeNorm(MaskedModel):
         arch = model.graph.arch
         if not isinstance(model.sharding, Whole):
             raise EdgepruneError("edges before the norm need a model that is whole in every process; load it unsharded")
-        super().__init__(model.hf, split_embedding=arch.split_embedding, kv_readers=arch.kv_readers)
+        super().__init__(
+            model.hf, split_embedding=arch.split_embedding, kv_readers=arch.kv_readers, read_ops=model.read_ops
+        )
         if any(block.post_norm is None for block in self.blocks):
             raise EdgepruneError(
                 f"{model.hf.config.model_type} has no norm behind its attention, so there is one convention for its "
@@ -60,7 +62,7 @@ class EdgesBeforeNorm(MaskedModel):
         relative: bool,
         all_open: bool | None,
     ) -> Tensor:
-        """See `MaskedModel`; `fixed`, `relative` and gates of tokens are refused."""
+        """See `MaskedModel`; `fixed`, `relative` and gates of tokens are refused, `all_open` is not needed."""
         if gates.ndim == 4 or relative or fixed is not COMPUTED:
             raise EdgepruneError(
                 "edges before the norm know gates [reader, writer] alone, or one such matrix per group"

@@ -238,3 +238,13 @@ def repeat_kv(qkv: Projected, copies: int) -> Projected:
         return qkv
     q, k, v = qkv
     return q, k.repeat_interleave(copies, dim=2), v.repeat_interleave(copies, dim=2)
+
+
+def keeping(found: list[Tensor]) -> Callable[[int, Tensor], Tensor]:
+    """An edit that puts values `[batch, seq, ...]` into a list and leaves them as they are."""
+
+    def keep(layer: int, value: Tensor) -> Tensor:
+        found.append(value)
+        return value
+
+    return keep

@@ -54,7 +54,7 @@ class CircuitRun(StartingRun):
         self._changing = find_changes(graph, self.keep, self.keep.any(1))
         start = self.embedded.flatten(0, 1)
         closed = self.closed.to(exact_dtype(start.dtype))[None]
-        reads = LayerReads(graph, model.blocks, model.projections, closed, start, Workspace())
+        reads = LayerReads(graph, model.blocks, model.projections, closed, start, Workspace(), read_ops=model.read_ops)
         self._stack = reads.stack  # whose memory `delta` is
         self.delta = reads.stack.delta
         self.put_embeddings(ablated)

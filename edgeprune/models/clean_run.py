@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
-from edgeprune.models.block import Edits, Site, walk
-from edgeprune.models.masked import MaskedModel, keeping, rows_of
+from edgeprune.models.block import Edits, Site, keeping, walk
+from edgeprune.models.masked import MaskedModel
+from edgeprune.models.places import rows_of
 from edgeprune.models.states import WriterStates
 
 _KEPT: tuple[Site, ...] = ("residual", "q_proj", "k_proj", "v_proj", "head_out", "attention_out", "mlp_out")

@@ -14,6 +14,7 @@ from edgeprune.models.family import ATTENTION_IMPLEMENTATIONS, find_family
 from edgeprune.models.limits import Limits
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.pretrained import read_config, read_empty, read_model, read_tokenizer
+from edgeprune.models.read_ops import checked_name
 from edgeprune.models.sharded_loading import WeightFiles
 from edgeprune.models.sharding import device_of, shard
 from edgeprune.models.transformer_lens import check_same_logits, from_transformer_lens, is_of_transformer_lens
@@ -38,6 +39,7 @@ def load_model(
     revision: str | None = None,
     attn_implementation: str | None = None,
     mesh: "DeviceMesh | None" = None,
+    read_ops: str | None = None,
 ) -> MaskedModel:
     """Load a model whose edges can be closed.
 
@@ -57,6 +59,7 @@ def load_model(
         mesh: Processes, in one dimension, each of which gets a part of every weight, on its own device; `device` does
             not matter then. All of them must call it, and run the same layers in the same order afterwards, each on a
             batch of its own. Weights come from safetensors, and no process reads more than one layer at a time.
+        read_ops: `"host"`, `"cuda"` or `"triton"`; see `MaskedModel`.
 
     Raises:
         UnsupportedFamilyError: No adapter for the architecture, or a flag that the adapter does not know; adapters or
@@ -70,6 +73,7 @@ def load_model(
         known = ", ".join(ATTENTION_IMPLEMENTATIONS)
         raise EdgepruneError(f"attn_implementation must be one of {known}, got {attn_implementation!r}")
     _check_device(device)
+    checked_name(read_ops)
     given, files = name, None
     if not isinstance(name, (str, os.PathLike)):
         name, hf = f"the {type(given).__name__} given", _given(given)
@@ -87,7 +91,7 @@ def load_model(
             hf = read_model(str(name), _resolve(str(name)), options)
         else:
             hf, files = _empty(str(name), options, mesh)
-    model = MaskedModel(hf, split_embedding=bool(split_embedding), kv_readers=kv_readers)
+    model = MaskedModel(hf, split_embedding=bool(split_embedding), kv_readers=kv_readers, read_ops=read_ops)
     if is_of_transformer_lens(given):
         check_same_logits(model, given)
     if mesh is not None:

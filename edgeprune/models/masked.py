@@ -6,7 +6,7 @@ outside.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph, KVReaders
-from edgeprune.models.block import NO_EDITS, Block, Edits, Projected, walk
+from edgeprune.models.block import NO_EDITS, Block, Edits, Projected, keeping, walk
 from edgeprune.models.family import find_family
 from edgeprune.models.limits import Limits
+from edgeprune.models.places import position_ids, rows_of
 from edgeprune.models.projections import Projections
 from edgeprune.models.read_functions import ReadStream, ScaleGradient, WriteHeads, WriteOne
-from edgeprune.models.read_ops import exact_dtype
+from edgeprune.models.read_ops import checked_name, exact_dtype
 from edgeprune.models.reads import LayerReads
 from edgeprune.models.sharding import Sharding, Whole
 from edgeprune.models.stack import DeltaStack, Workspace
@@ -36,14 +37,17 @@ class MaskedModel(nn.Module):
         hf: A loaded Hugging Face causal language model. It is frozen and put in evaluation mode, and stays so.
         split_embedding: Token and position embedding are two writers.
         kv_readers: `"group"` or `"head"`; see `ArchSpec`.
+        read_ops: How edges are read: `"host"`, `"cuda"` or `"triton"`. None: what the environment variable
+            `EDGEPRUNE_READ_OPS` names, else what the device does best.
     """
 
-    sums_to_stream = (
-        True  # recorded writers add up to the stream; see `before_norm.py` for a model of which they do not
-    )
+    sums_to_stream = True  # recorded writers add up to the stream; not those of `before_norm.py`
 
-    def __init__(self, hf: Any, *, split_embedding: bool = False, kv_readers: KVReaders = "group") -> None:
+    def __init__(
+        self, hf: Any, *, split_embedding: bool = False, kv_readers: KVReaders = "group", read_ops: str | None = None
+    ) -> None:
         super().__init__()
+        self.read_ops = checked_name(read_ops)
         self.hf: Any = hf.requires_grad_(False)
         self.family = find_family(hf.config.model_type)(hf, kv_readers)
         self.graph = EdgeGraph(self.family.arch(split_embedding))
@@ -239,7 +243,9 @@ class MaskedModel(nn.Module):
         closed = (1 - gates).to(stream.device, exact_dtype(stream.dtype)).reshape(-1, *graph.shape)
         if gates.requires_grad:
             closed = ScaleGradient.apply(closed, 1 / self._gradient_scale)
-        reads = LayerReads(graph, self.blocks, self.projections, closed, stream, self._workspace, all_open)
+        reads = LayerReads(
+            graph, self.blocks, self.projections, closed, stream, self._workspace, all_open, self.read_ops
+        )
         stack = reads.stack
         chain = stream.new_zeros((), requires_grad=gates.requires_grad)
         for row, (own, other) in enumerate(zip(embeddings, ablated.embeddings, strict=True)):
@@ -343,28 +349,3 @@ class MaskedModel(nn.Module):
                 f"ablated states are for [batch, seq] = {tuple(fits)}, the prompts have {tuple(input_ids.shape)}: "
                 "record the corrupted prompts of the same batch, padded alike"
             )
-
-
-def rows_of(positions: Tensor, seq: int) -> Tensor:
-    """Positions `[batch, n]` as rows of `[batch * seq, ...]`, long `[batch * n]`."""
-    return (torch.arange(len(positions), device=positions.device)[:, None] * seq + positions).flatten()
-
-
-def keeping(found: list[Tensor]) -> Callable[[int, Tensor], Tensor]:
-    """An edit that puts values `[batch, seq, ...]` into a list and leaves them as they are."""
-
-    def keep(layer: int, value: Tensor) -> Tensor:
-        found.append(value)
-        return value
-
-    return keep
-
-
-def position_ids(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Positions `[1 or batch, seq]` from the first real token on, whatever the padding, which has those of the ends."""
-    positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-    if attention_mask is None:
-        return positions
-    mask = attention_mask.to(torch.long)
-    first, behind = mask.argmax(1, keepdim=True), mask.flip(1).argmax(1, keepdim=True)
-    return positions.clamp(first, positions[:, -1:] - behind) - first

@@ -99,6 +99,70 @@ class ReadLayer(torch.autograd.Function):
         return grad_chain, grad_stream, grad_closed, None, None, None, None
 
 
+class ReadAlone(torch.autograd.Function):
+    """What `ReadSegment` and `ReadLayer` do together, for one layer, by operations that are `fused`.
+
+    Inputs: the latest link; stream `[T, D]`; closed `[G, readers of the layer, writers before it]`; the model's own
+    projection, the function and the stack as in `ReadLayer`; the number of attention readers; whether the layer is the
+    first. Returns: as `ReadLayer`.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        chain: Tensor,
+        stream: Tensor,
+        closed: Tensor,
+        fused: Tensor | None,
+        projection_of: Callable[[], Projection],
+        stack: DeltaStack,
+        num_streams: int,
+        first: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        projection, delta = projection_of(), stack.delta[: closed.shape[-1]]
+        mlp = stream.new_zeros((closed.shape[1] - num_streams, *stream.shape))
+        with no_autocast(stream):
+            if fused is not None:
+                exact = exact_dtype(stream.dtype)
+                mean = stream.mean(-1, dtype=exact) * projection.centred
+                out, scale = fused.clone(), norm_scale(stream, mean, projection)
+            else:
+                out, scale, mean = stack.ops.read_layer(closed[:, :num_streams], delta, stream, projection)
+                if len(mlp):
+                    stack.ops.mix(closed[:, num_streams:], delta, mlp, add=True)
+        ctx.save_for_backward(stream, closed, out, scale, mean)
+        ctx.projection_of = (lambda: projection) if projection.stays else projection_of
+        ctx.stack, ctx.num_streams, ctx.first = stack, num_streams, first
+        return out, mlp.flatten(0, 1), chain.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, grad_mlp: Tensor, grad_chain: Tensor) -> tuple[Tensor | None, ...]:
+        stream, closed, out, scale, mean = ctx.saved_tensors
+        stack, n = ctx.stack, ctx.num_streams
+        delta, rows = stack.delta[: closed.shape[-1]], None
+        if ctx.first:
+            stack.drop_grad()  # what is left is the gradient of the embeddings, which nothing needs
+        elif not stack.all_open:
+            rows = stack.take_grad()[: closed.shape[-1]]
+        with no_autocast(stream):
+            grad_mlp = grad_mlp.reshape(-1, *stream.shape)
+            if len(grad_mlp) and rows is not None:
+                stack.ops.collect(closed[:, n:], grad_mlp, rows)
+            of_mlp = stack.ops.slopes(grad_mlp, delta, len(closed))
+            grad_stream, of_attention = stack.ops.unread_layer(
+                closed[:, :n],
+                delta,
+                stream,
+                grad,
+                (out, scale, mean),
+                ctx.projection_of(),
+                rows,
+                all_open=stack.all_open,
+            )
+        return grad_chain, grad_stream, torch.cat([of_attention, of_mlp], 1), None, None, None, None, None
+
+
 class ReadStream(torch.autograd.Function):
     """Input of one reader: `base + closed @ delta[first : first + n]`, at all tokens or at `tokens` only.
 

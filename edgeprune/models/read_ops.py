@@ -1,4 +1,4 @@
-"""The operations of a read, as one device does them best: mix, collect, slopes, project, unproject.
+"""The operations of a read, as one device does them best: mix, collect, slopes, project, unproject, or all in one.
 
 Each is a function of what it is handed, and writes into that alone. Shapes: T tokens (batch x seq), D residual width,
 R readers, N writers, A attention readers of a layer, C head width; G groups of equal size that the tokens fall into,
@@ -8,12 +8,19 @@ Numbers stay exact where a model's dtype is not: `closed` (1 - gate) is float32 
 half-precision matrices as two terms, which hold 16 bits of it; slopes, sums over all tokens, are float32 at least.
 """
 
+import os
 from collections.abc import Iterator
+from importlib import import_module
 
 import torch
 from torch import Tensor
 
+from edgeprune.errors import EdgepruneError
 from edgeprune.models.projections import Projection
+
+VARIABLE = "EDGEPRUNE_READ_OPS"
+NAMES = ("host", "cuda", "triton")
+WIDE_SUMS = "out_dtype" in (torch.bmm.__doc__ or "")  # products of half precision summed in float32, on GPUs: torch 2.8
 
 
 def exact_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -28,8 +35,10 @@ class ReadOps:
         chunk_bytes: Readers' inputs that are scaled and projected at a time.
         pieces: That long sums of products fall into, so that threads share them.
         segment_readers: Of a segment, about: layers that are read together (docs/performance.md has other numbers).
+        fused: Each layer is read by itself, by `read_layer`, and no reader's input is kept: there are no segments.
     """
 
+    fused = False
     chunk_bytes = 8 * 2**20
     pieces = 8
     segment_readers = 96
@@ -155,6 +164,61 @@ class ReadOps:
                 torch.mul(part if stream is None else stream, pull[readers], out=part)
                 part.baddbmm_(scaled[readers], weight[readers])
 
+    # ---------------------------------------------------------------- a whole layer
+    def read_layer(
+        self, closed: Tensor, delta: Tensor, stream: Tensor, projection: Projection
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`project` of a layer's inputs `stream + closed @ delta`.
+
+        Args:
+            closed: `[G, A, N]`, in `exact_dtype`.
+            delta: `[N, T, D]`.
+            stream: `[T, D]`.
+            projection: By reader.
+
+        Returns:
+            As `project`.
+        """
+        return self.project(self._inputs(closed, delta, stream), projection)
+
+    def unread_layer(
+        self,
+        closed: Tensor,
+        delta: Tensor,
+        stream: Tensor,
+        grad: Tensor,
+        read: tuple[Tensor, Tensor, Tensor],
+        projection: Projection,
+        rows: Tensor | None,
+        *,
+        all_open: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Backward of `read_layer`.
+
+        Args:
+            closed: As there.
+            delta: As there.
+            stream: As there.
+            grad: Of the projections, `[T, A, C]`.
+            read: What `read_layer` returned; with `all_open`, the norm's scale and mean are those of the stream, `[T]`.
+            projection: By reader.
+            rows: The gradients of `delta` `[N, T, D]`, to which what comes from here is added; None: nobody needs it.
+            all_open: `closed` is all zero.
+
+        Returns:
+            The gradients of the stream `[T, D]` and of `closed`, the latter in `exact_dtype`.
+        """
+        inputs = stream.expand(closed.shape[1], -1, -1).clone() if all_open else self._inputs(closed, delta, stream)
+        self.unproject(inputs, stream if all_open else None, grad, *read, projection)
+        if rows is not None:
+            self.collect(closed, inputs, rows)
+        return inputs.sum(0), self.slopes(inputs, delta, len(closed))
+
+    def _inputs(self, closed: Tensor, delta: Tensor, stream: Tensor) -> Tensor:
+        inputs = stream.expand(closed.shape[1], -1, -1).clone()
+        self.mix(closed, delta, inputs, add=True)
+        return inputs
+
     def _chunks(self, inputs: Tensor) -> Iterator[slice]:
         """Slices of the readers of `[readers, T, D]` that hold about `chunk_bytes`, evenly filled."""
         size = max(1, self.chunk_bytes // (inputs[0].numel() * exact_dtype(inputs.dtype).itemsize))
@@ -189,6 +253,8 @@ class CudaReadOps(ReadOps):
         own, other = (_by_group(part, num_groups) for part in (grad, rows))
         if own.dtype.itemsize >= 4:
             return torch.bmm(own, other.mT)
+        if not (own.is_cuda and WIDE_SUMS):
+            return super().slopes(grad, rows, num_groups)
         return torch.bmm(own, other.mT, out_dtype=torch.float32)
 
     def _terms(self, closed: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -199,9 +265,42 @@ class CudaReadOps(ReadOps):
 HOST, CUDA = ReadOps(), CudaReadOps()
 
 
-def ops_for(device: torch.device) -> ReadOps:
-    """The operations for a device."""
-    return CUDA if device.type == "cuda" else HOST
+def checked_name(name: str | None) -> str | None:
+    """The name of the operations asked for: `name`, or what `EDGEPRUNE_READ_OPS` says; None: those of the device.
+
+    Raises:
+        EdgepruneError: There are none of that name, or what they need is not installed.
+    """
+    where, name = ("read_ops", name) if name else (VARIABLE, os.environ.get(VARIABLE) or None)
+    if name not in (None, *NAMES):
+        raise EdgepruneError(f"{where} must be one of {', '.join(NAMES)}, got {name!r}")
+    if name == "triton":
+        try:
+            import_module("edgeprune.models.triton_ops")
+        except ImportError as error:
+            raise EdgepruneError(
+                f"{where}='triton' needs the package triton, which does not load ({error}); install it, or take 'cuda'"
+            ) from None
+    return name
+
+
+def ops_for(device: torch.device, name: str | None = None) -> ReadOps:
+    """The operations of that name for a device; None: see `checked_name`.
+
+    Raises:
+        EdgepruneError: As `checked_name`, or the device cannot run them.
+    """
+    name = checked_name(name)
+    if name == "triton":
+        from edgeprune.models.triton_ops import TRITON, interpreted
+
+        if device.type != "cuda" and not interpreted():
+            raise EdgepruneError(
+                f"read_ops='triton' runs on a GPU, the model is on {device}; take 'host', or set TRITON_INTERPRET=1 "
+                "for Triton's interpreter, which is slow"
+            )
+        return TRITON
+    return CUDA if (name or device.type) == "cuda" else HOST
 
 
 def norm_scale(inputs: Tensor, mean: Tensor, projection: Projection) -> Tensor:

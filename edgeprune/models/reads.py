@@ -8,10 +8,10 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from edgeprune.graph import EdgeGraph
+from edgeprune.graph import ArchSpec, EdgeGraph
 from edgeprune.models.block import Block, Projected, repeat_kv
 from edgeprune.models.projections import Projections
-from edgeprune.models.read_functions import ReadLayer, ReadSegment
+from edgeprune.models.read_functions import ReadAlone, ReadLayer, ReadSegment
 from edgeprune.models.read_ops import ReadOps, ops_for
 from edgeprune.models.stack import DeltaStack, Span, Workspace
 
@@ -40,10 +40,12 @@ def segments(num_layers: int, readers_per_layer: int, readers: int = ReadOps.seg
     return [Segment(first, end) for first, end in pairwise(ends)]
 
 
-def segment_readers(num_layers: int, readers_per_layer: int, readers: int = ReadOps.segment_readers) -> int:
-    """Readers of the longest of `segments`."""
-    found = segments(num_layers, readers_per_layer, readers)
-    return readers_per_layer * max((end - first for first, end in found), default=0)
+def mixed_readers(arch: ArchSpec, ops: ReadOps) -> int:
+    """Readers whose inputs are kept at a time: those of the longest of `segments`, or none."""
+    if ops.fused:
+        return 0
+    found = segments(arch.num_layers, arch.readers_per_layer, ops.segment_readers)
+    return arch.readers_per_layer * max((end - first for first, end in found), default=0)
 
 
 @final
@@ -58,6 +60,7 @@ class LayerReads:
         stream: The embedding output `[T, D]`.
         workspace: Where buffers come from.
         all_open: Whether no edge is closed, if that is known; see `MaskedModel.forward`.
+        read_ops: Name of the operations; see `ops_for`.
 
     Attributes:
         stack: Where the run's writers leave their deltas; the embeddings' must be there before the first layer is read.
@@ -73,11 +76,12 @@ class LayerReads:
         stream: Tensor,
         workspace: Workspace,
         all_open: bool | None = None,
+        read_ops: str | None = None,
     ) -> None:
         self.graph, self.blocks, self.projections = graph, blocks, projections
-        arch, ops = graph.arch, ops_for(stream.device)
+        arch, ops = graph.arch, ops_for(stream.device, read_ops)
         found = segments(arch.num_layers, arch.readers_per_layer, ops.segment_readers)
-        largest = segment_readers(arch.num_layers, arch.readers_per_layer, ops.segment_readers)
+        largest = mixed_readers(arch, ops)
         if all_open is None:
             all_open = not bool(closed.where(graph.exists.to(closed.device), 0).any())
             projections.forget_edited()
@@ -104,6 +108,14 @@ class LayerReads:
         """
         arch, graph = self.graph.arch, self.graph
         num_streams = arch.num_attention_readers
+        fused = self._fused(layer, stream, batch) if self.stack.all_open else None
+        projection_of = partial(self.projections, layer)
+        if self.stack.ops.fused:
+            closed = self.closed[layer][..., : graph.first_writer(layer)]
+            out, mlp, chain = ReadAlone.apply(
+                chain, stream, closed, fused, projection_of, self.stack, num_streams, layer == 0
+            )
+            return self._projected(out, batch), mlp, chain
         if layer in self._segments:
             closed, before = self._segments[layer][..., : graph.first_writer(layer)], stream.detach()
             self._first, self._before = layer, (closed.detach(), before)
@@ -115,13 +127,17 @@ class LayerReads:
             chain,
             stream,
             self.closed[layer][..., begin:end],
-            self._fused(layer, stream, batch) if self.stack.all_open else None,
-            partial(self.projections, layer),
+            fused,
+            projection_of,
             self.stack,
             Span(rows, slice(begin, end), *self._before, num_streams),
         )
-        q, k, v = out.view(batch, -1, *out.shape[1:]).split(arch.reader_counts, dim=2)
-        return (q, k, v), mlp, chain
+        return self._projected(out, batch), mlp, chain
+
+    def _projected(self, out: Tensor, batch: int) -> Projected:
+        """q, k, v `[batch, seq, readers, C]` each, of `[T, A, C]`."""
+        q, k, v = out.view(batch, -1, *out.shape[1:]).split(self.graph.arch.reader_counts, dim=2)
+        return q, k, v
 
     @torch.no_grad()
     def _fused(self, layer: int, stream: Tensor, batch: int) -> Tensor:

@@ -14,8 +14,8 @@ from torch import Tensor
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods.problem import Problem
-from edgeprune.models.block import Site
-from edgeprune.models.masked import MaskedModel, keeping
+from edgeprune.models.block import Site, keeping
+from edgeprune.models.masked import MaskedModel
 
 Kind = Literal["residual", "attention_out", "mlp_out", "z", "head_out", "q", "k", "v"]
 Direction = Literal["noising", "denoising"]

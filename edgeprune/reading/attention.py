@@ -18,9 +18,9 @@ from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.evaluator import Evaluator
 from edgeprune.graph import EdgeGraph
-from edgeprune.models.block import walk
+from edgeprune.models.block import keeping, walk
 from edgeprune.models.circuit_run import CircuitRun
-from edgeprune.models.masked import MaskedModel, keeping
+from edgeprune.models.masked import MaskedModel
 from edgeprune.nodes import writer_kind
 from edgeprune.reading.patterns import AttentionPatterns
 from edgeprune.reading.prompts import Prompt, prompts_of, real_tokens

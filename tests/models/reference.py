@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from edgeprune.models.block import Block
-from edgeprune.models.masked import COMPUTED, MaskedModel, position_ids
+from edgeprune.models.masked import COMPUTED, MaskedModel
+from edgeprune.models.places import position_ids
 from edgeprune.models.states import FixedOutputs, WriterStates
 
 

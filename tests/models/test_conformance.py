@@ -17,7 +17,8 @@ from edgeprune import ablations
 from edgeprune.models.block import Block
 from edgeprune.models.families.llama import Llama
 from edgeprune.models.family import registry
-from edgeprune.models.masked import MaskedModel, position_ids
+from edgeprune.models.masked import MaskedModel
+from edgeprune.models.places import position_ids
 from tests.models.reference import in_float64, output_bias, same_experts, slow_logits, writer_outputs
 
 VOCAB = 29

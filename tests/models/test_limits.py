@@ -13,7 +13,8 @@ from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import IGNORE
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.family import registry
-from edgeprune.models.masked import MaskedModel, position_ids
+from edgeprune.models.masked import MaskedModel
+from edgeprune.models.places import position_ids
 from tests.models.test_conformance import CASES, build, prompts
 
 CALLS: dict[str, Callable[[MaskedModel, Tensor, Tensor | None], Any]] = {

@@ -1,16 +1,23 @@
 """The operations of a read: the forms of two devices against float64, and what half precision keeps of a gate."""
 
+import sys
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from edgeprune.errors import EdgepruneError
+from edgeprune.models.loading import load_model
+from edgeprune.models.masked import MaskedModel
 from edgeprune.models.projections import Projection
 from edgeprune.models.read_ops import CudaReadOps, ReadOps, exact_dtype, ops_for
+from edgeprune.models.reads import mixed_readers
+from tests.models.test_conformance import WIRED, build, prompts
 
 FORMS = [ReadOps(), CudaReadOps()]
 HALF = [torch.bfloat16, torch.float16]
+FEW = ("GPT2-gpt20", "Llama-llama1", "GPTNeoX-gpt_neox0", "Gemma2-gemma20", "Compiled-edgeprune_compiled1")
 READERS, WRITERS, TOKENS, WIDTH = 5, 7, 12, 16
 
 
@@ -124,3 +131,62 @@ def test_open_and_closed_gates_enter_as_they_are(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(("device", "kind"), [("cpu", ReadOps), ("cuda", CudaReadOps)])
 def test_a_device_has_its_form(device: str, kind: Any) -> None:
     assert type(ops_for(torch.device(device))) is kind
+
+
+# -------------------------------------------------------------------- which operations
+class Alone(ReadOps):
+    """Layers read one at a time, by the separate operations."""
+
+    fused = True
+
+
+@pytest.mark.parametrize("kind", ["one", "groups", "tokens", "open"])
+@pytest.mark.parametrize(("family", "index"), [case for case in WIRED if case.id in FEW])
+@pytest.mark.parametrize("ops", [Alone(), CudaReadOps()])
+def test_whole_models_agree(ops: ReadOps, family: Any, index: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits and gradients, twice through the same graph, whether layers are read together or one at a time."""
+    model = build(family, index)
+    clean, corrupted = prompts(batch=2, seq=5)
+    sizes = {"one": (), "groups": (2,), "tokens": clean.shape, "open": ()}
+    gates = torch.rand(*sizes[kind], *model.graph.shape, dtype=torch.float64)
+    gates = (torch.ones_like(gates) if kind == "open" else gates).requires_grad_()
+    ablated = model.record(corrupted)
+    expected = model(clean, gates, ablated)
+    (right,) = torch.autograd.grad(expected.logsumexp(-1).sum(), gates)
+    monkeypatch.setattr("edgeprune.models.reads.ops_for", lambda *_: ops)
+    found = model(clean, gates, ablated)
+    torch.testing.assert_close(found, expected, atol=0 if kind == "open" else 1e-10, rtol=0)
+    for _ in range(2):
+        (mine,) = torch.autograd.grad(found.logsumexp(-1).sum(), gates, retain_graph=True)
+        torch.testing.assert_close(mine, right, atol=1e-10, rtol=1e-10)
+    assert right.abs().max() > 1e-3
+
+
+def test_layers_read_alone_keep_no_inputs() -> None:
+    arch = build(*WIRED[0].values).graph.arch
+    assert mixed_readers(arch, Alone()) == 0 < mixed_readers(arch, ReadOps())
+
+
+def test_the_name_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert type(ops_for(cpu, "cuda")) is CudaReadOps
+    assert type(ops_for(cuda, "host")) is ReadOps
+    monkeypatch.setenv("EDGEPRUNE_READ_OPS", "cuda")
+    assert type(ops_for(cpu)) is CudaReadOps
+    assert type(ops_for(cpu, "host")) is ReadOps  # what is given comes first
+    hf = build(*WIRED[0].values).hf
+    assert MaskedModel(hf).read_ops == "cuda"
+    monkeypatch.setenv("EDGEPRUNE_READ_OPS", "gpu")
+    with pytest.raises(EdgepruneError, match=r"^EDGEPRUNE_READ_OPS must be one of host, cuda, triton, got 'gpu'$"):
+        MaskedModel(hf)
+    assert MaskedModel(hf, read_ops="host").read_ops == "host"
+    with pytest.raises(EdgepruneError, match=r"^read_ops must be one of host, cuda, triton, got 'fast'$"):
+        load_model("no such model", read_ops="fast")  # before anything is loaded
+
+
+def test_without_triton_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "edgeprune.models.triton_ops", raising=False)
+    monkeypatch.delattr("edgeprune.models.triton_ops", raising=False)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(EdgepruneError, match=r"^read_ops='triton' needs the package triton, .* or take 'cuda'$"):
+        MaskedModel(build(*WIRED[0].values).hf, read_ops="triton")

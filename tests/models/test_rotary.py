@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.families.llama import Llama
-from edgeprune.models.masked import MaskedModel, position_ids
+from edgeprune.models.masked import MaskedModel
+from edgeprune.models.places import position_ids
 from tests.models.reference import in_float64, slow_logits
 from tests.models.test_conformance import prompts, random_gates
 
