@@ -5,19 +5,23 @@ What the terms stand for is in `docs/guides/memory.md`, with the figures they we
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from edgeprune.models.masked import MaskedModel
+from edgeprune.models.meta import storage_key, without_values
 from edgeprune.models.read_ops import ops_for
 from edgeprune.models.reads import segment_readers
 
 CHUNKS = 6  # pieces of readers' inputs, with what is worked out from them, that are alive at once
 GATE_MATRICES = 8  # float32 tensors per sample of the gates: noise, sample, closed, their gradients
+OPTIMIZER_MATRICES = 4  # float32 tensors of the size of the gates: what is learned, its gradient, AdamW's two moments
 LOSS_LOGITS = 4.5  # float32 logits: the full model's, and what a loss makes of both beside what autograd keeps
 EVALUATION_LOGITS = 7.5  # float32 logits: both models', their log-probabilities, and what a measure makes of these
 UNUSED = 0.1  # of what is used, held by the allocator beyond it: pieces freed between others that are in use
@@ -93,28 +97,35 @@ class MemoryPlan:
 Loss = Callable[[Tensor, Tensor], Tensor]  # of full and circuit logits `[batch, positions, vocab]`
 
 
-def training_terms(model: MaskedModel, shape: BatchShape, activations: int) -> dict[str, int]:
+def training_terms(
+    model: MaskedModel, shape: BatchShape, activations: int, device: torch.device | None = None
+) -> dict[str, int]:
     """Bytes at the peak of a training step, when the backward has just begun.
 
     Args:
         model: The model.
         shape: Of the batch.
         activations: Bytes per example that autograd keeps: see `activations_per_example`.
+        device: Where the model will run; None: where it is.
     """
-    buffers = _buffers(model, shape)
+    buffers, num_gates = _buffers(model, shape, device), model.graph.exists.numel()
     return {
         **buffers,
         "its gradient": buffers["stack"],
         "activations": activations * shape.batch,
         "frozen states": _states(model, shape),
         "logits": int(LOSS_LOGITS * _logits(model, shape)),
-        "chunks": CHUNKS * ops_for(model.device).chunk_bytes,
-        "gates": GATE_MATRICES * shape.masks * model.graph.exists.numel() * 4,
+        "chunks": CHUNKS * ops_for(device or model.device).chunk_bytes,
+        "gates": GATE_MATRICES * shape.masks * num_gates * 4,
+        "optimizer": OPTIMIZER_MATRICES * num_gates * 4,
     }
 
 
 def evaluation_terms(
-    model: MaskedModel, shape: BatchShape, left_over: Mapping[str, int] | None = None
+    model: MaskedModel,
+    shape: BatchShape,
+    left_over: Mapping[str, int] | None = None,
+    device: torch.device | None = None,
 ) -> dict[str, int]:
     """Bytes at the peak of a forward pass without gradients.
 
@@ -122,22 +133,24 @@ def evaluation_terms(
         model: The model.
         shape: Of the batch.
         left_over: Terms of training steps that came before: their large buffers are kept, and used again.
+        device: Where the model will run; None: where it is.
     """
-    terms = {**_buffers(model, shape), "its gradient": 0}
+    terms = {**_buffers(model, shape, device), "its gradient": 0}
     kept = {name: max(num_bytes, (left_over or {}).get(name, 0)) for name, num_bytes in terms.items()}
     return {
         **{name: num_bytes for name, num_bytes in kept.items() if num_bytes},
         "frozen states": 2 * _states(model, shape),  # made, and put together
         "logits": int(EVALUATION_LOGITS * _logits(model, shape)),
-        "chunks": CHUNKS * ops_for(model.device).chunk_bytes,
+        "chunks": CHUNKS * ops_for(device or model.device).chunk_bytes,
     }
 
 
-def _buffers(model: MaskedModel, shape: BatchShape) -> dict[str, int]:
+def _buffers(model: MaskedModel, shape: BatchShape, device: torch.device | None) -> dict[str, int]:
     """Bytes of what stays from one run to the next."""
     graph, arch = model.graph, model.graph.arch
     row = model.width * model.dtype.itemsize  # of one token
-    longest = segment_readers(arch.num_layers, arch.readers_per_layer, ops_for(model.device).segment_readers)
+    segment = ops_for(device or model.device).segment_readers
+    longest = segment_readers(arch.num_layers, arch.readers_per_layer, segment)
     return {
         "stack": len(graph.writers) * shape.tokens * row,
         "readers' inputs": longest * shape.tokens * row,
@@ -159,18 +172,19 @@ def _states(model: MaskedModel, shape: BatchShape) -> int:
 def activations_per_example(model: MaskedModel, shape: BatchShape, loss: Loss) -> int:
     """Bytes that autograd keeps for the backward of one example, found out by running one and two of them.
 
-    Longer examples than `PROBE_TOKENS` are scaled up from that length.
+    Longer examples than `PROBE_TOKENS` are scaled up from that length, except on the meta device, where they cost
+    nothing.
 
     Args:
         model: The model.
         shape: Of the batch; its number of examples does not matter.
         loss: What is differentiated.
     """
-    seq = min(shape.seq, PROBE_TOKENS)
-    positions = min(shape.positions, seq)
-    one, two = (
-        _kept_by_autograd(model, replace(shape, batch=batch, seq=seq, positions=positions), loss) for batch in (1, 2)
-    )
+    meta = model.device.type == "meta"
+    seq = shape.seq if meta else min(shape.seq, PROBE_TOKENS)
+    small = replace(shape, seq=seq, positions=min(shape.positions, seq))
+    with without_values() if meta else nullcontext():
+        one, two = (_kept_by_autograd(model, replace(small, batch=batch), loss) for batch in (1, 2))
     return (two - one) * shape.seq // seq
 
 
@@ -178,17 +192,16 @@ def _kept_by_autograd(model: MaskedModel, shape: BatchShape, loss: Loss) -> int:
     ids = torch.zeros(shape.batch, shape.seq, dtype=torch.long, device=model.device)
     positions = torch.arange(shape.positions, device=model.device).expand(shape.batch, -1)
     states, full = model.record(ids), model.full(ids, positions=positions).float()
-    known = {tensor.untyped_storage().data_ptr() for tensor in model.hf.buffers()}
-    found: dict[int, int] = {}
+    known = {storage_key(tensor) for tensor in model.hf.buffers()}
+    found: dict[StorageWeakRef, int] = {}
 
     def note(tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            found[storage.data_ptr()] = storage.nbytes()
+        if (key := storage_key(tensor)) not in known:
+            found[key] = tensor.untyped_storage().nbytes()
 
     gates = torch.full(model.graph.shape, 0.5, device=model.device, requires_grad=True)
     with torch.enable_grad(), model.sharding.noting(note):
-        loss(full, model(ids, gates, states, positions=positions).float()).mean()
+        loss(full, model(ids, gates, states, positions=positions, all_open=False).float()).mean()
     return sum(found.values())
 
 

@@ -81,7 +81,7 @@ class _Needs:
     def training(self, batch: int) -> MemoryPlan:
         """Of training steps."""
         batch = min(batch, self.num_pairs["train"])
-        terms = training_terms(self.model, replace(self._training, batch=batch), self._activations)
+        terms = training_terms(self.model, replace(self._training, batch=batch), self._activations, self.device)
         return plan_of(self.model, terms, self._kept, self.device, self.num_processes)
 
     def evaluation(self, batch: int, trained_with: int) -> MemoryPlan:
@@ -89,9 +89,13 @@ class _Needs:
         shape, trained_with = self._evaluation, min(trained_with, self.num_pairs["train"])
         batch = min(batch, self.num_pairs["validation"])
         wide = replace(shape, batch=max(batch, TOKENS_AT_ONCE // shape.seq))
-        trained = training_terms(self.model, replace(self._training, batch=trained_with), 0)
+        trained = training_terms(self.model, replace(self._training, batch=trained_with), 0, self.device)
         return plan_of(
-            self.model, evaluation_terms(self.model, wide, trained), self._kept, self.device, self.num_processes
+            self.model,
+            evaluation_terms(self.model, wide, trained, self.device),
+            self._kept,
+            self.device,
+            self.num_processes,
         )
 
 

@@ -14,6 +14,7 @@ COMMANDS = {
         "judge a checkpoint's circuit on the validation pairs: --config X.yaml --ckpt_path C",
     ),
     "test": ("edgeprune.cli.training", "the same on the test pairs"),
+    "plan": ("edgeprune.cli.plan", "what a fit would take, without loading weights: --config X.yaml"),
     "discover": ("edgeprune.cli.discover", "find a circuit with a method that does not train: --config X.yaml"),
     "evaluate": ("edgeprune.cli.evaluate", "score circuit files on pairs: CIRCUIT... --config DATA.yaml"),
     "compare": ("edgeprune.cli.compare", "what circuits have in common: CIRCUIT CIRCUIT..."),

@@ -13,7 +13,7 @@ from edgeprune.graph import KVReaders
 from edgeprune.models.family import ATTENTION_IMPLEMENTATIONS, find_family
 from edgeprune.models.limits import Limits
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.pretrained import read_empty, read_model, read_tokenizer
+from edgeprune.models.pretrained import read_config, read_empty, read_model, read_tokenizer
 from edgeprune.models.sharded_loading import WeightFiles
 from edgeprune.models.sharding import device_of, shard
 from edgeprune.models.transformer_lens import check_same_logits, from_transformer_lens, is_of_transformer_lens
@@ -21,7 +21,7 @@ from edgeprune.models.weights import check_finite, sample
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 COMPILED = "compiled:"
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
@@ -144,6 +144,17 @@ def load_tokenizer(name: Any, revision: str | None = None) -> "PreTrainedTokeniz
     if name.startswith(COMPILED) or _is_ground_truth(name):
         return None
     return read_tokenizer(name, _resolve(name), revision)
+
+
+def load_config(name: str, revision: str | None = None) -> "PreTrainedConfig":
+    """The Hugging Face config that belongs to a model name; nothing of its weights is read, except of compiled models.
+
+    Raises:
+        UnsupportedFamilyError: No adapter for the architecture.
+        EdgepruneError: The name leads nowhere, or the config is damaged.
+    """
+    compiled = _compiled(name)
+    return read_config(name, _resolve(name), revision) if compiled is None else compiled.config
 
 
 def known_limits(name: str, revision: str | None = None) -> Limits | None:

@@ -10,7 +10,7 @@ import pickle
 import textwrap
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any, cast, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 import torch
 from torch import nn
@@ -21,6 +21,9 @@ from edgeprune.models.family import find_family
 from edgeprune.models.hub import cached_folder, unreachable
 from edgeprune.models.quiet import quiet
 from edgeprune.models.weights import check_complete, check_plain
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 WEIGHTS = ["*.safetensors", "*.safetensors.index.json", "*.json"]
 VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
@@ -54,6 +57,22 @@ def read_model(name: str, path: str, options: dict[str, Any]) -> Any:
     check_plain(hf)  # first, for such models have other weights than they should
     check_complete(hf, found, name)
     return hf
+
+
+def read_config(name: str, path: str, revision: str | None = None) -> "PreTrainedConfig":
+    """The Hugging Face config of the model at `path`, which the user knows as `name`; nothing of its weights.
+
+    Raises:
+        UnsupportedFamilyError: No adapter for the architecture.
+        EdgepruneError: There is no model, or its config is damaged.
+    """
+    from transformers import AutoConfig
+
+    source = _Source(name, path, "config.json", revision)
+    values = source.config()
+    find_family(values["model_type"], values)
+    with source.one_line("cannot read the config of"):
+        return AutoConfig.from_pretrained(source.path, **source.options)
 
 
 def read_empty(name: str, path: str, options: dict[str, Any]) -> tuple[Any, Path]:

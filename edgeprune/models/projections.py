@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, final
 
 import torch
@@ -141,7 +142,7 @@ def _probe(sources: tuple[Tensor, ...]) -> Tensor:
     """Outputs of q, k and v for one fixed input, and the norm's weight, `[n]`."""
     exact = torch.promote_types(sources[0].dtype, torch.float32)
     fixed = _fixed_input(sources[0].shape[1], exact, sources[0].device)
-    with torch.autocast(fixed.device.type, enabled=False):
+    with no_autocast(fixed):
         found = [fixed @ own.to(exact) if own.ndim > 1 else own.to(exact) for own in sources]
     return torch.cat([own.flatten() for own in found])
 
@@ -159,3 +160,9 @@ def _fill(room: Tensor, parts: tuple[Tensor, Tensor, Tensor], norm: Tensor | Non
         own = room[start : start + readers, :, :width].unflatten(0, (len(part), -1))
         own.copy_(part[:, None] if norm is None else part[:, None] * norm[:, None])
         start += readers
+
+
+def no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """Mixing and norms of a tensor `[...]` run in its own dtype, whatever autocast says; meta tensors know none."""
+    kind = tensor.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()

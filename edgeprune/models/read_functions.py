@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from edgeprune.models.projections import Projection
+from edgeprune.models.projections import Projection, no_autocast
 from edgeprune.models.read_ops import exact_dtype, norm_scale
 from edgeprune.models.stack import DeltaStack, Span, places
 
@@ -31,7 +31,7 @@ class ReadSegment(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(closed)
         ctx.stack, ctx.first = stack, first
-        with _no_autocast(closed):
+        with no_autocast(closed):
             stack.mix_before(closed, stream, num_streams)
         return chain.clone()
 
@@ -41,7 +41,7 @@ class ReadSegment(torch.autograd.Function):
         (closed,), stack = ctx.saved_tensors, ctx.stack
         if ctx.first:
             stack.drop_grad()  # what is left is the gradient of the embeddings, which nothing needs
-        with _no_autocast(closed):
+        with no_autocast(closed):
             grad_closed = stack.unmix_before(closed, collect=not ctx.first)
         stack.done_with_segment()
         return grad_chain, grad_closed, None, None, None, None  # of the stream: see `ReadLayer`
@@ -68,7 +68,7 @@ class ReadLayer(torch.autograd.Function):
         span: Span,
     ) -> tuple[Tensor, Tensor, Tensor]:
         readers, projection = stack.mixed[span.readers], projection_of()
-        with _no_autocast(stream):
+        with no_autocast(stream):
             if fused is not None:
                 readers[span.num_streams :].zero_()
                 exact = exact_dtype(stream.dtype)
@@ -89,7 +89,7 @@ class ReadLayer(torch.autograd.Function):
         projection, stack, span = ctx.projection_of(), ctx.stack, ctx.span
         readers = stack.mixed[span.readers]
         attention = readers[: span.num_streams]
-        with _no_autocast(stream):
+        with no_autocast(stream):
             if projection.eps is not None and not stack.all_open:  # without a norm, inputs are not needed
                 stack.remake(span)
                 stack.mix(closed, span.writers, span.readers, stream, span.num_streams)
@@ -121,7 +121,7 @@ class ReadStream(torch.autograd.Function):
         ctx.stack, ctx.first = stack, first
         delta = stack.select(first, closed.shape[-1], tokens)
         out = base.clone(memory_format=torch.contiguous_format)
-        with _no_autocast(base):
+        with no_autocast(base):
             stack.ops.mix(closed, delta, out[None], add=True)
         return out, chain.clone()
 
@@ -130,7 +130,7 @@ class ReadStream(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, grad_chain: Tensor) -> tuple[Tensor | None, ...]:
         closed, tokens = ctx.saved_tensors
         stack, first, n = ctx.stack, ctx.first, closed.shape[-1]
-        with _no_autocast(grad):
+        with no_autocast(grad):
             delta, grad = stack.select(first, n, tokens), grad.contiguous()
             grad_closed = stack.ops.slopes(grad[None], delta, len(closed))
             if not stack.all_open:
@@ -168,7 +168,7 @@ class WriteHeads(torch.autograd.Function):
         first: int,
     ) -> Tensor:
         ctx.stack, ctx.first, ctx.weight_of, ctx.dtype = stack, first, weight_of, own.dtype
-        with _no_autocast(own):
+        with no_autocast(own):
             weight = weight_of()
             difference = (ablated - own).transpose(0, 1).to(weight.dtype)
             torch.bmm(difference, weight, out=stack.delta[first : first + weight.shape[0]])
@@ -179,7 +179,7 @@ class WriteHeads(torch.autograd.Function):
     def backward(ctx: Any, grad_chain: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.stack.all_open:
             return grad_chain, None, None, None, None, None
-        with _no_autocast(grad_chain):
+        with no_autocast(grad_chain):
             weight = ctx.weight_of()
             grad = ctx.stack.take_grad()[ctx.first : ctx.first + weight.shape[0]]
             grad_own = torch.bmm(grad, weight.transpose(1, 2)).neg_().transpose(0, 1).to(ctx.dtype)
@@ -215,8 +215,3 @@ class ScaleGradient(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return grad * ctx.factor, None
-
-
-def _no_autocast(tensor: Tensor) -> torch.autocast:
-    """Mixing and norms run in the stream's own dtype, whatever autocast says."""
-    return torch.autocast(tensor.device.type, enabled=False)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.weights import sample
@@ -52,10 +53,10 @@ class Whole:
 
     def noting(self, note: Callable[[Tensor], None]) -> AbstractContextManager[None]:
         """A context in which `note` gets each tensor `[...]` that autograd keeps for the backward, but no weights."""
-        weights = {weight.untyped_storage().data_ptr() for weight in self._hf.parameters()}
+        weights = {StorageWeakRef(weight.untyped_storage()) for weight in self._hf.parameters()}
 
         def pack(tensor: Tensor) -> Tensor:
-            if tensor.untyped_storage().data_ptr() not in weights:
+            if StorageWeakRef(tensor.untyped_storage()) not in weights:
                 note(tensor)
             return tensor
 
