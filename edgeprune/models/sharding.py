@@ -47,12 +47,12 @@ class Whole:
     def gather_ends(self) -> None:
         """Do nothing."""
 
-    def keeping(self) -> AbstractContextManager[Any]:
+    def keeping(self) -> AbstractContextManager[None]:
         """A context that does nothing."""
         return nullcontext()
 
-    def noting(self, note: Callable[[Tensor], None]) -> AbstractContextManager[Any]:
-        """A context in which `note` gets each tensor that autograd keeps for the backward, weights left out."""
+    def noting(self, note: Callable[[Tensor], None]) -> AbstractContextManager[None]:
+        """A context in which `note` gets each tensor `[...]` that autograd keeps for the backward, but no weights."""
         weights = {storage_key(weight) for weight in self._hf.parameters()}
 
         def pack(tensor: Tensor) -> Tensor:
@@ -139,13 +139,13 @@ class Sharding:
         """Make what is outside of the layers whole."""
         self.gather(len(self._parts) - 1)
 
-    def keeping(self) -> AbstractContextManager[Any]:
+    def keeping(self) -> AbstractContextManager[None]:
         """A context for runs with gradients: of weights, autograd keeps which part they are of."""
         return torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
 
     @contextmanager
     def noting(self, note: Callable[[Tensor], None]) -> Generator[None]:
-        """A context in which `note` gets each tensor that autograd keeps for the backward, weights left out."""
+        """A context in which `note` gets each tensor `[...]` that autograd keeps for the backward, but no weights."""
         self._note = note
         try:
             with self.keeping():

@@ -56,7 +56,7 @@ def check_finite(weights: Mapping[str, Tensor], name: str) -> None:
     """Refuse weights that are NaN or infinite, as one forward pass makes all of them.
 
     Args:
-        weights: By name.
+        weights: By name, `[...]`.
         name: Of the model.
 
     Raises:
@@ -90,7 +90,7 @@ def check_plain(hf: nn.Module) -> None:
 
 
 def sample(weight: Tensor) -> bytes:
-    """A few numbers of a weight, the same in every dtype that bfloat16 can be rounded from."""
+    """A few numbers of a weight `[...]`, the same in every dtype that bfloat16 can be rounded from."""
     flat = weight.detach().flatten()
     picked = flat[:: max(1, flat.numel() // 16)][:16]
     return picked.to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes()
