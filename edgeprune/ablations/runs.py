@@ -12,18 +12,14 @@ from typing import Literal, final, get_args
 import torch
 from torch import Tensor
 
-from edgeprune.ablations import (
-    Ablation,
-    LearningOptions,
-    SourceExamples,
-    learn_constants,
-    load_states,
-    mean_of_pairs,
-    zero,
-)
+from edgeprune.ablations.constants import LearningOptions, learn_constants
+from edgeprune.ablations.files import load_states
 from edgeprune.ablations.fixed_batches import FixedBatches, KeepingPlan
+from edgeprune.ablations.means import mean_of_pairs, zero
 from edgeprune.ablations.positions import aligned
 from edgeprune.ablations.reference_cache import ALIGNMENT, PLACES, Place, ReferenceCache, Values
+from edgeprune.ablations.resampling import SourceExamples
+from edgeprune.ablations.spec import Ablation
 from edgeprune.batch import PairBatch, at_positions
 from edgeprune.console import Progress, no_progress
 from edgeprune.errors import EdgepruneError
@@ -44,16 +40,15 @@ CacheDtype = Literal["float32", "bfloat16"]
 class ReferenceRuns:
     """Full and ablated runs of batches, kept per example as far as there is room.
 
-    Of a sharded model nothing is kept: its processes must run the same layers, whatever each of them has met before.
     Called with batches as they come, it keeps the first examples for which there is room, each as the batch in which it
     came first gave it. After `plan`, which examples are kept and in which batch each is computed depends on their split
-    alone: a resumed training run, which begins with nothing kept, sees the same values to the last bit.
+    alone, so that a resumed run sees the same values to the last bit. Of a sharded model nothing is kept: its processes
+    must run the same layers, whatever each of them has met before.
 
     Args:
         model: The model.
         ablation: What closed edges carry: an `Ablation` or its text, such as `"interchange"` (the corrupted prompt's
-            values), `"zero"` (nothing), `"mean:positional"`, `"resample"`. Some take their values from pairs: see
-            `prepare`.
+            values), `"zero"` (nothing), `"mean:positional"`, `"resample"`. Some take values from pairs: see `prepare`.
         budget_gb: Memory for kept runs, in 1e9 bytes; 0 makes them anew each time.
         disk_gb: Room on disk for planned runs that do not fit in memory, in 1e9 bytes.
         disk_folder: Where their file lies; None: `frozen` in the folder of caches.
@@ -305,8 +300,8 @@ class ReferenceRuns:
 
     def like_batch(self, batch: PairBatch) -> bool:
         """Whether closed edges carry a run of the model on prompts laid out like the clean ones; see `EmptyRun`."""
-        alike = batch.alignment is None and torch.equal(batch.corrupted_mask, batch.attention_mask)
-        return alike and self.spec.kind == "interchange"
+        same = torch.equal(batch.corrupted_mask, batch.attention_mask) and batch.alignment is None
+        return same and self.spec.kind == "interchange"
 
     def check(self, batch: PairBatch) -> None:
         """Refuse pairs that the model or the ablation cannot take.

@@ -1,8 +1,7 @@
 """The masked model: `logits = model(tokens, gates, ablated)`, a pure function over a frozen Hugging Face model.
 
-This file owns the residual wiring and nothing else: the steps of a layer and the walk over layers are in `block.py`, a
-family adapter hands out the blocks, embeddings and head, reads and writes live in `stack.py`, and gates come from
-outside.
+This file owns the residual wiring: the steps of a layer and the walk over layers are in `block.py`, a family adapter
+hands out the blocks, embeddings and head, reads and writes live in `stack.py`, and gates come from outside.
 """
 
 import functools
