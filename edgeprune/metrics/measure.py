@@ -36,7 +36,8 @@ def logits_of_each(
 ) -> Iterator[Tensor]:
     """Logits of each circuit on a batch, float32 `[batch, positions, vocab]`.
 
-    One run serves several circuits where the batch is small. Of circuits with few edges, only what these change is run.
+    One run serves several circuits where the batch is small. If all circuits have few edges, only what these change is
+    run; not if some do, since the two ways round differently, and equal circuits shall have equal figures.
 
     Args:
         model: The masked model.
@@ -46,17 +47,13 @@ def logits_of_each(
         head: False: what the logits read, `[batch, positions, d_model]`, instead of logits.
         like_batch: See `EmptyRun`.
     """
-    few = [_few_edges(model, matrix) if head and model.sums_to_stream else None for matrix in gates]
-    if not like_batch and sum(keep is not None for keep in few) < ENOUGH:
-        few = [None] * len(few)
-    others = [matrix for matrix, keep in zip(gates, few, strict=True) if keep is None]
-    dense, empty = _dense_logits(model, batch, others, ablated, head), None
-    for keep in few:
-        if keep is None:
-            yield next(dense)
-        else:
-            empty = EmptyRun(model, batch, ablated, like_batch=like_batch) if empty is None else empty
-            yield empty.logits(keep)
+    keeps = [_few_edges(model, matrix) for matrix in gates] if head and model.sums_to_stream else []
+    few = [keep for keep in keeps if keep is not None]
+    if gates and len(few) == len(gates) and (like_batch or len(few) >= ENOUGH):
+        empty = EmptyRun(model, batch, ablated, like_batch=like_batch)
+        yield from (empty.logits(keep) for keep in few)
+    else:
+        yield from _dense_logits(model, batch, gates, ablated, head)
 
 
 def _few_edges(model: MaskedModel, gates: Tensor) -> Tensor | None:
