@@ -79,10 +79,10 @@ class EmptyRun(StartingRun):
         brought = keep[:, self._moving.cpu()]
         starts = brought.any(1)
         changes = find_changes(graph, keep, starts)
-        wanted = [reader for layer in changes.layers for reader in layer.readers if starts[reader]]
-        wanted += [graph.mlp_reader(layer) for layer, found in enumerate(changes.layers) if found.mlp]
-        wanted = [reader for reader in [*wanted, len(graph.readers) - 1] if starts[reader]]
-        moves = self._moves(brought, wanted)
+        changing = [reader for layer in changes.layers for reader in layer.readers]
+        changing += [graph.mlp_reader(layer) for layer, found in enumerate(changes.layers) if found.mlp]
+        changing.append(len(graph.readers) - 1)
+        moves = self._moves(brought, [reader for reader in changing if starts[reader]])
         return Rerun(self, keep.to(self.embedded), changes, self._state, 1).run(moves)[0][0]
 
     def _moves(self, brought: Tensor, readers: list[int]) -> dict[int, Tensor]:
