@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast, final
 
 import lightning.pytorch as pl
 from rich.table import Table
+from rich.text import Text
 
 from edgeprune.circuit import Circuit
 from edgeprune.comparison.overlap import compare_edges, edge_overlap, scientific
@@ -134,7 +135,7 @@ class CompareToReference(pl.Callback):
         if self.show_edges:
             show(trainer, *self._lines(last.circuit, known.circuit))
 
-    def _lines(self, found: Circuit, known: Circuit) -> Iterator[str]:
+    def _lines(self, found: Circuit, known: Circuit) -> Iterator[str | Text]:
         """Edges that both circuits have, and those of one alone."""
         ours, theirs = set(found.edges()), set(known.edges())
         for title, edges, style in (
@@ -142,7 +143,7 @@ class CompareToReference(pl.Callback):
             ("missing", [edge for edge in known.edges() if edge not in ours], "red"),
             ("extra", [edge for edge in found.edges() if edge not in theirs], "yellow"),
         ):
-            yield f"[{style}]{title} {len(edges)}[/{style}]" + "".join(f"\n  {edge}" for edge in edges)
+            yield Text.assemble((f"{title} {len(edges)}", style), *(f"\n  {edge}" for edge in edges))
         verdict = "exactly the true circuit" if ours == theirs else "not the same circuit"
         yield f"recovered {len(ours & theirs)} of {len(theirs)} edges, {len(ours - theirs)} extra: {verdict}"
 

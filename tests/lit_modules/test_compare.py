@@ -54,6 +54,7 @@ def test_snapshots_are_compared_at_their_own_size_and_at_the_reference_s(
     assert float(row["reference/matched_kl"]) == pytest.approx(kl, abs=1e-6)
     assert 0 <= float(row["reference/kl"]) < 1e-3
     shown = " ".join(capsys.readouterr().out.split())  # titles are folded
+    assert "[/" not in shown  # colours are not written out
     assert "at the reference's size (11 edges by score)" in shown
     assert "reference │" in shown
 
