@@ -3,8 +3,8 @@
     python benchmarks/ground_truth.py --seeds 5 --out docs/results/ground_truth.json
     python benchmarks/ground_truth.py --print docs/results/ground_truth.json
 
-The models are the programs of this project and the folders of format `tracr-circuit-data/1` in
-`tests/data/ground_truth`, or in another `--folder`. Each run is a whole process: `edgeprune fit --config
+The models are the programs of this project, some of the deep ones (`chain-10x3`: ten layers of three heads) among them,
+and the folders of format `tracr-circuit-data/1` in `tests/data/ground_truth`, or in another `--folder`. Each run is a whole process: `edgeprune fit --config
 configs/ground_truth.yaml` with the model, the ablation, the seed and the estimator set. Runs that the output file has
 already are not repeated.
 """
@@ -37,6 +37,7 @@ from edgeprune.models.loading import load_model
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG, FOLDERS = ROOT / "configs" / "ground_truth.yaml", ROOT / "tests" / "data" / "ground_truth"
 ABLATIONS = ("zero", "interchange")
+DEEP = ("chain-10x1", "chain-10x2", "chain-10x3", "chain-20x1")
 # The pathwise estimator, at the best single setting that was found for it: smaller steps, more of them.
 RECIPE = "--model.recipe.init_args."
 ESTIMATORS = {
@@ -179,7 +180,8 @@ def main() -> None:
         return
     folders = sorted(file.parent.resolve() for file in options.folder.glob("*/circuit.json"))
     problems = [problem for folder in folders for problem in of_folder(folder)]
-    problems += [problem for name in programs() if name != "trained_induction" for problem in of_program(name)]
+    names = [name for name in programs() if name != "trained_induction"]
+    problems += [problem for name in (*names, *DEEP) for problem in of_program(name)]
     problems = [problem for problem in problems if not options.only or problem.name in options.only]
     rows: list[dict[str, Any]] = json.loads(options.out.read_text()) if options.out.exists() else []
     done = {(row["problem"], row["ablation"], row["estimator"], row["seed"]) for row in rows}

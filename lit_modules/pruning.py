@@ -16,6 +16,7 @@ from edgeprune.circuit import Circuit
 from edgeprune.console import no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods import AbstractRecipe
+from edgeprune.methods.flips import GatedError
 from edgeprune.metrics.faithfulness import faithfulness
 from edgeprune.metrics.measure import gated_logits
 from edgeprune.model_options import ModelOptions
@@ -176,13 +177,16 @@ class PruningModule(pl.LightningModule):
 
         before, share = self._place_in_step(batch, batch_idx)
 
+        def error_of_logits(circuit: Tensor) -> Tensor:
+            return masked_mean(OBJECTIVES[self.objective](full, circuit), batch.position_mask)
+
         def error_of(gates: Tensor) -> Tensor:
             if gates.ndim == 3:
                 gates = gates[sample_of_groups(len(gates), before, len(batch), share)]
-            circuit = gated_logits(self.masked, batch, gates, ablated)
-            return masked_mean(OBJECTIVES[self.objective](full, circuit), batch.position_mask)
+            return error_of_logits(gated_logits(self.masked, batch, gates, ablated))
 
-        error, gates = self.recipe.expected_error(error_of, self.seed, self.global_step)
+        gated = GatedError(error_of, error_of_logits, self.masked, batch, ablated)
+        error, gates = self.recipe.expected_error(gated, self.seed, self.global_step)
         penalty = self.recipe.penalty(gates, self.progress)
         error = self._share(error, penalty, batch)
         if share != len(batch):  # the Trainer takes the mean over the batches of a step, which may differ in size

@@ -1,20 +1,32 @@
 """Deep transformers whose circuit is one long chain, in a graph that is mostly idle: `chain-LAYERSxHEADS`.
 
-Input: BOS, then 4 tokens from {0, 1, 2, 3}. Every position has a state, at first its token, that goes from part to part:
+Input: BOS, then 4 tokens from {0, 1, 2, 3}. Every position has a state, at first its token; part after part changes it:
 
     before   head: the state of the position before (of the first: of the last)
     look     head: the token at the position whose index is the state
     mix      MLP: the state plus the own token, modulo 4
 
-where index = position - 1. In even layers the first head is a `before` and the MLP a `mix`, in odd ones the first head is a
-`look`; all other heads and MLPs are zero. The output at a position is its last state. A chain forgives nothing: with any
-of its edges closed, what comes after carries noise.
+where index = position - 1. In even layers the first head is a `before` and the MLP a `mix`, in odd ones the first head
+is a `look`; all other heads and MLPs are zero. The output at a position is its last state. A chain forgives nothing: with
+any of its edges closed, what comes after carries noise.
 """
 
 import re
 from functools import cache, partial
 
-from edgeprune.compiled.builder import DECISION, FOCUS, Description, Head, Layer, Match, build, copy, equal, one_hot, table
+from edgeprune.compiled.builder import (
+    DECISION,
+    FOCUS,
+    Description,
+    Head,
+    Layer,
+    Match,
+    build,
+    copy,
+    equal,
+    one_hot,
+    table,
+)
 from edgeprune.compiled.program import BOS, Case, Edges, Program, labelled
 from edgeprune.compiled.transformer import CompiledTransformer
 

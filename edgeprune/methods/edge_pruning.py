@@ -11,7 +11,8 @@ from edgeprune.gates import HardConcrete, uniform_noise
 from edgeprune.gates.hard_concrete import STRETCH, TEMPERATURE
 from edgeprune.graph import EdgeGraph
 from edgeprune.methods.base import AbstractRecipe, sample_stream
-from edgeprune.methods.local_expectation import local_expectation
+from edgeprune.methods.flips import Flips, GatedError, WholeFlips
+from edgeprune.methods.local_expectation import MeasuredEffects, local_expectation
 from edgeprune.methods.warm_start import Start, WarmStart
 from edgeprune.objectives.sparsity import AbstractSparsityTerm
 
@@ -139,6 +140,8 @@ class EdgePruning(AbstractRecipe):
         """Make one gate per existing edge, and with `node_gates` one per writer."""
         self.graph = graph
         self.edges = HardConcrete(graph.num_edges, **self._gate_options)
+        if self.estimator == "local":
+            self.measured = MeasuredEffects(graph.num_edges)
         if self.node_gates:
             self.nodes = HardConcrete(len(graph.writers), **self._gate_options)
         if self.warm_start is not None:
@@ -175,26 +178,15 @@ class EdgePruning(AbstractRecipe):
         """Error of the step's samples, with the gradient that `estimator` says; and their mean `[reader, writer]`."""
         if self.estimator == "pathwise":
             return super().expected_error(error_of, seed, step)
-        live, device = self._trained(), self.edges.log_alpha.device
-        noise = uniform_noise(seed, step, self.edges.num_gates).to(device)
-        order = uniform_noise(seed, step, len(live), stream=2).argsort()
-        error, gates = local_expectation(
-            lambda gates: error_of(self._spread(gates, live)),
-            self.edges.prob_above_half()[live],
-            noise[live],
-            order[: self.num_flips].to(device),
-        )
-        return error, self._spread(gates, live)
+        graph, gates, prob = self.graph, self.edges.num_gates, self._closed(self.edges.prob_above_half())
 
-    def _trained(self) -> Tensor:
-        """Long: numbers of the edges that are not frozen."""
-        if self._frozen is None:
-            return torch.arange(self.edges.num_gates, device=self.edges.log_alpha.device)
-        return (~self._frozen).nonzero().squeeze(1)
+        def flips_of(sample: Tensor) -> Flips:
+            found = error_of.flips(sample) if isinstance(error_of, GatedError) else None
+            return found or WholeFlips(lambda values: error_of(graph.to_matrix(values)), sample)
 
-    def _spread(self, gates: Tensor, edges: Tensor) -> Tensor:
-        """Gates of some edges as a matrix `[reader, writer]`; the others are closed."""
-        return self.graph.to_matrix(gates.new_zeros(self.edges.num_gates).index_copy(0, edges, gates))
+        noise = [uniform_noise(seed, step, gates, stream=stream).to(prob.device) for stream in (0, 2)]
+        error, sample = local_expectation(flips_of, prob, *noise, self.measured, self.num_flips)
+        return error, graph.to_matrix(sample)
 
     def penalty(self, gates: Tensor, progress: float) -> Tensor:
         """The edge term, plus the node term if there is one.
@@ -203,11 +195,16 @@ class EdgePruning(AbstractRecipe):
         edge's own gate alone, so that edges of a dead writer still count).
         """
         sampled = self.penalty_on == "sample"
-        fraction = gates.sum() / self.graph.num_edges if sampled else self._prob_open().mean()
+        fraction = gates.sum() / self.graph.num_edges if sampled else self._priced().mean()
         loss = self.sparsity_term(fraction, progress)
         if self.node_sparsity_term is not None and self.nodes is not None:
             loss = loss + self.node_sparsity_term(self.nodes.prob_open().mean(), progress)
         return loss
+
+    def _priced(self) -> Tensor:
+        """The same as `_prob_open`, for the penalty: what it may push now has a gradient."""
+        prob = self._prob_open()
+        return self.measured.priced(prob) if self.estimator == "local" else prob
 
     def _prob_open(self) -> Tensor:
         """P(gate > 0) of every existing edge, `[num_edges]`; of rounded gates, P(gate > 1/2)."""

@@ -1,6 +1,6 @@
 """The error of a circuit, and how each of many edges would change it: what its flip does not reach is not run again."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Protocol, final
 
 import torch
@@ -17,82 +17,87 @@ Edge = tuple[int, int]  # (reader, writer)
 
 
 class Flips(Protocol):
-    """What 0/1 gates give, and what flipping single ones of them does."""
+    """What 0/1 gates give, and what flipping single ones of them does. Gates are numbered as edges of the graph are."""
 
     error: Tensor
 
-    def idle(self, edges: list[Edge]) -> Tensor:
-        """Bool `[edges]`: flipping this edge is known to change nothing, without a run; False says nothing."""
+    def idle(self, gates: Tensor) -> Tensor:
+        """Bool `[n]`: flipping gate `gates[i]` is known to change nothing, without a run; False says nothing."""
         ...
 
-    def errors(self, edges: list[Edge]) -> Tensor:
-        """Error with each edge flipped, `[edges]`."""
+    def errors(self, gates: Tensor) -> Tensor:
+        """Error with each of `gates`, long `[n]`, flipped alone, `[n]`."""
         ...
 
 
 @final
 class WholeFlips:
-    """`Flips` by running all of the model for each.
+    """`Flips` by running everything for each.
 
     Args:
-        error_of: Error (scalar) of the model with given gates.
-        gates: 0 or 1, `[reader, writer]`.
+        error_of: Error (scalar) of gates `[num_gates]`.
+        gates: 0 or 1, `[num_gates]`.
     """
 
     def __init__(self, error_of: Callable[[Tensor], Tensor], gates: Tensor) -> None:
         self.error_of, self.gates = error_of, gates
         self.error = error_of(gates)
 
-    def idle(self, edges: list[Edge]) -> Tensor:
-        """Nothing is known without a run."""
-        return torch.zeros(len(edges), dtype=torch.bool)
+    def idle(self, gates: Tensor) -> Tensor:
+        """Nothing is known without a run, `[n]`."""
+        return torch.zeros_like(gates, dtype=torch.bool)
 
-    def errors(self, edges: list[Edge]) -> Tensor:
-        """Error with each edge flipped, `[edges]`."""
-        found: list[Tensor] = []
-        for edge in edges:
+    def errors(self, gates: Tensor) -> Tensor:
+        """Error with each of `gates` flipped, `[n]`."""
+        found = self.error.new_empty(len(gates))
+        for place, index in enumerate(gates.tolist()):
             flipped = self.gates.clone()
-            flipped[edge] = 1 - flipped[edge]
-            found.append(self.error_of(flipped))
-        return torch.stack(found) if found else self.error.new_empty(0)
+            flipped[index] = 1 - flipped[index]
+            found[place] = self.error_of(flipped)
+        return found
 
 
 @final
 class PartialFlips:
-    """`Flips` by running what a flip changes.
+    """`Flips` by running again what a flip changes.
 
     Args:
-        run: The circuit's run.
+        run: The run of the circuit that the gates are, with `opening`.
         error_of_logits: Error (scalar) of logits `[batch, positions, vocab]`.
     """
 
     def __init__(self, run: CircuitRun, error_of_logits: Callable[[Tensor], Tensor]) -> None:
         self.run, self.error_of_logits = run, error_of_logits
         self.error = error_of_logits(run.logits)
+        self.edges: list[Edge] = [(reader, writer) for reader, writer in run.model.graph.exists.nonzero().tolist()]
 
-    def idle(self, edges: list[Edge]) -> Tensor:
-        """Bool `[edges]`: flipping this edge moves nothing of what its reader computes, or nobody reads that."""
-        found = torch.zeros(len(edges), dtype=torch.bool)
-        for reader, places in _by_reader(edges):
+    def idle(self, gates: Tensor) -> Tensor:
+        """Bool `[n]`: flipping this gate moves nothing of what its reader computes, or nobody reads that."""
+        found = torch.zeros(len(gates), dtype=torch.bool)
+        into: dict[int, list[int]] = {}
+        edges = [self.edges[index] for index in gates.tolist()]
+        for place, (reader, _) in enumerate(edges):
+            into.setdefault(reader, []).append(place)
+        for reader, places in into.items():
             found[places] = ~self.run.moving(reader, [edges[place][1] for place in places]).cpu()
-        return found
+        return found.to(gates.device)
 
-    def errors(self, edges: list[Edge]) -> Tensor:
-        """Error with each edge flipped, `[edges]`."""
-        found = self.error.new_empty(len(edges))
-        order = sorted(range(len(edges)), key=edges.__getitem__)
-        logits_of_each = self.run.changed([edges[place] for place in order], MEMORY_GB)
-        for place, logits in zip(order, logits_of_each, strict=True):
+    def errors(self, gates: Tensor) -> Tensor:
+        """Error with each of `gates` flipped, `[n]`."""
+        found = self.error.new_empty(len(gates))
+        order = gates.sort()
+        logits_of_each = self.run.changed([self.edges[index] for index in order.values.tolist()], MEMORY_GB)
+        for place, logits in zip(order.indices.tolist(), logits_of_each, strict=True):
             found[place] = self.error_of_logits(logits)
         return found
 
 
 @final
 class GatedError:
-    """Error (scalar) of the model with given gates, on one batch; a function with `flips`.
+    """Error (scalar) of the model with given gates on one batch: a function, with `flips`.
 
     Args:
-        error_of: The function.
+        error_of: The function, of gates `[reader, writer]`.
         error_of_logits: The error of logits `[batch, positions, vocab]`.
         model: The masked model.
         batch: On the model's device.
@@ -114,19 +119,12 @@ class GatedError:
         """Error of gates."""
         return self.error_of(gates)
 
-    def flips(self, gates: Tensor) -> Flips:
-        """Of 0/1 gates `[reader, writer]`; parts of the model are run where their state fits in memory."""
+    def flips(self, gates: Tensor) -> Flips | None:
+        """Of 0/1 gates, one per edge `[num_edges]`; None where the model cannot be run in parts, or not in memory."""
         model = self.model
-        fits = state_bytes(model) * self.batch.clean.numel() <= MEMORY_GB * 1e9
-        if not fits or not model.sums_to_stream or not isinstance(model.sharding, Whole):
-            return WholeFlips(self.error_of, gates)
-        run = CircuitRun(model, self.batch, self.ablated, gates.bool(), opening=True)
-        return PartialFlips(run, self.error_of_logits)
-
-
-def _by_reader(edges: list[Edge]) -> Iterable[tuple[int, list[int]]]:
-    """Readers, and the places of their edges."""
-    places: dict[int, list[int]] = {}
-    for place, (reader, _) in enumerate(edges):
-        places.setdefault(reader, []).append(place)
-    return places.items()
+        if not model.sums_to_stream or not isinstance(model.sharding, Whole):
+            return None
+        if state_bytes(model) * self.batch.clean.numel() > MEMORY_GB * 1e9:
+            return None
+        keep = model.graph.to_matrix(gates).bool()
+        return PartialFlips(CircuitRun(model, self.batch, self.ablated, keep, opening=True), self.error_of_logits)

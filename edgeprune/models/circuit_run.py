@@ -4,7 +4,8 @@ With own_w what writer w puts out in the circuit, closing the edge from w moves 
 
     d_w = ablated_w - own_w                                                                                        (1)
 
-and opening one that is closed moves it by -d_w; nothing else changes that comes before or beside it. Downstream the rule of `edgeprune.models.downstream` holds, with the
+and opening one that is closed moves it by -d_w; nothing else changes that comes before or beside it. Downstream the rule
+of `edgeprune.models.downstream` holds, with the
 circuit in the place of the clean run: a reader's input moves by what its open edges bring. Unlike there, edges may be
 changed anywhere. Shapes: B examples, S positions, T = B * S, P = B * scored positions, D width, V vocabulary.
 """
@@ -115,7 +116,7 @@ class CircuitRun(StartingRun):
         if reader == graph.mlp_reader(layer) and graph.arch.has_mlp:
             if not changed.mlp:
                 return torch.zeros_like(found)
-            outputs = block.mlp((torch.cat([torch.zeros_like(moves[:1]), moves[found]]) + self.mlps[layer]))
+            outputs = block.mlp(torch.cat([torch.zeros_like(moves[:1]), moves[found]]) + self.mlps[layer])
         else:
             if reader not in changed.readers:
                 return torch.zeros_like(found)
