@@ -3,10 +3,10 @@
     python benchmarks/ground_truth.py --seeds 5 --out docs/results/ground_truth.json
     python benchmarks/ground_truth.py --print docs/results/ground_truth.json
 
-The models are the programs of this project, some of the deep ones (`chain-10x3`: ten layers of three heads) among them,
-and the folders of format `tracr-circuit-data/1` in `tests/data/ground_truth`, or in another `--folder`. Each run is a whole process: `edgeprune fit --config
-configs/ground_truth.yaml` with the model, the ablation, the seed and the estimator set. Runs that the output file has
-already are not repeated.
+The models are the programs of this project, deep ones (`chain-10x3`: ten layers of three heads) among them, and the
+folders of format `tracr-circuit-data/1` in `tests/data/ground_truth`, or in another `--folder`. Each run is a whole
+process: `edgeprune fit --config configs/ground_truth.yaml` with the model, the ablation, the seed and the estimator
+set. Runs that the output file has already are not repeated.
 """
 
 import argparse

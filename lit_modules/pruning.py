@@ -1,6 +1,7 @@
 """The LightningModule that trains a recipe's gates on a frozen model. It connects and logs; formulas live elsewhere."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -174,19 +175,14 @@ class PruningModule(pl.LightningModule):
         """The objective at the scored positions plus the penalty, for one sample of the gates."""
         self._batch = batch_idx, batch.index
         full, ablated = self.runs(batch, "train")
-
         before, share = self._place_in_step(batch, batch_idx)
 
         def error_of_logits(circuit: Tensor) -> Tensor:
             return masked_mean(OBJECTIVES[self.objective](full, circuit), batch.position_mask)
 
-        def error_of(gates: Tensor) -> Tensor:
-            if gates.ndim == 3:
-                gates = gates[sample_of_groups(len(gates), before, len(batch), share)]
-            return error_of_logits(gated_logits(self.masked, batch, gates, ablated))
-
-        gated = GatedError(error_of, error_of_logits, self.masked, batch, ablated)
-        error, gates = self.recipe.expected_error(gated, self.seed, self.global_step)
+        places = partial(sample_of_groups, before=before, size=len(batch), share=share)
+        error_of = GatedError(self.masked, batch, ablated, error_of_logits, places)
+        error, gates = self.recipe.expected_error(error_of, self.seed, self.global_step)
         penalty = self.recipe.penalty(gates, self.progress)
         error = self._share(error, penalty, batch)
         if share != len(batch):  # the Trainer takes the mean over the batches of a step, which may differ in size

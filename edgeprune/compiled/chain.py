@@ -7,8 +7,8 @@ Input: BOS, then 4 tokens from {0, 1, 2, 3}. Every position has a state, at firs
     mix      MLP: the state plus the own token, modulo 4
 
 where index = position - 1. In even layers the first head is a `before` and the MLP a `mix`, in odd ones the first head
-is a `look`; all other heads and MLPs are zero. The output at a position is its last state. A chain forgives nothing: with
-any of its edges closed, what comes after carries noise.
+is a `look`; all other heads and MLPs are zero. The output at a position is its last state. A chain forgives nothing:
+with any of its edges closed, what comes after carries noise.
 """
 
 import re

@@ -4,10 +4,10 @@ With own_w what writer w puts out in the circuit, closing the edge from w moves 
 
     d_w = ablated_w - own_w                                                                                        (1)
 
-and opening one that is closed moves it by -d_w; nothing else changes that comes before or beside it. Downstream the rule
-of `edgeprune.models.downstream` holds, with the
-circuit in the place of the clean run: a reader's input moves by what its open edges bring. Unlike there, edges may be
-changed anywhere. Shapes: B examples, S positions, T = B * S, P = B * scored positions, D width, V vocabulary.
+and opening one that is closed moves it by -d_w; nothing else changes that comes before or beside it. Downstream the
+rule of `edgeprune.models.downstream` holds, with the circuit in the place of the clean run: a reader's input moves by
+what its open edges bring. Unlike there, edges may be changed anywhere. Shapes: B examples, S positions, T = B * S,
+P = B * scored positions, D width, V vocabulary.
 """
 
 from collections.abc import Collection, Iterator, Sequence
