@@ -36,9 +36,10 @@ class EdgePruning(AbstractRecipe):
         estimator: How the error's gradient reaches the gates. `"pathwise"` (published): through the sampled gates. It
             sees only slopes: where a model's output is flat in each gate and jumps (saturated attention, steep MLPs,
             as in compiled programs), a needed edge looks like an idle one. `"local"` (deviation): gates are
-            rounded to 0 or 1 and the effect of flipping them is measured, see `local_expectation`. For small graphs:
-            each step takes `num_flips` further runs, without backward.
-        num_flips: Gates flipped per step with `estimator="local"`, drawn at random; all if there are fewer.
+            rounded to 0 or 1, and the effect of flipping some is measured and remembered, see `local_expectation`; the
+            penalty pushes only what was measured. Without backward. For up to thousands of edges.
+        num_flips: Flips that are run per step with `estimator="local"`, as many as there are at most. Undecided gates
+            and those not asked for long come first; flips that change nothing are found without a run.
         masks_per_batch: Samples of the gates in one step: the batch falls into that many groups, each with a sample of
             its own (published: 1, shared by the batch). A batch that does not divide is cut into fewer groups. It
             costs nothing, and the part of the gradient's noise that comes from the gates falls.

@@ -1,16 +1,25 @@
 """Chains of any size compute what they say, and exactly their circuit's edges matter."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
+from datamodules import PairDataModule
+from datamodules.tasks.compiled import CompiledTask
 from edgeprune.compiled import CompiledTransformer, cases, load_compiled, minimal_circuits, true_circuit
 from edgeprune.errors import EdgepruneError
+from edgeprune.methods import EdgePruning
+from edgeprune.objectives.sparsity import GeometricPenalty
+from lit_modules.pruning import PruningModule
 from tests.compiled.slow import all_edges, all_runs, change, graph_of
 from tests.compiled.test_programs import SAME
 
+ROOT = Path(__file__).parents[2]
 NAME = "chain-10x1"
 SIZES = {"chain-1x1": 13, "chain-4x2": 204, NAME: 472, "chain-10x2": 1137, "chain-10x3": 2072, "chain-20x1": 1742}
 
@@ -103,6 +112,26 @@ def test_positions_are_the_only_edges_that_zero_and_interchange_differ_in() -> N
     difference = set(true_circuit(NAME, "zero")) - set(true_circuit(NAME, "interchange"))
     assert set(true_circuit(NAME, "interchange")) < set(true_circuit(NAME, "zero"))
     assert {edge.partition("->")[0] for edge in difference} == {"pos_embed"}
+
+
+RECIPE = yaml.safe_load((ROOT / "configs" / "ground_truth.yaml").read_text())["model"]["recipe"]["init_args"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+@pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training.*")
+@pytest.mark.parametrize("ablation", ["zero", "interchange"])
+def test_a_long_chain_is_recovered_with_the_setting_for_all(ablation: str) -> None:
+    """Within the first hundred steps, at the lowest prices; the rest is for programs that need longer."""
+    given = {key: value for key, value in RECIPE.items() if key != "sparsity_term"}
+    price = RECIPE["sparsity_term"]["init_args"]["start"]
+    recipe = EdgePruning(GeometricPenalty(price, price), **given)
+    module = PruningModule(f"compiled:{NAME}", recipe, objective="squared_error", ablation=ablation)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
+    trainer = pl.Trainer(accelerator="cpu", max_steps=100, enable_model_summary=False, **quiet)
+    trainer.fit(module, PairDataModule(CompiledTask(NAME), batch_size=32, cache=False))
+    assert set(module.circuit().edges()) == set(true_circuit(NAME, ablation))
 
 
 @pytest.mark.parametrize("name", ["chain", "chain-0x1", "chain-10", "chain-10x", "chain-100x1", "chain-3x2x1"])
