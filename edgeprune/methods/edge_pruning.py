@@ -185,8 +185,8 @@ class EdgePruning(AbstractRecipe):
             found = error_of.flips(sample) if isinstance(error_of, GatedError) else None
             return found or WholeFlips(lambda values: error_of(graph.to_matrix(values)), sample)
 
-        noise = [uniform_noise(seed, step, gates, stream=stream).to(prob.device) for stream in (0, 2)]
-        error, sample = local_expectation(flips_of, prob, *noise, self.measured, self.num_flips)
+        noise, order = (uniform_noise(seed, step, gates, stream=stream).to(prob.device) for stream in (0, 2))
+        error, sample = local_expectation(flips_of, prob, noise, order, self.measured, self.num_flips)
         return error, graph.to_matrix(sample)
 
     def penalty(self, gates: Tensor, progress: float) -> Tensor:
