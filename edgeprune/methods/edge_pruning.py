@@ -1,16 +1,16 @@
 """Edge Pruning (Bhaskar et al. 2024, arXiv 2406.16778): hard concrete gates on edges, trained by gradient descent."""
 
 from collections.abc import Callable
-from typing import Any, Literal, final
+from typing import Any, Literal, cast, final, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.gates import HardConcrete, uniform_noise
 from edgeprune.gates.hard_concrete import STRETCH, TEMPERATURE
 from edgeprune.graph import EdgeGraph
-from edgeprune.methods.base import AbstractRecipe, sample_stream
+from edgeprune.methods.base import AbstractRecipe, ErrorName, sample_stream
 from edgeprune.methods.flips import Flips, GatedError, WholeFlips
 from edgeprune.methods.local_expectation import MeasuredEffects, local_expectation
 from edgeprune.methods.warm_start import Start, WarmStart
@@ -142,7 +142,7 @@ class EdgePruning(AbstractRecipe):
         self.graph = graph
         self.edges = HardConcrete(graph.num_edges, **self._gate_options)
         if self.estimator == "local":
-            self.measured = MeasuredEffects(graph.num_edges)
+            self.measured = nn.ModuleDict({name: MeasuredEffects(graph.num_edges) for name in get_args(ErrorName)})
         if self.node_gates:
             self.nodes = HardConcrete(len(graph.writers), **self._gate_options)
         if self.warm_start is not None:
@@ -175,10 +175,12 @@ class EdgePruning(AbstractRecipe):
         gates = self.graph.to_matrix(self._closed(self.edges.sample(noise_of(self.edges, nodes=False))))
         return gates if self.nodes is None else gates * self.nodes.sample(noise_of(self.nodes, nodes=True))
 
-    def expected_error(self, error_of: Callable[[Tensor], Tensor], seed: int, step: int) -> tuple[Tensor, Tensor]:
+    def expected_error(
+        self, error_of: Callable[[Tensor], Tensor], seed: int, step: int, name: ErrorName = "error"
+    ) -> tuple[Tensor, Tensor]:
         """Error of the step's samples, with the gradient that `estimator` says; and their mean `[reader, writer]`."""
         if self.estimator == "pathwise":
-            return super().expected_error(error_of, seed, step)
+            return super().expected_error(error_of, seed, step, name)
         graph, gates, prob = self.graph, self.edges.num_gates, self._closed(self.edges.prob_above_half())
 
         def flips_of(sample: Tensor) -> Flips:
@@ -186,7 +188,7 @@ class EdgePruning(AbstractRecipe):
             return found or WholeFlips(lambda values: error_of(graph.to_matrix(values)), sample)
 
         noise, order = (uniform_noise(seed, step, gates, stream=stream).to(prob.device) for stream in (0, 2))
-        error, sample = local_expectation(flips_of, prob, noise, order, self.measured, self.num_flips)
+        error, sample = local_expectation(flips_of, prob, noise, order, self._effects(name), self.num_flips)
         return error, graph.to_matrix(sample)
 
     def penalty(self, gates: Tensor, progress: float) -> Tensor:
@@ -205,7 +207,10 @@ class EdgePruning(AbstractRecipe):
     def _priced(self) -> Tensor:
         """The same as `_prob_open`, for the penalty: what it may push now has a gradient."""
         prob = self._prob_open()
-        return self.measured.priced(prob) if self.estimator == "local" else prob
+        return self._effects("error").priced(prob) if self.estimator == "local" else prob
+
+    def _effects(self, name: ErrorName) -> MeasuredEffects:
+        return cast(MeasuredEffects, self.measured[name])
 
     def _prob_open(self) -> Tensor:
         """P(gate > 0) of every existing edge, `[num_edges]`; of rounded gates, P(gate > 1/2)."""

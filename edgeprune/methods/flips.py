@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
-from edgeprune.metrics.measure import gated_logits
 from edgeprune.models.circuit_run import CircuitRun, state_bytes
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.sharding import Whole
@@ -98,29 +97,27 @@ class GatedError:
     """Error (scalar) of the model with given gates on one batch: a function, with `flips`.
 
     Args:
+        error_of: The function, of gates `[reader, writer]`.
+        error_of_logits: The error of logits `[batch, positions, vocab]`.
         model: The masked model.
         batch: On the model's device.
         ablated: What closed edges carry in this batch.
-        error_of_logits: The error of logits `[batch, positions, vocab]`.
-        places: For a number of samples, the sample of each group of the batch.
     """
 
     def __init__(
         self,
+        error_of: Callable[[Tensor], Tensor],
+        error_of_logits: Callable[[Tensor], Tensor],
         model: MaskedModel,
         batch: PairBatch,
         ablated: WriterStates,
-        error_of_logits: Callable[[Tensor], Tensor],
-        places: Callable[[int], Tensor],
     ) -> None:
+        self.error_of, self.error_of_logits = error_of, error_of_logits
         self.model, self.batch, self.ablated = model, batch, ablated
-        self.error_of_logits, self.places = error_of_logits, places
 
     def __call__(self, gates: Tensor) -> Tensor:
-        """Error of gates `[reader, writer]`, or of samples of them `[sample, reader, writer]`, shared by the batch."""
-        if gates.ndim == 3:
-            gates = gates[self.places(len(gates))]
-        return self.error_of_logits(gated_logits(self.model, self.batch, gates, self.ablated))
+        """Error of gates."""
+        return self.error_of(gates)
 
     def flips(self, gates: Tensor) -> Flips | None:
         """Of 0/1 gates, one per edge `[num_edges]`; None where the model cannot be run in parts, or not in memory."""
