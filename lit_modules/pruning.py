@@ -121,7 +121,7 @@ class PruningModule(pl.LightningModule):
                     f"ablation {self.ablation!r} takes values from the {split} pairs: give the trainer a data module"
                 )
             collate = data.ordered_dataloader(split).collate_fn
-            batches = _every_batch(data.pairs(split), collate, data.eval_batch_size)
+            batches = every_batch(data.pairs(split), collate, data.eval_batch_size)
             progress = run_progress(self.trainer)
             report = no_progress if progress is None else progress.report
             self.runs.prepare(batches, split, report, self.objective)
@@ -338,7 +338,7 @@ class PruningModule(pl.LightningModule):
         self._restored = True
 
 
-def _every_batch(pairs: Sequence[Any], collate: Callable[[Sequence[Any]], PairBatch], size: int) -> Iterator[PairBatch]:
+def every_batch(pairs: Sequence[Any], collate: Callable[[Sequence[Any]], PairBatch], size: int) -> Iterator[PairBatch]:
     """All pairs in order. A loader would give each rank its share, and draw from the global seed."""
     for start in range(0, len(pairs), size):
         yield collate([(number, pairs[number]) for number in range(start, min(start + size, len(pairs)))])

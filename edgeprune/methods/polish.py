@@ -12,6 +12,7 @@ The circuit with the lowest loss over held-out pairs is the result.
 
 import hashlib
 import heapq
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -114,8 +115,8 @@ class Polisher:
         num_open = int(self.start.sum())
         if not 0 < num_open < self.graph.num_edges:
             raise EdgepruneError(
-                f"a circuit of {num_open:,} of {self.graph.num_edges:,} edges cannot be polished, for edges are swapped: "
-                "give one with some of them open and some closed"
+                f"a circuit of {num_open:,} of {self.graph.num_edges:,} edges has nothing to swap; "
+                "polish one with some edges open and some closed"
             )
         self.most_opened = min(self.settings.overshoot, self.graph.num_edges - num_open)
         self.margin = ROUNDING.get(problem.model.dtype, ROUNDING_ELSE)
@@ -133,6 +134,11 @@ class Polisher:
         pairs = None if self.held_out is None else self.held_out.identity()["data"]
         start = hashlib.sha256(keep.numpy().tobytes()).hexdigest()
         return {**self.problem.identity(), **settings, "circuit": start, "held_out": pairs}
+
+    @property
+    def key(self) -> str:
+        """Hash of all that the result depends on."""
+        return hashlib.sha256(json.dumps(self.identity).encode()).hexdigest()
 
     # ---------------------------------------------------------------- rounds
     def run(self, report: Progress = no_progress) -> State:
@@ -164,7 +170,7 @@ class Polisher:
         state.loss = state.best_loss = state.start
         if not math.isfinite(state.start):
             raise EdgepruneError(
-                f"the circuit's {self.problem.metric} is {state.start} over the pairs to polish on, which has no slope; "
+                f"the circuit's {self.problem.metric} is {state.start} over the pairs to polish on, and has no slope; "
                 "begin with a circuit of which it is finite, or choose another metric"
             )
         if self.held_out is not None:
@@ -322,5 +328,6 @@ def polished(circuit: Circuit, polisher: Polisher) -> Circuit:
         "num_examples": problem.num_examples,
         "num_held_out": 0 if held_out is None else held_out.num_examples,
         "from_sha256": circuit.header.get("sha256"),
+        "key": polisher.key,
     }
     return circuit.with_edges(state.best, {"polished": about})
