@@ -75,7 +75,8 @@ class Polish(pl.Callback):
         missing = [sparsity for sparsity in self.sparsities or [] if sparsity not in taken]
         if missing:
             raise EdgepruneError(
-                f"no circuit of sparsity {missing[0]} is taken that Polish could polish; SnapshotCircuits takes {sorted(taken)}"
+                f"sparsity {missing[0]} of Polish is none of those that SnapshotCircuits takes: {sorted(taken)}; "
+                "add it there, or leave it out here"
             )
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

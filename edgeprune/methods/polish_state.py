@@ -62,7 +62,7 @@ class State:
     def save(self, folder: Path, identity: Mapping[str, Any]) -> None:
         """Write the state file, whole or not at all."""
         plain = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _TENSORS}
-        tensors = {name: getattr(self, name) for name in _TENSORS}
+        tensors = {name: getattr(self, name).clone() for name in _TENSORS}
         _FILE.write(folder / FILE, tensors, {"identity": identity, "state": plain})
 
     @classmethod
