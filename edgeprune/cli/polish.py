@@ -122,7 +122,7 @@ def _polish(options: argparse.Namespace, state: Path) -> "tuple[Circuit, Polishe
     known = {
         "model": name,
         "model_fingerprint": fingerprint(model),
-        "model_options": {"kv_readers": model.graph.arch.kv_readers, "split_embedding": options.split_embedding},
+        "model_options": {name: getattr(model.graph.arch, name) for name in ("kv_readers", "split_embedding")},
         "task": data.describe(),
         "objective": metric,
     }

@@ -129,11 +129,9 @@ class Polisher:
 
     def _identity(self, keep: Tensor) -> dict[str, Any]:
         """What a state must agree with."""
-        settings = self.settings.describe()
-        del settings["memory_gb"]
         pairs = None if self.held_out is None else self.held_out.identity()["data"]
         start = hashlib.sha256(keep.numpy().tobytes()).hexdigest()
-        return {**self.problem.identity(), **settings, "circuit": start, "held_out": pairs}
+        return {**self.problem.identity(), **self.settings.describe(), "circuit": start, "held_out": pairs}
 
     @property
     def key(self) -> str:
