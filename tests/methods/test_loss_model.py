@@ -47,21 +47,23 @@ def test_where_outputs_are_linear_the_model_is_the_loss_itself() -> None:
     question = problem(linear_model(), metric="squared_error")
     graph = question.model.graph
     keep = Circuit.random(graph, 20, seed=3).keep
-    found = around(question, keep, probes=400)
+    found = around(question, keep, probes=250)
     start = exact_loss(question, keep.double())
     places = graph.to_vector(torch.arange(keep.numel()).view(keep.shape)).tolist()
     last = [place for place, cell in enumerate(places) if cell // keep.shape[1] == keep.shape[0] - 1]
-    alone = found.alone()
-    for one, other in product(last, last):
+    for place in last[::3]:
         moved = graph.to_vector(keep.double())
-        for place in {one, other}:
+        moved[place] = 1 - moved[place]
+        change = exact_loss(question, graph.to_matrix(moved)) - start
+        assert found.alone()[place].item() == pytest.approx(change, rel=0.1, abs=0.03)
+    for one, other in product(last[::3], last[1::3]):
+        moved = graph.to_vector(keep.double())
+        for place in (one, other):
             moved[place] = 1 - moved[place]
         change = exact_loss(question, graph.to_matrix(moved)) - start
         direction = moved - graph.to_vector(keep.double())
         expected = (found.slopes @ direction + (found.rows @ direction).square().sum()).item()
         assert expected == pytest.approx(change, rel=0.1, abs=0.03)
-        if one == other:
-            assert alone[one].item() == pytest.approx(expected)
 
 
 def test_batches_do_not_matter_and_memory_bounds_the_pairs_that_are_probed() -> None:
