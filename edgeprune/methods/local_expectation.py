@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from edgeprune.methods.flips import Flips
 
 ASKED_SHARE = 1 / 16  # of the gates that are asked about in a step; a flip that changes nothing needs no run
-CURIOSITY = 0.01  # what the variance of a decided gate counts as at least, so that it is asked again now and then
+CURIOSITY = 0.01  # added to the variance of a gate, so that decided ones are asked again now and then
 SURE = 0.9995  # a gate is pushed no further: it can come back within a hundred steps or so
 RECENT = 4  # measurements of a gate that are remembered: an effect that has gone is forgotten, however large it was
 
@@ -28,7 +28,7 @@ class MeasuredEffects(nn.Module):
 
     def __init__(self, num_gates: int) -> None:
         super().__init__()
-        self.register_buffer("recent", torch.full((num_gates, int(RECENT)), torch.nan))
+        self.register_buffer("recent", torch.full((num_gates, RECENT), torch.nan))
         self.register_buffer("waited", torch.full((num_gates,), torch.inf))
 
     @property
