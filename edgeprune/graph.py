@@ -238,8 +238,10 @@ class EdgeGraph:
         for layer in reversed(range(self.arch.num_layers)):
             for rows in (self.rows(layer).mlp, self.rows(layer).attention):
                 found = heard.tolist()
-                for row in range(rows.start, rows.stop):
-                    reaching[row] = any(found[writer] for writer in self.behind(row))
+                reaching[rows] = torch.tensor(
+                    [any(found[writer] for writer in self.behind(row)) for row in range(rows.start, rows.stop)],
+                    dtype=torch.bool,
+                )
                 heard |= (keep[rows] & reaching[rows, None]).any(0)
         return reaching
 

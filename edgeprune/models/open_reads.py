@@ -46,11 +46,8 @@ def projected(inputs: Tensor, place_of: Sequence[int], rows: Sequence[int], proj
     """
     offset, exact = projection.offset, exact_dtype(inputs.dtype)
     weight, (num_tokens, num_inputs, width) = projection.weight.to(offset.dtype), inputs.shape
-    products = offset.new_empty((len(rows), num_tokens, weight.shape[-1]))
-    own = inputs.to(weight.dtype)
-    for out, place, row in zip(products, place_of, rows, strict=True):
-        torch.mm(own[:, place], weight[row], out=out)
-    products = products.to(exact)
+    own, weights = inputs.to(weight.dtype).unbind(1), weight.unbind()
+    products = torch.stack([own[place] @ weights[row] for place, row in zip(place_of, rows, strict=True)]).to(exact)
     mean = inputs.new_zeros((num_tokens, num_inputs), dtype=exact)
     if projection.centred:
         mean[:, list(place_of)] = products[..., -1].T / width

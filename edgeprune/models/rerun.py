@@ -6,6 +6,7 @@ for several sets of moved inputs at once, the copies. Shapes: K copies, B exampl
 P = B * scored positions, D width, H heads, C head width.
 """
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -90,7 +91,9 @@ class Rerun:
         self.full_writers = sorted({*self.everywhere, *reference.apart})
         self.scored_writers = sorted({*changes.writers, *reference.apart})
         new, (tokens, width) = start.delta.new_empty, start.delta.shape[1:]
-        self.full = new((copies, tokens, len(self.full_writers), width))
+        shape = (copies, tokens, len(self.full_writers), width)
+        self._buffer = start.model.workspace.take("delta", math.prod(shape), start.delta)
+        self.full = self._buffer[: math.prod(shape)].view(shape)
         self.scored = new((copies, len(start.tokens), len(self.scored_writers), width))
         self.full_row = {writer: row for row, writer in enumerate(self.full_writers)}
         self.scored_row = {writer: row for row, writer in enumerate(self.scored_writers)}
@@ -110,7 +113,9 @@ class Rerun:
                 values = values._replace(mlp=self._mlp(layer, values.mlp, moves))
             if self.wanted is not None:
                 self.layers.append(values)
-        return self._logits(moves), self.layers
+        logits = self._logits(moves)
+        self.start.model.workspace.give_back("delta", self._buffer)
+        return logits, self.layers
 
     # ---------------------------------------------------------------- attention
     def _attention(
@@ -209,27 +214,29 @@ class Rerun:
         elsewhere = [writer for writer in writers if writer not in self.everywhere]
         if everywhere:
             heads = places_of([writer - first for writer in everywhere])
-            change = (own[:, :, heads] - before[:, heads]).flatten(0, 1).transpose(0, 1)
-            _multiply(change, weight[heads], self.full.flatten(0, 1), [self.full_row[writer] for writer in everywhere])
+            rows, change = places_of([self.full_row[writer] for writer in everywhere]), (own - before).flatten(0, 1)
+            table, values = self.full.flatten(0, 1), change[:, heads].transpose(0, 1)
+            if isinstance(rows, slice):
+                torch.bmm(values, weight[heads], out=table[:, rows].transpose(0, 1))
+            else:
+                table[:, rows] = torch.bmm(values, weight[heads]).transpose(0, 1)
         if elsewhere:
             heads = places_of([writer - first for writer in elsewhere])
-            change = (own[:, tokens][:, :, heads] - before[tokens][:, heads]).flatten(0, 1).transpose(0, 1)
-            rows = [self.scored_row[writer] for writer in elsewhere]
-            _multiply(change, weight[heads], self.scored.flatten(0, 1), rows)
-        self._finish(writers)
+            change = (own[:, tokens][:, :, heads] - before[tokens][:, heads]).flatten(0, 1)
+            rows = places_of([self.scored_row[writer] for writer in elsewhere])
+            self.scored.flatten(0, 1)[:, rows] = torch.bmm(change.transpose(0, 1), weight[heads]).transpose(0, 1)
+        self._finish(everywhere, elsewhere)
 
-    def _finish(self, writers: list[int]) -> None:
-        """What changed writers bring apart from that, and rows of the scored positions."""
-        for writer in writers:
-            apart, row = self.reference.apart.get(writer), self.scored_row[writer]
-            if writer not in self.everywhere:
-                if apart is not None:
-                    self.scored[:, :, row] += apart[self.start.tokens]
-                continue
-            own = self.full[:, :, self.full_row[writer]]
-            if apart is not None:
-                own += apart
-            self.scored[:, :, row] = own[:, self.start.tokens]
+    def _finish(self, everywhere: list[int], elsewhere: list[int]) -> None:
+        """Of changed writers, what they bring apart from that, and their rows of the scored positions."""
+        apart, tokens = self.reference.apart, self.start.tokens
+        for writer in apart.keys() & everywhere:
+            self.full[:, :, self.full_row[writer]] += apart[writer]
+        for writer in apart.keys() & elsewhere:
+            self.scored[:, :, self.scored_row[writer]] += apart[writer][tokens]
+        if everywhere:
+            rows = self.full[:, tokens[:, None], torch.tensor([self.full_row[writer] for writer in everywhere])]
+            self.scored[:, :, places_of([self.scored_row[writer] for writer in everywhere])] = rows
 
     # ---------------------------------------------------------------- MLP and logits
     def _mlp(self, layer: int, before: Tensor | None, moves: dict[int, Tensor]) -> Tensor:
@@ -240,7 +247,7 @@ class Rerun:
         if writer not in self.everywhere:
             inputs = self._read_scored(reader, reference[scored], moves)
             self.scored[:, :, self.scored_row[writer]] = block.mlp(inputs) - before[scored]
-            self._finish([writer])
+            self._finish([], [writer])
             return before
         inputs = self._read([reader], reference[None], slice(0, self.copies), slice(0, self.full.shape[1]), moves)
         inputs = inputs[:, :, 0]
@@ -248,7 +255,7 @@ class Rerun:
             self.inputs[reader] = inputs[0]
         after = block.mlp(inputs.view(-1, self.shape[1], inputs.shape[-1])).view_as(inputs)
         torch.sub(after, before, out=self.full[:, :, self.full_row[writer]])
-        self._finish([writer])
+        self._finish([writer], [])
         return after[0]
 
     def _read_scored(self, reader: int, reference: Tensor, moves: dict[int, Tensor]) -> Tensor:
@@ -283,12 +290,3 @@ def _room(part: Tensor, copies: int, rows: list[int]) -> Tensor:
     if len(rows) == part.shape[1]:
         return part.new_empty(shape)
     return part.expand(shape).clone() if rows else part.expand(shape)
-
-
-def _multiply(values: Tensor, weight: Tensor, table: Tensor, rows: list[int]) -> None:
-    """Put `values @ weight`, `[n, N, C]` by `[n, C, D]`, into n rows of a table `[N, writers, D]`."""
-    out = places_of(rows)
-    if isinstance(out, slice):
-        torch.bmm(values, weight, out=table[:, out].transpose(0, 1))
-    else:
-        table[:, out] = torch.bmm(values, weight).transpose(0, 1)
