@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from edgeprune.models.projections import Projection, no_autocast
+from edgeprune.models.projections import Projection
 from edgeprune.models.read_ops import exact_dtype, norm_scale
 
 FEW_OPEN = 0.3  # share of open edges up to which adding rows up is faster than a product with zeros
