@@ -45,11 +45,11 @@ def projected(inputs: Tensor, place_of: Sequence[int], rows: Sequence[int], proj
         projection: Of the layer.
     """
     offset, exact = projection.offset, exact_dtype(inputs.dtype)
-    weight, (num_tokens, num_inputs, width) = projection.weight.to(offset.dtype), inputs.shape
-    own, weights = inputs.to(weight.dtype).unbind(1), weight.unbind()
-    products = torch.stack([own[place] @ weights[row] for place, row in zip(place_of, rows, strict=True)]).to(exact)
-    mean = inputs.new_zeros((num_tokens, num_inputs), dtype=exact)
+    weight = projection.weight[..., : offset.shape[-1]].to(offset.dtype)  # without the column that sums inputs
+    own, weights = inputs.to(offset.dtype).unbind(1), weight.unbind()
+    found = torch.stack([own[place] @ weights[row] for place, row in zip(place_of, rows, strict=True)]).to(exact)
+    mean = inputs.new_zeros(inputs.shape[:2], dtype=exact)
     if projection.centred:
-        mean[:, list(place_of)] = products[..., -1].T / width
+        torch.mean(inputs, -1, dtype=exact, out=mean)
     scale = norm_scale(inputs, mean, projection)[:, list(place_of)].T[..., None]
-    return products[..., : offset.shape[-1]].mul_(scale).add_(offset.to(exact)[list(rows), None])
+    return found.mul_(scale).add_(offset.to(exact)[list(rows), None])
