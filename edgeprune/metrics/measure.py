@@ -16,7 +16,7 @@ from edgeprune.models.sparse_run import EmptyRun
 from edgeprune.models.states import WriterStates
 
 TOKENS_AT_ONCE = 512  # of several circuits in one run; more tokens than this make a run no faster per token
-FEW_EDGES = 0.03  # share of open edges up to which it is faster to run only what they change
+FEW_EDGES = 0.1  # share of open edges up to which it is faster to run only what they change
 ENOUGH = 4  # circuits that make it worth it to run the model with every edge closed first, where that is not given
 
 

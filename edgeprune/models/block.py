@@ -161,6 +161,10 @@ class Block(nn.Module, ABC):
         scale = self.spec_of(self.post_norm).scale(out)
         return (values * scale[..., None, None]).to(values.dtype), self.post_norm(out)
 
+    def written(self, values: Tensor) -> Tensor:
+        """The first of what `write` returns, from values `[B, S, H, C]`."""
+        return values if self.post_norm is None else self.write(values)[0]
+
     def output_weight(self) -> Tensor:
         """By head `[H, C, D]`: what turns written values into the head's output; holds the gain of `post_norm`."""
         weight = self.projection_weight()

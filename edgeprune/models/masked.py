@@ -50,7 +50,7 @@ class MaskedModel(nn.Module):
         self.hf: Any = hf.requires_grad_(False)
         self.family = find_family(hf.config.model_type)(hf, kv_readers)
         self.graph = EdgeGraph(self.family.arch(split_embedding))
-        self._workspace = Workspace()
+        self.workspace = Workspace()
         self.projections = Projections(self.blocks, self.graph.arch)
         self.head_shape = self.blocks[0].projection_weight().shape  # heads, their width, width of the stream
         self.sharding: Whole | Sharding = Whole(hf)
@@ -243,7 +243,7 @@ class MaskedModel(nn.Module):
         if gates.requires_grad:
             closed = ScaleGradient.apply(closed, 1 / self._gradient_scale)
         reads = LayerReads(
-            graph, self.blocks, self.projections, closed, stream, self._workspace, all_open, self.read_ops
+            graph, self.blocks, self.projections, closed, stream, self.workspace, all_open, self.read_ops
         )
         stack = reads.stack
         chain = stream.new_zeros((), requires_grad=gates.requires_grad)
