@@ -12,7 +12,7 @@ from edgeprune.models.loading import load_model
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.projections import Projection
 from edgeprune.models.read_ops import CudaReadOps, ReadOps, exact_dtype, ops_for
-from edgeprune.models.reads import mixed_readers
+from edgeprune.models.reads import input_rows
 from tests.models.test_conformance import WIRED, build, prompts
 
 FORMS = [ReadOps(), CudaReadOps()]
@@ -164,7 +164,7 @@ def test_whole_models_agree(ops: ReadOps, family: Any, index: int, kind: str, mo
 
 def test_layers_read_alone_keep_no_inputs() -> None:
     arch = build(*WIRED[0].values).graph.arch
-    assert mixed_readers(arch, Alone()) == 0 < mixed_readers(arch, ReadOps())
+    assert input_rows(arch, Alone(), 1).total == 0 < input_rows(arch, ReadOps(), 1).total
 
 
 def test_the_name_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
