@@ -179,7 +179,7 @@ class PruningModule(pl.LightningModule):
         def error_of(gates: Tensor) -> Tensor:
             if gates.ndim == 3:
                 gates = gates[sample_of_groups(len(gates), before, len(batch), share)]
-            circuit = gated_logits(self.masked, batch, gates, ablated)
+            circuit = gated_logits(self.masked, batch, gates, ablated, sampled=True)
             return masked_mean(OBJECTIVES[self.objective](full, circuit), batch.position_mask)
 
         error, gates = self.recipe.expected_error(error_of, self.seed, self.global_step)

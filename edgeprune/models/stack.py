@@ -124,7 +124,7 @@ class DeltaStack:
         """
         self.all_open, self.ops = all_open, ops
         self._workspace, self._rows, self._remade = workspace, rows, False
-        self._holder = 0  # segment that has the shared rows
+        self._holder = -1  # segment that has the shared rows
         self._whole: dict[int, set[int]] = {}  # by segment, layers (their first rows) whose inputs lie in its rows
         self._buffers: dict[str, Tensor] = {}
         self.delta = self._take("delta", (num_writers, *stream.shape), stream)

@@ -190,3 +190,17 @@ def test_without_triton_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(EdgepruneError, match=r"^read_ops='triton' needs the package triton, .* or take 'cuda'$"):
         MaskedModel(build(*WIRED[0].values).hf, read_ops="triton")
+
+
+def test_steep_slopes_of_float16_do_not_overflow() -> None:
+    """A loss a hundred times as steep as most, and a batch of a few: nothing inside reaches 65,504."""
+    model = build(*next(case.values for case in WIRED if case.id == FEW[0]), torch.float16)
+    exact = build(*next(case.values for case in WIRED if case.id == FEW[0]), torch.float32)
+    clean, corrupted = prompts()
+    found: list[Tensor] = []
+    for own in (model, exact):
+        gates = torch.full(own.graph.shape, 0.5).requires_grad_()
+        loss = own(clean, gates, own.record(corrupted)).float().logsumexp(-1).sum() * 100
+        found += torch.autograd.grad(loss, gates)
+    assert found[1].abs().max() > 10
+    assert (found[0] - found[1]).norm() < 0.02 * found[1].norm()
