@@ -41,6 +41,6 @@ def test_training_says_that_gates_are_sampled(monkeypatch: pytest.MonkeyPatch) -
         told.append(sampled)
         return gated_logits(*args, sampled=sampled)
 
-    monkeypatch.setattr("lit_modules.pruning.gated_logits", noted)
+    monkeypatch.setattr("lit_modules.batch_losses.gated_logits", noted)
     learned(edge_pruning(1), 8, 1)
     assert told == [True] * 4
