@@ -98,7 +98,7 @@ def test_of_experts_those_count_that_a_token_goes_to() -> None:
 def test_counts_of_known_shapes(
     name: str, edges: int, body: float, mixing: float, ratios: tuple[float, ...], stack: float, traffic: float
 ) -> None:
-    """As docs/performance.md has them, from the published shapes by hand: float32, segments of a processor, inputs of 21 tokens kept within 1 GiB."""
+    """As docs/performance.md has them, by hand: float32, segments of a processor, inputs of 21 tokens kept in 1 GiB."""
     cost = step_cost(meta_model(shape_config(name)), SHAPE, device=torch.device("cpu"))
     per_token = cost.per_token
     assert cost.edges == edges
