@@ -14,6 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from edgeprune.graph import KVReaders
 from edgeprune.models.block import Block, NormSpec, Projected
 from edgeprune.models.family import AbstractFamily, by_head, require_plain
+from edgeprune.models.lean import lean
 
 
 class DecoderBlock(Block):
@@ -108,7 +109,7 @@ class DecoderBlock(Block):
 
     def mlp(self, stream: Tensor) -> Tensor:
         before, behind = self._named(self.mlp_norm_name), self._named(self.mlp_post_norm_name)
-        out = self.module.mlp(stream if before is None else before(stream))
+        out = lean(self.module.mlp)(stream if before is None else before(stream))
         return out if behind is None else behind(out)
 
 
