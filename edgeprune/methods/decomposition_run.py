@@ -3,6 +3,9 @@
 The total of every activation is the clean run's, whatever the source, and is computed once; what is carried from layer
 to layer is the relevant part alone. Shapes: B examples, T tokens, D width, H heads, K key/value heads, C head width, S
 sources of one layer.
+
+Hsu et al. 2024, "Efficient Automated Circuit Discovery in Transformers using Contextual Decomposition" (arXiv
+2407.00886); the rule for products of two activations is ours, as the method has none.
 """
 
 from collections.abc import Sequence
@@ -56,16 +59,16 @@ class Source(NamedTuple):
 
 
 class Looker(Protocol):
-    """What sees relevant parts on the way. All are `[S, B, T, ...]`; the totals are those of the run."""
+    """What sees relevant parts on the way. `direct` is that of what sources write themselves, `[S, B, T, D]`."""
 
-    def attention(self, layer: int, stream: Tensor, qkv: Projected) -> None:
-        """The stream before a layer, and q, k and v as they are projected, `[S, B, T, H or K, C]`."""
+    def attention(self, layer: int, qkv: Projected, direct: Tensor) -> None:
+        """Queries, keys and values as they are projected, `[S, B, T, H or K, C]`."""
 
     def heads(self, layer: int, written: Tensor) -> None:
         """What heads write, `[S, B, T, H, C]`, before their `output_weight`."""
 
-    def mlp(self, layer: int, stream: Tensor, normed: Tensor, out: Tensor) -> None:
-        """What an MLP reads `[S, B, T, D]`, the same behind its norm, and what it writes."""
+    def mlp(self, layer: int, normed: Tensor, out: Tensor, direct: Tensor) -> None:
+        """What an MLP takes in behind its norm, and what it writes, `[S, B, T, D]` each."""
 
 
 @final
@@ -112,7 +115,7 @@ class DecomposedRun:
                 stream[row] = direct[row] = (own - other) * source.where[..., None]
         for layer in range(max(origin, 0), len(model.blocks)):
             block, at_origin = model.blocks[layer], layer == origin
-            written = self._own_heads(layer, sources) if at_origin else self._attend(block, stream, looker)
+            written = self._own_heads(layer, sources) if at_origin else self._attend(block, stream, looker, direct)
             attention = self._sum_heads(block, written, from_values=not at_origin)
             if at_origin:
                 direct += attention
@@ -120,7 +123,7 @@ class DecomposedRun:
                 looker.heads(layer, self._scaled(block, written))
             mlp: Tensor | None = None
             if block.has_mlp:
-                mlp = self._mlp(block, stream, attention, looker)
+                mlp = self._mlp(block, stream, attention, looker, direct)
                 for row, source in enumerate(sources):
                     if at_origin and source.writer == graph.mlp_writer(layer):
                         assert self._ablated.mlps is not None
@@ -143,17 +146,15 @@ class DecomposedRun:
         q, k, v = rows.split(counts, 3)
         return q, k, v
 
-    def _attend(self, block: Block, stream: Tensor, looker: Looker) -> Tensor:
+    def _attend(self, block: Block, stream: Tensor, looker: Looker, direct: Tensor) -> Tensor:
         """Relevant part of attention-weighted values `[S, B, T, H, C]`, before any norm behind the attention."""
         projected = self.project(block.layer, stream)
-        looker.attention(block.layer, stream, projected)
+        looker.attention(block.layer, projected, direct)
         num = len(stream)
         q, k, v = self._at_heads(block, projected)
         if self.rules.attention == "frozen":
             q, k = (self.clean[site][block.layer].expand(num, -1, -1, -1, -1) for site in ("q", "k"))
-        context = self.model.context(
-            self.clean["residual"][0], self.batch.clean, self.batch.attention_mask, copies=num
-        )
+        context = self.model.context(self.clean["residual"][0], self.batch.clean, self.batch.attention_mask, copies=num)
         values = block.attend(*(part.flatten(0, 1) for part in (q, k, v)), context)
         return values.unflatten(0, (num, -1))
 
@@ -219,7 +220,7 @@ class DecomposedRun:
         """What an MLP reads in the clean run, `[B, T, D]`."""
         return self.model.blocks[layer].mlp_input(self.clean["residual"][layer], self.clean["attention_out"][layer])
 
-    def _mlp(self, block: Block, stream: Tensor, attention: Tensor, looker: Looker) -> Tensor:
+    def _mlp(self, block: Block, stream: Tensor, attention: Tensor, looker: Looker, direct: Tensor) -> Tensor:
         """Relevant part of what an MLP writes, `[S, B, T, D]`."""
         layer, biases = block.layer, self.rules.biases
         inputs = block.mlp_input(stream, attention)
@@ -232,7 +233,7 @@ class DecomposedRun:
         out_total, irrelevant = through_function(block.feed_forward, whole, normed, biases, larger=larger)
         out = relevant_of(out_total, irrelevant, normed)
         out = norm_part(spec_or_none(block.mlp_post_norm, block.spec_of), out_total, out, biases)
-        looker.mlp(layer, inputs, normed, out)
+        looker.mlp(layer, normed, out, direct)
         return out
 
     @torch.no_grad()
