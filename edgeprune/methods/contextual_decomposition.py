@@ -40,9 +40,9 @@ class ContextualDecomposition(AbstractDiscovery):
     """Split every activation into what is relevant to a writer and what is not, by one forward pass for each writer.
 
     The relevant part starts as the difference between what the writer writes and what a closed edge carries, so that
-    the ablation of the problem says what is irrelevant: the corrupted run's value, a mean, or nothing. Downstream, rules
-    split what each step makes of both parts; see `docs/guides/methods.md`, which says what differs from the published
-    code. The score of a writer is the loss without the relevant part of the logits minus that of the full model. That
+    the ablation of the problem says what is irrelevant: the corrupted run's value, a mean, or nothing. Downstream,
+    rules split what each step makes of both parts; `docs/guides/methods.md` has what differs from the published code.
+    The score of a writer is the loss without the relevant part of the logits minus that of the full model. That
     of an edge is how much of what its reader takes in (q, k, v as they are projected, an MLP's normed input) is
     relevant to its writer, times the size of the score of the reader's own node. Edges into the logits score like
     writers. All are means over examples.
@@ -171,10 +171,9 @@ class ContextualDecomposition(AbstractDiscovery):
         chosen = {"loop": writers}
         if self.prune:
             chosen["loop-pruned"] = pruned(graph, writers, problem.mean_loss, by_round[0] if by_round else ())
+        names = {name: [graph.writers[writer] for writer in own] for name, own in chosen.items()}
         circuits = {
-            name: Circuit(
-                graph, keep_among(graph, own), None, {**self.describe(), "nodes": [graph.writers[i] for i in own]}
-            )
+            name: Circuit(graph, keep_among(graph, own), None, {**self.describe(), "nodes": names[name]})
             for name, own in chosen.items()
         }
         return circuits, {"rounds": [[graph.writers[writer] for writer in best] for best in by_round]}

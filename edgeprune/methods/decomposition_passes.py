@@ -37,8 +37,9 @@ class Passes:
     def __init__(
         self, problem: Problem, rules: Rules, measure: Measure, paths: Paths, memory: float, *, by_role: bool
     ) -> None:
-        self.problem, self.rules, self.measure, self.paths = problem, rules, measure, paths
-        self.by_role, self.memory = by_role, memory
+        self.problem, self.rules, self.by_role, self.memory = problem, rules, by_role, memory
+        self.measure: Measure = measure
+        self.paths: Paths = paths
         self.roles = role_names(problem.batches)
         self.groups = writer_groups(problem.model)
 
@@ -109,9 +110,8 @@ class _Piece:
 
     def _effects(self, run: DecomposedRun, stream: Tensor) -> Tensor:
         """Loss without the relevant part of the last stream minus that of the full model, float64 `[S, B]`."""
-        total, irrelevant = (
-            values.float() if values.dtype != torch.float64 else values for values in run.logits(stream)
-        )
+        exact = torch.promote_types(stream.dtype, torch.float32)
+        total, irrelevant = (values.to(exact) for values in run.logits(stream))
         losses = self._passes.problem.losses
         base = losses(total, total, run.batch).double()
         return torch.stack([losses(total, own, run.batch).double() - base for own in irrelevant])

@@ -155,7 +155,7 @@ class DecomposedRun:
         if self.rules.attention == "frozen":
             q, k = (self.clean[site][block.layer].expand(num, -1, -1, -1, -1) for site in ("q", "k"))
         context = self.model.context(self.clean["residual"][0], self.batch.clean, self.batch.attention_mask, copies=num)
-        values = block.attend(*(part.flatten(0, 1) for part in (q, k, v)), context)
+        values = block.attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), context)
         return values.unflatten(0, (num, -1))
 
     def _at_heads(self, block: Block, projected: Projected) -> Projected:
@@ -216,6 +216,11 @@ class DecomposedRun:
         spec = spec_or_none(block.mlp_norm, block.spec_of)
         return norm_part(spec, self.mlp_input(layer), stream, self.rules.biases)
 
+    def mlp_total(self, layer: int) -> Tensor:
+        """What an MLP takes in behind its norm in the clean run, `[B, T, D]`."""
+        norm, inputs = self.model.blocks[layer].mlp_norm, self.mlp_input(layer)
+        return inputs if norm is None else norm(inputs)
+
     def mlp_input(self, layer: int) -> Tensor:
         """What an MLP reads in the clean run, `[B, T, D]`."""
         return self.model.blocks[layer].mlp_input(self.clean["residual"][layer], self.clean["attention_out"][layer])
@@ -226,11 +231,9 @@ class DecomposedRun:
         inputs = block.mlp_input(stream, attention)
         if not inputs.any():
             return torch.zeros_like(stream)
-        total = self.mlp_input(layer)
-        normed = self.mlp_normed(layer, inputs)
-        whole = total if block.mlp_norm is None else block.mlp_norm(total)
-        larger = self.rules.larger
-        out_total, irrelevant = through_function(block.feed_forward, whole, normed, biases, larger=larger)
+        normed, larger = self.mlp_normed(layer, inputs), self.rules.larger
+        total = self.mlp_total(layer)
+        out_total, irrelevant = through_function(block.feed_forward, total, normed, biases, larger=larger)
         out = relevant_of(out_total, irrelevant, normed)
         out = norm_part(spec_or_none(block.mlp_post_norm, block.spec_of), out_total, out, biases)
         looker.mlp(layer, normed, out, direct)

@@ -130,16 +130,10 @@ class Collector:
         run, graph, known = self._run, self._run.model.graph, self._differences
         if self._paths == "direct":
             normed = run.mlp_normed(layer, direct)
-        norm, total = run.model.blocks[layer].mlp_norm, run.mlp_input(layer)
-        total = total if norm is None else norm(total)
-        found = self._by_part(
-            *(one[..., None, :] for one in (normed, total)), None if known is None else known.mlps[layer][..., None, :]
-        )
+        total = run.mlp_total(layer)
+        found = self._of_mlp(normed, total, None if known is None else known.mlps[layer])
         self._add(graph.rows(layer).mlp, found)
-        written = self._by_part(
-            *(one[..., None, :] for one in (out, run.mlps[layer])),
-            None if known is None else known.outputs[layer][..., None, :],
-        )
+        written = self._of_mlp(out, run.mlps[layer], None if known is None else known.outputs[layer])
         self._into.targets[graph.mlp_writer(layer), self.writers] += written.sum(0)[:, 0].cpu()
 
     def logits(self, effects: Tensor) -> None:
@@ -152,6 +146,11 @@ class Collector:
     def _add(self, rows: slice, found: Tensor) -> None:
         """Add to the edges from the sources into some readers what was found, `[P, S, n]`."""
         self._into.edges[:, rows, self.writers] += found.transpose(1, 2).cpu()
+
+    def _of_mlp(self, relevant: Tensor, total: Tensor, difference: Tensor | None) -> Tensor:
+        """`_by_part` of what has one row of width D, not heads."""
+        other = None if difference is None else difference[..., None, :]
+        return self._by_part(relevant[..., None, :], total[..., None, :], other)
 
     def _by_part(self, relevant: Tensor, total: Tensor, difference: Tensor | None) -> Tensor:
         """Sum over examples of the relevant share at the tokens of each part, `[P, S, n]`.
