@@ -52,7 +52,7 @@ class ContextualDecomposition(AbstractDiscovery):
             pattern owes to the source is then irrelevant. `"frozen"`: the model's own pattern.
         biases: `"split"` by the sizes of both parts, as published, or all `"irrelevant"`.
         larger: Behind MLPs' linear layers and additions to the stream, where both parts have opposed signs the larger
-            takes all (published: yes).
+            takes all, as published. Without it parts may grow against each other, layer by layer, beyond all bounds.
         measure: Of a reader's input: `"dot"`, the share of its difference from the ablated run that is relevant, by
             inner products; or `"l1"`, |relevant| / (|relevant| + |irrelevant|), mean over tokens.
         paths: What is relevant to a writer where the reader reads: along `"all"` paths, or `"direct"`, what it
@@ -73,7 +73,7 @@ class ContextualDecomposition(AbstractDiscovery):
 
     attention: AttentionRule = "relevant"
     biases: Biases = "split"
-    larger: bool = False
+    larger: bool = True
     measure: Measure = "dot"
     paths: Paths = "direct"
     weigh: bool = True

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
+from edgeprune.errors import EdgepruneError
 from edgeprune.methods.decomposition_run import DecomposedRun, Rules, Source
 from edgeprune.methods.problem import Problem
 from edgeprune.methods.relevance import Collector, Differences, Measure, Paths, Relevances, Unseen
@@ -112,6 +113,11 @@ class _Piece:
         """Loss without the relevant part of the last stream minus that of the full model, float64 `[S, B]`."""
         exact = torch.promote_types(stream.dtype, torch.float32)
         total, irrelevant = (values.to(exact) for values in run.logits(stream))
+        if not irrelevant.isfinite().all():
+            raise EdgepruneError(
+                f"relevant and irrelevant parts grew against each other beyond what {stream.dtype} holds, as they may "
+                "where attention has a pattern of relevant parts: set larger to true, or attention to frozen"
+            )
         losses = self._passes.problem.losses
         base = losses(total, total, run.batch).double()
         return torch.stack([losses(total, own, run.batch).double() - base for own in irrelevant])

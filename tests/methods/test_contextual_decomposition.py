@@ -15,6 +15,7 @@ from edgeprune.graph import ArchSpec, EdgeGraph
 from edgeprune.methods import ContextualDecomposition
 from edgeprune.methods.contextual_decomposition import normalised
 from edgeprune.methods.decomposition_loop import keep_among, pruned, rounds
+from edgeprune.methods.decomposition_run import DecomposedRun
 from edgeprune.methods.problem import Problem
 from edgeprune.models.masked import MaskedModel
 from tests.methods.small_problems import linear_model, problem, random_pairs, tiny, without_biases
@@ -33,7 +34,7 @@ def test_a_linear_model_is_ablated_exactly(ablation: str, attention: Any) -> Non
     for model, biases in ((linear_model(), "irrelevant"), (without_biases(linear_model()), "split")):
         question = problem(model, ablation=ablation)
         question.runs.prepare(question.batches)
-        method = ContextualDecomposition(attention=attention, biases=biases)
+        method = ContextualDecomposition(attention=attention, biases=biases, larger=False)
         found = method.relevances(question)
         full = question.mean_loss(model.graph.all_open())
         for writer in range(len(model.graph.writers)):
@@ -53,7 +54,7 @@ def queries(model: MaskedModel, ids: Tensor) -> Tensor:
 
 
 def test_measures_by_hand() -> None:
-    """Edges from the embedding to queries of the first layer, prompt by prompt: what is relevant, and how much it is."""
+    """Edges from the embedding to queries of the first layer, prompt by prompt."""
     model, pairs = without_biases(tiny("gpt2")), random_pairs(3)
     layer = model.hf.transformer.h[0]
     expected = torch.zeros(2, 4, dtype=torch.float64)
@@ -224,6 +225,18 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(EdgepruneError, match="remove it to begin anew"):
         method.discover(question, no_progress, tmp_path)
+
+
+def test_parts_beyond_all_bounds_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = DecomposedRun.logits
+
+    def overflowing(run: DecomposedRun, stream: Tensor) -> tuple[Tensor, Tensor]:
+        total, irrelevant = logits(run, stream)
+        return total, irrelevant * torch.inf
+
+    monkeypatch.setattr(DecomposedRun, "logits", overflowing)
+    with pytest.raises(EdgepruneError, match="set larger to true, or attention to frozen"):
+        ContextualDecomposition(larger=False).relevances(problem(tiny("llama")))
 
 
 @pytest.mark.parametrize(
