@@ -48,11 +48,12 @@ class ContextualDecomposition(AbstractDiscovery):
     writers. All are means over examples.
 
     Attributes:
-        attention: `"relevant"`: a pattern of its own, of relevant queries and keys, as published for GPT-2; what the
-            pattern owes to the source is then irrelevant. `"frozen"`: the model's own pattern.
+        attention: `"frozen"`: the relevant part has the model's own pattern (published for BERT). `"relevant"`: that of
+            relevant queries and keys, as published for GPT-2; what the pattern owes to the source is then irrelevant.
         biases: `"split"` by the sizes of both parts, as published, or all `"irrelevant"`.
         larger: Behind MLPs' linear layers and additions to the stream, where both parts have opposed signs the larger
-            takes all, as published. Without it parts may grow against each other, layer by layer, beyond all bounds.
+            takes all (published: yes). `"relevant"` attention needs it in models with gated MLPs, where parts grow
+            against each other beyond all bounds.
         measure: Of a reader's input: `"dot"`, the share of its difference from the ablated run that is relevant, by
             inner products; or `"l1"`, |relevant| / (|relevant| + |irrelevant|), mean over tokens.
         paths: What is relevant to a writer where the reader reads: along `"all"` paths, or `"direct"`, what it
@@ -71,9 +72,9 @@ class ContextualDecomposition(AbstractDiscovery):
 
     name = "contextual_decomposition"
 
-    attention: AttentionRule = "relevant"
+    attention: AttentionRule = "frozen"
     biases: Biases = "split"
-    larger: bool = True
+    larger: bool = False
     measure: Measure = "dot"
     paths: Paths = "direct"
     weigh: bool = True
@@ -131,7 +132,7 @@ class ContextualDecomposition(AbstractDiscovery):
         graph = found.graph
         edges = normalised(graph, found.edges, self.normalize)
         if self.weigh:
-            sizes, nodes = found.nodes[0].abs(), nodes_of_readers(graph)[:-1]
+            sizes, nodes = normalised(graph, found.nodes[0], self.normalize).abs(), nodes_of_readers(graph)[:-1]
             weights = torch.stack([sizes[list(own)].sum() for own in nodes])
             edges = torch.cat([edges[:, :-1] * weights[:, None], edges[:, -1:]], 1)
         return edges
