@@ -38,8 +38,9 @@ def with_bias(parts: Parts, bias: Tensor, sizes: Parts) -> Parts:
 def norm(spec: NormSpec, parts: Parts) -> Parts:
     if spec.eps is None:
         return parts
+    eps = spec.eps
     centred = parts.map(lambda x: x - x.mean(-1, keepdim=True)) if spec.centred else parts
-    out = centred.map(lambda x: x / (centred.total.pow(2).mean(-1, keepdim=True) + spec.eps) ** 0.5)
+    out = centred.map(lambda x: x / (centred.total.pow(2).mean(-1, keepdim=True) + eps) ** 0.5)
     gain = spec.weight if spec.weight is None or not spec.unit_offset else 1 + spec.weight
     out = out if gain is None else out.map(lambda x: x * gain)
     return out if spec.bias is None else with_bias(out, spec.bias, parts)
@@ -52,7 +53,8 @@ def spec_of(block: Block, module: nn.Module | None) -> NormSpec:
 def function(step: Callable[[Tensor], Tensor], root: nn.Module, parts: Parts) -> Parts:
     """f(total) - f(irrelevant) and f(irrelevant), with the biases of linear layers inside split."""
     before: dict[nn.Module, Tensor] = {}
-    linear = [one for one in root.modules() if type(one).__name__ in ("Linear", "Conv1D") and one.bias is not None]
+    named = [one for one in root.modules() if type(one).__name__ in ("Linear", "Conv1D")]
+    linear = [one for one in named if getattr(one, "bias", None) is not None]
 
     def note(module: Any, args: Any, out: Tensor) -> None:
         before[module] = out - module.bias

@@ -15,6 +15,7 @@ from edgeprune.graph import ArchSpec, EdgeGraph
 from edgeprune.methods import ContextualDecomposition
 from edgeprune.methods.contextual_decomposition import normalised
 from edgeprune.methods.decomposition_loop import keep_among, pruned, rounds
+from edgeprune.methods.decomposition_rules import Biases
 from edgeprune.methods.decomposition_run import DecomposedRun
 from edgeprune.methods.problem import Problem
 from edgeprune.models.masked import MaskedModel
@@ -31,7 +32,9 @@ def close(found: Tensor, expected: Tensor, atol: float = 1e-6) -> None:
 @pytest.mark.parametrize("ablation", ["interchange", "zero", "mean"])
 def test_a_linear_model_is_ablated_exactly(ablation: str, attention: Any) -> None:
     """Biases that no writer owns stay where they are: all of each is irrelevant, or there are none to split."""
-    for model, biases in ((linear_model(), "irrelevant"), (without_biases(linear_model()), "split")):
+    cases: list[tuple[MaskedModel, Biases]]
+    cases = [(linear_model(), "irrelevant"), (without_biases(linear_model()), "split")]
+    for model, biases in cases:
         question = problem(model, ablation=ablation)
         question.runs.prepare(question.batches)
         method = ContextualDecomposition(attention=attention, biases=biases, larger=False)
@@ -94,7 +97,7 @@ def test_what_is_written_by_hand() -> None:
 @pytest.mark.parametrize("settings", [{}, {"measure": "l1", "paths": "all"}, {"attention": "frozen", "by_role": True}])
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_memory_does_not_matter(name: str, settings: dict[str, Any]) -> None:
-    question = with_roles(problem(tiny(name)))
+    question = with_roles(problem(tiny(name), random_pairs(2), cuts=()))
     found = ContextualDecomposition(**settings).relevances(question)
     least = ContextualDecomposition(**settings, memory_gb=1e-9).relevances(question)
     for field in ("nodes", "edges", "targets"):

@@ -20,8 +20,9 @@ from tests.methods.decomposition_reference import streams
 from tests.methods.small_problems import tiny, without_biases
 from tests.models.test_conformance import CASES, build, prompts
 
-EXACT = {"atol": 1e-10, "rtol": 0}
-ROUNDED = {"atol": 1e-8, "rtol": 0}  # sizes of parts that are nearly 0, and norms of them, magnify what was rounded
+EXACT: dict[str, Any] = {"atol": 1e-10, "rtol": 0}
+# Sizes of parts that are nearly 0, and norms of them, magnify what was rounded.
+ROUNDED: dict[str, Any] = {"atol": 1e-8, "rtol": 0}
 
 
 def batch_of(clean: Tensor, corrupted: Tensor) -> PairBatch:
