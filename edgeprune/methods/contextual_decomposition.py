@@ -149,8 +149,7 @@ class ContextualDecomposition(AbstractDiscovery):
             report(WHAT, state.done, len(passes))
         try:
             for step in passes.steps(state.done):
-                step(state.sums)
-                state.step()
+                state.take(step)
                 report(WHAT, state.done, len(passes))
         finally:
             state.save()

@@ -1,6 +1,7 @@
 """What contextual decomposition has added up so far, and the file that lets a killed run go on."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self, final
 
@@ -32,6 +33,7 @@ class DecompositionState:
 
     def __init__(self, key: str, sums: Relevances, path: Path | None) -> None:
         self.sums, self.done = sums, 0
+        self._whole = True  # no step has begun that is not in the sums to its end
         self._key, self._path = key, path
         self._saved_at = self._started = time.monotonic()
 
@@ -66,15 +68,18 @@ class DecompositionState:
         """What it has taken, over all parts of an interrupted run."""
         return time.monotonic() - self._started
 
-    def step(self) -> None:
-        """Another step is in the sums, wholly; save when it is time."""
+    def take(self, step: Callable[[Relevances], None]) -> None:
+        """Take a step, which adds to the sums; save when it is time. Of one that is interrupted nothing is saved."""
+        self._whole = False
+        step(self.sums)
         self.done += 1
+        self._whole = True
         if time.monotonic() - self._saved_at > SAVE_SECONDS:
             self.save()
 
     def save(self) -> None:
-        """Write the state, whole or not at all."""
+        """Write the state, whole or not at all; in the middle of a step the last one stays."""
         self._saved_at = time.monotonic()
-        if self._path is not None and self.done:
+        if self._path is not None and self.done and self._whole:
             tensors = {name: getattr(self.sums, name) for name in _TENSORS}
             _FILE.write(self._path, tensors, {"key": self._key, "done": self.done, "seconds": self.seconds})

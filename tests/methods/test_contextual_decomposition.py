@@ -12,12 +12,13 @@ from torch import Tensor
 from edgeprune.console import no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import ArchSpec, EdgeGraph
-from edgeprune.methods import ContextualDecomposition
+from edgeprune.methods import ContextualDecomposition, decomposition_state
 from edgeprune.methods.contextual_decomposition import normalised
 from edgeprune.methods.decomposition_loop import keep_among, pruned, rounds
 from edgeprune.methods.decomposition_rules import Biases
 from edgeprune.methods.decomposition_run import DecomposedRun
 from edgeprune.methods.problem import Problem
+from edgeprune.methods.relevance import Collector
 from edgeprune.models.masked import MaskedModel
 from tests.methods.small_problems import linear_model, problem, random_pairs, tiny, without_biases
 
@@ -240,6 +241,30 @@ def test_parts_beyond_all_bounds_are_an_error(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(DecomposedRun, "logits", overflowing)
     with pytest.raises(EdgepruneError, match="set larger to true, or attention to frozen"):
         ContextualDecomposition(larger=False).relevances(problem(tiny("llama")))
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
+def test_half_a_step_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Stopped while the sums hold a part of a step: whether or not an earlier state was saved, none of it counts."""
+    question, method = problem(tiny(), random_pairs(2), cuts=()), ContextualDecomposition()
+    logits, calls = Collector.logits, 0
+
+    def stopping_logits(collector: Collector, effects: Tensor) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise Stop
+        logits(collector, effects)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Collector, "logits", stopping_logits)
+        patch.setattr(decomposition_state, "SAVE_SECONDS", seconds)
+        with pytest.raises(Stop):
+            method.discover(question, no_progress, tmp_path)
+    result, whole = method.discover(question, no_progress, tmp_path), method.discover(question, no_progress)
+    assert result.scores is not None
+    assert whole.scores is not None
+    assert torch.equal(result.scores, whole.scores)
 
 
 @pytest.mark.parametrize(
