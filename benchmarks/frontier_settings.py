@@ -125,6 +125,16 @@ TRAINED: dict[str, Entry] = {
         cut=True,
         passes=STEPS * BATCH,
     ),
+    "matryoshka": Entry(
+        "Matryoshka (sigmoid top-k)",
+        "fit",
+        _each(
+            _recipe("Matryoshka", draw="log", shares=[0.005, 1.0], masks_per_batch=8, stratified=True),
+            "learning_rate",
+            *(0.03, 0.1, 0.3),
+        ),
+        passes=STEPS * BATCH,
+    ),
 }
 SCORED: dict[str, Entry] = {
     "random": Entry("random", "discover", (_method("RandomScores", "kl", "--method.seed={seed}"),)),
