@@ -18,12 +18,12 @@ from torch import Tensor
 
 from edgeprune.batch import PairBatch
 from edgeprune.models.block import weights_per_reader
-from edgeprune.models.changes import Changes, find_changes
+from edgeprune.models.changes import Changes, alike, find_changes
 from edgeprune.models.clean_run import LayerValues, StartingRun
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.read_ops import exact_dtype
 from edgeprune.models.reads import LayerReads
-from edgeprune.models.rerun import ReferenceState, Rerun
+from edgeprune.models.rerun import KeptInputs, ReferenceState, Rerun
 from edgeprune.models.stack import Workspace
 from edgeprune.models.states import WriterStates
 
@@ -52,9 +52,8 @@ class CircuitRun(StartingRun):
         super().__init__(model, batch, "looking at single edges of a circuit's run")
         graph = model.graph
         self.keep = keep.cpu().bool() & graph.exists
-        self.open = self.keep.to(self.embedded)
-        self.closed = graph.exists.to(self.embedded) - self.open
-        self.attention: dict[int, Tensor] = {}  # inputs of a layer's readers that can change, [readers, T, D]
+        self.closed = (graph.exists & ~self.keep).to(self.embedded)
+        self.attention = KeptInputs()  # of the readers that can change; of those that take in the same, the first
         self.mlps: dict[int, Tensor] = {}  # inputs of the MLPs that can change, [T, D]
         self._changing = find_changes(graph, self.keep, self.keep.any(1) | opening)
         start = self.embedded.flatten(0, 1)
@@ -72,10 +71,13 @@ class CircuitRun(StartingRun):
         """All layers, as the masked model runs them; what they computed is kept. Returns the stream at their end."""
         model, graph, shape = self.model, self.model.graph, self.embedded.shape
         stream, chain = self.embedded.flatten(0, 1), self.embedded.new_zeros(())
+        same = self._same = alike(graph, self.keep)
         for layer, block in enumerate(model.blocks):
             changed = self._changing.layers[layer]
             if changed.readers:
-                self.attention[layer] = self.mixed(changed.readers, self.closed, stream)
+                readers = list(dict.fromkeys(same[reader] for reader in changed.readers))
+                self.attention.readers[layer] = readers
+                self.attention.inputs[layer] = self.mixed(readers, self.closed, stream)
             qkv, _, chain = reads(layer, chain, stream, shape[0])
             written, attention = block.write(model.attend(block, qkv, self.first_context, reads.stack.all_open))
             chain = model.write_heads(chain, written, ablated.heads[layer], reads.stack, block)
@@ -120,7 +122,7 @@ class CircuitRun(StartingRun):
         else:
             if reader not in changed.readers:
                 return torch.zeros_like(found)
-            inputs = self.attention[layer][changed.readers.index(reader)]
+            inputs = self.attention.inputs[layer][self.attention.readers[layer].index(self._same[reader])]
             inputs = torch.cat([torch.zeros_like(moves[:1]), moves[found]]) + inputs
             outputs = block.norm(inputs) @ self._weight(layer, reader)
         found[found.clone()] = (outputs[1:] != outputs[:1]).flatten(1).any(1)
@@ -139,7 +141,7 @@ class CircuitRun(StartingRun):
 
     def _moves(self, reader: int, writers: Sequence[int]) -> Tensor:
         """How the input of `reader` moves if each edge is changed, `[writers, T, D]`."""
-        sign = 2 * self.open[reader, list(writers)] - 1
+        sign = (2 * self.keep[reader, list(writers)].long() - 1).to(self.delta)
         return self.delta[list(writers)] * sign[:, None, None]
 
     @torch.no_grad()
@@ -164,7 +166,7 @@ class CircuitRun(StartingRun):
             moves = self._moves(reader, writers[start : start + at_once])
             if at is not None:
                 moves = moves * at[start : start + at_once, :, None]
-            rerun = Rerun(self, self.open, changes, self._reference(changes), len(moves))
+            rerun = Rerun(self, self.keep, changes, self._reference(), len(moves))
             yield from rerun.run({reader: moves})[0]
 
     @torch.no_grad()
@@ -189,7 +191,7 @@ class CircuitRun(StartingRun):
                 if reader not in moves:
                     moves[reader] = self.delta.new_zeros((len(some), *self.delta.shape[1:]))
                 moves[reader][place] = self._moves(reader, [writer])[0]
-            rerun = Rerun(self, self.open, changes, self._reference(changes), len(some))
+            rerun = Rerun(self, self.keep, changes, self._reference(), len(some))
             yield from rerun.run(moves)[0]
 
     def _changes(self, readers: Collection[int]) -> Changes:
@@ -197,17 +199,9 @@ class CircuitRun(StartingRun):
         starts[list(readers)] = True
         return find_changes(self.model.graph, self.keep, starts)
 
-    def _reference(self, changes: Changes) -> ReferenceState:
-        """The circuit's state, as a run over `changes` wants it."""
-
-        def attention(layer: int) -> Tensor:
-            known = {reader: place for place, reader in enumerate(self._changing.layers[layer].readers)}
-            wanted = changes.layers[layer].readers
-            if len(wanted) == len(known):
-                return self.attention[layer]
-            return self.attention[layer][[known[reader] for reader in wanted]]
-
-        return ReferenceState(attention, self.mlps, self.last, self.layers)
+    def _reference(self) -> ReferenceState:
+        """The circuit's state."""
+        return ReferenceState(self.attention, self.mlps, self.last, self.layers)
 
     def _rerun_bytes(self, changes: Changes) -> int:
         """Memory of one copy in a rerun: changes of the writers, one layer's values, the logits."""
