@@ -3,10 +3,11 @@
     python benchmarks/ground_truth.py --seeds 5 --out docs/results/ground_truth.json
     python benchmarks/ground_truth.py --print docs/results/ground_truth.json
 
-The models are the programs of this project and the folders of format `tracr-circuit-data/1` in
-`tests/data/ground_truth`, or in another `--folder`. Each run is a whole process: `edgeprune fit --config
-configs/ground_truth.yaml` with the model, the ablation, the seed and the estimator set. Runs that the output file has
-already are not repeated.
+The models are the programs of this project, deep ones (`chain-10x3`: ten layers of three heads) among them, and the
+folders of format `tracr-circuit-data/1` in `tests/data/ground_truth`, or in another `--folder`. Each run is a whole
+process: `edgeprune fit --config configs/ground_truth.yaml` with the model, the ablation, the seed and the estimator
+set. With `--here` all runs are made in this process, one after the other: the same steps without starting anew, logs,
+snapshots and reports; seconds are then those of a processor core. Runs that the output file has are not repeated.
 """
 
 import argparse
@@ -21,10 +22,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import lightning.pytorch as pl
+import torch
+import yaml
 from rich.console import Console
 from rich.progress import track
 
+from datamodules import PairDataModule
 from datamodules.collate import collate
+from datamodules.tasks.compiled import CompiledTask
 from datamodules.tasks.tracr import TracrTask
 from edgeprune.ablations import zero
 from edgeprune.circuit import Circuit
@@ -32,11 +38,15 @@ from edgeprune.compiled import minimal_circuits, programs
 from edgeprune.compiled.tracr_format import known_edges
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.brute_force import brute_force
+from edgeprune.methods import EdgePruning
 from edgeprune.models.loading import load_model
+from edgeprune.objectives.sparsity import GeometricPenalty
+from lit_modules.pruning import PruningModule
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG, FOLDERS = ROOT / "configs" / "ground_truth.yaml", ROOT / "tests" / "data" / "ground_truth"
 ABLATIONS = ("zero", "interchange")
+DEEP = ("chain-10x1", "chain-10x2", "chain-10x3", "chain-20x1")
 # The pathwise estimator, at the best single setting that was found for it: smaller steps, more of them.
 RECIPE = "--model.recipe.init_args."
 ESTIMATORS = {
@@ -114,6 +124,35 @@ def fit(config: Path, arguments: Sequence[str], folder: str) -> Circuit:
     return Circuit.load(path)
 
 
+def fit_here(config: Path, problem: Problem, seed: int) -> Circuit:
+    """The same gates, trained in this process, one thread: no logs, snapshots and reports."""
+    given = dict(argument.removeprefix("--").split("=", 1) for argument in problem.arguments)
+    values = yaml.safe_load(config.read_text())
+    model, data, recipe = values["model"], values["data"], values["model"]["recipe"]["init_args"]
+    penalty = GeometricPenalty(**recipe.pop("sparsity_term")["init_args"])
+    if "data.task" in given:
+        task = TracrTask(given["data.task.path"], pairs=given["data.task.pairs"], held_out=False)  # pyright: ignore
+    else:
+        task = CompiledTask(given["data.task.init_args.program"])
+    pl.seed_everything(seed, verbose=False)
+    module = PruningModule(
+        given["model.name"],
+        EdgePruning(penalty, **recipe),
+        objective=model["objective"],
+        ablation=problem.ablation,
+        seed=seed,
+    )
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=values["trainer"]["max_steps"],
+        enable_model_summary=False,
+        **quiet,  # pyright: ignore
+    )
+    trainer.fit(module, PairDataModule(task, batch_size=data["batch_size"], seed=seed))
+    return module.circuit()
+
+
 def compared(problem: Problem, circuit: Circuit) -> dict[str, Any]:
     """A circuit against the nearest truth."""
     found = set(circuit.edges())
@@ -126,19 +165,22 @@ def compared(problem: Problem, circuit: Circuit) -> dict[str, Any]:
     }
 
 
-def run(problem: Problem, estimator: str, seed: int, folder: str) -> dict[str, Any]:
-    """One process; its circuit against the nearest truth."""
-    begin = time.perf_counter()
-    arguments = [*problem.arguments, f"--model.ablation={problem.ablation}", f"--seed_everything={seed}"]
-    circuit = fit(CONFIG, [*arguments, *ESTIMATORS[estimator]], folder)
+def run(problem: Problem, estimator: str, seed: int, folder: str | None) -> dict[str, Any]:
+    """The circuit of one run against the nearest truth; without a folder to run in, trained in this process."""
+    clock = time.process_time if folder is None else time.perf_counter
+    begin = clock()
+    if folder is None:
+        circuit = fit_here(CONFIG, problem, seed)
+    else:
+        arguments = [*problem.arguments, f"--model.ablation={problem.ablation}", f"--seed_everything={seed}"]
+        circuit = fit(CONFIG, [*arguments, *ESTIMATORS[estimator]], folder)
     return {
         "problem": problem.name,
         "ablation": problem.ablation,
         "estimator": estimator,
         "seed": seed,
         **compared(problem, circuit),
-        "squared_error": circuit.header["metrics"]["squared_error"],
-        "seconds": round(time.perf_counter() - begin, 1),
+        "seconds": round(clock() - begin, 1),
     }
 
 
@@ -171,6 +213,7 @@ def main() -> None:
     parser.add_argument("--estimators", nargs="+", choices=ESTIMATORS, default=["local"])
     parser.add_argument("--only", nargs="+", help="names of problems, such as 'tracr sort' or compiled:sort")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time, one thread each")
+    parser.add_argument("--here", action="store_true", help="the local estimator alone, all runs in this process")
     parser.add_argument("--out", type=Path, default=Path("ground_truth.json"))
     parser.add_argument("--print", type=Path, dest="shown", help="only print the table of a file")
     options = parser.parse_args()
@@ -179,7 +222,8 @@ def main() -> None:
         return
     folders = sorted(file.parent.resolve() for file in options.folder.glob("*/circuit.json"))
     problems = [problem for folder in folders for problem in of_folder(folder)]
-    problems += [problem for name in programs() if name != "trained_induction" for problem in of_program(name)]
+    names = [name for name in programs() if name != "trained_induction"]
+    problems += [problem for name in (*names, *DEEP) for problem in of_program(name)]
     problems = [problem for problem in problems if not options.only or problem.name in options.only]
     rows: list[dict[str, Any]] = json.loads(options.out.read_text()) if options.out.exists() else []
     done = {(row["problem"], row["ablation"], row["estimator"], row["seed"]) for row in rows}
@@ -192,10 +236,14 @@ def main() -> None:
     ]
 
     def work(job: tuple[Problem, str, int]) -> dict[str, Any]:
+        if options.here:
+            return run(*job, None)
         with tempfile.TemporaryDirectory() as folder:
             return run(*job, folder)
 
-    with ThreadPoolExecutor(options.jobs) as pool:
+    if options.here:
+        torch.set_num_threads(1)
+    with ThreadPoolExecutor(1 if options.here else options.jobs) as pool:
         for row in track(pool.map(work, jobs), total=len(jobs), console=Console(stderr=True)):
             rows.append(row)
             options.out.write_text(json.dumps(rows, indent=1) + "\n")

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from edgeprune.batch import PairBatch
 from edgeprune.methods.base import differentiated
+from edgeprune.methods.flips import GatedError
 from edgeprune.metrics.functional import uniform_cross_entropy
 from edgeprune.metrics.losses import TrainingObjective, cmd, losses, require_defined
 from edgeprune.metrics.measure import gated_logits
@@ -84,7 +85,14 @@ class BatchLosses:
 
     def error(self, gates: Tensor) -> Tensor:
         """The objective (scalar) of gates `[reader, writer]`, or `[group, reader, writer]` for groups of the batch."""
-        return _losses(self.objective, self.full, self._logits(gates), self._empty, self.batch).mean()
+        return self._error_of(self._logits(gates))
+
+    def _error_of(self, logits: Tensor) -> Tensor:
+        return _losses(self.objective, self.full, logits, self._empty, self.batch).mean()
+
+    def flippable(self) -> GatedError:
+        """`error`, which also knows what flips of gates do."""
+        return GatedError(self.error, self._error_of, self.model, self.batch, self.ablated)
 
     def complement(self, gates: Tensor) -> Tensor:
         """How much the answers without the circuit of these gates say (scalar): see `uniform_cross_entropy`."""

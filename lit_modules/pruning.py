@@ -187,7 +187,7 @@ class PruningModule(pl.LightningModule):
         place = place_in_step(self.trainer, len(batch), batch_idx)
         losses = BatchLosses(self.masked, self.objective, batch, self.runs(batch, "train"), place)
         rest, values = self._complement(losses)  # first: its run is differentiated, and gone before the other begins
-        error, gates = self.recipe.expected_error(losses.error, self.seed, self.global_step)
+        error, gates = self.recipe.expected_error(losses.flippable(), self.seed, self.global_step)
         penalty = self.recipe.penalty(gates, self.progress)
         weight = self._weight(error + rest, penalty, len(batch), place[1])
         self._log_training(error * weight, {"penalty": penalty.detach(), **values}, len(batch))
@@ -197,7 +197,7 @@ class PruningModule(pl.LightningModule):
         """The complement's term of the loss, and what to log of it."""
         if not self.complement_weight:
             return 0.0, {}
-        value, _ = self.recipe.expected_error(losses.complement, self.seed, self.global_step)
+        value, _ = self.recipe.expected_error(losses.complement, self.seed, self.global_step, "complement")
         return self.complement_weight * value, {"complement": value.detach()}
 
     def _weight(self, error: Tensor, penalty: Tensor, size: int, share: int) -> float:

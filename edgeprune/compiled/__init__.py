@@ -3,6 +3,7 @@
 One more is trained here rather than written, `trained_induction`: small enough to look at, no true circuit claimed.
 """
 
+from edgeprune.compiled.chain import FAMILY, chain_program
 from edgeprune.compiled.hist import HIST
 from edgeprune.compiled.induction import INDUCTION
 from edgeprune.compiled.logic_gates import AND_GATE, OR_GATE
@@ -41,7 +42,7 @@ _PROGRAMS = {
 
 
 def programs() -> tuple[str, ...]:
-    """Names of the programs."""
+    """Names of the programs; those of `chain`, which come in every size, are not among them."""
     return tuple(_PROGRAMS)
 
 
@@ -97,6 +98,8 @@ def minimal_circuits(name: str, ablation: Ablation) -> tuple[Edges, ...]:
 
 
 def _program(name: str) -> Program:
-    if name not in _PROGRAMS:
-        raise EdgepruneError(f"no compiled program named {name!r}; the known ones are: {', '.join(_PROGRAMS)}")
-    return _PROGRAMS[name]
+    program = _PROGRAMS.get(name) or chain_program(name)
+    if program is None:
+        known = ", ".join(_PROGRAMS)
+        raise EdgepruneError(f"no compiled program named {name!r}; the known ones are: {known}, and {FAMILY}")
+    return program

@@ -89,6 +89,7 @@ class Description:
         layers: From the first to the last.
         outputs: For each logit, by its label, the columns that it adds up; one that reads nothing is always 0.
         causal: Whether a position sees only itself and those before it.
+        num_heads: Heads of each layer, at least; those that no layer describes are zero.
     """
 
     columns: Sequence[str]
@@ -97,6 +98,7 @@ class Description:
     layers: Sequence[Layer]
     outputs: Mapping[str, Columns]
     causal: bool = False
+    num_heads: int = 1
 
 
 def build(name: str, description: Description) -> CompiledTransformer:
@@ -199,7 +201,7 @@ def _config(name: str, description: Description) -> CompiledConfig:
         vocab_size=len(tokens),
         n_ctx=len(description.positions),
         num_hidden_layers=len(layers),
-        num_attention_heads=max(len(layer.heads) for layer in layers),
+        num_attention_heads=max(description.num_heads, *(len(layer.heads) for layer in layers)),
         head_dim=max(max(len(head.match), len(head.move)) for layer in layers for head in layer.heads),
         hidden_size=len(description.columns),
         intermediate_size=max(max(len(layer.units), bool(layer.adds)) for layer in layers),

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from edgeprune.circuit import Circuit
 from edgeprune.graph import EdgeGraph
 
+ErrorName = Literal["error", "complement"]
 FIRST_EXTRA_STREAM = 100  # of the noise of a step's second and further samples
 
 
@@ -41,7 +42,9 @@ class AbstractRecipe(nn.Module, ABC):
     def sample(self, seed: int, step: int, number: int = 0) -> Tensor:
         """Gates `[reader, writer]`: one of the samples of a step; the same for equal arguments. Differentiable."""
 
-    def expected_error(self, error_of: Callable[[Tensor], Tensor], seed: int, step: int) -> tuple[Tensor, Tensor]:
+    def expected_error(
+        self, error_of: Callable[[Tensor], Tensor], seed: int, step: int, name: ErrorName = "error"
+    ) -> tuple[Tensor, Tensor]:
         """Mean error of the step's samples, differentiable in the parameters; and their mean `[reader, writer]`.
 
         Args:
@@ -49,7 +52,9 @@ class AbstractRecipe(nn.Module, ABC):
                 groups of the batch; gradients pass through it.
             seed: Of the noise.
             step: Of the run; the noise is a function of both.
+            name: Which error it is, for what a recipe remembers from step to step.
         """
+        del name
         masks = self.masks_per_batch
         numbers = [range(run * masks, (run + 1) * masks) for run in range(self.samples_per_step)]
         samples = (self._samples(seed, step, own) for own in numbers)

@@ -1,17 +1,18 @@
 """Edge Pruning (Bhaskar et al. 2024, arXiv 2406.16778): hard concrete gates on edges, trained by gradient descent."""
 
 from collections.abc import Callable
-from typing import Any, Literal, final
+from typing import Any, Literal, cast, final, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.gates import HardConcrete, uniform_noise
 from edgeprune.gates.hard_concrete import STRETCH, TEMPERATURE
 from edgeprune.graph import EdgeGraph
-from edgeprune.methods.base import AbstractRecipe, sample_stream
-from edgeprune.methods.local_expectation import local_expectation
+from edgeprune.methods.base import AbstractRecipe, ErrorName, sample_stream
+from edgeprune.methods.flips import Flips, GatedError, WholeFlips
+from edgeprune.methods.local_expectation import MeasuredEffects, local_expectation
 from edgeprune.methods.warm_start import Start, WarmStart
 from edgeprune.objectives.sparsity import AbstractSparsityTerm
 
@@ -35,9 +36,10 @@ class EdgePruning(AbstractRecipe):
         estimator: How the error's gradient reaches the gates. `"pathwise"` (published): through the sampled gates. It
             sees only slopes: where a model's output is flat in each gate and jumps (saturated attention, steep MLPs,
             as in compiled programs), a needed edge looks like an idle one. `"local"` (deviation): gates are
-            rounded to 0 or 1 and the effect of flipping them is measured, see `local_expectation`. For small graphs:
-            each step takes `num_flips` further runs, without backward.
-        num_flips: Gates flipped per step with `estimator="local"`, drawn at random; all if there are fewer.
+            rounded to 0 or 1, and the effect of flipping some is measured and remembered, see `local_expectation`; the
+            penalty pushes only what was measured. Without backward. For up to thousands of edges.
+        num_flips: Flips that are run per step with `estimator="local"`, as many as there are at most. Undecided gates
+            and those not asked for long come first; flips that change nothing are found without a run.
         masks_per_batch: Samples of the gates in one step: the batch falls into that many groups, each with a sample of
             its own (published: 1, shared by the batch). A batch that does not divide is cut into fewer groups. It
             costs nothing, and the part of the gradient's noise that comes from the gates falls.
@@ -139,6 +141,8 @@ class EdgePruning(AbstractRecipe):
         """Make one gate per existing edge, and with `node_gates` one per writer."""
         self.graph = graph
         self.edges = HardConcrete(graph.num_edges, **self._gate_options)
+        if self.estimator == "local":
+            self.measured = nn.ModuleDict({name: MeasuredEffects(graph.num_edges) for name in get_args(ErrorName)})
         if self.node_gates:
             self.nodes = HardConcrete(len(graph.writers), **self._gate_options)
         if self.warm_start is not None:
@@ -171,30 +175,21 @@ class EdgePruning(AbstractRecipe):
         gates = self.graph.to_matrix(self._closed(self.edges.sample(noise_of(self.edges, nodes=False))))
         return gates if self.nodes is None else gates * self.nodes.sample(noise_of(self.nodes, nodes=True))
 
-    def expected_error(self, error_of: Callable[[Tensor], Tensor], seed: int, step: int) -> tuple[Tensor, Tensor]:
+    def expected_error(
+        self, error_of: Callable[[Tensor], Tensor], seed: int, step: int, name: ErrorName = "error"
+    ) -> tuple[Tensor, Tensor]:
         """Error of the step's samples, with the gradient that `estimator` says; and their mean `[reader, writer]`."""
         if self.estimator == "pathwise":
-            return super().expected_error(error_of, seed, step)
-        live, device = self._trained(), self.edges.log_alpha.device
-        noise = uniform_noise(seed, step, self.edges.num_gates).to(device)
-        order = uniform_noise(seed, step, len(live), stream=2).argsort()
-        error, gates = local_expectation(
-            lambda gates: error_of(self._spread(gates, live)),
-            self.edges.prob_above_half()[live],
-            noise[live],
-            order[: self.num_flips].to(device),
-        )
-        return error, self._spread(gates, live)
+            return super().expected_error(error_of, seed, step, name)
+        graph, gates, prob = self.graph, self.edges.num_gates, self._closed(self.edges.prob_above_half())
 
-    def _trained(self) -> Tensor:
-        """Long: numbers of the edges that are not frozen."""
-        if self._frozen is None:
-            return torch.arange(self.edges.num_gates, device=self.edges.log_alpha.device)
-        return (~self._frozen).nonzero().squeeze(1)
+        def flips_of(sample: Tensor) -> Flips:
+            found = error_of.flips(sample) if isinstance(error_of, GatedError) else None
+            return found or WholeFlips(lambda values: error_of(graph.to_matrix(values)), sample)
 
-    def _spread(self, gates: Tensor, edges: Tensor) -> Tensor:
-        """Gates of some edges as a matrix `[reader, writer]`; the others are closed."""
-        return self.graph.to_matrix(gates.new_zeros(self.edges.num_gates).index_copy(0, edges, gates))
+        noise, order = (uniform_noise(seed, step, gates, stream=stream).to(prob.device) for stream in (0, 2))
+        error, sample = local_expectation(flips_of, prob, noise, order, self._effects(name), self.num_flips)
+        return error, graph.to_matrix(sample)
 
     def penalty(self, gates: Tensor, progress: float) -> Tensor:
         """The edge term, plus the node term if there is one.
@@ -203,11 +198,19 @@ class EdgePruning(AbstractRecipe):
         edge's own gate alone, so that edges of a dead writer still count).
         """
         sampled = self.penalty_on == "sample"
-        fraction = gates.sum() / self.graph.num_edges if sampled else self._prob_open().mean()
+        fraction = gates.sum() / self.graph.num_edges if sampled else self._priced().mean()
         loss = self.sparsity_term(fraction, progress)
         if self.node_sparsity_term is not None and self.nodes is not None:
             loss = loss + self.node_sparsity_term(self.nodes.prob_open().mean(), progress)
         return loss
+
+    def _priced(self) -> Tensor:
+        """The same as `_prob_open`, for the penalty: what it may push now has a gradient."""
+        prob = self._prob_open()
+        return self._effects("error").priced(prob) if self.estimator == "local" else prob
+
+    def _effects(self, name: ErrorName) -> MeasuredEffects:
+        return cast(MeasuredEffects, self.measured[name])
 
     def _prob_open(self) -> Tensor:
         """P(gate > 0) of every existing edge, `[num_edges]`; of rounded gates, P(gate > 1/2)."""

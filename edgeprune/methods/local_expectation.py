@@ -1,41 +1,104 @@
 """Gradient of an expectation over 0/1 gates by flipping gates, for losses that are flat in every single gate."""
 
 from collections.abc import Callable
+from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from edgeprune.methods.flips import Flips
+
+ASKED_SHARE = 1 / 16  # of the gates that are asked about in a step; a flip that changes nothing needs no run
+CURIOSITY = 0.01  # added to the variance of a gate, so that decided ones are asked again now and then
+SURE = 0.9995  # a gate is pushed no further: it can come back within a hundred steps or so
+RECENT = 4  # measurements of a gate that are remembered: an effect that has gone is forgotten, however large it was
+
+
+@final
+class MeasuredEffects(nn.Module):
+    """For each gate the last few values of the error with it open minus the error with it closed, others as sampled.
+
+    Attributes:
+        recent: The values, newest first, `[num_gates, RECENT]`; NaN where there is none yet.
+        waited: Steps since the gate was measured last, `[num_gates]`; infinite: it never was.
+    """
+
+    recent: Tensor
+    waited: Tensor
+
+    def __init__(self, num_gates: int) -> None:
+        super().__init__()
+        self.register_buffer("recent", torch.full((num_gates, RECENT), torch.nan))
+        self.register_buffer("waited", torch.full((num_gates,), torch.inf))
+
+    @property
+    def known(self) -> Tensor:
+        """Bool `[num_gates]`: gates that were measured at least once."""
+        return self.waited.isfinite()
+
+    @property
+    def effects(self) -> Tensor:
+        """Mean of each gate's values, `[num_gates]`; 0 without any."""
+        return self.recent.nanmean(1).nan_to_num(0.0)
+
+    def update(self, gates: Tensor, values: Tensor) -> None:
+        """Take in new values of some gates, long `[n]`."""
+        self.recent[gates] = torch.cat([values.to(self.recent)[:, None], self.recent[gates, :-1]], 1)
+        self.waited[gates] = 0
+
+    def order(self, prob_open: Tensor, noise: Tensor) -> Tensor:
+        """Gates that may be open, long `[n]`, those first that it is most worth to ask about.
+
+        Random without replacement, in proportion to how long they have waited and to their variance p (1 - p); gates
+        that were never measured come first.
+
+        Args:
+            prob_open: P(gate = 1), `[num_gates]`; 0: the gate is closed for good.
+            noise: Uniform in (0, 1), `[num_gates]`.
+        """
+        weight = self.waited.clamp(max=1e9) * (prob_open * (1 - prob_open) + CURIOSITY)
+        return (-noise.log() / weight).masked_fill(prob_open == 0, torch.inf).argsort()[: int((prob_open > 0).sum())]
+
+    def priced(self, prob_open: Tensor) -> Tensor:
+        """`prob_open`, such that a penalty on it pushes only gates that were measured, and none beyond `SURE`."""
+        return torch.where(self.known & (prob_open > 1 - SURE), prob_open, prob_open.detach())
 
 
 def local_expectation(
-    error_of: Callable[[Tensor], Tensor], prob_open: Tensor, noise: Tensor, chosen: Tensor
+    flips_of: Callable[[Tensor], Flips],
+    prob_open: Tensor,
+    noise: Tensor,
+    order_noise: Tensor,
+    measured: MeasuredEffects,
+    num_flips: int,
 ) -> tuple[Tensor, Tensor]:
-    """One sample of `E[error(z)]`, z_i ~ Bernoulli(prob_open_i), with its local expectation gradient.
+    """One sample of `E[error(z)]`, z_i ~ Bernoulli(prob_open_i), with an estimate of its local expectation gradient.
 
     dE/dp_i = E[error(z, z_i = 1) - error(z, z_i = 0)] exactly (the local expectation gradient of Titsias and
-    Lazaro-Gredilla 2015, arXiv 1503.01494, for a factorised Bernoulli). The difference is measured for the `chosen`
-    gates, with the others as sampled. A gate on which nothing depends gets a gradient of exactly 0, whatever the other
-    gates do.
+    Lazaro-Gredilla 2015, arXiv 1503.01494, for a factorised Bernoulli). Each step measures the difference for some
+    gates, with the others as sampled. The estimate of every gate is the mean of its last few values, so that the many
+    gates of a large graph that are not measured now are not taken for idle (deviation: the paper measures all). A gate
+    on which nothing depends gets a gradient of exactly 0, whatever the other gates do.
 
     Args:
-        error_of: Error (scalar) of 0/1 gates `[num_gates]`; run without gradients, `1 + len(chosen)` times.
-        prob_open: P(z_i = 1), `[num_gates]`, differentiable.
-        noise: Uniform noise in (0, 1), `[num_gates]`.
-        chosen: Long `[num_chosen]`: gates to flip, a uniformly random subset.
+        flips_of: Makes of 0/1 gates `[num_gates]` what they give and what their flips do.
+        prob_open: P(z_i = 1), `[num_gates]`, differentiable; 0: the gate is closed for good.
+        noise: Uniform noise in (0, 1), `[num_gates]`: the sample.
+        order_noise: More of it: which gates are asked about.
+        measured: What was measured so far; takes the new values in.
+        num_flips: Flips to run. Those of the gates asked about that are known to change nothing come free.
 
     Returns:
-        The error of the sample (scalar) whose gradient estimates that of the expectation without bias; the sample.
+        The error of the sample (scalar), whose gradient is the estimate; the sample.
     """
     with torch.no_grad():
         gates = (noise < prob_open).to(prob_open.dtype)
-        error = error_of(gates)
-        effects = torch.stack([_effect(error_of, error, gates, int(index)) for index in chosen])
-    scale = prob_open.numel() / len(chosen)
-    slope = (effects * prob_open[chosen]).sum() * scale
-    return error + slope - slope.detach(), gates
-
-
-def _effect(error_of: Callable[[Tensor], Tensor], error: Tensor, gates: Tensor, index: int) -> Tensor:
-    """Error with gate `index` open minus error with it closed."""
-    flipped = gates.clone()
-    flipped[index] = 1 - flipped[index]
-    return (error - error_of(flipped)) * (2 * gates[index] - 1)
+        flips = flips_of(gates)
+        measured.waited += 1
+        asked = measured.order(prob_open, order_noise)[: max(num_flips, round(ASKED_SHARE * len(gates)))]
+        idle = flips.idle(asked)
+        run = asked[~idle][:num_flips]
+        measured.update(asked[idle], torch.zeros_like(prob_open[: int(idle.sum())]))
+        measured.update(run, (flips.error - flips.errors(run)) * (2 * gates[run] - 1))
+    slope = (measured.effects * prob_open.clamp(1 - SURE, SURE)).sum()
+    return flips.error + slope - slope.detach(), gates

@@ -378,6 +378,28 @@ def test_the_local_estimator_rounds_gates_and_measures_flips() -> None:
     assert not torch.equal(gates, other)
 
 
+def test_the_local_estimator_remembers_errors_apart_and_in_its_state() -> None:
+    recipe = spread(build(estimator="local", num_flips=GRAPH.num_edges))
+    weights = torch.randn(GRAPH.shape, generator=torch.Generator().manual_seed(1))
+    recipe.expected_error(lambda gates: (weights * gates).sum(), 0, 0)
+    recipe.expected_error(lambda gates: -(weights * gates).sum(), 0, 0, "complement")
+    error, complement = (recipe._effects(name) for name in ("error", "complement"))
+    torch.testing.assert_close(error.effects, GRAPH.to_vector(weights), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(complement.effects, -GRAPH.to_vector(weights), atol=1e-4, rtol=1e-4)
+    again = build(estimator="local", num_flips=GRAPH.num_edges)
+    again.load_state_dict(recipe.state_dict())
+    for name in ("error", "complement"):
+        assert torch.equal(again._effects(name).effects, recipe._effects(name).effects)
+
+
+def test_the_local_estimator_penalises_only_what_it_measured() -> None:
+    recipe = spread(build(GeometricPenalty(1.0, 1.0), estimator="local", num_flips=8))
+    _, gates = recipe.expected_error(lambda gates: gates.sum() * 0, 0, 0)
+    (slopes,) = torch.autograd.grad(recipe.penalty(gates, 0.5), recipe.edges.log_alpha)
+    assert int((slopes > 0).sum()) == 8
+    assert torch.equal(slopes > 0, recipe._effects("error").known)
+
+
 def test_the_local_estimator_penalises_what_it_samples() -> None:
     recipe = spread(build(GeometricPenalty(1.0, 1.0), estimator="local"))
     penalty = recipe.penalty(torch.ones(GRAPH.shape), 0.5)

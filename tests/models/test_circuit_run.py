@@ -1,4 +1,4 @@
-"""A circuit with one edge less, against the masked model."""
+"""A circuit with one edge less or more, against the masked model."""
 
 from typing import Any
 
@@ -6,8 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from datamodules.collate import collate
+from datamodules.tasks.compiled import CompiledTask
+from edgeprune.ablations import zero
+from edgeprune.compiled import true_circuit
 from edgeprune.methods.problem import Problem
 from edgeprune.models.circuit_run import CircuitRun, state_bytes
+from edgeprune.models.loading import load_model
 from edgeprune.models.masked import MaskedModel
 from tests.methods.small_problems import problem, tiny
 from tests.models.test_conformance import KV, WIRED, build
@@ -50,6 +55,47 @@ def assert_is_the_masked_model(asked: Problem, keep: Tensor, memory_gb: float = 
 def test_one_edge_less_is_the_masked_model_s(family: Any, index: int, kv_readers: str) -> None:
     model = build(family, index, kv_readers=kv_readers)
     assert_is_the_masked_model(problem(model, cuts=()), some_edges(model, 0.3, seed=index))
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("memory_gb", [0.0, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox"])
+def test_any_edge_changed_is_the_masked_model_s(name: str, share: float, memory_gb: float) -> None:
+    """Open edges close and closed ones open, several readers in one run; what is said to move nothing does not."""
+    model = tiny(name)
+    keep = some_edges(model, share)
+    ((batch, _, ablated),) = problem(model, cuts=()).batches_with_runs()
+    run = CircuitRun(model, batch, ablated, keep, opening=True)
+    edges = [(reader, writer) for reader, writer in model.graph.exists.nonzero().tolist()]
+    some = [edges[place] for place in range(0, len(edges), max(1, len(edges) // 40))]
+    found = list(run.changed(some, memory_gb))
+    assert len(found) == len(some)
+    for (reader, writer), logits in zip(some, found, strict=True):
+        gates = keep.double()
+        gates[reader, writer] = 1 - gates[reader, writer]
+        expected = model(batch.clean, gates, ablated, batch.attention_mask, batch.positions)
+        torch.testing.assert_close(logits, expected, atol=1e-9, rtol=0)
+        if not run.moving(reader, [writer]).item():
+            torch.testing.assert_close(expected, run.logits, atol=1e-12, rtol=0)
+    reaching = model.graph.reaching_logits(keep)
+    for reader in range(len(reaching)):
+        moving = run.moving(reader, range(model.graph.num_visible[reader]))
+        assert moving.all() if reaching[reader] else not moving.any()  # nothing else is idle in random weights
+
+
+def test_edges_that_move_nothing_are_found_before_they_are_run() -> None:
+    """In a compiled program each head reads few columns: all other writers are idle for it, and two of the true are."""
+    model = load_model("compiled:sort")
+    task = CompiledTask("sort")
+    batch = collate(list(enumerate(task.splits(None)["train"]))[:32])
+    run = CircuitRun(model, batch, zero(model), model.graph.exists, opening=True)
+    graph, moving = model.graph, set[str]()
+    for reader in range(len(graph.readers)):
+        writers = range(graph.num_visible[reader])
+        moving |= {graph.edge_name(reader, writers[place]) for place in run.moving(reader, writers).nonzero().flatten()}
+    assert moving >= set(true_circuit("sort", "zero"))
+    assert len(moving) < 20 < graph.num_edges == 59
 
 
 @pytest.mark.usefixtures("double")
