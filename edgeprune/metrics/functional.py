@@ -102,6 +102,17 @@ def nll(logits: Tensor, batch: PairBatch) -> Tensor:
     return -log_likelihood(logits, batch)
 
 
+def nll_answers(logits: Tensor, batch: PairBatch) -> Tensor:
+    """Negative log-probability of the right answer among the right and wrong answers alone, in nats, `[batch]`.
+
+    With one answer each: log(1 + exp(wrong - right)), DiscoGP's faithfulness. Mean over the positions with at least two
+    answers and a known target; NaN for an example without any.
+    """
+    ids = _all_answers(batch)
+    among = at_ids(logits, ids, torch.finfo(logits.dtype).min).logsumexp(-1)
+    return _mean(among - _at(logits, batch.targets), _with_two(batch, ids) & (batch.targets != IGNORE))
+
+
 # -------------------------------------------------------------------- right against wrong answers
 def logit_difference(full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
     """Logit of the right answer minus that of the distractor; NaN where an example has no distractor."""

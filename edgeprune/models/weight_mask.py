@@ -16,9 +16,12 @@ from typing import Any, Self, final
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.masked import MaskedModel
+from edgeprune.models.places import position_ids
 from edgeprune.models.sharding import Whole
 from edgeprune.models.weights import fingerprint_of
 from edgeprune.sealed import SealedFile
@@ -51,6 +54,23 @@ def gated_names(model: MaskedModel, patterns: Sequence[str] | None = None) -> li
     if not patterns:
         raise EdgepruneError("tensors is empty, so no weight would be gated; name some, or leave it out")
     return [name for name in named if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def logits_with(model: MaskedModel, weights: Mapping[str, Tensor], batch: PairBatch) -> Tensor:
+    """Logits of the plain model with some parameters replaced, at the scored positions, `[batch, positions, vocab]`.
+
+    It is the library's own forward, float32 or better at its end; gradients reach what is put in.
+
+    Args:
+        model: The model.
+        weights: By name of the parameter, of its shape `[...]`.
+        batch: The pairs, of which the clean prompts are run.
+    """
+    options = {"position_ids": position_ids(batch.clean, batch.attention_mask), "use_cache": False}
+    inputs = {"input_ids": batch.clean, "attention_mask": batch.attention_mask, **options}
+    run: Any = functional_call(model.hf, dict(weights), (), inputs)
+    logits = MaskedModel.at(run.logits, batch.positions)
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 # -------------------------------------------------------------------- the mask

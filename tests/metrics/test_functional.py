@@ -130,6 +130,15 @@ def test_the_loss_is_torch_s_cross_entropy_which_leaves_out_unknown_targets() ->
     assert_equal(functional.nll(CIRCUIT, batch), expected)
 
 
+def test_the_loss_among_the_answers_is_torch_s_cross_entropy_of_their_logits() -> None:
+    def value(row: int, position: int) -> float:
+        ids = [int(i) for i in torch.cat([BATCH.answers, BATCH.wrong_answers], -1)[row, position] if i != IGNORE]
+        among = CIRCUIT[row, position, ids][None]
+        return float(torch.nn.functional.cross_entropy(among, torch.tensor([ids.index(BATCH.targets[row, position])])))
+
+    assert_equal(functional.nll_answers(CIRCUIT, BATCH), mean_over_positions(value))
+
+
 # -------------------------------------------------------------------- right against wrong answers
 def test_the_difference_of_sets_is_one_of_means() -> None:
     def value(row: int, position: int) -> float:
