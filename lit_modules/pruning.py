@@ -23,7 +23,7 @@ from edgeprune.metrics.registry import MEASURES
 from edgeprune.model_options import ModelOptions
 from edgeprune.models.loading import fingerprint
 from edgeprune.objectives import Objective, error_measure
-from lit_modules.batch_losses import BatchLosses
+from lit_modules.batch_losses import BatchLosses, check_pairs
 from lit_modules.checkpoint_checks import check_checkpoint
 from lit_modules.checkpoints import last_good
 from lit_modules.progress import run_progress
@@ -114,10 +114,11 @@ class PruningModule(pl.LightningModule):
             self.recipe.check_started()
 
     def on_fit_start(self) -> None:
-        """Check that the gates have their start; give the ablation its values."""
+        """Check that the gates have their start, and pairs their answers; give the ablation its values."""
         self.check_started()
-        self._prepare_runs("train", "validation")
         data: Any = getattr(self.trainer, "datamodule", None)
+        check_pairs(self, data)
+        self._prepare_runs("train", "validation")
         if hasattr(data, "fixed_batches"):  # without fixed batches, what is kept depends on where a resumed run began
             self.runs.plan({split: data.fixed_batches(split) for split in ("train", "validation")})
 

@@ -1,4 +1,4 @@
-"""Matryoshka Attribution (arXiv 2609.25518): soft top-k masks of random size teach scores that rank edges for all sizes."""
+"""Matryoshka Attribution (arXiv 2609.25518): soft top-k masks of random size teach scores that rank all edges."""
 
 import math
 from collections.abc import Sequence
