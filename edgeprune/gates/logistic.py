@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from edgeprune.errors import EdgepruneError
 from edgeprune.gates.base import AbstractGates
 
-INIT_MEAN, INIT_STD = 1.0, 0.01  # published: gates that are open with probability .73
-
 
 def sample(logits: Tensor, noise: Tensor, temperature: float, reverse: bool = False) -> Tensor:
     """One gate, 0 or 1, per entry of `logits` (any shape) from uniform `noise` of the same shape.
@@ -83,8 +81,8 @@ class LogisticGates(AbstractGates):
         num_gates: int,
         *,
         temperature: float = 1.0,
-        init_mean: float = INIT_MEAN,
-        init_std: float = INIT_STD,
+        init_mean: float = 1.0,
+        init_std: float = 0.01,
         seed: int = 0,
     ) -> None:
         super().__init__()

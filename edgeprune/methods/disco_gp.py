@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.gates import LogisticGates, uniform_noise
-from edgeprune.gates.logistic import INIT_MEAN, INIT_STD, check_settings
+from edgeprune.gates.logistic import check_settings
 from edgeprune.gates.logistic import sample as sample_gates
 from edgeprune.graph import EdgeGraph
 from edgeprune.methods.base import AbstractRecipe, sample_stream
@@ -58,8 +58,8 @@ class DiscoGP(AbstractRecipe):
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
         temperature: float = 1.0,
-        init_mean: float = INIT_MEAN,
-        init_std: float = INIT_STD,
+        init_mean: float = 1.0,
+        init_std: float = 0.01,
     ) -> None:
         super().__init__()
         check_settings(temperature, init_mean, init_std)
@@ -69,7 +69,7 @@ class DiscoGP(AbstractRecipe):
         self.learning_rate = learning_rate
         self.betas = (float(betas[0]), float(betas[1]))
         self.weight_decay = weight_decay
-        self._gate_options = {"temperature": temperature, "init_mean": init_mean, "init_std": init_std}
+        self._gate_options: dict[str, Any] = {"temperature": temperature, "init_mean": init_mean, "init_std": init_std}
 
     def build(self, graph: EdgeGraph) -> None:
         """Make one gate per existing edge."""
@@ -160,8 +160,8 @@ class DiscoGPWeights(nn.Module):
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
         temperature: float = 0.01,
-        init_mean: float = INIT_MEAN,
-        init_std: float = INIT_STD,
+        init_mean: float = 1.0,
+        init_std: float = 0.01,
     ) -> None:
         super().__init__()
         check_settings(temperature, init_mean, init_std)
@@ -236,9 +236,8 @@ class DiscoGPWeights(nn.Module):
             gated = self.sample(weights, seed, step, number, reverse=reverse)
             loss = loss_of(gated, group) * (len(group) / len(batch))
             del gated
-            for slope, own in zip(slopes, torch.autograd.grad(loss, logits, allow_unused=True), strict=True):
-                if own is not None:  # of an expert that no token went to
-                    slope += own
+            for slope, own in zip(slopes, torch.autograd.grad(loss, logits, materialize_grads=True), strict=True):
+                slope += own
             total = total + loss.detach()
         pull = torch.stack([(slope * part).sum() for slope, part in zip(slopes, logits, strict=True)]).sum()
         return total + (pull - pull.detach())
