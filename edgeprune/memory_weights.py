@@ -9,9 +9,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from edgeprune.batch import PairBatch
 from edgeprune.memory import EVALUATION_LOGITS, LOSS_LOGITS, PROBE_TOKENS, BatchShape, Loss
+from edgeprune.models.gated_weights import logits_with
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.sharding import storage_key
-from edgeprune.models.weight_mask import logits_with
 
 GATE_TENSORS = 4  # float32 tensors of the size of the gated weights: logits, two gradients, expected density
 MOMENTS = 2  # of AdamW, likewise

@@ -12,7 +12,8 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.methods import DiscoGPWeights
 from edgeprune.metrics.functional import uniform_cross_entropy
 from edgeprune.metrics.losses import TrainingObjective, losses
-from edgeprune.models.weight_mask import WeightMask, logits_with
+from edgeprune.models.gated_weights import logits_with
+from edgeprune.models.weight_mask import WeightMask
 from edgeprune.objectives import OBJECTIVES
 from edgeprune.report.weights import density_tables
 from lit_modules.batch_losses import check_pairs

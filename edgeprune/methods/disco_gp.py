@@ -19,8 +19,8 @@ from edgeprune.gates.logistic import check_settings
 from edgeprune.gates.logistic import sample as sample_gates
 from edgeprune.graph import EdgeGraph
 from edgeprune.methods.base import AbstractRecipe, sample_stream
+from edgeprune.models.gated_weights import gated_names
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.weight_mask import gated_names
 from edgeprune.objectives.ramp import RampPenalty
 from edgeprune.objectives.sparsity import AbstractSparsityTerm
 

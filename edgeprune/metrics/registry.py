@@ -126,6 +126,8 @@ _ALL = (
             "ACDC's fraction correct"),
     Measure("accuracy_top1", "top-1 accuracy", of_circuit(functional.accuracy_top1), "high", "", "0 to 1",
             "right answer the most likely token of all, at every position", f"{_EDGE_PRUNING}"),
+    Measure("accuracy_answers", "accuracy (answers)", of_circuit(functional.accuracy_answers), "high", "", "0 to 1",
+            "a right answer above all wrong ones, at every position that has both", "DiscoGP"),
     Measure("exact_match", "exact match", functional.exact_match, "high", "", "0 to 1",
             "most likely token that of the full model, at every position", f"{_EDGE_PRUNING}"),
     Measure("answer_rank", "rank", of_circuit(functional.answer_rank), "low", "places", "vocabulary to 1",

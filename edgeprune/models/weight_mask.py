@@ -4,9 +4,8 @@
 `mask.apply(model)` changes them for good.
 """
 
-import fnmatch
 import hashlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,12 +15,9 @@ from typing import Any, Self, final
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.places import position_ids
 from edgeprune.models.sharding import Whole
 from edgeprune.models.weights import fingerprint_of
 from edgeprune.sealed import SealedFile
@@ -30,47 +26,6 @@ FORMAT = "edgeprune-weight-mask/1"
 FILE = SealedFile(FORMAT, "weight mask file")
 _MARK = "_edgeprune_weight_mask"  # attribute of a model with a mask on it
 Numbers = dict[str, float]
-
-
-# -------------------------------------------------------------------- which weights
-def gated_names(model: MaskedModel, patterns: Sequence[str] | None = None) -> list[str]:
-    """Names of the parameters that are gated, in the model's order.
-
-    Args:
-        model: The model.
-        patterns: Shell patterns such as `*mlp*`; a parameter is gated that fits one of them. None: every matrix inside
-            the layers, those of attention and MLP; no biases, norms, embeddings.
-
-    Raises:
-        EdgepruneError: A pattern fits no parameter.
-    """
-    named = dict(model.hf.named_parameters())
-    if patterns is None:
-        inside = {id(weight) for block in model.blocks for weight in block.module.parameters()}
-        return [name for name, weight in named.items() if weight.ndim > 1 and id(weight) in inside]
-    for pattern in patterns:
-        if not fnmatch.filter(named, pattern):
-            raise EdgepruneError(f"no weight of the model fits {pattern!r}; they are named like {next(iter(named))!r}")
-    if not patterns:
-        raise EdgepruneError("tensors is empty, so no weight would be gated; name some, or leave it out")
-    return [name for name in named if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
-
-
-def logits_with(model: MaskedModel, weights: Mapping[str, Tensor], batch: PairBatch) -> Tensor:
-    """Logits of the plain model with some parameters replaced, at the scored positions, `[batch, positions, vocab]`.
-
-    It is the library's own forward, float32 or better at its end; gradients reach what is put in.
-
-    Args:
-        model: The model.
-        weights: By name of the parameter, of its shape `[...]`.
-        batch: The pairs, of which the clean prompts are run.
-    """
-    options = {"position_ids": position_ids(batch.clean, batch.attention_mask), "use_cache": False}
-    inputs = {"input_ids": batch.clean, "attention_mask": batch.attention_mask, **options}
-    run: Any = functional_call(model.hf, dict(weights), (), inputs)
-    logits = MaskedModel.at(run.logits, batch.positions)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 # -------------------------------------------------------------------- the mask
@@ -84,7 +39,7 @@ class WeightMask:
         weights: Fingerprint of the weights that it was made for.
         nodes: Share of the gated weights that is kept, by head and MLP: `a0.h1`, `m0`. Keys and values that several
             heads share count in each.
-        header: Plain values: model, method, settings. After `load`, `sha256` too.
+        header: Plain values: model, method, settings. After `load`, `sha256` and `file` too.
     """
 
     keep: Mapping[str, Tensor]
@@ -201,7 +156,7 @@ class WeightMask:
     def save(self, path: str | Path) -> Path:
         """Write the mask to one file, one bit per weight, whole or not at all."""
         header = {
-            **{key: value for key, value in self.header.items() if key != "sha256"},
+            **{key: value for key, value in self.header.items() if key not in ("sha256", "file")},
             "shapes": {name: list(part.shape) for name, part in self.keep.items()},
             "weights_fingerprint": self.weights,
             "nodes": self.nodes,
@@ -216,7 +171,8 @@ class WeightMask:
         header, tensors = FILE.read(path)
         try:
             keep = {name: _unpacked(tensors[name], shape) for name, shape in header["shapes"].items()}
-            return cls(keep, header["weights_fingerprint"], header["nodes"], header)
+            about = {**header, "file": str(Path(path).resolve())}
+            return cls(keep, header["weights_fingerprint"], header["nodes"], about)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise FILE.refused(path, error) from None
 
@@ -274,6 +230,42 @@ class AppliedMask:
 def applied_mask(model: Any) -> AppliedMask | None:
     """The mask that lies on the weights of a `MaskedModel` or a Hugging Face model, if there is one."""
     return getattr(_hf(model), _MARK, None)
+
+
+def mask_header(model: Any) -> dict[str, Any]:
+    """What the header of a circuit says of the mask on its model's weights; nothing where there is none."""
+    applied = applied_mask(model)
+    if applied is None:
+        return {}
+    mask = applied.mask
+    return {"weight_mask": {"file": mask.header.get("file"), "digest": mask.digest, "density": mask.density}}
+
+
+def mask_named_in(header: Mapping[str, Any], circuit: str | Path) -> WeightMask | None:
+    """The mask that a circuit's header names, from where it says or from beside the circuit; None if it names none.
+
+    Args:
+        header: Of the circuit.
+        circuit: Its file. The mask may also be in the folder above: that of the run.
+
+    Raises:
+        EdgepruneError: The file is not there, or holds another mask than the circuit was found with.
+    """
+    about = header.get("weight_mask")
+    if about is None:
+        return None
+    named, folder = Path(str(about["file"])), Path(circuit).absolute().parent
+    places = [named, folder / named.name, folder.parent / named.name]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise EdgepruneError(f"{circuit} needs its weight mask, {named}, which is not there; put it beside the circuit")
+    mask = WeightMask.load(found)
+    if mask.digest != about["digest"]:
+        raise EdgepruneError(
+            f"{found} holds another weight mask (digest {mask.digest}) than {circuit} was found with "
+            f"({about['digest']}); put the right one beside the circuit"
+        )
+    return mask
 
 
 def _hf(model: Any) -> nn.Module:

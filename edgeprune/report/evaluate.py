@@ -19,6 +19,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.completeness import KnockOutOptions, find_completeness
 from edgeprune.evaluation.controls import run_controls
 from edgeprune.evaluation.evaluator import Evaluator, answer_measure, divergence_measure
+from edgeprune.evaluation.functional import functional_test
 from edgeprune.evaluation.hypothesis import HypothesisOptions, run_hypothesis_tests
 from edgeprune.evaluation.mib import mib_curves
 from edgeprune.evaluation.minimality import marginal_effects
@@ -260,5 +261,8 @@ TESTS: dict[str, Callable[[Evaluator, Circuit, EvaluationOptions], Json | None]]
     "minimality": _minimality,
     "suffix": lambda evaluator, circuit, _: ablate_suffix(evaluator, circuit.keep).to_dict(),
     "hypothesis": _hypothesis,
+    "functional": lambda evaluator, circuit, options: functional_test(
+        evaluator, circuit.keep, options.resampling
+    ).to_dict(),
     "mib": _mib,
 }

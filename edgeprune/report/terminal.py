@@ -12,6 +12,7 @@ GRID = ("kl", "squared_error", "logit_difference")  # by ablation
 MOST_PAIRS = 30  # more pairs of circuits than that are not all in the table
 ANSWERS = ("logit_difference", "probability_difference", "accuracy")
 ENDS = {"full": "(full model)", "empty": "(no edges)"}
+_SIDES = ("circuit", "complement")
 Json = dict[str, Any]
 
 
@@ -126,6 +127,9 @@ def notes(result: Json) -> Iterator[str]:
                 yield f"{row['name']}: {line(row[name])}"
         for test in row.get("hypothesis", {}).get("tests", {}).values():
             yield f"{row['name']}: {test['name']}: {test['reading']}"
+        for what in ("edges", "weights"):
+            if (part := row.get("functional", {}).get(what)) is not None:
+                yield f"{row['name']}: {_functional(what, part, row['functional'])}"
         if row.get("mib"):
             yield f"{row['name']}: {_mib(row['mib'])}"
         for name, known in row["known"].items():
@@ -144,6 +148,16 @@ def _mib(found: Json) -> str:
     rankings = {"score": found["signed"], "absolute score": found["absolute"]}
     return "; ".join(
         f"CPR {number(curve['cpr'])} and CMD {number(curve['cmd'])} by {name}" for name, curve in rankings.items()
+    )
+
+
+def _functional(what: str, part: Json, found: Json) -> str:
+    with_it, without = (
+        f"{number(part[side]['value'])} [{number(part[side]['low'])}, {number(part[side]['high'])}]" for side in _SIDES
+    )
+    return (
+        f"functional, {what} ({number(100 * part['share'], 2)} % kept): accuracy {with_it} with, {without} without; "
+        f"full model {number(found['full']['value'])}, chance {number(found['chance'])}"
     )
 
 

@@ -16,8 +16,9 @@ from edgeprune.graph import ArchSpec, EdgeGraph
 from edgeprune.methods import DiscoGP, DiscoGPWeights
 from edgeprune.metrics.functional import uniform_cross_entropy
 from edgeprune.metrics.losses import losses
+from edgeprune.models.gated_weights import logits_with
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.weight_mask import WeightMask, logits_with
+from edgeprune.models.weight_mask import WeightMask
 from edgeprune.objectives import GeometricPenalty, Lagrangian, RampPenalty
 from tests.methods.small_problems import random_pairs, tiny
 from tests.models.test_conformance import WIRED, build

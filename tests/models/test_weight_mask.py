@@ -11,9 +11,10 @@ from torch.func import functional_call
 import edgeprune as ep
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.family import registry
+from edgeprune.models.gated_weights import gated_names
 from edgeprune.models.loading import fingerprint, load_model
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.weight_mask import WeightMask, applied_mask, gated_names
+from edgeprune.models.weight_mask import WeightMask, applied_mask
 from tests.models.test_conformance import CASES, VOCAB, WIRED, build
 
 IDS = torch.randint(0, VOCAB, (3, 6), generator=torch.Generator().manual_seed(0))
