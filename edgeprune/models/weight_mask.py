@@ -238,7 +238,8 @@ def mask_header(model: Any) -> dict[str, Any]:
     if applied is None:
         return {}
     mask = applied.mask
-    return {"weight_mask": {"file": mask.header.get("file"), "digest": mask.digest, "density": mask.density}}
+    about = {"file": mask.header.get("file"), "digest": mask.digest, "density": mask.density, "nodes": mask.nodes}
+    return {"weight_mask": about}
 
 
 def mask_named_in(header: Mapping[str, Any], circuit: str | Path) -> WeightMask | None:

@@ -28,6 +28,8 @@ from edgeprune.evaluation.suffix import ablate_suffix
 from edgeprune.metrics.examples import ExampleValues
 from edgeprune.metrics.normalise import normalise
 from edgeprune.metrics.registry import measure_named
+from edgeprune.models.weight_mask import applied_mask
+from edgeprune.report.weights import describe_mask
 from edgeprune.statistics.paired import paired_differences
 from edgeprune.statistics.seeds import over_seeds, spread_of_seeds
 from edgeprune.statistics.significance import minimality_test
@@ -86,7 +88,7 @@ def evaluate_circuits(
         options: What to do with each circuit.
 
     Returns:
-        `schema`, `measures`, `ends`, `circuits`, `pairs` and `seeds`; the caller adds `about`.
+        `schema`, `measures`, `ends`, `circuits`, `pairs` and `seeds`, with a mask on weights `weights`; the caller adds `about`.
     """
     rows: list[Json] = [{"name": name, **_about(circuit)} for name, circuit in circuits.items()]
     chosen = list(circuits.values())
@@ -110,7 +112,14 @@ def evaluate_circuits(
         "circuits": rows,
         "pairs": pairs,
         "seeds": list(spread_of_seeds(chosen, rows)),
+        **_weights(tested),
     }
+
+
+def _weights(evaluator: Evaluator) -> Json:
+    """The mask on the model's weights, if there is one."""
+    applied = applied_mask(evaluator.model)
+    return {} if applied is None else {"weights": describe_mask(applied.mask)}
 
 
 def _about(circuit: Circuit) -> Json:

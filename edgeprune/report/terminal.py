@@ -10,6 +10,7 @@ from edgeprune.tables import Numbers, Value, dim, interval, number, spread, tabl
 MAIN = ("kl", "squared_error", "logit_difference", "accuracy", "exact_match")
 GRID = ("kl", "squared_error", "logit_difference")  # by ablation
 MOST_PAIRS = 30  # more pairs of circuits than that are not all in the table
+MOST_NODES = 10
 ANSWERS = ("logit_difference", "probability_difference", "accuracy")
 ENDS = {"full": "(full model)", "empty": "(no edges)"}
 _SIDES = ("circuit", "complement")
@@ -23,6 +24,8 @@ def tables(result: Json) -> Iterator[Table]:
         yield from (ablation_table(result, name) for name in GRID if name in _main(result))
     if any("controls" in row for row in result["circuits"]):
         yield control_table(result)
+    if "weights" in result:
+        yield weight_table(result["weights"])
     if result["pairs"]:
         yield pair_table(result)
 
@@ -97,6 +100,13 @@ def control_table(result: Json) -> Table:
     ]
     title = f"Controls, first {result['about']['test_examples']} pairs"
     return table(title, ["circuit", "control", *_measures(result, shown)], rows)
+
+
+def weight_table(found: Json) -> Table:
+    """Heads and MLPs by the share of their weights that is kept, from the densest; the page has all tensors."""
+    nodes = sorted(found["nodes"].items(), key=lambda item: -item[1])[:MOST_NODES]
+    title = f"Weights kept: {found['kept']:,} of {found['gated']:,}, {100 * found['density']:.3g} %; the densest nodes"
+    return table(title, ["node", Numbers("%", 2)], [[name, 100 * share] for name, share in nodes])
 
 
 def pair_table(result: Json) -> Table:
