@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from edgeprune.circuit import Circuit
+    from edgeprune.cli.circuits import CircuitFiles
     from edgeprune.models.masked import MaskedModel
 
 FULL = "(full model)"

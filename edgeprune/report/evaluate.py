@@ -88,7 +88,8 @@ def evaluate_circuits(
         options: What to do with each circuit.
 
     Returns:
-        `schema`, `measures`, `ends`, `circuits`, `pairs` and `seeds`, with a mask on weights `weights`; the caller adds `about`.
+        `schema`, `measures`, `ends`, `circuits`, `pairs` and `seeds`, and where a mask lies on the weights `weights`;
+        the caller adds `about`.
     """
     rows: list[Json] = [{"name": name, **_about(circuit)} for name, circuit in circuits.items()]
     chosen = list(circuits.values())

@@ -15,7 +15,8 @@ from edgeprune.models.weight_mask import WeightMask
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 WEIGHTS, EDGES = CONFIGS / "weights" / "disco_induction.yaml", CONFIGS / "disco_induction.yaml"
-FAST = ("--model.recipe.sparsity_term.init_args.start", "0.1", "--model.recipe.learning_rate", "0.3")
+TERM = "--model.recipe.sparsity_term.init_args"
+FAST = (f"{TERM}.start", "0.1", "--model.recipe.learning_rate", "0.3")
 
 # Lightning's own command-line class calls jsonargparse in a way that jsonargparse is about to drop.
 pytestmark = [
@@ -73,9 +74,10 @@ def test_every_weight_that_the_program_did_not_write_goes_and_the_others_stay(we
 
 
 def test_a_run_that_goes_on_ends_as_one_that_was_never_stopped(tmp_path: Path) -> None:
-    assert main(arguments(tmp_path / "whole", 12)) == 0
-    assert main(arguments(tmp_path / "parts", 6)) == 0
-    assert main(arguments(tmp_path / "parts", 12, "--ckpt_path", "last")) == 0
+    steady = (f"{TERM}.start", "0.5", "--model.recipe.learning_rate", "0.5")  # whatever the number of steps is
+    assert main(arguments(tmp_path / "whole", 12, *steady)) == 0
+    assert main(arguments(tmp_path / "parts", 6, *steady)) == 0
+    assert main(arguments(tmp_path / "parts", 12, *steady, "--ckpt_path", "last")) == 0
     whole, parts = (next((tmp_path / name).rglob("last.ckpt")) for name in ("whole", "parts"))
     states = [torch.load(path, weights_only=True)["state_dict"] for path in (whole, parts)]
     assert states[0].keys() == states[1].keys()
@@ -92,20 +94,6 @@ def test_evaluation_in_between_does_not_change_what_is_learned(tmp_path: Path) -
         for name in ("often", "never")
     ]
     assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
-
-
-def test_the_complement_has_every_second_step_or_a_part_in_all(tmp_path: Path) -> None:
-    task = ("--model.name", "compiled:trained_induction", "--data.task.init_args.program", "trained_induction")
-    log = ("--trainer.log_every_n_steps", "1", *task, "--model.complement_weight", "1.0")
-    for kind, both in (("own", 0), ("joint", 4)):
-        folder = tmp_path / kind
-        status = main(arguments(folder, 4, *log, "--model.complement_step", kind))
-        if status:
-            pytest.skip("the program's pairs have no wrong answers")
-        rows = [row.split(",") for row in next(folder.rglob("metrics.csv")).read_text().splitlines()]
-        columns = [rows[0].index(name) for name in ("kl", "train/complement")]
-        logged = [[bool(row[column]) for column in columns] for row in rows[1:]]
-        assert sum(all(pair) for pair in logged) == both
 
 
 @pytest.mark.parametrize(
