@@ -45,7 +45,11 @@ def test_a_low_temperature_keeps_the_best() -> None:
 def test_the_gradient_is_that_of_finite_differences() -> None:
     values = scores(12).requires_grad_()
     kept = torch.tensor([1.0, 3.3, 11.5], dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda own: sigmoid_top_k(own, kept, 0.5), (values,))
+
+    def masks(own: Tensor) -> Tensor:
+        return sigmoid_top_k(own, kept, 0.5)
+
+    assert torch.autograd.gradcheck(masks, (values,))
 
 
 def test_gradients_sum_to_zero() -> None:

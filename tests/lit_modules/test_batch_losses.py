@@ -1,5 +1,6 @@
 """Objectives of training steps and the complement's term, against the same written out; what a circuit leaves out."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from edgeprune.batch import PairBatch
 from edgeprune.compiled.builder import DECISION, Description, Head, Layer, build, copy
 from edgeprune.compiled.program import BOS, PAD
 from edgeprune.errors import EdgepruneError
-from edgeprune.methods import EdgePruning
+from edgeprune.methods import UGS, AbstractRecipe, EdgePruning, Matryoshka, SubnetworkProbing
 from edgeprune.metrics import functional
 from edgeprune.metrics.losses import TrainingObjective, cmd
 from edgeprune.models.loading import load_model
@@ -86,8 +87,8 @@ OBJECTIVES: list[TrainingObjective] = ["logit_difference", "probability_differen
 @pytest.mark.parametrize("weight", [0.0, 0.7])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_step_is_the_one_written_out(objective: TrainingObjective, weight: float) -> None:
-    module = PruningModule("compiled:reverse", recipe(), objective=objective, complement_weight=weight, seed=3)
-    trainer = trained(module)
+    made = recipe()
+    trainer = trained(PruningModule("compiled:reverse", made, objective=objective, complement_weight=weight, seed=3))
 
     model, batch = load_model("compiled:reverse"), first_batch()
     ablated = model.record(batch.corrupted, batch.attention_mask)
@@ -115,7 +116,7 @@ def test_a_step_is_the_one_written_out(objective: TrainingObjective, weight: flo
     (sign * value + weight * complement + own.penalty(gates, 0.0)).backward()
     own.make_optimizer().step()
 
-    torch.testing.assert_close(module.recipe.edges.log_alpha, own.edges.log_alpha, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(made.edges.log_alpha, own.edges.log_alpha, rtol=1e-4, atol=1e-5)
     logged = trainer.callback_metrics
     assert logged[objective].item() == pytest.approx(value.item(), rel=1e-4, abs=1e-5)
     assert ("train/complement" in logged) == (weight > 0)
@@ -125,11 +126,28 @@ def test_a_step_is_the_one_written_out(objective: TrainingObjective, weight: flo
 
 def test_a_complement_s_step_in_several_batches_is_the_step_in_one() -> None:
     def learned(batch_size: int, parts: int) -> Tensor:
-        module = PruningModule("compiled:reverse", recipe(), objective="cmd", complement_weight=0.5, seed=3)
+        made = recipe()
+        module = PruningModule("compiled:reverse", made, objective="cmd", complement_weight=0.5, seed=3)
         trained(module, steps=3, batch_size=batch_size, parts=parts)
-        return module.recipe.edges.log_alpha.detach()
+        return made.edges.log_alpha.detach()
 
     torch.testing.assert_close(learned(2, 4), learned(8, 1), rtol=1e-4, atol=1e-4)
+
+
+RECIPES: dict[str, AbstractRecipe] = {
+    "flips": EdgePruning(GeometricPenalty(start=0.1, end=0.1), estimator="local", num_flips=94),
+    "several samples": UGS(samples_per_step=2),
+    "nodes": SubnetworkProbing(granularity="nodes"),
+    "ranking": Matryoshka(),
+}
+
+
+@pytest.mark.parametrize("own", RECIPES.values(), ids=RECIPES)
+def test_every_recipe_can_have_a_complement_s_term(own: AbstractRecipe) -> None:
+    module = PruningModule("compiled:reverse", own, complement_weight=1.0)
+    logged = trained(module, steps=2).callback_metrics
+    assert logged["train/complement"].item() >= math.log(2) - 1e-6
+    assert all(parameter.std() > 0 for parameter in own.parameters())
 
 
 @pytest.mark.parametrize(

@@ -161,11 +161,13 @@ def test_all_sizes_come_from_the_scores_of_the_end(run: Path) -> None:
     folder = only(run, "circuits")
     made = {path.stem: Circuit.load(path) for path in folder.iterdir()}
     assert sorted(made) == ["final", "sparsity-0.5000", "sparsity-0.8000"]
+    scores = made["final"].scores
+    assert scores is not None
     for circuit in made.values():
         assert circuit.header["step"] == 60
         assert circuit.header["reached"]
         assert circuit.scores is not None
-        assert torch.equal(circuit.scores, made["final"].scores)
+        assert torch.equal(circuit.scores, scores)
         assert torch.equal(
             circuit.keep, Circuit.from_scores(circuit.graph, circuit.scores, num_edges=circuit.num_edges).keep
         )
