@@ -146,10 +146,6 @@ class DiscoGPWeights(nn.Module):
         num_gates: Gated weights, after `build`.
     """
 
-    graph: EdgeGraph
-    names: list[str]
-    num_gates: int
-
     def __init__(
         self,
         sparsity_term: AbstractSparsityTerm | None = None,
@@ -174,6 +170,8 @@ class DiscoGPWeights(nn.Module):
         self.betas = (float(betas[0]), float(betas[1]))
         self.weight_decay = weight_decay
         self.temperature, self.init_mean, self.init_std = temperature, init_mean, init_std
+        self.names: list[str] = []
+        self.num_gates = 0
 
     def build(self, model: MaskedModel) -> None:
         """Make one gate per weight of the chosen parameters."""
