@@ -439,7 +439,7 @@ def test_hypotheses_have_their_readings(page: Node) -> None:
 
 def test_accuracies_with_and_without_the_circuit_have_their_intervals(page: Node) -> None:
     cells = [cell.text for cell in rows(table(page, "functional"))["pruned_95"]]
-    assert cells[:4] == ["edges", "5 %", "0.9380.917 to 0.958", "0.5630.542 to 0.583"]
+    assert cells[:4] == ["edges", "5 %", "0.938 0.917 to 0.958", "0.562 0.542 to 0.583"]
 
 
 def test_a_mask_on_weights_is_shown_by_layer() -> None:
