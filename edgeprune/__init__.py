@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from edgeprune.models.loading import load_model as load_model
     from edgeprune.models.loading import load_tokenizer as load_tokenizer
     from edgeprune.models.masked import MaskedModel as MaskedModel
+    from edgeprune.models.weight_mask import WeightMask as WeightMask
     from edgeprune.runs import load_run as load_run
 
 __version__ = "0.1.0"
@@ -44,6 +45,7 @@ _DEFINED_IN = {
     "Evaluator": "edgeprune.evaluation.evaluator",
     "MaskedModel": "edgeprune.models.masked",
     "ReferenceRuns": "edgeprune.ablations.runs",
+    "WeightMask": "edgeprune.models.weight_mask",
     "load_model": "edgeprune.models.loading",
     "load_run": "edgeprune.runs",
     "load_tokenizer": "edgeprune.models.loading",

@@ -29,6 +29,7 @@ class ModelOptions:
         gguf_file: File inside `name` to dequantise.
         revision: Branch, tag or commit on the hub.
         attn_implementation: `sdpa`, `eager`, `flash_attention_2`; null for the library's choice.
+        weight_mask: File of the weights that are kept, as `edgeprune fit-weights` writes it; the others are 0.
         cache_gb: Memory for runs that are kept, in 1e9 bytes. What does not fit goes to disk if there is room for it
             there, or is made anew.
     """
@@ -42,6 +43,7 @@ class ModelOptions:
     gguf_file: str | None = None
     revision: str | None = None
     attn_implementation: str | None = None
+    weight_mask: str | None = None
     cache_gb: float = 2.0
 
     def __post_init__(self) -> None:
@@ -55,4 +57,4 @@ class ModelOptions:
 
     def load(self, mesh: "DeviceMesh | None" = None) -> MaskedModel:
         """Load the model; on a mesh of processes, this one's part of it (see `load_model`)."""
-        return load_model(self.name, device=self.device, mesh=mesh, **self.loading)
+        return load_model(self.name, device=self.device, mesh=mesh, weight_mask=self.weight_mask, **self.loading)

@@ -7,6 +7,7 @@ from lit_modules.progress import RunProgress
 from lit_modules.pruning import PruningModule
 from lit_modules.snapshots import SnapshotCircuits
 from lit_modules.tracking import UploadCircuits, WandbTracker
+from lit_modules.weight_pruning import WeightPruningModule
 
 __all__ = [
     "CompareToReference",
@@ -17,4 +18,5 @@ __all__ = [
     "SnapshotCircuits",
     "UploadCircuits",
     "WandbTracker",
+    "WeightPruningModule",
 ]

@@ -2,10 +2,11 @@
 
 from bisect import bisect_left
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 
+from edgeprune import memory_weights
 from edgeprune.errors import EdgepruneError
 from edgeprune.memory import (
     BatchShape,
@@ -19,6 +20,7 @@ from edgeprune.metrics.measure import TOKENS_AT_ONCE
 from edgeprune.models.sharding import Whole
 from edgeprune.objectives import OBJECTIVES
 from lit_modules.pruning import PruningModule
+from lit_modules.weight_pruning import WeightPruningModule
 
 
 def plan_fit(module: PruningModule, data: Any, trainer: pl.Trainer) -> MemoryPlan:
@@ -41,7 +43,7 @@ def plan_fit(module: PruningModule, data: Any, trainer: pl.Trainer) -> MemoryPla
             f"{sorted(data.open_sizes)[0]} auto would be settled by each process for itself, and a sharded model needs "
             "the same size in all: give a number"
         )
-    needs = _Needs(module, data, trainer)
+    needs = (_WeightNeeds if isinstance(module, WeightPruningModule) else _Needs)(module, data, trainer)
     if "batch_size" in data.open_sizes:
         if trainer.accumulate_grad_batches != 1:
             raise EdgepruneError(
@@ -67,6 +69,8 @@ def plan_fit(module: PruningModule, data: Any, trainer: pl.Trainer) -> MemoryPla
 class _Needs:
     """Plans of one run for batches of different size; a batch holds no more than there are pairs."""
 
+    remedy = "lower model.cache_gb, or set model.dtype to bfloat16"
+
     def __init__(self, module: PruningModule, data: Any, trainer: pl.Trainer) -> None:
         self.model, self.device, self.num_processes = module.masked, trainer.strategy.root_device, trainer.num_devices
         masks = getattr(module.recipe, "masks_per_batch", 1)
@@ -75,8 +79,12 @@ class _Needs:
         self._training = BatchShape(batch=1, seq=seq, positions=positions, masks=masks)
         seq, positions = data.extent("validation")
         self._evaluation = BatchShape(batch=1, seq=seq, positions=positions)
-        self._activations = activations_per_example(self.model, self._training, OBJECTIVES[module.error])
+        self._activations = self._probe(module)
         self._kept = _most_kept(module, data)
+
+    def _probe(self, module: PruningModule) -> int:
+        """Bytes per example that autograd keeps."""
+        return activations_per_example(self.model, self._training, OBJECTIVES[module.error])
 
     def training(self, batch: int) -> MemoryPlan:
         """Of training steps."""
@@ -99,9 +107,35 @@ class _Needs:
         )
 
 
+class _WeightNeeds(_Needs):
+    """The same for gates on weights, which the process holds already."""
+
+    remedy = "gate fewer weights with model.recipe.tensors, or set model.dtype to bfloat16"
+
+    def _probe(self, module: PruningModule) -> int:
+        names = self._names = cast("WeightPruningModule", module).gates.names
+        loss = OBJECTIVES[module.error]
+        return memory_weights.activations_per_example(self.model, names, self._training, loss)
+
+    def training(self, batch: int) -> MemoryPlan:
+        shape = replace(self._training, batch=min(batch, self.num_pairs["train"]))
+        return self._plan(memory_weights.training_terms(self.model, self._names, shape, self._activations))
+
+    def evaluation(self, batch: int, trained_with: int) -> MemoryPlan:
+        shape = replace(self._evaluation, batch=min(batch, self.num_pairs["validation"]))
+        return self._plan(memory_weights.evaluation_terms(self.model, self._names, shape, self._activations))
+
+    def _plan(self, terms: dict[str, int]) -> MemoryPlan:
+        if self.device.type == "cpu":
+            del terms["gates"]  # in the process already
+        return plan_of(self.model, terms, 0, self.device, self.num_processes)
+
+
 def _most_kept(module: PruningModule, data: Any) -> int:
     """Bytes of reference runs that will be kept in memory, at most."""
     room, needed = int(module.cache_gb * 1e9), 0
+    if not room:
+        return 0
     for split in ("train", "validation"):
         for pair in data.pairs(split):
             needed += module.runs.bytes_of(len(pair.clean), len(pair.positions))
@@ -134,4 +168,4 @@ def _remedy(needs: _Needs, data: Any, training: bool) -> str:
     advice = [f"set data.{name} to {fitting} or less (now {size}), or to auto"] if fitting else []
     if fitting and training:
         advice.append("with trainer.accumulate_grad_batches the step keeps its size")
-    return "; ".join([*advice, "lower model.cache_gb, or set model.dtype to bfloat16"])
+    return "; ".join([*advice, needs.remedy])

@@ -22,6 +22,7 @@ from edgeprune.metrics.measure import gated_logits
 from edgeprune.metrics.registry import MEASURES
 from edgeprune.model_options import ModelOptions
 from edgeprune.models.loading import fingerprint
+from edgeprune.models.weight_mask import mask_header
 from edgeprune.objectives import Objective, error_measure
 from lit_modules.batch_losses import BatchLosses, check_pairs
 from lit_modules.checkpoint_checks import check_checkpoint
@@ -310,6 +311,7 @@ class PruningModule(pl.LightningModule):
             "model": self.name,
             "model_fingerprint": fingerprint(self.masked),
             "model_options": self.options.loading,
+            **mask_header(self.masked),
             "objective": self.objective,
             "ablation": self.ablation,
             "direction": "clean run, closed edges carry ablated values (noising)",

@@ -1,5 +1,6 @@
 """Every YAML under configs/ is read and its classes are built, without loading a model."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,11 @@ import yaml
 
 from datamodules import PairDataModule
 from edgeprune.cli import main
+from edgeprune.cli.configs import find_config
 from edgeprune.cli.data import read_data_config
 from edgeprune.cli.discover import make_parser
 from edgeprune.cli.training import TRAINER_DEFAULTS, EdgepruneCLI, OneLineParser
-from lit_modules import PruningModule
+from lit_modules import PruningModule, WeightPruningModule
 
 # Lightning's own command-line class calls jsonargparse in a way that jsonargparse is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
@@ -83,8 +85,31 @@ def test_a_data_config_builds(path: Path) -> None:
     assert data.tokenizer == config.get("tokenizer", "some-model")
 
 
+WEIGHTS = sorted((CONFIGS / "weights").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", WEIGHTS, ids=names)
+def test_an_experiment_on_weights_builds(path: Path, tmp_path: Path) -> None:
+    cli = EdgepruneCLI(
+        WeightPruningModule,
+        PairDataModule,
+        args=["--config", str(path), "--trainer.logger.init_args.save_dir", str(tmp_path)],
+        parser_class=OneLineParser,
+        trainer_defaults=TRAINER_DEFAULTS,
+        save_config_callback=None,
+        auto_configure_optimizers=False,
+        run=False,
+    )
+    config = yaml.safe_load(path.read_text())
+    assert cli.model.name == config["model"]["name"]
+    assert type(cli.model.gates.sparsity_term).__name__ == config["model"]["recipe"]["sparsity_term"]["class_path"]
+    follows = re.search(r"--then (\S+)", path.read_text())
+    assert follows is not None
+    assert find_config(follows[1]) in EXPERIMENTS
+
+
 def test_every_config_is_covered() -> None:
-    covered = {*EXPERIMENTS, *DISCOVER, *DATA, *(CONFIGS / "logger").glob("*.yaml")}
+    covered = {*EXPERIMENTS, *WEIGHTS, *DISCOVER, *DATA, *(CONFIGS / "logger").glob("*.yaml")}
     covered |= {*(CONFIGS / "sweeps").glob("*.yaml")}  # read in tests/sweeps/test_file.py
     left = {path.relative_to(CONFIGS).as_posix() for path in set(CONFIGS.rglob("*.yaml")) - covered}
     assert left <= {f"data/{name}" for name in OWN_FILES}

@@ -21,6 +21,7 @@ from edgeprune.graph import ArchSpec, EdgeGraph
 from edgeprune.methods.acdc_state import FILE as ACDC_FILE
 from edgeprune.methods.acdc_state import Counts, State, ThresholdRun
 from edgeprune.methods.exact import STATE_FILE, _State  # pyright: ignore[reportPrivateUsage]
+from edgeprune.models.weight_mask import WeightMask
 from edgeprune.patching.result import PatchingResult
 from edgeprune.sealed import SealedFile
 from tests.methods.small_problems import linear_model
@@ -85,6 +86,11 @@ def _patching(folder: Path) -> Path:
     return result.save(folder / "result.safetensors")
 
 
+def _weight_mask(folder: Path) -> Path:
+    keep = {"a.weight": torch.arange(15).view(3, 5) % 2 == 0, "b.bias": torch.ones(4, dtype=torch.bool)}
+    return WeightMask(keep, "0123", {"a0.h0": 1 / 3}, ABOUT).save(folder / "mask.safetensors")
+
+
 def _weights(folder: Path) -> Path:
     (folder / WEIGHTS).write_bytes((resources.files("edgeprune.compiled") / WEIGHTS).read_bytes())
     return folder / WEIGHTS
@@ -112,6 +118,7 @@ CASES = {
     "ablation states": Case(_states, _read_states),
     "state of ACDC": Case(_acdc, _read_acdc),
     "sweep of exact patching": Case(_exact, _read_exact),
+    "weight mask": Case(_weight_mask, WeightMask.load),
     "patching result": Case(_patching, PatchingResult.load),
     "shipped weights": Case(_weights, read_weights),
 }

@@ -9,6 +9,7 @@ from edgeprune.sweeps.parent_death import end_with_sweep
 
 COMMANDS = {
     "fit": ("edgeprune.cli.training", "learn a circuit: --config X.yaml"),
+    "fit-weights": ("edgeprune.cli.weights", "learn which weights to keep, and edges on them: --config X.yaml"),
     "validate": (
         "edgeprune.cli.training",
         "judge a checkpoint's circuit on the validation pairs: --config X.yaml --ckpt_path C",
@@ -31,7 +32,7 @@ COMMANDS = {
 
 
 HELP, HELP_ALL = ("-h", "--help"), "--help-all"
-MANY_OPTIONS = ("fit", "validate", "test", "discover")  # too many for one page, and slow to list
+MANY_OPTIONS = ("fit", "fit-weights", "validate", "test", "discover")  # too many for one page, and slow to list
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -78,7 +79,7 @@ def usage() -> str:
         "Find circuits in transformers by differentiable edge pruning.",
         "",
     ]
-    lines += [f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items()]
+    lines += [f"  {name:<11} {what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join([*lines, "", "`edgeprune COMMAND --help` tells more."])
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from edgeprune.circuit import Circuit
     from edgeprune.formats import Holds
     from edgeprune.models.masked import MaskedModel
+    from edgeprune.models.weight_mask import WeightMask
 
 
 HOLDS = ("scores", "circuit")  # as `edgeprune.formats.Holds`, which is slow to import
@@ -111,12 +112,28 @@ class CircuitFiles:
         if split_embedding:
             loading["split_embedding"] = True
         model = load_model(name, **loading)
+        if (mask := self.weight_mask()) is not None:
+            mask.apply(model)
         weights = fingerprint(model)
         for path, circuit in self.native.items():
             circuit.check_fits(model.graph, f"{name!r}, asked to run {path},")
             if circuit.header.get("model_fingerprint", weights) != weights:
                 warn(f"{path} was found on other weights than those of {name!r}")
         return model
+
+    def weight_mask(self) -> "WeightMask | None":
+        """The mask on weights that the native circuits name; None if they name none.
+
+        Raises:
+            EdgepruneError: They name different ones, or some name none; the file is not there, or another one.
+        """
+        from edgeprune.models.weight_mask import mask_named_in
+
+        named = {path: (circuit.header.get("weight_mask") or {}).get("digest") for path, circuit in self.native.items()}
+        for path, digest in named.items():
+            if digest != named[(first := next(iter(named)))]:
+                raise EdgepruneError(f"{path} and {first} do not have the same weight mask; run them apart")
+        return next((mask_named_in(circuit.header, path) for path, circuit in self.native.items()), None)
 
     def circuits(self, model: "MaskedModel | None") -> "list[Circuit]":
         """All circuits, on the graph of the model or of the first native file.

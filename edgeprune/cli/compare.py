@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from edgeprune.circuit import Circuit
+    from edgeprune.cli.circuits import CircuitFiles
     from edgeprune.models.masked import MaskedModel
 
 FULL = "(full model)"
@@ -81,12 +82,29 @@ def compare_files(options: argparse.Namespace) -> dict[str, Any]:
             for ((left, right), cut), overlap in zip(matched.items(), compare_every_two(circuits), strict=True)
         ],
         "core": common_core(circuits),
+        "weight_masks": _weight_masks(files),
     }
     if model is not None and options.config:
         ablation = options.ablation or files.header.get("ablation", "interchange")
         files.warn_of_positions(model, circuits, [ablation])
         _add_measures(result, circuits, matched, model, ablation, name, options)
     return result
+
+
+def _weight_masks(files: "CircuitFiles") -> dict[str, Any]:
+    """Of circuits that were found on masked weights: the share that is kept, and what every two masks have in common.
+
+    `kept` has one value per circuit, None without a mask; `pairs` the Jaccard index of the kept weights.
+    """
+    from edgeprune.models.weight_mask import mask_named_in
+
+    masks = [mask_named_in(files.native[path].header, path) if path in files.native else None for path in files.paths]
+    pairs = [
+        {"a": left, "b": right, "jaccard": first.jaccard(second)}
+        for (left, first), (right, second) in combinations(enumerate(masks), 2)
+        if first is not None and second is not None
+    ]
+    return {"kept": [None if mask is None else mask.density for mask in masks], "pairs": pairs}
 
 
 def _only(circuit: "Circuit", other: "Circuit") -> list[str]:
@@ -159,6 +177,8 @@ def _print(result: dict[str, Any], options: argparse.Namespace) -> None:
     if len(result["circuits"]) > 2:
         core = "all {} have {num_edges:,} edges in common (by chance {expected:.1f}), of {union:,} that any has"
         console.print(core.format(len(result["circuits"]), **result["core"]), soft_wrap=True, highlight=False)
+    for note in _notes_on_weights(result["weight_masks"]):
+        console.print(note, soft_wrap=True, highlight=False, markup=False)
     for note in filter(None, (_unmatched(pair, result["circuits"]) for pair in result["pairs"])):
         console.print(note, soft_wrap=True, highlight=False, markup=False)
     for pair in result["pairs"]:
@@ -177,6 +197,18 @@ def _print_pair(console: "Console", pair: dict[str, Any], *, parts: bool, edges:
             console.print(f"only in {letter} of {left}, {right}: {len(names)} edges", highlight=False)
             for name in names:
                 console.print(f"  {name}", highlight=False)
+
+
+def _notes_on_weights(found: dict[str, Any]) -> list[str]:
+    kept = [
+        f"{_letter(place)}: on {100 * share:.3g} % of the gated weights"
+        for place, share in enumerate(found["kept"])
+        if share is not None
+    ]
+    return [
+        *kept,
+        *(f"{_pair_name(pair)}: Jaccard index of the weights {pair['jaccard']:.3f}" for pair in found["pairs"]),
+    ]
 
 
 def _unmatched(pair: dict[str, Any], circuits: list[dict[str, Any]]) -> str | None:

@@ -32,6 +32,7 @@ from edgeprune.metrics.measure import measure_examples
 from edgeprune.model_options import ModelOptions
 from edgeprune.models.limits import Limits
 from edgeprune.models.loading import fingerprint
+from edgeprune.models.weight_mask import mask_header
 from edgeprune.objectives import error_measure
 from edgeprune.paths import check_writable, write_whole_text
 from edgeprune.report.frontier import Row, frontier_row, frontier_table, write_frontier
@@ -209,6 +210,7 @@ class DiscoverCommand:
             "model": self.model.name,
             "model_fingerprint": fingerprint(problem.model),
             "model_options": self.model.loading,
+            **mask_header(problem.model),
             "ablation": problem.runs.ablation,
             "direction": "clean run, closed edges carry ablated values (noising)",
             "task": self.data.describe(),

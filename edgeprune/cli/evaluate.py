@@ -40,7 +40,15 @@ EVERY_ABLATION = (
     "mean:both:positional",
     "optimal",
 )
-TESTS = ("controls", "completeness", "minimality", "suffix", "hypothesis", "mib")  # as edgeprune.report.evaluate's
+TESTS = (
+    "controls",
+    "completeness",
+    "minimality",
+    "suffix",
+    "hypothesis",
+    "functional",
+    "mib",
+)  # as edgeprune.report.evaluate's
 LEAST = {
     "limit": 1,
     "batch_size": 1,

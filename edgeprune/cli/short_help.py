@@ -79,10 +79,17 @@ def groups(command: str) -> list[Group]:
         method = Option("method", "NAME", f"how to find circuits: {', '.join(kinds('method'))}")
         run = [Option("config", "FILE", CONFIG), method, *(one for one in added if one.name != "config")]
         return [Group("run", [*run, Option("print_config", "", PRINT)]), Group("model", model), Group("data", data)]
-    trained = _of_class("model", "lit_modules.pruning", "PruningModule")
-    model = [*trained, *(one for one in model if one.name not in ("model.name", "model.device"))]
+    if command == "fit-weights":
+        model = _of_class("model", "lit_modules.weight_pruning", "WeightPruningModule")
+        model = [one for one in model if one.name != "model.recipe"]
+        model += _of_class("model.recipe", "edgeprune.methods.disco_gp", "DiscoGPWeights")
+    else:
+        trained = _of_class("model", "lit_modules.pruning", "PruningModule")
+        model = [*trained, *(one for one in model if one.name not in ("model.name", "model.device"))]
+    then = Option("then", "FILE", "config of a fit of edges that follows, on the weights that are kept")
     run = [
         Option("config", "FILE", CONFIG),
+        *([then] if command == "fit-weights" else []),
         Option("ckpt_path", "FILE", "checkpoint to go on from, or to judge; last: that of the newest run"),
         Option("seed_everything", "int", "of gate noise and the order of pairs (default: 0)"),
         Option("print_config", "", PRINT),
@@ -164,8 +171,8 @@ def _value(annotation: ast.expr | None, home: str) -> str:
     if isinstance(annotation, ast.Constant) and annotation.value is None:
         return "null"
     if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Literal":
-        values = ast.literal_eval(annotation.slice)
-        return "|".join(values if isinstance(values, tuple) else (values,))
+        values = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
+        return "|".join(_value(one, home) if isinstance(one, ast.Name) else ast.literal_eval(one) for one in values)
     if isinstance(annotation, ast.Name):
         return annotation.id if hasattr(builtins, annotation.id) else _alias(annotation.id, home)
     return "VALUE"

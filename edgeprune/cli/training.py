@@ -223,7 +223,17 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 
 
 def run(arguments: list[str]) -> None:
-    """Build everything from the arguments and run the subcommand."""
+    """Train gates on edges, or judge a checkpoint of them."""
+    train(arguments, PruningModule)
+
+
+def train(arguments: list[str], module: type[PruningModule]) -> EdgepruneCLI | None:
+    """Build everything from the arguments and run the subcommand; return what did it, if it came to its end.
+
+    Args:
+        arguments: The subcommand and its options.
+        module: What is trained.
+    """
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # on purpose: see main(args)
@@ -235,8 +245,8 @@ def run(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # the frozen model stays so
     warnings.filterwarnings("ignore", message=".*`tensorboardX` has been removed.*")  # `logger: true` is a CSV log
     try:
-        EdgepruneCLI(
-            PruningModule,
+        return EdgepruneCLI(
+            module,
             PairDataModule,
             args=with_paths(arguments),
             parser_class=OneLineParser,
@@ -249,7 +259,7 @@ def run(arguments: list[str]) -> None:
     except (TypeError, ValueError) as error:  # jsonargparse wraps what a constructor raised
         cause = innermost(error)
         if isinstance(cause, NotFiniteError | OfAllRanksError) and not first_rank():
-            return  # all ranks have it, the first reports it
+            return None  # all ranks have it, the first reports it
         raise cause from None
     except StoppedBySignalError as stop:
         _leave(stop.signal, f"by {stop.signal.name} after step {stop.step}", stop.checkpoint)

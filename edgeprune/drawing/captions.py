@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgeprune.circuit import Circuit
-from edgeprune.report.text import counted, finite, number
+from edgeprune.report.text import counted, finite, number, percent
 
 _MEASURES = {
     "kl": "KL, nats",
@@ -30,6 +30,8 @@ def facts(circuit: Circuit, whole: Circuit | None = None) -> list[tuple[str, str
         ("sparsity", f"{100 * circuit.sparsity:.2f} %"),
         ("dangling", counted(circuit.num_dangling, "edge")),
     ]
+    if (density := finite(_mask(circuit).get("density"))) is not None:
+        found.append(("weights kept", percent(density)))
     found += [] if whole is None else [("part of", f"{whole.num_edges:,} edges")]
     found += [(name, str(circuit.header[name])) for name in ("method", "ablation", "split") if name in circuit.header]
     measures: Any = circuit.header.get("metrics")
@@ -42,6 +44,18 @@ def facts(circuit: Circuit, whole: Circuit | None = None) -> list[tuple[str, str
     if finite(measures.get("num_examples")) is not None:
         found.append(("measured on", counted(int(measures["num_examples"]), "pair")))
     return found
+
+
+def _mask(circuit: Circuit) -> Mapping[str, Any]:
+    """What the header says of a mask on the model's weights."""
+    found: Any = circuit.header.get("weight_mask")
+    return found if isinstance(found, Mapping) else {}
+
+
+def kept_weights(circuit: Circuit) -> dict[str, str]:
+    """Share of its own weights that each head and MLP keeps, by name, where there is a mask on weights."""
+    nodes: Any = _mask(circuit).get("nodes")
+    return {name: percent(share) for name, share in nodes.items()} if isinstance(nodes, Mapping) else {}
 
 
 def caption(circuit: Circuit, whole: Circuit | None = None) -> str:

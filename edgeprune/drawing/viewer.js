@@ -324,7 +324,7 @@
 
   // ------------------------------------------------------------------ words on a node or an edge
   const score = (one) => (one.score === null ? "" : `${one.score}`);
-  const describe = (node) => `${node.name}: ${text(links.into[node.place].length)} edges in, ${text(links.out[node.place].length)} out`;
+  const describe = (node) => `${node.name}: ${text(links.into[node.place].length)} edges in, ${text(links.out[node.place].length)} out${data.weights[node.name] ? `; ${data.weights[node.name]} of its weights` : ""}`;
 
   function say(words, x, y) {
     tip.replaceChildren(...words.map((line, place) => Object.assign(document.createElement("div"), { textContent: line, className: place ? "more" : "" })));

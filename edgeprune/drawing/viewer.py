@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from edgeprune.circuit import Circuit
-from edgeprune.drawing.captions import facts, title
+from edgeprune.drawing.captions import facts, kept_weights, title
 from edgeprune.drawing.edges import NamedCircuit, ranked, strengths, union
 from edgeprune.drawing.layout import NODE_HEIGHT, READER, Layout, lay_out
 from edgeprune.drawing.palette import DARK, LIGHT, STRONGEST, WEAKEST
@@ -42,6 +42,7 @@ def viewer_html(circuits: Sequence[NamedCircuit], start: int = 0, compare: int |
         "widths": [WEAKEST, STRONGEST],
         "existing": graph.num_edges,
         "circuits": [{"name": one.name, "facts": facts(one.circuit, one.whole)} for one in circuits],
+        "weights": kept_weights(circuits[start].circuit),
         "start": start,
         "compare": compare,
     }

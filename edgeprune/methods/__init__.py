@@ -5,6 +5,8 @@ from edgeprune.methods.base import AbstractRecipe as AbstractRecipe
 from edgeprune.methods.baselines import ActivationMagnitude as ActivationMagnitude
 from edgeprune.methods.baselines import RandomScores as RandomScores
 from edgeprune.methods.contextual_decomposition import ContextualDecomposition as ContextualDecomposition
+from edgeprune.methods.disco_gp import DiscoGP as DiscoGP
+from edgeprune.methods.disco_gp import DiscoGPWeights as DiscoGPWeights
 from edgeprune.methods.discovery import AbstractDiscovery as AbstractDiscovery
 from edgeprune.methods.discovery import DiscoveryResult as DiscoveryResult
 from edgeprune.methods.eap import EAP as EAP

@@ -37,7 +37,7 @@ class Problem:
             Of the circuit alone, the negative of: `"logit_difference"`; `"logit_difference_max"` (the right answer
             against the best wrong one, ACDC's docstring measure); `"probability_difference"` (of all right and all
             wrong answers); `"greater_than"` (of years above and not above, as in ACDC); `"nll"` (log-probability of the
-            right answer).
+            right answer); `"nll_answers"` (the same among the right and wrong answers).
         split: Which split the pairs are of.
     """
 

@@ -102,6 +102,17 @@ def nll(logits: Tensor, batch: PairBatch) -> Tensor:
     return -log_likelihood(logits, batch)
 
 
+def nll_answers(logits: Tensor, batch: PairBatch) -> Tensor:
+    """Negative log-probability of the right answer among the right and wrong answers alone, in nats, `[batch]`.
+
+    With one answer each: log(1 + exp(wrong - right)), DiscoGP's faithfulness. Mean over the positions with at least two
+    answers and a known target; NaN for an example without any.
+    """
+    ids = _all_answers(batch)
+    among = at_ids(logits, ids, torch.finfo(logits.dtype).min).logsumexp(-1)
+    return _mean(among - _at(logits, batch.targets), _with_two(batch, ids) & (batch.targets != IGNORE))
+
+
 # -------------------------------------------------------------------- right against wrong answers
 def logit_difference(full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
     """Logit of the right answer minus that of the distractor; NaN where an example has no distractor."""
@@ -184,6 +195,24 @@ def accuracy_top1(logits: Tensor, batch: PairBatch) -> Tensor:
     NaN where no target is known, and for a model with a single output.
     """
     return _of_several(_right_everywhere(logits.argmax(-1) == batch.targets, logits, batch), logits)
+
+
+def accuracy_answers(logits: Tensor, batch: PairBatch) -> Tensor:
+    """1 where a right answer is above all wrong ones at every position with both, `[batch]`; NaN without any.
+
+    DiscoGP's accuracy, of a pair or of an answer vocabulary.
+    """
+    right, wrong = (at_ids(logits, ids, -torch.inf).amax(-1) for ids in (batch.answers, batch.wrong_answers))
+    mask = batch.position_mask & _known(batch.answers) & _known(batch.wrong_answers)
+    return torch.where(mask.any(-1), ((right > wrong) | ~mask).all(-1).to(logits.dtype), torch.nan)
+
+
+def chance_answers(logits: Tensor, batch: PairBatch) -> Tensor:
+    """`accuracy_answers` of a model that ranks the answers at random, `[batch]`; NaN likewise."""
+    right, wrong = ((ids != IGNORE).sum(-1).to(logits.dtype) for ids in (batch.answers, batch.wrong_answers))
+    mask = batch.position_mask & (right > 0) & (wrong > 0)
+    share = torch.where(mask, right / (right + wrong).clamp(min=1), torch.ones_like(right))
+    return torch.where(mask.any(-1), share.prod(-1), torch.nan)
 
 
 def _right_everywhere(right: Tensor, logits: Tensor, batch: PairBatch) -> Tensor:

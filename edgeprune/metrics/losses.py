@@ -21,6 +21,7 @@ Metric = Literal[
     "probability_difference",
     "greater_than",
     "nll",
+    "nll_answers",
 ]
 TrainingObjective = Literal[Metric, "cmd"]
 TRAINING_OBJECTIVES: tuple[TrainingObjective, ...] = get_args(TrainingObjective)

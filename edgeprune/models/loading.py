@@ -18,6 +18,7 @@ from edgeprune.models.read_ops import checked_name
 from edgeprune.models.sharded_loading import WeightFiles
 from edgeprune.models.sharding import device_of, shard
 from edgeprune.models.transformer_lens import check_same_logits, from_transformer_lens, is_of_transformer_lens
+from edgeprune.models.weight_mask import WeightMask, applied_mask
 from edgeprune.models.weights import check_finite, sample
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def load_model(
     attn_implementation: str | None = None,
     mesh: "DeviceMesh | None" = None,
     read_ops: str | None = None,
+    weight_mask: str | None = None,
 ) -> MaskedModel:
     """Load a model whose edges can be closed.
 
@@ -60,6 +62,7 @@ def load_model(
             not matter then. All of them must call it, and run the same layers in the same order afterwards, each on a
             batch of its own. Weights come from safetensors, and no process reads more than one layer at a time.
         read_ops: `"host"`, `"cuda"` or `"triton"`; see `MaskedModel`.
+        weight_mask: File of a `WeightMask` to put on the weights.
 
     Raises:
         UnsupportedFamilyError: No adapter for the architecture, or a flag that the adapter does not know; adapters or
@@ -95,10 +98,14 @@ def load_model(
     if is_of_transformer_lens(given):
         check_same_logits(model, given)
     if mesh is not None:
+        if weight_mask is not None:
+            raise EdgepruneError("a sharded model takes no weight_mask: set trainer.strategy to ddp, or leave it out")
         shard(model, mesh, *([] if files is None else [files.fill]))
         return model.to(device_of(mesh))
     model = model.to(device)
     check_finite(dict(model.hf.named_parameters()), str(name))
+    if weight_mask is not None:
+        WeightMask.load(weight_mask).apply(model)
     return model
 
 
@@ -186,6 +193,8 @@ def fingerprint(model: MaskedModel) -> str:
         samples = {name: sample(weight) for name, weight in model.hf.named_parameters()}
     for name, numbers in sorted(samples.items()):
         digest.update(name.encode() + numbers)
+    if (applied := applied_mask(model)) is not None:  # two masks may agree in the few numbers
+        digest.update(applied.mask.digest.encode())
     return digest.hexdigest()[:16]
 
 

@@ -19,6 +19,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.completeness import KnockOutOptions, find_completeness
 from edgeprune.evaluation.controls import run_controls
 from edgeprune.evaluation.evaluator import Evaluator, answer_measure, divergence_measure
+from edgeprune.evaluation.functional import functional_test
 from edgeprune.evaluation.hypothesis import HypothesisOptions, run_hypothesis_tests
 from edgeprune.evaluation.mib import mib_curves
 from edgeprune.evaluation.minimality import marginal_effects
@@ -27,6 +28,8 @@ from edgeprune.evaluation.suffix import ablate_suffix
 from edgeprune.metrics.examples import ExampleValues
 from edgeprune.metrics.normalise import normalise
 from edgeprune.metrics.registry import measure_named
+from edgeprune.models.weight_mask import applied_mask
+from edgeprune.report.weights import describe_mask
 from edgeprune.statistics.paired import paired_differences
 from edgeprune.statistics.seeds import over_seeds, spread_of_seeds
 from edgeprune.statistics.significance import minimality_test
@@ -85,7 +88,8 @@ def evaluate_circuits(
         options: What to do with each circuit.
 
     Returns:
-        `schema`, `measures`, `ends`, `circuits`, `pairs` and `seeds`; the caller adds `about`.
+        `schema`, `measures`, `ends`, `circuits`, `pairs` and `seeds`, and where a mask lies on the weights `weights`;
+        the caller adds `about`.
     """
     rows: list[Json] = [{"name": name, **_about(circuit)} for name, circuit in circuits.items()]
     chosen = list(circuits.values())
@@ -109,7 +113,14 @@ def evaluate_circuits(
         "circuits": rows,
         "pairs": pairs,
         "seeds": list(spread_of_seeds(chosen, rows)),
+        **_weights(tested),
     }
+
+
+def _weights(evaluator: Evaluator) -> Json:
+    """The mask on the model's weights, if there is one."""
+    applied = applied_mask(evaluator.model)
+    return {} if applied is None else {"weights": describe_mask(applied.mask)}
 
 
 def _about(circuit: Circuit) -> Json:
@@ -260,5 +271,8 @@ TESTS: dict[str, Callable[[Evaluator, Circuit, EvaluationOptions], Json | None]]
     "minimality": _minimality,
     "suffix": lambda evaluator, circuit, _: ablate_suffix(evaluator, circuit.keep).to_dict(),
     "hypothesis": _hypothesis,
+    "functional": lambda evaluator, circuit, options: functional_test(
+        evaluator, circuit.keep, options.resampling
+    ).to_dict(),
     "mib": _mib,
 }

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgeprune.pages import page_template
 from edgeprune.paths import write_whole_text
-from edgeprune.report import analyses, behaviour, criteria, overview, structure, variations
+from edgeprune.report import analyses, behaviour, criteria, overview, structure, variations, weights
 from edgeprune.report.blocks import Section
 from edgeprune.report.glossary import glossary
 from edgeprune.report.result import Result
@@ -27,6 +27,8 @@ SECTIONS: tuple[Callable[[Result], Section | None], ...] = (
     criteria.minimality,
     analyses.suffix,
     analyses.hypothesis,
+    weights.functional,
+    weights.weights,
     analyses.mib,
     structure.known,
     structure.overlap,

@@ -10,8 +10,10 @@ from edgeprune.tables import Numbers, Value, dim, interval, number, spread, tabl
 MAIN = ("kl", "squared_error", "logit_difference", "accuracy", "exact_match")
 GRID = ("kl", "squared_error", "logit_difference")  # by ablation
 MOST_PAIRS = 30  # more pairs of circuits than that are not all in the table
+MOST_NODES = 10
 ANSWERS = ("logit_difference", "probability_difference", "accuracy")
 ENDS = {"full": "(full model)", "empty": "(no edges)"}
+_SIDES = ("circuit", "complement")
 Json = dict[str, Any]
 
 
@@ -22,6 +24,8 @@ def tables(result: Json) -> Iterator[Table]:
         yield from (ablation_table(result, name) for name in GRID if name in _main(result))
     if any("controls" in row for row in result["circuits"]):
         yield control_table(result)
+    if "weights" in result:
+        yield weight_table(result["weights"])
     if result["pairs"]:
         yield pair_table(result)
 
@@ -98,6 +102,13 @@ def control_table(result: Json) -> Table:
     return table(title, ["circuit", "control", *_measures(result, shown)], rows)
 
 
+def weight_table(found: Json) -> Table:
+    """Heads and MLPs by the share of their weights that is kept, from the densest; the page has all tensors."""
+    nodes = sorted(found["nodes"].items(), key=lambda item: -item[1])[:MOST_NODES]
+    title = f"Weights kept: {found['kept']:,} of {found['gated']:,}, {100 * found['density']:.3g} %; the densest nodes"
+    return table(title, ["node", Numbers("%", 2)], [[name, 100 * share] for name, share in nodes])
+
+
 def pair_table(result: Json) -> Table:
     """Every two circuits: what they share, and how their figures differ; of many, each one and the next."""
     shown, pairs, title = _main(result), result["pairs"], "Every two circuits on the same pairs"
@@ -126,6 +137,9 @@ def notes(result: Json) -> Iterator[str]:
                 yield f"{row['name']}: {line(row[name])}"
         for test in row.get("hypothesis", {}).get("tests", {}).values():
             yield f"{row['name']}: {test['name']}: {test['reading']}"
+        for what in ("edges", "weights"):
+            if (part := row.get("functional", {}).get(what)) is not None:
+                yield f"{row['name']}: {_functional(what, part, row['functional'])}"
         if row.get("mib"):
             yield f"{row['name']}: {_mib(row['mib'])}"
         for name, known in row["known"].items():
@@ -144,6 +158,16 @@ def _mib(found: Json) -> str:
     rankings = {"score": found["signed"], "absolute score": found["absolute"]}
     return "; ".join(
         f"CPR {number(curve['cpr'])} and CMD {number(curve['cmd'])} by {name}" for name, curve in rankings.items()
+    )
+
+
+def _functional(what: str, part: Json, found: Json) -> str:
+    with_it, without = (
+        f"{number(part[side]['value'])} [{number(part[side]['low'])}, {number(part[side]['high'])}]" for side in _SIDES
+    )
+    return (
+        f"functional, {what} ({number(100 * part['share'], 2)} % kept): accuracy {with_it} with, {without} without; "
+        f"full model {number(found['full']['value'])}, chance {number(found['chance'])}"
     )
 
 

@@ -66,7 +66,10 @@ def test_no_help_page_loads_anything_heavy(pages: dict[str, tuple[str, list[str]
 
 
 def test_the_first_page_names_every_command(pages: dict[str, tuple[str, list[str]]]) -> None:
-    assert re.findall(r"^  (\w+) ", pages[""][0], re.MULTILINE) == list(COMMANDS)
+    assert re.findall(r"^  ([\w-]+) ", pages[""][0], re.MULTILINE) == list(COMMANDS)
+
+
+ALIKE = ("fit-weights", "validate", "test")  # as those with many options
 
 
 def test_a_short_page_names_every_option_of_our_own(command: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,7 +113,14 @@ def test_a_short_page_names_the_classes_that_there_are(command: str, capsys: pyt
         assert short[option].endswith(", ".join(ours))
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in (*LISTED, "validate", "test")])
+def test_the_page_of_gates_on_weights_has_their_options(capsys: pytest.CaptureFixture[str]) -> None:
+    every = set(entries(printed(capsys, "fit-weights", "--help-all")))
+    shown = re.findall(r"^  --([\w.]+)", printed(capsys, "fit-weights", "--help"), re.MULTILINE)
+    assert {"model.recipe.tensors", "model.complement_step", "then"} <= set(shown)
+    assert set(shown) - {"then"} <= every
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in (*LISTED, *ALIKE)])
 def test_other_commands_have_one_page(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, name, "--help-all") == printed(capsys, name, "--help")
 

@@ -130,6 +130,15 @@ def test_the_loss_is_torch_s_cross_entropy_which_leaves_out_unknown_targets() ->
     assert_equal(functional.nll(CIRCUIT, batch), expected)
 
 
+def test_the_loss_among_the_answers_is_torch_s_cross_entropy_of_their_logits() -> None:
+    def value(row: int, position: int) -> float:
+        ids = [int(i) for i in torch.cat([BATCH.answers, BATCH.wrong_answers], -1)[row, position] if i != IGNORE]
+        among = CIRCUIT[row, position, ids][None]
+        return float(torch.nn.functional.cross_entropy(among, torch.tensor([ids.index(BATCH.targets[row, position])])))
+
+    assert_equal(functional.nll_answers(CIRCUIT, BATCH), mean_over_positions(value))
+
+
 # -------------------------------------------------------------------- right against wrong answers
 def test_the_difference_of_sets_is_one_of_means() -> None:
     def value(row: int, position: int) -> float:
@@ -239,3 +248,21 @@ def test_only_the_centred_cosine_ignores_what_softmax_ignores() -> None:
     assert_equal(found, expected)
     plain = functional.cosine_similarity(FULL, moved, BATCH) - functional.cosine_similarity(FULL, CIRCUIT, BATCH)
     assert (plain[1:].abs() > 1e-3).all()
+
+
+# -------------------------------------------------------------------- accuracy among the answers
+def test_right_among_the_answers_is_above_all_wrong_ones_and_chance_counts_them() -> None:
+    logits = torch.tensor([[[0.0, 3.0, 2.0, 1.0]] * 2, [[0.0, 3.0, 2.0, 1.0]] * 2], dtype=torch.float64)
+    ids = torch.zeros(2, 2, dtype=torch.long)
+    batch = PairBatch(
+        clean=ids, corrupted=ids, attention_mask=ids + 1, positions=ids, index=ids[:, 0],
+        position_mask=torch.tensor([[True, True], [True, False]]),
+        targets=torch.tensor([[2, 1], [3, 0]]), distractors=torch.tensor([[0, 0], [2, 0]]),
+        answers=torch.tensor([[[2, 0], [1, IGNORE]], [[3, IGNORE], [0, IGNORE]]]),
+        wrong_answers=torch.tensor([[[3, IGNORE], [0, 2]], [[2, 0], [1, IGNORE]]]),
+    )  # fmt: skip
+    assert functional.accuracy_answers(logits, batch).tolist() == [1.0, 0.0]
+    assert functional.chance_answers(logits, batch).tolist() == pytest.approx([2 / 3 * 1 / 3, 1 / 3])
+    alone = PairBatch(**{**vars(batch), "wrong_answers": torch.full_like(batch.wrong_answers, IGNORE)})
+    for of in (functional.accuracy_answers, functional.chance_answers):
+        assert of(logits, alone).isnan().all()

@@ -30,9 +30,9 @@ ALONE = [name for name in MEASURES if name not in IDEAL]
 DISTRIBUTION = ("kl", "kl_reverse", "js", "accuracy_top1", "exact_match", "answer_rank")
 NEEDS_TWO_OUTPUTS = (*DISTRIBUTION, "cosine_similarity", "cosine_similarity_centred")
 NEEDS_WRONG = ("logit_difference", "logit_difference_percent", "logit_difference_percent_per_example")
-NEEDS_WRONG_SET = ("logit_difference_sets", "logit_difference_max")
-NEEDS_TARGET = ("nll", "accuracy", "accuracy_top1", "answer_rank", *NEEDS_WRONG, "logit_difference_max")
-NEEDS_PAIR = ("kl_answers", "kendall_tau")
+NEEDS_WRONG_SET = ("logit_difference_sets", "logit_difference_max", "accuracy_answers")
+NEEDS_TARGET = ("nll", "nll_answers", "accuracy", "accuracy_top1", "answer_rank", *NEEDS_WRONG, "logit_difference_max")
+NEEDS_PAIR = ("kl_answers", "kendall_tau", "nll_answers")
 Case = tuple[Tensor, Tensor, PairBatch]
 
 
@@ -147,7 +147,7 @@ def test_a_single_output_has_no_distribution_and_no_order(name: str) -> None:
     assert MEASURES[name].values(FULL[..., :1], CIRCUIT[..., :1], batch).isnan().all()
 
 
-@pytest.mark.parametrize("name", ["kl_answers", "kendall_tau", "logit_difference_sets"])
+@pytest.mark.parametrize("name", ["kl_answers", "nll_answers", "kendall_tau", "logit_difference_sets"])
 def test_a_position_without_enough_answers_is_left_out_of_the_mean(name: str) -> None:
     wrong, answers = BATCH.wrong_answers.clone(), BATCH.answers.clone()
     wrong[0, 1], answers[0, 1, 1:] = IGNORE, IGNORE

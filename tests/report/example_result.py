@@ -247,6 +247,17 @@ def mib() -> Json:
     return {"cpr": 0.94, "cmd": 0.06, "signed": curve("signed"), "absolute": curve("absolute")}
 
 
+def functional() -> Json:
+    def figure(value: float) -> Json:
+        return {"value": value, "low": value - 0.02, "high": value + 0.02, "num_examples": NUM_TESTED}
+
+    part = {"circuit": figure(0.9375), "complement": figure(0.5625)}
+    part |= {"below_full": figure(0.03125), "above_chance": figure(0.0625)}
+    edges = {"share": 0.05, **part}
+    about = {"measure": "accuracy_answers", "ablation": "interchange", "chance": 0.5}
+    return {**about, "full": figure(0.96875), "edges": edges, "weights": None}
+
+
 # -------------------------------------------------------------------- reading
 def reading() -> Json:
     pattern = [[1.0, 0.0, 0.0], [0.25, 0.75, 0.0], [0.02, 0.9, 0.08]]
@@ -422,6 +433,7 @@ def example() -> Json:
         "minimality": minimality(),
         "suffix": suffix(),
         "hypothesis": hypothesis(),
+        "functional": functional(),
         "mib": mib(),
         "known": known(),
         "reading": reading(),
@@ -443,7 +455,7 @@ def example() -> Json:
             "ablations": ["interchange", "mean"],
             "resampling": {"method": "percentile bootstrap over examples", "draws": 1000, "level": 0.95, "seed": 0},
             "random_seeds": 5,
-            "tests": ["controls", "completeness", "minimality", "suffix", "hypothesis", "mib"],
+            "tests": ["controls", "completeness", "minimality", "suffix", "hypothesis", "functional", "mib"],
             "test_examples": NUM_TESTED,
             "minimality_edges": 4,
             "reading_pairs": 10,

@@ -45,6 +45,7 @@ SECTIONS: dict[str, Callable[[Json], Any]] = {
     "minimality": lambda data: [circuit.pop("minimality", None) for circuit in data["circuits"]],
     "suffix": lambda data: [circuit.pop("suffix", None) for circuit in data["circuits"]],
     "hypothesis": lambda data: [circuit.pop("hypothesis", None) for circuit in data["circuits"]],
+    "functional": lambda data: [circuit.pop("functional", None) for circuit in data["circuits"]],
     "mib": lambda data: [circuit.pop("mib", None) for circuit in data["circuits"]],
     "known": lambda data: [circuit.pop("known") for circuit in data["circuits"]],
     "overlap": lambda data: data.pop("pairs"),
@@ -434,6 +435,25 @@ def test_hypotheses_have_their_readings(page: Node) -> None:
     }
     assert facts["scores"] == "logit diff., for equivalence and independence"
     assert facts["faithfulness"] == "KL, for sufficiency and partial necessity"
+
+
+def test_accuracies_with_and_without_the_circuit_have_their_intervals(page: Node) -> None:
+    cells = [cell.text for cell in rows(table(page, "functional"))["pruned_95"]]
+    assert cells[:4] == ["edges", "5 %", "0.938 0.917 to 0.958", "0.562 0.542 to 0.583"]
+
+
+def test_a_mask_on_weights_is_shown_by_layer() -> None:
+    data = example()
+    data["weights"] = {
+        "density": 0.25, "kept": 100, "gated": 400, "digest": "0123",
+        "tensors": {"model.layers.1.mlp.up_proj.weight": 0.5, "model.embed.weight": 0.125},
+        "nodes": {"a0.h1": 0.75, "m1": 0.5},
+    }  # fmt: skip
+    page = read(report_html(data))
+    assert rows(table(page, "weights"))["1"][0].text == "50 %"
+    assert rows(table(page, "weights", 1))["model.embed.weight"][0].text == "12.5 %"
+    nodes = rows(table(page, "weights", 2))
+    assert (nodes["0"][0].text, nodes["1"][1].text) == ("75 %", "50 %")
 
 
 def test_mib_has_both_orders_of_the_scores(page: Node) -> None:
