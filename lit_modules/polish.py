@@ -12,7 +12,7 @@ from edgeprune.circuit import Circuit
 from edgeprune.console import Progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods.polish import Polisher, Polishing, polished
-from edgeprune.methods.problem import Problem
+from edgeprune.methods.problem import Metric, Problem
 from edgeprune.metrics.registry import STANDARD as MEASURES
 from edgeprune.tables import Numbers, table
 from lit_modules.checkpoints import run_checkpoint
@@ -69,6 +69,11 @@ class Polish(pl.Callback):
                 f"Polish works in one process, not in {trainer.world_size}: leave it out, and give the circuits of the "
                 "finished run to `edgeprune polish`"
             )
+        if cast("PruningModule", pl_module).objective == "cmd":
+            raise EdgepruneError(
+                "Polish has no loss of a circuit alone under objective 'cmd': leave it out, and give the circuits of the "
+                "finished run to `edgeprune polish` with another --metric"
+            )
         takers = [item for item in trainer.callbacks if isinstance(item, SnapshotCircuits)]  # pyright: ignore[reportAttributeAccessIssue]
         if not takers:
             raise EdgepruneError("Polish has no circuits to polish: add the callback SnapshotCircuits before it")
@@ -109,7 +114,7 @@ class Polish(pl.Callback):
         def problem(split: str, limit: int | None, size: int) -> Problem:
             collate = data.ordered_dataloader(split).collate_fn
             batches: list[PairBatch] = list(every_batch(data.pairs(split)[:limit], collate, size))
-            return Problem(module.masked, batches, module.runs, module.objective, split)
+            return Problem(module.masked, batches, module.runs, cast("Metric", module.objective), split)
 
         return problem("train", self.limit, data.batch_size), problem("validation", None, data.eval_batch_size)
 

@@ -2,7 +2,8 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -106,3 +107,9 @@ def test_mistakes_are_found_before_training(capsys: pytest.CaptureFixture[str]) 
     assert not list(Path().rglob("*.ckpt"))
     with pytest.raises(EdgepruneError, match="limit must be at least 1, got 0"):
         Polish(limit=0)
+
+
+def test_an_objective_that_needs_another_run_is_refused_before_training() -> None:
+    trainer, module = SimpleNamespace(world_size=1, callbacks=[]), SimpleNamespace(objective="cmd")
+    with pytest.raises(EdgepruneError, match="objective 'cmd': leave it out"):
+        Polish().setup(cast("Any", trainer), cast("Any", module), "fit")
