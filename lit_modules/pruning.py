@@ -1,6 +1,6 @@
 """The LightningModule that trains a recipe's gates on a frozen model. It connects and logs; formulas live elsewhere."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -23,12 +23,9 @@ from edgeprune.models.loading import fingerprint
 from edgeprune.objectives import OBJECTIVES, Objective, masked_mean
 from lit_modules.checkpoint_checks import check_checkpoint
 from lit_modules.checkpoints import last_good
+from lit_modules.finite import NotFiniteError, all_finite
 from lit_modules.progress import run_progress
 from lit_modules.ranks import average_gradients, gathered, rows_of_rank, sample_of_groups, summed
-
-
-class NotFiniteError(EdgepruneError):
-    """A loss, a gradient or a gate is NaN or infinite; the checkpoints are from before."""
 
 
 class PruningModule(pl.LightningModule):
@@ -102,9 +99,15 @@ class PruningModule(pl.LightningModule):
         if not self._restored:
             self.recipe.check_started()
 
+    def aim(self, trainer: pl.Trainer) -> None:
+        """Tell the recipe which sparsities the callbacks ask for."""
+        callbacks: Any = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        self.recipe.aim([sparsity for callback in callbacks for sparsity in getattr(callback, "sparsities", [])])
+
     def on_fit_start(self) -> None:
-        """Check that the gates have their start; give the ablation its values."""
+        """Check that the gates have their start and an end; give the ablation its values."""
         self.check_started()
+        self.aim(self.trainer)
         self._prepare_runs("train", "validation")
         data: Any = getattr(self.trainer, "datamodule", None)
         if hasattr(data, "fixed_batches"):  # without fixed batches, what is kept depends on where a resumed run began
@@ -128,6 +131,7 @@ class PruningModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW over the recipe's groups (gates descend, multipliers ascend); the recipe's learning-rate schedule."""
+        self.recipe.plan(self.total_steps)
         optimizer = torch.optim.AdamW(self.recipe.parameter_groups())
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -217,13 +221,14 @@ class PruningModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Refuse gradients that are not finite, before they reach the gates."""
         average_gradients(self.trainer, self.recipe.parameters())
-        if not _finite(parameter.grad for parameter in self.recipe.parameters()):
+        if not all_finite(parameter.grad for parameter in self.recipe.parameters()):
             raise NotFiniteError(f"gradients are not finite {self._where()}")
+        self.recipe.after_backward(self.progress)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Make the step; refuse gates that are not finite, before anything is made of them."""
         super().optimizer_step(*args, **kwargs)
-        if not _finite(self.recipe.parameters()):
+        if not all_finite(self.recipe.parameters()):
             raise NotFiniteError(f"gates or multipliers are not finite after the update {self._where()}")
 
     def _where(self) -> str:
@@ -342,9 +347,3 @@ def _every_batch(pairs: Sequence[Any], collate: Callable[[Sequence[Any]], PairBa
     """All pairs in order. A loader would give each rank its share, and draw from the global seed."""
     for start in range(0, len(pairs), size):
         yield collate([(number, pairs[number]) for number in range(start, min(start + size, len(pairs)))])
-
-
-def _finite(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether every number is; one wait for the device, however many tensors there are."""
-    given = [tensor.isfinite().all() for tensor in tensors if tensor is not None]
-    return not given or bool(torch.stack(given).all())

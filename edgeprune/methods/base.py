@@ -35,6 +35,12 @@ class AbstractRecipe(nn.Module, ABC):
     def check_started(self) -> None:
         """Refuse to go on without a checkpoint where a file that the parameters should start from is missing."""
 
+    def aim(self, sparsities: Sequence[float]) -> None:
+        """Be told which sparsities are asked for; refuse to go on where one is needed and none is."""
+
+    def plan(self, steps: int) -> None:
+        """Be told how many steps the run has, before `parameter_groups` is called."""
+
     @abstractmethod
     def sample(self, seed: int, step: int, number: int = 0) -> Tensor:
         """Gates `[reader, writer]`: one of the samples of a step; the same for equal arguments. Differentiable."""
@@ -69,6 +75,9 @@ class AbstractRecipe(nn.Module, ABC):
             gates: The sample that `expected_error` returned for this step.
             progress: Steps done / all steps.
         """
+
+    def after_backward(self, progress: float) -> None:
+        """See the gradients of the whole step, the same on all ranks, before they are clipped and the step is made."""
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
