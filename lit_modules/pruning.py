@@ -100,9 +100,10 @@ class PruningModule(pl.LightningModule):
             self.recipe.check_started()
 
     def aim(self, trainer: pl.Trainer) -> None:
-        """Tell the recipe which sparsities the callbacks ask for."""
+        """Tell `Pace`, if the recipe has it, which sparsities the callbacks ask for."""
         callbacks: Any = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-        self.recipe.aim([sparsity for callback in callbacks for sparsity in getattr(callback, "sparsities", [])])
+        if self.recipe.pace is not None:
+            self.recipe.pace.aim([value for callback in callbacks for value in getattr(callback, "sparsities", [])])
 
     def on_fit_start(self) -> None:
         """Check that the gates have their start and an end; give the ablation its values."""

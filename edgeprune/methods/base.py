@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from edgeprune.circuit import Circuit
 from edgeprune.graph import EdgeGraph
+from edgeprune.objectives.pace import Pace
 
 FIRST_EXTRA_STREAM = 100  # of the noise of a step's second and further samples
 
@@ -35,8 +36,10 @@ class AbstractRecipe(nn.Module, ABC):
     def check_started(self) -> None:
         """Refuse to go on without a checkpoint where a file that the parameters should start from is missing."""
 
-    def aim(self, sparsities: Sequence[float]) -> None:
-        """Be told which sparsities are asked for; refuse to go on where one is needed and none is."""
+    @property
+    def pace(self) -> Pace | None:
+        """The term whose price is steered, if that is how edges are pushed shut."""
+        return None
 
     def plan(self, steps: int) -> None:
         """Be told how many steps the run has, before `parameter_groups` is called."""

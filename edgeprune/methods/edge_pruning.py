@@ -1,6 +1,6 @@
 """Edge Pruning (Bhaskar et al. 2024, arXiv 2406.16778): hard concrete gates on edges, trained by gradient descent."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, final
 
 import torch
@@ -156,27 +156,26 @@ class EdgePruning(AbstractRecipe):
             self.start = Start(self.warm_start, graph)
             if self.start.offsets is not None:
                 self.edges.log_alpha.data += self.start.offsets
-        if isinstance(self.sparsity_term, Pace):
-            self.sparsity_term.build(graph.num_edges, graph.num_edges)
+        if self.pace is not None:
+            self.pace.build(graph.num_edges, graph.num_edges)
 
     def check_started(self) -> None:
         """Refuse a warm start whose file is missing."""
         if self.start is not None:
             self.start.check_started()
 
-    def aim(self, sparsities: Sequence[float]) -> None:
-        """Let `Pace` arrive at the highest of the sparsities."""
-        if isinstance(self.sparsity_term, Pace):
-            self.sparsity_term.aim(sparsities)
+    @property
+    def pace(self) -> Pace | None:
+        """The edges' term, if its price is steered."""
+        return self.sparsity_term if isinstance(self.sparsity_term, Pace) else None
 
     def plan(self, steps: int) -> None:
         """Choose a learning rate at which gates can close in so many steps, unless one is set."""
         distance = self._gate_options["init_mean"]
         if self._free_rate:
             self.learning_rate = rate_for(steps, distance, least=RATE)
-        closing = steps_to_close(steps, distance, self.learning_rate)
-        if isinstance(self.sparsity_term, Pace):
-            self.sparsity_term.plan(steps, closing)
+        if self.pace is not None:
+            self.pace.plan(steps, steps_to_close(steps, distance, self.learning_rate))
 
     @property
     def _frozen(self) -> Tensor | None:
@@ -240,10 +239,10 @@ class EdgePruning(AbstractRecipe):
     @torch.no_grad()
     def after_backward(self, progress: float) -> None:
         """Let `Pace` set the price of the next step."""
-        term, slopes = self.sparsity_term, self.edges.log_alpha.grad
-        if isinstance(term, Pace) and slopes is not None and self._units is not None:
+        slopes = self.edges.log_alpha.grad
+        if self.pace is not None and slopes is not None and self._units is not None:
             rate = self.learning_rate * self.learning_rate_factor(progress)
-            steer(term, Motion(slopes, self._units, self.edges.scores(), rate, self._num_open), progress)
+            steer(self.pace, Motion(slopes, self._units, self.edges.scores(), rate, self._num_open), progress)
 
     def _num_open(self, locations: Tensor) -> Tensor:
         """Edges (scalar) that are open where their log-alphas are `locations` `[num_edges]`."""

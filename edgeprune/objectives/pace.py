@@ -56,6 +56,8 @@ class Pace(AbstractSparsityTerm):
     Args:
         end: Sparsity to arrive at; null: the highest that `SnapshotCircuits` asks for.
         hold: Share of the run, at its end, that stays there.
+        worth: No edge is closed that is worth more than this share of the empty circuit's error, so that the run ends
+            early where all that is left is needed, as in programs; null: the number asked for is arrived at.
     """
 
     price: Tensor
@@ -63,13 +65,16 @@ class Pace(AbstractSparsityTerm):
     mean: Tensor
     square: Tensor
 
-    def __init__(self, end: float | None = None, *, hold: float = 0.08) -> None:
+    def __init__(self, end: float | None = None, *, hold: float = 0.08, worth: float | None = None) -> None:
         super().__init__()
         if end is not None and not 0 < end < 1:
             raise EdgepruneError(f"Pace ends at a sparsity in (0, 1), got end={end}; 0.99 keeps 1 % of the edges")
         if not 0 <= hold < 1:
             raise EdgepruneError(f"hold is the share of the run that stays at the end, in [0, 1), got {hold}")
-        self.end, self.hold = end, hold
+        if worth is not None and not worth > 0:
+            raise EdgepruneError(f"worth is a share of the empty circuit's error above 0, got {worth}")
+        self.end, self.hold, self.worth = end, hold, worth
+        self.empty_error: float | None = None
         self._end = end
         self._steps = 0
         self._closing = 0.0
@@ -99,6 +104,10 @@ class Pace(AbstractSparsityTerm):
     def plan(self, steps: int, closing: float) -> None:
         """Be told how many steps the run has, and how many of them a gate takes to close."""
         self._steps, self._closing = steps, closing
+
+    def calibrate(self, empty_error: float) -> None:
+        """Be told the error of the circuit without edges."""
+        self.empty_error = empty_error
 
     # ---------------------------------------------------------------- schedule
     def target(self, progress: float) -> float | None:
@@ -170,8 +179,15 @@ class Pace(AbstractSparsityTerm):
         opened = (motion.locations > 0).float()
         slope = (((variance + mean.square()) * opened).sum() / opened.sum().clamp(min=1)).sqrt()
         unit = (motion.units * opened).sum() / opened.sum().clamp(min=1)
-        ceiling = FULL_SPEED * self.num_edges * slope / unit.clamp(min=TINY)
-        return floor.clamp(min=TINY).log(), torch.maximum(floor, ceiling).clamp(min=TINY).log()
+        ceiling = torch.maximum(floor, FULL_SPEED * self.num_edges * slope / unit.clamp(min=TINY))
+        if self.worth is not None:
+            if self.empty_error is None:
+                raise EdgepruneError(
+                    "worth is a share of the empty circuit's error, which SnapshotCircuits measures: add it"
+                )
+            ceiling = ceiling.clamp(max=self.worth * self.empty_error * self.num_edges)
+            floor = torch.minimum(floor, ceiling)
+        return floor.clamp(min=TINY).log(), ceiling.clamp(min=TINY).log()
 
     def state(self, progress: float) -> dict[str, float]:
         """The price."""
