@@ -169,9 +169,10 @@ class Pace(AbstractSparsityTerm):
     def _aim(self, motion: Motion, progress: float, horizon: float) -> Tensor:
         """Open edges (scalar) to have at the horizon."""
         then = progress + horizon / max(1, self._steps - 1)
-        scheduled = self._open_share(progress) * self.num_edges
-        behind = scheduled / motion.num_open(motion.locations).clamp(min=1)
-        return self._open_share(then) * self.num_edges * (1 - MARGIN) * behind.clamp(1 / CATCH_UP, CATCH_UP)
+        scheduled, now = self._open_share(progress) * self.num_edges, motion.num_open(motion.locations)
+        behind = (scheduled / now.clamp(min=1)).clamp(1 / CATCH_UP, CATCH_UP)
+        behind = torch.where(now < self.num_edges, behind, 1.0)  # the first gates are on their way as yet
+        return self._open_share(then) * self.num_edges * (1 - MARGIN) * behind
 
     def _bounds(self, motion: Motion, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         """Logarithms of the lowest and the highest price (scalars)."""

@@ -127,7 +127,6 @@ def write_config(folder: Path, plan: list[tuple[str, int, str]], workers: int = 
     config: Any = yaml.safe_load(QUICKSTART.read_text())
     recipe = config["model"]["recipe"]["init_args"]
     recipe |= {"learning_rate": 0.3, "init_mean": 2.5, "init_std": 1.5}  # edges close one by one
-    recipe["sparsity_term"]["init_args"]["end"] = 5.0
     config["data"] |= {"num_workers": workers, "eval_batch_size": 8}  # several batches to judge a circuit on
     config["checkpoint"] = {"every_n_train_steps": 5}
     trainer = config["trainer"]
