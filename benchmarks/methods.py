@@ -136,6 +136,8 @@ ENTRIES: dict[str, Entry] = {
             f"{RECIPE}.init_args.warm_start.path={{folder}}/eap_ig_inputs_kl/scores.safetensors",
             f"{RECIPE}.init_args.warm_start.magnitude=true",
             f"{RECIPE}.init_args.warm_start.keep_below=0.3",
+            f"{RECIPE}.init_args.sparsity_term=GeometricPenalty",
+            f"{RECIPE}.init_args.sparsity_term.init_args.start=500",
             f"{RECIPE}.init_args.sparsity_term.init_args.end=10000",
             "--trainer.max_steps=300",
         ),

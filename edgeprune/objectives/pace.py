@@ -21,7 +21,7 @@ HORIZON = 1 / 6  # of the forecast, likewise
 LEAD = 1.5  # the horizon is at least that many times the steps that a gate takes to close
 SWING = 30.0  # logarithms that the price may move by in a whole run, evenly: 5 % a step in 600 steps
 CATCH_UP = 2.0  # what the count is ahead or behind by is made up for, up to this factor
-MARGIN = 0.01  # aims at that share fewer edges than asked for, so that a count that wavers gets there
+MARGIN = 0.03  # aims at that share fewer edges than asked for, so that a count that wavers gets there
 FULL_SPEED = 3.0  # a price that outweighs the slopes of open gates so many times closes them as fast as any higher one
 HALVINGS = 12  # of the search for a price
 TINY = 1e-30
@@ -65,7 +65,7 @@ class Pace(AbstractSparsityTerm):
     mean: Tensor
     square: Tensor
 
-    def __init__(self, end: float | None = None, *, hold: float = 0.08, worth: float | None = None) -> None:
+    def __init__(self, end: float | None = None, *, hold: float = 0.05, worth: float | None = None) -> None:
         super().__init__()
         if end is not None and not 0 < end < 1:
             raise EdgepruneError(f"Pace ends at a sparsity in (0, 1), got end={end}; 0.99 keeps 1 % of the edges")
