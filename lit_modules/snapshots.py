@@ -242,10 +242,10 @@ class SnapshotCircuits(pl.Callback):
     @rank_zero_only
     def _report(self, trainer: pl.Trainer, folder: Path, objective: Objective, empty: float) -> None:
         ordered = sorted(self.snapshots, key=lambda item: item.circuit.sparsity)
-        good = [item for item in ordered if item.measures[objective] < self.knee * empty]
-        rows = [_row(item) | {"knee": bool(good) and item is good[-1]} for item in ordered]
+        knee = knee_of(ordered, objective, self.knee * empty)
+        rows = [_row(item) | {"knee": item is knee} for item in ordered]
         show(trainer, frontier_table("Circuits on the validation pairs", rows, objective))
-        show(trainer, _knee_line(good[-1] if good else None, objective, empty, self.knee))
+        show(trainer, knee_line(knee, objective, empty, self.knee))
         write_frontier(folder, rows, objective)
         show(trainer, f"circuits, frontier.csv and frontier.png are in {folder}")
 
@@ -282,7 +282,14 @@ def _line(snapshot: Snapshot, step: int, objective: Objective) -> str:
     )
 
 
-def _knee_line(snapshot: Snapshot | None, objective: Objective, empty: float, share: float) -> str:
+def knee_of(snapshots: Iterable[Snapshot], objective: Objective, limit: float) -> Snapshot | None:
+    """The smallest circuit whose error stays below `limit`."""
+    good = [item for item in snapshots if item.measures[objective] < limit]
+    return min(good, key=lambda item: item.circuit.num_edges, default=None)
+
+
+def knee_line(snapshot: Snapshot | None, objective: Objective, empty: float, share: float) -> str:
+    """What `fit` says of it."""
     whose = f"{100 * share:g} % of the empty circuit's {objective}, {empty:.4g}"
     if snapshot is None:
         return f"knee: none of these circuits stays below {whose}; ask for lower sparsities"

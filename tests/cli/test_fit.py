@@ -75,6 +75,7 @@ def test_a_run_leaves_its_circuits_frontier_log_config_and_checkpoint(run: Path,
     rows = table(run / "frontier.csv")
     assert len(rows) == len(circuits)
     assert {row["edges"] for row in rows} >= {"47", "19"}  # half and a fifth of 94
+    assert [row["knee"] for row in rows].count("True") <= 1
     logged = [row for row in table(run / "metrics.csv") if row["train/penalty"]]
     assert [int(row["step"]) for row in logged] == list(range(STEPS))
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["name"] == "compiled:reverse"
