@@ -3,7 +3,7 @@
     P='--settings pace base --seeds 0 1 2 --folder runs/schedule'
     python benchmarks/schedule.py run stories --model FOLDER $P
     python benchmarks/schedule.py run ioi pronoun greater_than agreement capitals $P  # edgeprune get smollm2; hours
-    python benchmarks/pace.py --folder runs/schedule --out docs/results/pace.md
+    python benchmarks/pace.py --folder runs/schedule
 
 The runner goes on where it was stopped. `"pace, steps x 3"` is another of its settings. Writes what stands between
 `<!-- runs -->` and `<!-- end -->` in the page. "Off" is how far the steps at which the gates got as sparse as asked are
@@ -11,6 +11,7 @@ from those of the schedule: the largest over sparsities and seeds, in hundredths
 """
 
 import argparse
+import json
 import math
 import re
 import statistics
@@ -20,10 +21,11 @@ from typing import Any
 
 from markdown_tables import markdown
 from schedule_settings import PROBLEMS
-from schedule_tables import at, read
+from schedule_tables import at, merged, read
 
 from edgeprune.objectives import Pace
 
+PAGES = Path(__file__).resolve().parents[1] / "docs" / "results"
 SETTINGS = ("pace", "pace, steps x 3", "base")
 NAMES = {"base": "hand-set price (IOI's on every task of SmolLM2)"}
 Row = dict[str, Any]
@@ -58,10 +60,11 @@ def main() -> None:
     """Fill the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/schedule"))
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--kept", type=Path, default=PAGES / "schedule.json", help="older runs of the hand-set price")
+    parser.add_argument("--out", type=Path, default=PAGES / "pace.md")
     options = parser.parse_args()
     by_name: dict[tuple[str, str], list[Row]] = {}
-    for row in read(options.folder):
+    for row in merged(read(options.folder), json.loads(options.kept.read_text())):
         if "circuits" in row:
             by_name.setdefault((row["problem"], row["setting"]), []).append(row)
     keys = [(problem, setting) for problem in PROBLEMS for setting in SETTINGS if (problem, setting) in by_name]
