@@ -109,10 +109,11 @@ class SnapshotCircuits(pl.Callback):
     """Write a circuit whenever the run passes a requested sparsity, and measure it on the validation pairs.
 
     A sparsity is passed when the gates themselves are that sparse, and the annealed target, if the recipe has one,
-    has got there too. Deviation from "when the target passes": gates may lag behind their target, and cutting them
-    short of it costs faithfulness. The circuit has exactly the edges asked for: the best ones over the whole graph.
-    Sparsities that the run never reaches are cut from the final gates and marked so; the circuit of the final gates
-    themselves, those above one half, is written as `final.safetensors`.
+    has got there too; under `Pace` the gates alone decide, which may be ahead. Deviation from "when the target passes":
+    gates may lag behind their target, and cutting them short of it costs faithfulness. The circuit has exactly the
+    edges asked for: the best ones over the whole graph. Sparsities that the run never reaches are cut from the final
+    gates and marked so; the circuit of the final gates themselves, those above one half, is written as
+    `final.safetensors`.
 
     Files, in the run's folder: `circuits/*.safetensors`, `frontier.csv`, `frontier.png`.
 
@@ -184,7 +185,7 @@ class SnapshotCircuits(pl.Callback):
     # ---------------------------------------------------------------- how
     def _take_reached(self, trainer: pl.Trainer, module: PruningModule) -> None:
         """A pure function of the gates and the step, so that a stopped run takes later what it did not get to."""
-        target = module.recipe.target(module.progress)
+        target = module.recipe.target(module.progress) if module.recipe.pace is None else None
         now = module.recipe.sparsity if target is None else min(module.recipe.sparsity, target)
         with suppress(EvaluationStoppedError):  # the run stops after this step
             for sparsity in self.sparsities:

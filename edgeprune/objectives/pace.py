@@ -21,7 +21,8 @@ HORIZON = 1 / 6  # of the forecast, likewise
 LEAD = 1.5  # the horizon is at least that many times the steps that a gate takes to close
 SWING = 30.0  # logarithms that the price may move by in a whole run, evenly: 5 % a step in 600 steps
 CATCH_UP = 2.0  # what the count is ahead or behind by is made up for, up to this factor
-MARGIN = 0.03  # aims at that share fewer edges than asked for, so that a count that wavers gets there
+LATE = 4  # power of that where it is behind: early does no harm
+MARGIN = 0.03  # aims at that share fewer edges than asked for, and half an edge, so that a count that wavers gets there
 FULL_SPEED = 3.0  # a price that outweighs the slopes of open gates so many times closes them as fast as any higher one
 HALVINGS = 12  # of the search for a price
 TINY = 1e-30
@@ -171,8 +172,9 @@ class Pace(AbstractSparsityTerm):
         then = progress + horizon / max(1, self._steps - 1)
         scheduled, now = self._open_share(progress) * self.num_edges, motion.num_open(motion.locations)
         behind = (scheduled / now.clamp(min=1)).clamp(1 / CATCH_UP, CATCH_UP)
+        behind = torch.minimum(behind, behind**LATE)
         behind = torch.where(now < self.num_edges, behind, 1.0)  # the first gates are on their way as yet
-        return self._open_share(then) * self.num_edges * (1 - MARGIN) * behind
+        return (self._open_share(then) * self.num_edges * (1 - MARGIN) - 0.5) * behind
 
     def _bounds(self, motion: Motion, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         """Logarithms of the lowest and the highest price (scalars)."""

@@ -137,7 +137,7 @@ def test_a_steered_price_goes_on_exactly(tmp_path: Path) -> None:
     go_through(broken, [-signal.SIGKILL])
     assert_same(broken, whole)
     prices = [row["train/price"] for row in csv.DictReader((whole / RUN / "metrics.csv").read_text().splitlines())]
-    assert len({price for price in prices if price}) > 5
+    assert len({price for price in prices if price}) > 3
 
 
 def test_killed_with_workers_that_run_ahead(tmp_path: Path, unbroken: Path) -> None:

