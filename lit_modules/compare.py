@@ -87,9 +87,9 @@ class CompareToReference(pl.Callback):
         values = {f"reference/{name}": row.overlap[name] for name in (*SHOWN, "log10_p_value")}
         values |= {"reference/missing": row.overlap["only_reference"], "reference/extra": row.overlap["only_found"]}
         values["reference/matched_jaccard"] = row.cut["jaccard"]
-        for name in (module.objective, "logit_difference"):
+        for name in (module.error, "logit_difference"):
             values[f"reference/{name}_minus_reference"] = snapshot.measures[name] - row.known.measures[name]
-        for name in dict.fromkeys((module.objective, "kl", "logit_difference")):
+        for name in dict.fromkeys((module.error, "kl", "logit_difference")):
             values[f"reference/{name}"] = row.known.measures[name]
             values[f"reference/matched_{name}"] = row.measures[name]
         log_values(trainer, values)
@@ -116,7 +116,7 @@ class CompareToReference(pl.Callback):
             self.rows = [*(self._compare(trainer, module, snapshot) for snapshot in missing), *self.rows]
         if not self.rows or not trainer.is_global_zero:
             return
-        objective = cast("PruningModule", pl_module).objective
+        objective = cast("PruningModule", pl_module).error
         last, known, *_ = self.rows[-1]
         rows = sorted(self.rows, key=lambda row: row.snapshot.circuit.sparsity)
         error = f"{objective.replace('_', ' ')} {known.measures[objective]:.4g}"

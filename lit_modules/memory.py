@@ -75,7 +75,7 @@ class _Needs:
         self._training = BatchShape(batch=1, seq=seq, positions=positions, masks=masks)
         seq, positions = data.extent("validation")
         self._evaluation = BatchShape(batch=1, seq=seq, positions=positions)
-        self._activations = activations_per_example(self.model, self._training, OBJECTIVES[module.objective])
+        self._activations = activations_per_example(self.model, self._training, OBJECTIVES[module.error])
         self._kept = _most_kept(module, data)
 
     def training(self, batch: int) -> MemoryPlan:

@@ -1,6 +1,6 @@
 """The LightningModule that trains a recipe's gates on a frozen model. It connects and logs; formulas live elsewhere."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,15 +17,18 @@ from edgeprune.console import no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods import AbstractRecipe
 from edgeprune.metrics.faithfulness import faithfulness
+from edgeprune.metrics.losses import TRAINING_OBJECTIVES, TrainingObjective
 from edgeprune.metrics.measure import gated_logits
+from edgeprune.metrics.registry import MEASURES
 from edgeprune.model_options import ModelOptions
 from edgeprune.models.loading import fingerprint
-from edgeprune.objectives import OBJECTIVES, Objective, masked_mean
+from edgeprune.objectives import Objective, error_measure
+from lit_modules.batch_losses import BatchLosses, check_pairs
 from lit_modules.checkpoint_checks import check_checkpoint
 from lit_modules.checkpoints import last_good
 from lit_modules.finite import NotFiniteError, all_finite
 from lit_modules.progress import run_progress
-from lit_modules.ranks import average_gradients, gathered, rows_of_rank, sample_of_groups, summed
+from lit_modules.ranks import average_gradients, every_batch, gathered, place_in_step, rows_of_rank, summed
 
 
 class PruningModule(pl.LightningModule):
@@ -37,8 +40,11 @@ class PruningModule(pl.LightningModule):
     Args:
         name: Model: hub id, local folder, `smollm2`, `compiled:reverse`, or a ground-truth folder.
         recipe: How gates are learned.
-        objective: What faithfulness is while learning: `"kl"`, or `"squared_error"` of the raw outputs for models whose
-            outputs are no logits (compiled programs).
+        objective: What faithfulness is while learning: against the full model `"kl"`, `"squared_error"` of the raw
+            outputs (for models whose outputs are no logits, as compiled programs), or `"cmd"`, by how much the logit
+            difference is off; or of the circuit alone a metric of `edgeprune discover`, as `"logit_difference"`.
+        complement_weight: Of the loss of the model without the circuit, whose right and wrong answers shall be equally
+            likely (DiscoGP): the circuit then holds all that does the task. It takes a second run; 0: no such term.
         cache_disk_gb: Room on disk for runs that `cache_gb` has no room for, in 1e9 bytes.
         cache_dir: Folder for those; null: `frozen` in `$EDGEPRUNE_CACHE` or else `~/.cache/edgeprune`.
         cache_dtype: `"bfloat16"` keeps what closed edges carry rounded, in half the room of float32; null: exactly.
@@ -51,7 +57,8 @@ class PruningModule(pl.LightningModule):
         name: str,
         recipe: AbstractRecipe,
         *,
-        objective: Objective = "kl",
+        objective: TrainingObjective = "kl",
+        complement_weight: float = 0.0,
         cache_disk_gb: float = 0.0,
         cache_dir: str | None = None,
         cache_dtype: CacheDtype | None = None,
@@ -59,10 +66,14 @@ class PruningModule(pl.LightningModule):
         **options: Any,
     ) -> None:
         super().__init__()
-        if objective not in OBJECTIVES:
-            raise EdgepruneError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
+        if objective not in TRAINING_OBJECTIVES:
+            raise EdgepruneError(f"objective must be one of {', '.join(TRAINING_OBJECTIVES)}, got {objective!r}")
+        if not 0 <= complement_weight < float("inf"):
+            raise EdgepruneError(f"complement_weight must be a number >= 0, got {complement_weight}")
         self.name = name
-        self.objective: Objective = objective
+        self.objective: TrainingObjective = objective
+        self.error: Objective = error_measure(objective)  # of the measures, what tables and plots show
+        self.complement_weight = complement_weight
         self.recipe = recipe
         self.options = ModelOptions(name=name, device="cpu", **options)
         self.ablation = str(Ablation.parse(self.options.ablation))
@@ -106,11 +117,12 @@ class PruningModule(pl.LightningModule):
             self.recipe.pace.aim([value for callback in callbacks for value in getattr(callback, "sparsities", [])])
 
     def on_fit_start(self) -> None:
-        """Check that the gates have their start and an end; give the ablation its values."""
+        """Check that gates have their start and an end, and pairs their answers; give the ablation its values."""
         self.check_started()
         self.aim(self.trainer)
-        self._prepare_runs("train", "validation")
         data: Any = getattr(self.trainer, "datamodule", None)
+        check_pairs(self, data)
+        self._prepare_runs("train", "validation")
         if hasattr(data, "fixed_batches"):  # without fixed batches, what is kept depends on where a resumed run began
             self.runs.plan({split: data.fixed_batches(split) for split in ("train", "validation")})
 
@@ -125,15 +137,15 @@ class PruningModule(pl.LightningModule):
                     f"ablation {self.ablation!r} takes values from the {split} pairs: give the trainer a data module"
                 )
             collate = data.ordered_dataloader(split).collate_fn
-            batches = _every_batch(data.pairs(split), collate, data.eval_batch_size)
+            batches = every_batch(data.pairs(split), collate, data.eval_batch_size)
             progress = run_progress(self.trainer)
             report = no_progress if progress is None else progress.report
-            self.runs.prepare(batches, split, report, self.objective)
+            self.runs.prepare(batches, split, report, self.error)
 
     def configure_optimizers(self) -> Any:
-        """AdamW over the recipe's groups (gates descend, multipliers ascend); the recipe's learning-rate schedule."""
+        """The recipe's optimizer and learning-rate schedule."""
         self.recipe.plan(self.total_steps)
-        optimizer = torch.optim.AdamW(self.recipe.parameter_groups())
+        optimizer = self.recipe.make_optimizer()
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -144,7 +156,7 @@ class PruningModule(pl.LightningModule):
         """Let the config's settings of the optimizer hold in a run that goes on, not the checkpoint's."""
         if not self._restored:
             return
-        given = torch.optim.AdamW(self.recipe.parameter_groups()).param_groups
+        given = self.recipe.make_optimizer().param_groups
         for optimizer, place in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True):
             schedule: Any = place.scheduler
             schedule.base_lrs = [new["lr"] for new in given]
@@ -177,47 +189,37 @@ class PruningModule(pl.LightningModule):
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         """The objective at the scored positions plus the penalty, for one sample of the gates."""
         self._batch = batch_idx, batch.index
-        full, ablated = self.runs(batch, "train")
-
-        before, share = self._place_in_step(batch, batch_idx)
-
-        def error_of(gates: Tensor) -> Tensor:
-            if gates.ndim == 3:
-                gates = gates[sample_of_groups(len(gates), before, len(batch), share)]
-            circuit = gated_logits(self.masked, batch, gates, ablated)
-            return masked_mean(OBJECTIVES[self.objective](full, circuit), batch.position_mask)
-
-        error, gates = self.recipe.expected_error(error_of, self.seed, self.global_step)
+        place = place_in_step(self.trainer, len(batch), batch_idx)
+        losses = BatchLosses(self.masked, self.objective, batch, self.runs(batch, "train"), place)
+        rest, values = self._complement(losses)  # first: its run is differentiated, and gone before the other begins
+        error, gates = self.recipe.expected_error(losses.error, self.seed, self.global_step)
         penalty = self.recipe.penalty(gates, self.progress)
-        error = self._share(error, penalty, batch)
-        if share != len(batch):  # the Trainer takes the mean over the batches of a step, which may differ in size
-            error = error * (len(batch) * self.trainer.accumulate_grad_batches / share)
-        self._log_training(error, penalty, len(batch))
-        return error + penalty
+        weight = self._weight(error + rest, penalty, len(batch), place[1])
+        self._log_training(error * weight, {"penalty": penalty.detach(), **values}, len(batch))
+        return (error + rest) * weight + penalty
 
-    def _place_in_step(self, batch: PairBatch, batch_idx: int) -> tuple[int, int]:
-        """Pairs of this rank's share of the step that come before the batch, and pairs of the share."""
-        parts, data = self.trainer.accumulate_grad_batches, getattr(self.trainer, "datamodule", None)
-        if parts == 1:
-            return 0, len(batch)
-        if hasattr(data, "place_in_step"):
-            return data.place_in_step(batch_idx)  # pyright: ignore[reportOptionalMemberAccess]
-        return batch_idx % parts * len(batch), parts * len(batch)
+    def _complement(self, losses: BatchLosses) -> tuple[Tensor | float, dict[str, Tensor]]:
+        """The complement's term of the loss, and what to log of it."""
+        if not self.complement_weight:
+            return 0.0, {}
+        value, _ = self.recipe.expected_error(losses.complement, self.seed, self.global_step)
+        return self.complement_weight * value, {"complement": value.detach()}
 
-    def _share(self, error: Tensor, penalty: Tensor, batch: PairBatch) -> Tensor:
-        """This rank's error, such that the mean over ranks is that of the global batch, with each example alike.
+    def _weight(self, error: Tensor, penalty: Tensor, size: int, share: int) -> float:
+        """Of the error of `size` pairs, such that the mean over ranks and batches of a step counts all pairs alike.
 
         Raises:
             NotFiniteError: Some rank's loss is not finite; all ranks raise.
         """
         wrong = ~torch.isfinite(error + penalty)
-        counts = torch.stack([wrong.long(), torch.full_like(wrong, len(batch), dtype=torch.long)])
+        counts = torch.stack([wrong.long(), torch.full_like(wrong, size, dtype=torch.long)])
         num_wrong, examples = summed(self.trainer, counts).tolist()
         if num_wrong:
             values = gathered(self.trainer, (error.item(), penalty.item()))
             values_by_rank = " and ".join(f"{self.objective} {error}, penalty {penalty}" for error, penalty in values)
             raise NotFiniteError(f"loss is not finite ({values_by_rank}) {self._where()}")
-        return error if self.trainer.world_size == 1 else error * (len(batch) * self.trainer.world_size / examples)
+        weight = 1.0 if self.trainer.world_size == 1 else size * self.trainer.world_size / examples
+        return weight * (size * self.trainer.accumulate_grad_batches / share if share != size else 1.0)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Refuse gradients that are not finite, before they reach the gates."""
@@ -249,13 +251,15 @@ class PruningModule(pl.LightningModule):
                 f"{self.name!r} has a single output, whose softmax is constant: set model.objective to squared_error"
             )
 
-    def _log_training(self, error: Tensor, penalty: Tensor, batch_size: int) -> None:
-        bar = {self.objective: error.detach(), "sparsity": self.recipe.sparsity}
+    def _log_training(self, error: Tensor, terms: Mapping[str, Tensor], batch_size: int) -> None:
+        measure = MEASURES.get(self.objective)
+        sign = -1 if measure is not None and measure.higher_is_better else 1  # shown is the measure, not its negative
+        bar = {self.objective: sign * error.detach(), "sparsity": self.recipe.sparsity}
         target = self.recipe.target(self.progress)
         if target is not None:
             bar["target"] = target
         self._log(bar, prog_bar=True, batch_size=batch_size)
-        rest = {"penalty": penalty.detach(), **self.recipe.state(self.progress)}
+        rest = {**terms, **self.recipe.state(self.progress)}
         self._log({f"train/{name}": value for name, value in rest.items()}, batch_size=batch_size)
 
     def _log(self, values: Mapping[str, Any], **options: Any) -> None:
@@ -342,9 +346,3 @@ class PruningModule(pl.LightningModule):
         self.configure_model()
         check_checkpoint(checkpoint, self.recipe, self.masked, self.name)
         self._restored = True
-
-
-def _every_batch(pairs: Sequence[Any], collate: Callable[[Sequence[Any]], PairBatch], size: int) -> Iterator[PairBatch]:
-    """All pairs in order. A loader would give each rank its share, and draw from the global seed."""
-    for start in range(0, len(pairs), size):
-        yield collate([(number, pairs[number]) for number in range(start, min(start + size, len(pairs)))])

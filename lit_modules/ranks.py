@@ -1,7 +1,7 @@
 """What several processes of one run share out and exchange; with one process, it gets its own values back."""
 
 import math
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, final
 
@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
+from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.metrics.examples import ExampleValues
 
@@ -94,6 +95,22 @@ def of_all_ranks(trainer: pl.Trainer, values: ExampleValues) -> ExampleValues:
     joined = [torch.cat(tensors, -1) for tensors in zip(*parts, strict=True)]
     order = joined[2].argsort()
     return ExampleValues(values.measures, joined[0][..., order], joined[1][..., order], joined[2][order])
+
+
+def every_batch(pairs: Sequence[Any], collate: Callable[[Sequence[Any]], PairBatch], size: int) -> Iterator[PairBatch]:
+    """All pairs in order. A loader would give each rank its share, and draw from the global seed."""
+    for start in range(0, len(pairs), size):
+        yield collate([(number, pairs[number]) for number in range(start, min(start + size, len(pairs)))])
+
+
+def place_in_step(trainer: pl.Trainer, size: int, batch_idx: int) -> tuple[int, int]:
+    """Pairs of this rank's share of a step that come before a batch of `size` pairs, and pairs of the share."""
+    parts, data = trainer.accumulate_grad_batches, getattr(trainer, "datamodule", None)
+    if parts == 1:
+        return 0, size
+    if hasattr(data, "place_in_step"):
+        return data.place_in_step(batch_idx)  # pyright: ignore[reportOptionalMemberAccess]
+    return batch_idx % parts * size, parts * size
 
 
 def sample_of_groups(num_samples: int, before: int, size: int, share: int) -> Tensor:

@@ -113,7 +113,8 @@ class SnapshotCircuits(pl.Callback):
     gates may lag behind their target, and cutting them short of it costs faithfulness. The circuit has exactly the
     edges asked for: the best ones over the whole graph. Sparsities that the run never reaches are cut from the final
     gates and marked so; the circuit of the final gates themselves, those above one half, is written as
-    `final.safetensors`.
+    `final.safetensors`. Of a recipe that ranks edges for every size (`Matryoshka`) all circuits are cut from the
+    final scores.
 
     Files, in the run's folder: `circuits/*.safetensors`, `frontier.csv`, `frontier.png`.
 
@@ -162,6 +163,8 @@ class SnapshotCircuits(pl.Callback):
         """Measure what `Pace` wants to know. Of a run that goes on: take what its last step reached, if left."""
         module = cast("PruningModule", pl_module)
         if module.recipe.pace is not None and module.recipe.pace.worth is not None:
+            if module.objective != module.error:
+                raise EdgepruneError(f"worth needs objective kl or squared_error, got {module.objective}: leave it out")
             module.recipe.pace.calibrate(self._error_of_empty(trainer, module))
         if trainer.global_step:
             self._take_reached(trainer, module)
@@ -185,6 +188,8 @@ class SnapshotCircuits(pl.Callback):
     # ---------------------------------------------------------------- how
     def _take_reached(self, trainer: pl.Trainer, module: PruningModule) -> None:
         """A pure function of the gates and the step, so that a stopped run takes later what it did not get to."""
+        if module.recipe.ranks_every_size:
+            return
         target = module.recipe.target(module.progress) if module.recipe.pace is None else None
         now = module.recipe.sparsity if target is None else min(module.recipe.sparsity, target)
         with suppress(EvaluationStoppedError):  # the run stops after this step
@@ -206,14 +211,14 @@ class SnapshotCircuits(pl.Callback):
             assert callback is not None
             callback.stop_if_asked(trainer)
         self._finished = True
-        self._report(trainer, run_folder(trainer), module.objective, self._error_of_empty(trainer, module))
+        self._report(trainer, run_folder(trainer), module.error, self._error_of_empty(trainer, module))
 
     def _error_of_empty(self, trainer: pl.Trainer, module: PruningModule) -> float:
         """That of the circuit without edges, measured once."""
         if self._empty_error is None:
             empty = Circuit.from_edges(module.recipe.graph, [])
             (measures,) = measure_circuits(trainer, module, [empty])
-            self._empty_error = measures[module.objective]
+            self._empty_error = measures[module.error]
         return self._empty_error
 
     def _take(self, trainer: pl.Trainer, module: PruningModule, sparsity: float | None, reached: bool) -> None:
@@ -221,7 +226,7 @@ class SnapshotCircuits(pl.Callback):
         control = Circuit.random(circuit.graph, circuit.num_edges, self.control_seed)
         measures, random = measure_circuits(trainer, module, [circuit, control], stoppable=True)
         about: dict[str, Any] = {"task": trainer.datamodule.describe(), "split": "validation"}  # pyright: ignore[reportAttributeAccessIssue]
-        about |= {"reached": reached, "metrics": measures, "random_control": random}
+        about |= {"reached": reached or module.recipe.ranks_every_size, "metrics": measures, "random_control": random}
         circuit = replace(circuit, header={**circuit.header, **about})
         name = "final" if sparsity is None else numbered_name(sparsity)
         path = run_folder(trainer) / "circuits" / f"{name}.safetensors"
@@ -235,7 +240,7 @@ class SnapshotCircuits(pl.Callback):
             {f"snapshot/{name}": measures[name] for name in MEASURES} | {"snapshot/sparsity": circuit.sparsity},
         )
         if (progress := run_progress(trainer)) is not None:
-            progress.print(_line(snapshot, trainer.global_step, module.objective))
+            progress.print(_line(snapshot, trainer.global_step, module.error))
         for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
             if isinstance(callback, SnapshotListener):
                 callback.on_snapshot(trainer, module, snapshot)
@@ -309,6 +314,6 @@ def _row(snapshot: Snapshot) -> dict[str, Any]:
             snapshot.measures,
             snapshot.control,
         ),
-        "reached": snapshot.reached,
+        "reached": snapshot.circuit.header["reached"],
         "step": snapshot.circuit.header["step"],
     }

@@ -170,8 +170,7 @@ class UploadCircuits(pl.Callback):
         if not trainer.is_global_zero:
             return
         circuits = {path: Circuit.load(path) for path in sorted((folder / "circuits").glob("*.safetensors"))}
-        objective: Objective = cast("PruningModule", pl_module).objective
-        best = best_circuit(list(circuits.values()), objective)
+        best = best_circuit(list(circuits.values()), cast("PruningModule", pl_module).error)
         for run in _runs(trainer):
             for number, (path, circuit) in enumerate(circuits.items()):
                 aliases = [_alias(path), *(["best"] if number == best else [])]

@@ -32,7 +32,7 @@ from edgeprune.metrics.measure import measure_examples
 from edgeprune.model_options import ModelOptions
 from edgeprune.models.limits import Limits
 from edgeprune.models.loading import fingerprint
-from edgeprune.objectives import Objective
+from edgeprune.objectives import error_measure
 from edgeprune.paths import check_writable, write_whole_text
 from edgeprune.report.frontier import Row, frontier_row, frontier_table, write_frontier
 from edgeprune.runs import CIRCUITS, CONFIG, FRONTIER, SCORES
@@ -141,7 +141,7 @@ class DiscoverCommand:
 
     def _prepare_runs(self, runs: ReferenceRuns, batches: Sequence[PairBatch], report: Progress) -> None:
         """Give the ablation the pairs that it takes its values from; refuse `batches` that it cannot serve."""
-        prepare_runs(runs, self.data, self.split, "validation", report=report, objective=_objective(self.metric))
+        prepare_runs(runs, self.data, self.split, "validation", report=report, objective=error_measure(self.metric))
         for batch in batches:
             runs.check(batch)
 
@@ -202,7 +202,7 @@ class DiscoverCommand:
             **self.method.describe(),
             **found.about,
             "metric": self.metric,
-            "objective": _objective(self.metric),
+            "objective": error_measure(self.metric),
             "num_examples": problem.num_examples,
             "found_on": self.split,
             "seconds": seconds,
@@ -248,19 +248,14 @@ class DiscoverCommand:
             graph = problem.model.graph
             everything = Circuit.from_scores(graph, found.scores, num_edges=graph.num_edges, header=header)
             everything.save(self.folder / SCORES)
-        write_frontier(self.folder, rows, _objective(self.metric))
+        write_frontier(self.folder, rows, error_measure(self.metric))
         shutil.rmtree(self.folder / STATE)
 
     def _show(self, rows: list[Row]) -> None:
         title = f"{type(self.method).__name__}: circuits on the validation pairs"
         named = any(not str(row["asked"]).startswith("sparsity-") for row in rows)  # else a column says it
-        table = frontier_table(title, rows, _objective(self.metric), named=named)
+        table = frontier_table(title, rows, error_measure(self.metric), named=named)
         print_report(table, f"scores, circuits, frontier.csv and frontier.png are in {self.folder}")
-
-
-def _objective(metric: Metric) -> Objective:
-    """The measure of faithfulness that tables and plots show for circuits found by `metric`."""
-    return "squared_error" if metric == "squared_error" else "kl"
 
 
 def _without(config: str, keys: Sequence[str]) -> str:

@@ -63,8 +63,10 @@ def _run(options: argparse.Namespace) -> "Run":
     Raises:
         EdgepruneError: An option of the config has no such value, or the length of prompts is not known.
     """
+    from edgeprune.metrics.losses import TRAINING_OBJECTIVES
     from edgeprune.models.loading import load_config
     from edgeprune.models.meta import shape_config
+    from edgeprune.objectives import error_measure
     from edgeprune.plan import Run
 
     sections = {} if options.config is None else read_options(find_config(options.config))
@@ -88,7 +90,7 @@ def _run(options: argparse.Namespace) -> "Run":
         kv_readers=_one_of("model.kv_readers", model.get("kv_readers", "group"), ("group", "head")),
         split_embedding=bool(model.get("split_embedding", getattr(config, "model_type", "") == "edgeprune_compiled")),
         attn_implementation=model.get("attn_implementation"),
-        objective=_one_of("model.objective", model.get("objective", "kl"), ("kl", "squared_error")),
+        objective=error_measure(_one_of("model.objective", model.get("objective", "kl"), TRAINING_OBJECTIVES)),
         batch=_number("data.target_batch_size", target) if batch == "auto" else _number("data.batch_size", batch),
         accumulate=_number("trainer.accumulate_grad_batches", trainer.get("accumulate_grad_batches", 1)),
         eval_batch=None if evaluated == "auto" else _number("data.eval_batch_size", evaluated),

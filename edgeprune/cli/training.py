@@ -28,6 +28,7 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.models.limits import Limits
 from edgeprune.paths import write_whole_text
 from lit_modules import PruningModule, RunCheckpoint, RunProgress, UploadCircuits, WandbTracker
+from lit_modules.batch_losses import check_pairs
 from lit_modules.checkpoint_checks import check_checkpoint, check_start
 from lit_modules.checkpoints import SealedCheckpoints, StoppedAtOnceError, StoppedBySignalError
 from lit_modules.finite import NotFiniteError
@@ -164,6 +165,8 @@ class EdgepruneCLI(LightningCLI):
         splits = {"fit": ("train", "validation"), "validate": ("validation",)}.get(str(self.subcommand), ("test",))
         for split in splits:
             self.datamodule.check(Limits.of(self.model.masked), split)
+        if self.subcommand == "fit":
+            check_pairs(self.model, self.datamodule)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> pl.Trainer:
         """Leave our progress out where it is switched off, and where the config names a bar of its own."""

@@ -12,6 +12,7 @@ from edgeprune.methods.edge_pruning import EdgePruning as EdgePruning
 from edgeprune.methods.exact import ExactEdgePatching as ExactEdgePatching
 from edgeprune.methods.hisp import HISP as HISP
 from edgeprune.methods.information_flow import InformationFlowRoutes as InformationFlowRoutes
+from edgeprune.methods.matryoshka import Matryoshka as Matryoshka
 from edgeprune.methods.problem import Problem as Problem
 from edgeprune.methods.selection import Selection as Selection
 from edgeprune.methods.subnetwork_probing import SubnetworkProbing as SubnetworkProbing

@@ -23,11 +23,13 @@ class AbstractRecipe(nn.Module, ABC):
         graph: The graph, after `build`.
         samples_per_step: Samples of the gates that each example's error is averaged over. Each costs a run.
         masks_per_batch: Groups of equal size that the batch falls into, each with samples of its own. It costs nothing.
+        ranks_every_size: Gates are of no size on the way: circuits of all sizes are cut from the scores of the end.
     """
 
     graph: EdgeGraph
     samples_per_step: int = 1
     masks_per_batch: int = 1
+    ranks_every_size: bool = False
 
     @abstractmethod
     def build(self, graph: EdgeGraph) -> None:
@@ -84,7 +86,11 @@ class AbstractRecipe(nn.Module, ABC):
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups for AdamW, each with `params`, `lr`, `weight_decay` and `maximize`."""
+        """Groups for the optimizer, each with `params`, `lr`, `weight_decay` and `maximize`."""
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """AdamW over the groups: gates descend, multipliers ascend."""
+        return torch.optim.AdamW(self.parameter_groups())
 
     def learning_rate_factor(self, progress: float) -> float:
         """Factor on the learning rate of every group at `progress` in [0, 1] of the run."""
@@ -137,20 +143,31 @@ def mean_over_samples(error_of: Callable[[Tensor], Tensor], samples: Iterable[Te
         error_of: Error (scalar) of the model with given gates.
         samples: Gates `[reader, writer]`, or `[group, reader, writer]` for groups of the batch, each differentiable.
     """
-    values: list[Tensor] = []
-    pulls: list[Tensor] = []
+    errors: list[Tensor] = []
     total: Tensor | None = None
     for gates in samples:
-        leaf = gates.detach().requires_grad_()
-        error = error_of(leaf)
-        (slope,) = torch.autograd.grad(error, leaf)
-        values.append(error.detach())
-        pulls.append((slope * gates).sum())
+        errors.append(differentiated(error_of, gates))
         total = gates.detach() if total is None else total + gates.detach()
     assert total is not None
-    pull = torch.stack(pulls).mean()
-    mean = total.view(-1, *total.shape[-2:]).mean(0) / len(values)
-    return torch.stack(values).mean() + (pull - pull.detach()), mean
+    return torch.stack(errors).mean(), total.view(-1, *total.shape[-2:]).mean(0) / len(errors)
+
+
+def differentiated(error_of: Callable[[Tensor], Tensor], gates: Tensor) -> Tensor:
+    """The error (scalar) of gates, differentiable in what they are made of.
+
+    Its backward through the model is done already, and what that kept in memory is gone.
+
+    Args:
+        error_of: Error (scalar) of the model with given gates.
+        gates: `[reader, writer]`, or `[group, reader, writer]` for groups of the batch.
+    """
+    if not gates.requires_grad:
+        return error_of(gates)
+    leaf = gates.detach().requires_grad_()
+    error = error_of(leaf)
+    (slope,) = torch.autograd.grad(error, leaf)
+    pull = (slope * gates).sum()
+    return error.detach() + (pull - pull.detach())
 
 
 def sample_stream(number: int, *, nodes: bool = False) -> int:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, final, get_args
+from typing import Any, final, get_args
 
 import torch
 from torch import Tensor
@@ -11,21 +11,13 @@ from torch import Tensor
 from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
-from edgeprune.metrics import registry
+from edgeprune.metrics import losses, registry
+from edgeprune.metrics.losses import Metric
 from edgeprune.metrics.measure import gated_logits
 from edgeprune.models.loading import fingerprint
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.states import WriterStates
 
-Metric = Literal[
-    "kl",
-    "squared_error",
-    "logit_difference",
-    "logit_difference_max",
-    "probability_difference",
-    "greater_than",
-    "nll",
-]
 FLAT: tuple[Metric, ...] = ("kl", "squared_error")  # smallest, and so without a slope, at the full model
 MEASURES: dict[Metric, registry.Measure] = {  # of the circuit alone
     name: registry.MEASURES[name] for name in get_args(Metric) if name not in FLAT
@@ -95,15 +87,8 @@ class Problem:
 
     def losses(self, full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
         """Loss of each example, `[batch]`, from logits `[batch, positions, vocab]`; low is faithful."""
-        measure = registry.MEASURES[self.metric]
-        values = measure.values(full, circuit, batch)
-        if measure.higher_is_better:
-            values = -values
-        if values.isnan().any():
-            raise EdgepruneError(
-                f"metric {self.metric!r} is not defined for some pairs (no right or wrong answer, or a single output): "
-                "choose another metric"
-            )
+        values = losses.losses(self.metric, full, circuit, batch)
+        losses.require_defined(values, f"metric {self.metric!r}", "choose another metric")
         return values
 
     @torch.no_grad()

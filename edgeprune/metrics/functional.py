@@ -72,6 +72,20 @@ def kl_answers(full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
     return _mean(kl_divergence(first, second), _with_two(batch, ids))
 
 
+def uniform_cross_entropy(logits: Tensor, batch: PairBatch) -> Tensor:
+    """Cross entropy in nats of the uniform distribution and the model's among the right and wrong answers, `[batch]`.
+
+    The loss of a circuit's complement in DiscoGP: with one answer each -(log p_right + log p_wrong) / 2. Smallest,
+    log(number of answers), where all are equally likely. Mean over the positions with at least two answers; NaN for an
+    example without any.
+    """
+    ids = _all_answers(batch)
+    known = ids != IGNORE
+    among = at_ids(logits, ids, torch.finfo(logits.dtype).min).log_softmax(-1)
+    entropy = -among.masked_fill(~known, 0).sum(-1) / known.sum(-1).clamp(min=1)
+    return _mean(entropy, _with_two(batch, ids))
+
+
 def squared_error(full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
     """Squared error of the raw outputs, summed over outputs, mean over the example's positions."""
     return _mean(squared_difference(full, circuit), batch.position_mask)
@@ -112,7 +126,8 @@ def logit_difference_sets(logits: Tensor, batch: PairBatch) -> Tensor:
     Mean over the positions at which a right and a wrong answer are known; NaN for an example without any.
     """
     right, wrong = (
-        at_ids(logits, ids, 0.0).sum(-1) / (ids != IGNORE).sum(-1) for ids in (batch.answers, batch.wrong_answers)
+        at_ids(logits, ids, 0.0).sum(-1) / (ids != IGNORE).sum(-1).clamp(min=1)  # gradients must not see 0 / 0
+        for ids in (batch.answers, batch.wrong_answers)
     )
     return _mean(right - wrong, batch.position_mask & _known(batch.answers) & _known(batch.wrong_answers))
 

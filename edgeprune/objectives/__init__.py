@@ -2,6 +2,7 @@
 
 from edgeprune.objectives.losses import OBJECTIVES as OBJECTIVES
 from edgeprune.objectives.losses import Objective as Objective
+from edgeprune.objectives.losses import error_measure as error_measure
 from edgeprune.objectives.losses import kl_divergence as kl_divergence
 from edgeprune.objectives.losses import masked_mean as masked_mean
 from edgeprune.objectives.losses import squared_error as squared_error

@@ -36,6 +36,15 @@ def squared_error(full: Tensor, circuit: Tensor) -> Tensor:
 OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": kl_divergence, "squared_error": squared_error}
 
 
+def error_measure(objective: str) -> Objective:
+    """What tables and plots show as the error of circuits found by an objective, whichever it is.
+
+    >>> error_measure("logit_difference")
+    'kl'
+    """
+    return "squared_error" if objective == "squared_error" else "kl"
+
+
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean over examples of the mean over each example's real positions.
 

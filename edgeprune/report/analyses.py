@@ -10,7 +10,7 @@ from edgeprune.report.result import Json, Result, cell, circuits_with, entries, 
 from edgeprune.report.text import UNDEFINED, counted, finite, number, percent, plain, probability, words
 
 # Methods whose scores say how much an edge wants to be open: a negative one is not an effect of the other sign.
-_TRAINED = ("edge_pruning", "subnetwork_probing", "ugs")
+_TRAINED = ("edge_pruning", "subnetwork_probing", "ugs", "matryoshka")
 
 
 # -------------------------------------------------------------------- the output vector

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.objectives import Objective
+from edgeprune.objectives import Objective, error_measure
 from edgeprune.parsing import parse_yaml, read_table, read_text
 from edgeprune.paths import save_figure, write_table
 from edgeprune.report.frontier import ERROR_LABELS
@@ -80,7 +80,7 @@ def circuits_of(store: Store, trial: Trial) -> list[Found]:
     if not rows or not file.is_file():  # a config without SnapshotCircuits
         return []
     config = parse_yaml(read_text(file), str(file))
-    objective: Objective = config["model"]["objective"]
+    objective = error_measure(config["model"]["objective"])
     settings = {name: value for name, value in trial.values.items() if name != SEED}
     return [
         Found(

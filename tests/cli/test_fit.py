@@ -176,6 +176,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "negative batch": (["--data.batch_size", "-1"], "-1"),
     "truth without embeddings apart": (["--model.split_embedding", "false"], "set model.split_embedding to true"),
     "divergence of a single number": (["--model.name", "compiled:or_gate"], "set model.objective to squared_error"),
+    "no wrong answers": (["--model.objective", "cmd"], "'cmd' is not defined for some pairs (no right or wrong answer"),
+    "nothing to be uncertain of": (["--model.complement_weight", "1"], "leave complement_weight out"),
 }
 
 

@@ -136,7 +136,10 @@ FILES: dict[str, tuple[str, str]] = {
         "data:\n  task: {class_path: CompiledTask, init_args: {progam: x}}\n",
         r"data.task has no option 'progam' \(did you mean 'program'\?\); it takes program, ",
     ),
-    "no such objective": ("model:\n  objective: klx\n", "model.objective must be one of kl, squared_error, got klx$"),
+    "no such objective": (
+        "model:\n  objective: klx\n",
+        "model.objective must be one of kl, squared_error, .*cmd, got klx$",
+    ),
     "one of two kinds": ("data:\n  batch_size: x\n", "data.batch_size must be a whole number or auto, got x$"),
     "no such option": (
         "trainer:\n  max_step: 3\n",

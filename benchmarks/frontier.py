@@ -1,0 +1,319 @@
+"""How low is the KL at every sparsity? All methods on one task: equal numbers of passes, several seeds, held-out pairs.
+
+    edgeprune get smollm2
+    python benchmarks/frontier.py run ioi --folder runs/frontier              # hours; what is done is not repeated
+    python benchmarks/frontier.py judge ioi --folder runs/frontier --out docs/results/frontier_ioi.json
+    python benchmarks/frontier.py print --out docs/results/frontier_ioi.json --plot docs/results/frontier_ioi.png
+
+Each run is one command, `edgeprune fit`, `discover` or `polish`, in a process of its own (`frontier_settings.py`). A
+method with settings to choose from tries all of them with the first seed and keeps the one whose circuits have the
+lowest mean KL on the validation pairs. Time is that of the whole process: model, pairs, search, validation;
+`core-minutes` is its processor time, which says what it takes where nothing else uses the machine. `judge` runs every
+circuit on the test pairs, which no method saw, and compares methods pair by pair.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import transformers
+from frontier_settings import ENTRIES, PROBLEMS, ROOT, SPARSITIES, Entry, Problem
+from frontier_tables import plot, tables
+from rich.console import Console
+from rich.progress import track
+from safetensors.torch import load_file, save_file
+
+from edgeprune.ablations.runs import ReferenceRuns
+from edgeprune.circuit import Circuit
+from edgeprune.cli.data import read_data_config
+from edgeprune.cli.pairs import pair_batches
+from edgeprune.methods.selection import prune_dangling, top_n
+from edgeprune.metrics.examples import ExampleValues
+from edgeprune.metrics.measure import measure_examples
+from edgeprune.models.loading import load_model
+from edgeprune.statistics.paired import paired_difference
+
+DONE, CHOSEN = "done.json", "chosen.json"
+KEPT = ("kl", "logit_difference", "accuracy", "exact_match")
+
+
+# -------------------------------------------------------------------- run
+def run(options: argparse.Namespace) -> None:
+    """Run what is missing: seed after seed, so that what is there can be compared at any time."""
+    place: Path = options.folder.resolve() / options.problem
+    for seed in options.seeds:
+        for name in options.only or ENTRIES:
+            entry = ENTRIES[name]
+            if seed == options.seeds[0] or entry.seeds:
+                for number in numbers(place, name, entry, first=seed == options.seeds[0]):
+                    run_one(place, name, number, seed, options)
+        choose(place, options.only or list(ENTRIES), options.seeds[0])
+
+
+def numbers(place: Path, name: str, entry: Entry, *, first: bool) -> list[int]:
+    """Which settings to run: all of them with the first seed, then the chosen one."""
+    if first:
+        return list(range(len(entry.tries)))
+    chosen = place / name / CHOSEN
+    return [json.loads(chosen.read_text())["number"]] if chosen.exists() else []
+
+
+def run_one(place: Path, name: str, number: int, seed: int, options: argparse.Namespace) -> None:
+    """One setting with one seed."""
+    own = place / name / f"{number}-s{seed}"
+    if (own / DONE).exists():
+        return
+    shutil.rmtree(own, ignore_errors=True)
+    own.mkdir(parents=True)
+    entry = ENTRIES[name]
+    print(f"{time.strftime('%H:%M')} {name}, setting {number}, seed {seed} ...", flush=True)
+    record = {"minutes": 0.0, "processor_minutes": 0.0, "peak_gb": 0.0}
+    for line in lines(PROBLEMS[options.problem], place, entry, number, seed, own):
+        took = timed(line, own.parent / f"{own.name}.log", options.threads)
+        record = {key: (max if key == "peak_gb" else sum)((record[key], took[key])) for key in record}
+    (own / DONE).write_text(json.dumps({key: round(value, 2) for key, value in record.items()}, indent=1) + "\n")
+    print(f"    {record['processor_minutes']:.1f} minutes of one core", flush=True)
+
+
+def lines(problem: Problem, place: Path, entry: Entry, number: int, seed: int, own: Path) -> Iterator[list[str]]:
+    """The commands of a run."""
+    config = f"configs/{problem.config}.yaml"
+    task, more = problem.arguments(), [part.format(seed=seed) for part in entry.tries[number]]
+    if entry.command == "fit":
+        logger = "--trainer.logger.init_args"
+        folder = [f"{logger}.save_dir={own}", f"{logger}.name=fit", f"{logger}.version=0"]
+        callback = f"--trainer.callbacks.SnapshotCircuits.sparsities={list(SPARSITIES)}"
+        yield ["fit", "--config", config, *task, *more, callback, f"--seed_everything={seed}", *folder]
+    elif entry.command == "discover":
+        selection = [f"--selection.sparsities={list(SPARSITIES)}", f"--out={own}", "--overwrite"]
+        model = f"--model.name={problem.model}"
+        yield ["discover", "--config", "configs/discover/ioi_smollm2.yaml", model, *task, *more, *selection]
+    else:
+        assert entry.of is not None
+        start = best(place, entry.of, seed)
+        for path in sorted(start.rglob("circuits/sparsity-*.safetensors")):
+            out = own / "circuits" / path.name
+            yield ["polish", str(path), "--config", config, *task, *more, f"--seed={seed}", f"--out={out}"]
+
+
+def best(place: Path, name: str, seed: int) -> Path:
+    """The folder of a method's chosen run."""
+    chosen = json.loads((place / name / CHOSEN).read_text())
+    return place / name / f"{chosen['number']}-s{seed if ENTRIES[name].seeds else chosen['seed']}"
+
+
+def choose(place: Path, names: Sequence[str], seed: int) -> None:
+    """Keep the setting whose circuits have the lowest mean KL on the validation pairs."""
+    for name in names:
+        found: dict[int, float] = {}
+        for number in range(len(ENTRIES[name].tries)):
+            own = place / name / f"{number}-s{seed}"
+            if (own / DONE).exists():
+                circuits = [row["validation"] for _, row in circuits_of(own, ENTRIES[name])]
+                found[number] = sum(circuits) / len(circuits)
+        if len(found) == len(ENTRIES[name].tries):
+            record = {"number": min(found, key=lambda number: found[number]), "seed": seed, "validation": found}
+            (place / name / CHOSEN).write_text(json.dumps(record) + "\n")
+
+
+def timed(arguments: Sequence[str], log: Path, threads: int) -> dict[str, float]:
+    """Run a command of `edgeprune`; its time, in minutes, and its peak memory, in GB."""
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
+    begin = time.perf_counter()
+    with log.open("a") as file:
+        command = [sys.executable, "-m", "edgeprune", *arguments]
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)}\nfailed, see {log}")
+    return {
+        "minutes": (time.perf_counter() - begin) / 60,
+        "processor_minutes": (usage.ru_utime + usage.ru_stime) / 60,
+        "peak_gb": usage.ru_maxrss * 1024 / 1e9,
+    }
+
+
+# -------------------------------------------------------------------- judge
+def circuits_of(own: Path, entry: Entry) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The circuits that a run wrote, by asked sparsity, with their KL on the validation pairs."""
+    for path in sorted(own.rglob("circuits/sparsity-*.safetensors")):
+        circuit = Circuit.load(path)
+        yield path.stem.removeprefix("sparsity-"), {"circuit": circuit, "validation": circuit.header["metrics"]["kl"]}
+    if entry.cut:
+        (path,) = own.rglob("circuits/final.safetensors")
+        ranked = Circuit.load(path)
+        assert ranked.scores is not None
+        for sparsity in SPARSITIES:
+            if ranked.sparsity > sparsity:
+                keep = top_n(ranked.graph, ranked.scores, round((1 - sparsity) * ranked.graph.num_edges))
+                circuit = Circuit(ranked.graph, prune_dangling(ranked.graph, keep), None, {})
+                yield f"{sparsity:.4f}", {"circuit": circuit, "validation": None}
+
+
+class Judge:
+    """The model and pairs of a problem; what was measured is kept in a file, by the circuit's edges."""
+
+    def __init__(self, problem: Problem, place: Path) -> None:
+        self.place, self.measured = place, dict[str, dict[str, torch.Tensor]]()
+        self.model = load_model(problem.model, kv_readers="group")
+        problem.write_data(place / "data.yaml")
+        self.data = read_data_config(str(place / "data.yaml"))
+        self.runs = ReferenceRuns(self.model, "interchange")
+        for split in ("validation", "test"):
+            path = self._path(split)
+            self.measured[split] = load_file(path) if path.exists() else {}
+
+    def _path(self, split: str) -> Path:
+        return self.place / f"{split}.safetensors"
+
+    def values(self, circuits: Sequence[Circuit], split: str) -> list[torch.Tensor]:
+        """Measures of each pair, `[measure, pair]`, for every circuit."""
+        known = self.measured[split]
+        new = {digest(circuit): circuit for circuit in circuits if digest(circuit) not in known}
+        if new:
+            shown = track(
+                pair_batches(self.data, split, None, 25),
+                description=f"{len(new)} circuits on {split} pairs",
+                console=Console(stderr=True),
+            )
+            gates = [circuit.gates() for circuit in new.values()]
+            found = measure_examples(self.model, self.runs, shown, gates, split, KEPT)
+            known |= {name: values.clone() for name, values in zip(new, found.values, strict=True)}
+            save_file(known, self._path(split))
+        return [known[digest(circuit)] for circuit in circuits]
+
+
+def judge(options: argparse.Namespace) -> None:
+    """Measure the circuits of every chosen run that is done."""
+    place: Path = options.folder.resolve() / options.problem
+    problem = PROBLEMS[options.problem]
+    measured = Judge(problem, place)
+    methods: dict[str, Any] = {}
+    pairs: dict[tuple[str, str], list[torch.Tensor]] = {}  # by method and sparsity: of each seed, KL of each pair
+    for name, entry in ENTRIES.items():
+        if not (place / name / CHOSEN).exists():
+            continue
+        chosen = json.loads((place / name / CHOSEN).read_text())
+        seeds = sorted(place.glob(f"{name}/{chosen['number']}-s*/{DONE}"))
+        rows: dict[str, Any] = {}
+        for path in seeds:
+            picked = picked_circuits(path.parent, entry, measured)
+            found = measured.values(list(picked.values()), "test")
+            for (sparsity, _), values in zip(picked.items(), found, strict=True):
+                pairs.setdefault((name, sparsity), []).append(values[KEPT.index("kl")])
+            circuits = {
+                sparsity: row(circuit, values)
+                for (sparsity, circuit), values in zip(picked.items(), found, strict=True)
+            }
+            rows[path.parent.name.rpartition("-s")[2]] = {**json.loads(path.read_text()), "circuits": circuits}
+        command = next(lines(problem, Path("runs/frontier") / options.problem, entry, chosen["number"], 0, Path("OUT")))
+        methods[name] = {
+            "label": entry.label,
+            "passes": entry.passes,
+            "tries": len(entry.tries),
+            "validation": chosen["validation"],
+            "command": " ".join(["edgeprune", *command]),
+            "seeds": rows,
+        }
+    result = {
+        "problem": problem.title,
+        "num_examples": next(iter(pairs.values()))[0].shape[0],
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "lightning": lightning.__version__,
+            "transformers": transformers.__version__,
+        },
+        "methods": methods,
+        "differences": list(differences(pairs, options.against)),
+    }
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def picked_circuits(own: Path, entry: Entry, measured: Judge) -> dict[str, Circuit]:
+    """By asked sparsity the circuit with the lowest KL on the validation pairs."""
+    found = list(circuits_of(own, entry))
+    values = measured.values([each["circuit"] for _, each in found], "validation")
+    best: dict[str, tuple[float, Circuit]] = {}
+    for (sparsity, each), validated in zip(found, values, strict=True):
+        kl = float(validated[KEPT.index("kl")].mean())
+        if sparsity not in best or kl < best[sparsity][0]:
+            best[sparsity] = kl, each["circuit"]
+    return {sparsity: circuit for sparsity, (_, circuit) in sorted(best.items())}
+
+
+def row(circuit: Circuit, values: torch.Tensor) -> dict[str, Any]:
+    """What the tables show of a circuit."""
+    return {
+        "edges": circuit.num_edges,
+        "sparsity": round(circuit.sparsity, 5),
+        "dangling": circuit.num_dangling,
+        **{name: round(value, 4) for name, value in zip(KEPT, values.nanmean(1).tolist(), strict=True)},
+    }
+
+
+def differences(pairs: dict[tuple[str, str], list[torch.Tensor]], against: str) -> Iterator[dict[str, Any]]:
+    """KL of every method minus that of one, each the mean over its seeds, pair by pair, with an interval over pairs."""
+    for (name, sparsity), values in pairs.items():
+        if name == against or (against, sparsity) not in pairs:
+            continue
+        both = torch.stack([torch.stack(each).mean(0) for each in (values, pairs[against, sparsity])])[:, None]
+        examples = ExampleValues(("kl",), both, torch.ones_like(both), torch.arange(both.shape[-1]))
+        found = paired_difference(examples, 0, 1, "kl")
+        figure = {key: round(value, 4) for key, value in vars(found.figure).items()}
+        yield {"method": name, "minus": against, "sparsity": sparsity, **figure, "p_value": found.p_value}
+
+
+def digest(circuit: Circuit) -> str:
+    """Of the edges."""
+    return hashlib.sha256(circuit.keep.numpy().tobytes()).hexdigest()[:16]
+
+
+# -------------------------------------------------------------------- print
+def show(options: argparse.Namespace) -> None:
+    """Markdown tables, and a plot of KL."""
+    result = json.loads(options.out.read_text())
+    print(*tables(result), sep="\n\n")
+    if options.plot:
+        plot(result, options.plot)
+
+
+def main() -> None:
+    """Choose the part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = parser.add_subparsers(required=True)
+    part = parts.add_parser("run", help="find circuits")
+    part.add_argument("problem", choices=PROBLEMS)
+    part.add_argument("--folder", type=Path, default=Path("runs/frontier"))
+    part.add_argument("--only", nargs="+", choices=ENTRIES, help="default: all")
+    part.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    part.add_argument("--threads", type=int, default=1)
+    part.set_defaults(work=run)
+    part = parts.add_parser("judge", help="measure them on the test pairs")
+    part.add_argument("problem", choices=PROBLEMS)
+    part.add_argument("--folder", type=Path, default=Path("runs/frontier"))
+    part.add_argument("--out", type=Path, required=True)
+    part.add_argument("--against", choices=ENTRIES, default="edge_pruning", help="method that others are compared with")
+    part.set_defaults(work=judge)
+    part = parts.add_parser("print", help="tables and plot of a result file")
+    part.add_argument("--out", type=Path, required=True)
+    part.add_argument("--plot", type=Path)
+    part.set_defaults(work=show)
+    options = parser.parse_args()
+    options.work(options)
+
+
+if __name__ == "__main__":
+    main()

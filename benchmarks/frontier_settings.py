@@ -1,0 +1,145 @@
+"""Problems and methods of `frontier.py`, with the settings that each method may choose from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+SPARSITIES = (0.90, 0.95, 0.98, 0.99, 0.995)
+RECIPE = "--model.recipe"
+STEPS, BATCH = 600, 8  # of methods that train: 4,800 passes, forward and backward, of one pair
+
+
+# -------------------------------------------------------------------- problems
+@dataclass(frozen=True)
+class Problem:
+    """A model with a task.
+
+    Attributes:
+        title: As the tables say it.
+        config: Of `fit`, in `configs`; its model, its data and its `SnapshotCircuits` serve every method.
+        task: Class of another task than the config's.
+        options: Settings of the task in place of the config's.
+    """
+
+    title: str
+    config: str
+    task: str | None
+    options: Mapping[str, Any]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of the task."""
+        return {"num_train": 1600, "num_validation": 200, "num_test": 1000, **self.options}
+
+    def arguments(self) -> list[str]:
+        """The task, for any command."""
+        own = [] if self.task is None else [f"--data.task={self.task}"]
+        return [*own, *(f"--data.task.init_args.{key}={value}" for key, value in self.settings.items())]
+
+    def _shipped(self) -> dict[str, Any]:
+        return yaml.safe_load((ROOT / "configs" / f"{self.config}.yaml").read_text())
+
+    @property
+    def model(self) -> str:
+        """Its name."""
+        return self._shipped()["model"]["name"]
+
+    def write_data(self, path: Path) -> None:
+        """Write model and data as a config."""
+        config = self._shipped()
+        shipped = config["data"]["task"]
+        own = {**shipped["init_args"], **self.settings} if self.task is None else self.settings
+        config["data"]["task"] = {"class_path": self.task or shipped["class_path"], "init_args": own}
+        path.write_text(yaml.safe_dump({"model": {"name": self.model}, "data": config["data"]}))
+
+
+PROBLEMS: dict[str, Problem] = {
+    "ioi": Problem("IOI, four sentences, SmolLM2-135M", "ioi_smollm2", None, {"templates": 4}),
+    "pronoun": Problem(
+        "Gendered pronoun, SmolLM2-135M", "ioi_smollm2", "GenderedPronoun", {"entities": "shared", "templates": 4}
+    ),
+    "gemma": Problem("IOI, four sentences, Gemma-3-270M", "ioi_gemma3", None, {"templates": 4}),
+    "ioi_one": Problem("IOI, one sentence, SmolLM2-135M", "ioi_smollm2", None, {"templates": 1, "num_test": 200}),
+}
+
+
+# -------------------------------------------------------------------- methods
+@dataclass(frozen=True)
+class Entry:
+    """A method with the settings that it may choose from.
+
+    Attributes:
+        label: As the tables say it.
+        command: `fit`, `discover`, or `polish`.
+        tries: Arguments beside the problem's; `{seed}` is the seed. All are run with the first seed, and the one whose
+            circuits have the lowest mean KL on the validation pairs with the others.
+        seeds: Whether other seeds give other circuits.
+        cut: Judge also the circuits cut from the final gates, and take the better one by the validation pairs.
+        of: Of `polish`: the entry whose circuits are polished.
+        passes: Forward and backward passes of one pair, where they can be told beforehand.
+    """
+
+    label: str
+    command: str
+    tries: tuple[tuple[str, ...], ...]
+    seeds: bool = True
+    cut: bool = False
+    of: str | None = None
+    passes: int | None = None
+
+
+def _recipe(name: str, **settings: Any) -> tuple[str, ...]:
+    return (f"{RECIPE}={name}", *(f"{RECIPE}.init_args.{key}={value}" for key, value in settings.items()))
+
+
+def _method(name: str, metric: str, *more: str) -> tuple[str, ...]:
+    return (f"--method={name}", f"--metric={metric}", *more)
+
+
+def _each(base: tuple[str, ...], option: str, *values: float) -> tuple[tuple[str, ...], ...]:
+    return tuple((*base, f"{RECIPE}.init_args.{option}={value}") for value in values)
+
+
+FEW = ("--limit=4", "--data.batch_size=4", "--selection=null")
+PATHS = ("--method.steps=5", f"--limit={STEPS * BATCH // 5}")  # as many passes as training has
+
+TRAINED: dict[str, Entry] = {
+    "edge_pruning": Entry("Edge Pruning", "fit", ((),), cut=True, passes=STEPS * BATCH),
+    "sp_edges": Entry(
+        "SP, edges",
+        "fit",
+        _each(_recipe("SubnetworkProbing", granularity="edges", learning_rate=0.1), "penalty_weight", 100, 300, 1000),
+        cut=True,
+        passes=STEPS * BATCH,
+    ),
+    "ugs": Entry(
+        "UGS",
+        "fit",
+        _each(
+            _recipe("UGS", learning_rate=0.05, samples_per_step=1, masks_per_batch=8), "edge_weight", 0.005, 0.014, 0.04
+        ),
+        cut=True,
+        passes=STEPS * BATCH,
+    ),
+    "matryoshka": Entry(
+        "Matryoshka (sigmoid top-k)",
+        "fit",
+        _each(
+            _recipe("Matryoshka", draw="log", shares=[0.005, 1.0], masks_per_batch=8, stratified=True),
+            "learning_rate",
+            *(0.03, 0.1, 0.3),
+        ),
+        passes=STEPS * BATCH,
+    ),
+}
+SCORED: dict[str, Entry] = {
+    "random": Entry("random", "discover", (_method("RandomScores", "kl", "--method.seed={seed}"),)),
+    "eap_ig_inputs": Entry(
+        "EAP-IG-inputs, KL", "discover", (_method("EAPIG", "kl", *PATHS),), seeds=False, passes=STEPS * BATCH
+    ),
+}
+ENTRIES: dict[str, Entry] = {**SCORED, **TRAINED}

@@ -1,0 +1,95 @@
+"""The losses of a training step on one batch, as functions of the gates alone; and which pairs they are defined for."""
+
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from edgeprune.batch import PairBatch
+from edgeprune.methods.base import differentiated
+from edgeprune.metrics.functional import uniform_cross_entropy
+from edgeprune.metrics.losses import TrainingObjective, cmd, losses, require_defined
+from edgeprune.metrics.measure import gated_logits
+from edgeprune.models.states import WriterStates
+from edgeprune.objectives import OBJECTIVES
+from lit_modules.ranks import every_batch, sample_of_groups
+
+PAIRS = 8  # that are checked at once
+
+
+def check_pairs(module: Any, data: Any) -> None:
+    """Refuse training pairs without the answers that a module's objective, or the complement's loss, compares.
+
+    Args:
+        module: The module that trains, with its model loaded.
+        data: Its data module, if it has one.
+
+    Raises:
+        EdgepruneError: A pair has no right or no wrong answer, or the model a single output.
+    """
+    if data is None or (module.objective in OBJECTIVES and not module.complement_weight):
+        return
+    for batch in every_batch(data.pairs("train"), data.ordered_dataloader("train").collate_fn, PAIRS):
+        logits = torch.zeros(*batch.positions.shape, module.masked.num_outputs)
+        values = _losses(module.objective, logits, logits, logits, batch)
+        require_defined(values, f"objective {module.objective!r}", "choose another objective")
+        if module.complement_weight:
+            values = uniform_cross_entropy(logits, batch)
+            require_defined(values, "the complement's loss", "leave complement_weight out")
+
+
+def _losses(
+    objective: TrainingObjective, full: Tensor, circuit: Tensor, empty: Tensor | None, batch: PairBatch
+) -> Tensor:
+    """The objective of each pair `[batch]`; `empty` is needed for `cmd` alone."""
+    if objective != "cmd":
+        return losses(objective, full, circuit, batch)
+    assert empty is not None
+    return cmd(full, circuit, empty, batch)
+
+
+@final
+class BatchLosses:
+    """What gates cost on a batch.
+
+    Args:
+        model: The masked model.
+        objective: Of the circuit.
+        batch: The pairs.
+        runs: Full logits `[batch, positions, vocab]`, and what closed edges carry.
+        place: Pairs of this rank's share of the step that come before the batch, and pairs of the share.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        objective: TrainingObjective,
+        batch: PairBatch,
+        runs: tuple[Tensor, WriterStates],
+        place: tuple[int, int],
+    ) -> None:
+        self.model, self.batch, self.place = model, batch, place
+        self.objective: TrainingObjective = objective
+        self.full, self.ablated = runs
+        self._empty: Tensor | None = None
+        if objective == "cmd":
+            with torch.no_grad():
+                self._empty = gated_logits(model, batch, torch.zeros(model.graph.shape), self.ablated)
+
+    def _logits(self, gates: Tensor) -> Tensor:
+        if gates.ndim == 3:
+            before, share = self.place
+            gates = gates[sample_of_groups(len(gates), before, len(self.batch), share)]
+        return gated_logits(self.model, self.batch, gates, self.ablated)
+
+    def error(self, gates: Tensor) -> Tensor:
+        """The objective (scalar) of gates `[reader, writer]`, or `[group, reader, writer]` for groups of the batch."""
+        return _losses(self.objective, self.full, self._logits(gates), self._empty, self.batch).mean()
+
+    def complement(self, gates: Tensor) -> Tensor:
+        """How much the answers without the circuit of these gates say (scalar): see `uniform_cross_entropy`."""
+
+        def loss_of(own: Tensor) -> Tensor:
+            return uniform_cross_entropy(self._logits(1 - own), self.batch).mean()
+
+        return differentiated(loss_of, gates)
