@@ -1,6 +1,7 @@
 """Seconds that ACDC needs per 1,000 candidate edges: plain, with reuse, and with reuse and speculation.
 
     python benchmarks/acdc.py
+    python benchmarks/acdc.py --at a11.h3.q a6.h3.q a0.h3.q --shares 0.05 1 --examples 16 --threads 1
 
 GPT-2 small shape with random weights (seed 0, float32), 8 examples of 16 random tokens, the last position scored by KL.
 A whole run has 32,491 candidates, so it is sampled: the logits, and in every other layer the MLP and one attention
@@ -9,7 +10,8 @@ those into later ones a given share, drawn at random. Candidates go at the same 
 decisions are drawn, which fixes how much speculation wastes. The three kinds answer the same candidates of a receiver
 one kind after the other; what starting a receiver costs is measured apart. Both are weighted by the receivers and
 candidates that the sample stands for: an attention reader for all those of its layer and of the one below, an MLP
-for two.
+for two. With `--at` only the receivers of these names, with reuse and speculation: processor seconds to begin the
+receiver and for 200 tests.
 """
 
 import argparse
@@ -132,6 +134,23 @@ def measure(problem: Problem, share: float, stretch: int, max_ahead: int) -> dic
     return rows
 
 
+def measure_at(problem: Problem, names: Sequence[str], share: float, stretch: int, max_ahead: int) -> None:
+    """Print rows of a table: processor seconds to begin each receiver, and for 200 tests there."""
+    graph, losses = problem.model.graph, DownstreamLosses(problem, 4.0, max_ahead)
+    losses.begin(graph.exists, 0)  # runs of the batch are made once
+    for name in names:
+        reader = graph.readers.index(name)
+        asked = sender_order(graph, reader, "normal", "normal", 0)[:stretch]
+        rng, keep = random.Random(reader), circuit_at(graph, reader, share)
+        kept = {writer for writer in asked if rng.random() < share}
+        start = time.process_time()
+        losses.begin(keep, reader)
+        begun = time.process_time()
+        answer(losses, asked, kept, 1 - share, max_ahead)
+        tests = (time.process_time() - begun) * 200 / len(asked)
+        print(f"| {name} | {share:.0%} | {begun - start:.2f} | {tests:.1f} |", flush=True)
+
+
 def whole(chosen: Sequence[Sample], rows: list[dict[str, float]]) -> float:
     """Seconds of a whole run."""
     return sum(
@@ -149,10 +168,16 @@ def main() -> None:
     parser.add_argument("--stretch", type=int, default=24, help="candidates per receiver")
     parser.add_argument("--max-ahead", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--at", nargs="+", help="names of receivers")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     problem = make_problem(options.examples, options.seq)
     graph, lines = problem.model.graph, list[str]()
+    if options.at:
+        print("| receiver | edges kept | to begin it, s | 200 tests, s |", "|---|---:|---:|---:|", sep="\n")
+        for share in options.shares:
+            measure_at(problem, options.at, share, options.stretch, options.max_ahead)
+        return
     for share in options.shares:
         rows = measure(problem, share, options.stretch, options.max_ahead)
         total = {kind: whole(samples(graph), rows[kind]) for kind in KINDS}

@@ -102,7 +102,7 @@ def steps(case: Case, device: str, operations: list[str], card: Card | None, rou
 
 def room(model: MaskedModel, name: str) -> None:
     """Take these read operations, without buffers of others."""
-    model.read_ops, model._workspace = name, Workspace()
+    model.read_ops, model.workspace = name, Workspace()
     if model.device.type == "cuda":
         torch.cuda.empty_cache()
 

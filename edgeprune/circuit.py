@@ -5,7 +5,7 @@ JSON in the file's metadata. No pickle; written whole or not at all.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -218,6 +218,15 @@ class Circuit:
         """What names this circuit in the header of another."""
         known = {name: self.header[name] for name in ("model", "method", "seed", "sha256") if name in self.header}
         return {**known, "num_edges": self.num_edges}
+
+    def with_edges(self, keep: Tensor, how: dict[str, Any]) -> "Circuit":
+        """Other edges, which this circuit's scores do not rank; the header says how, and drops what was measured.
+
+        Args:
+            keep: Bool `[reader, writer]`.
+            how: What was done, under `derived` in the header.
+        """
+        return replace(self._part(keep, how), scores=None)
 
     def _part(self, keep: Tensor, how: dict[str, Any]) -> "Circuit":
         """Other edges with these scores; the header says how, and drops what was measured of the old edges."""

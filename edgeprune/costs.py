@@ -5,7 +5,8 @@ Multiply-adds per token. Attention scores, norms and activation functions are le
     plain step      all matrices of the layers forward and backward (gradients to inputs, none to weights)
     floor           plain + mixing (edges * width) forward, and twice that in the backward
     built           what the masked model does: besides, heads are written one by one beside the model's own product,
-                    inputs are mixed again in the backward, and in half precision 1 - gate comes as two terms
+                    inputs that were not kept are mixed again in the backward, and in half precision 1 - gate comes as
+                    two terms
 
 Each is for a step whose ablated run is kept; made anew, that is the layers' matrices once more, and so is the full
 model's run. The head runs at the scored positions only.
@@ -18,8 +19,8 @@ import torch
 
 from edgeprune.memory import BatchShape
 from edgeprune.models.masked import MaskedModel
-from edgeprune.models.read_ops import ops_for
-from edgeprune.models.reads import segments
+from edgeprune.models.read_ops import ReadOps, ops_for
+from edgeprune.models.reads import input_rows, segments
 
 READER_PASSES = 7  # over readers' inputs: written and read; in the backward again, then the gradient, which two read
 REFERENCE_RUNS = 2  # the full model's and the ablated one
@@ -72,7 +73,8 @@ class StepCost:
         head: Multiply-adds per scored position.
         tokens: With padding.
         scored: Scored positions.
-        mixings: Products that mixing is made of as built.
+        mixings: Products that mixing is made of as built: forward, again where inputs were not kept, and the stack's
+            gradient, each in two terms in half precision; the gates'.
         half: Half precision.
         stack_row: Bytes of the stack per token.
         traffic: Bytes per token that the stack and its gradient move: each row is written once, and read by every block
@@ -90,7 +92,7 @@ class StepCost:
     head: int
     tokens: int
     scored: int
-    mixings: int
+    mixings: float
     half: bool
     stack_row: int
     traffic: float
@@ -103,7 +105,7 @@ class StepCost:
         """Multiply-adds per token by what is done, without the head."""
         plain = 2 * self.body
         floor = plain + 3 * self.mixing
-        built = plain + 2 * self.heads + 2 * self.copies + self.mixings * self.mixing
+        built = plain + 2 * self.heads + 2 * self.copies + round(self.mixings * self.mixing)
         return {
             "layers once": self.body,
             "mixing once": self.mixing,
@@ -171,7 +173,7 @@ def step_cost(
         head=head,
         tokens=shape.tokens,
         scored=shape.batch * shape.positions,
-        mixings=7 if half else 4,  # twice forward, the stack's gradient, in two terms each; the gates'
+        mixings=(2 + _mixed_again(model, ops, shape.tokens * row)) * (1 + half) + 1,
         half=half,
         stack_row=len(graph.writers) * row,
         traffic=row * (len(graph.writers) + 5 * rows),
@@ -179,6 +181,19 @@ def step_cost(
         weights=read + head * model.dtype.itemsize,
         activations=activations * shape.batch,
     )
+
+
+def _mixed_again(model: MaskedModel, ops: ReadOps, row_bytes: int) -> float:
+    """Share of the edges that are mixed a second time, in the backward, since there was no room to keep inputs."""
+    arch, exists = model.graph.arch, model.graph.exists
+    if model.blocks[0].input_spec().eps is None:
+        return 0.0
+    if ops.fused:
+        return 1.0
+    kept, per_layer = input_rows(arch, ops, row_bytes).own, arch.readers_per_layer
+    found = segments(arch.num_layers, per_layer, ops.segment_readers)
+    again = [own for number, own in enumerate(found[:-1]) if number not in kept]
+    return sum(int(exists[first * per_layer : end * per_layer].sum()) for first, end in again) / int(exists.sum())
 
 
 def _layers(model: MaskedModel) -> tuple[int, int]:

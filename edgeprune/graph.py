@@ -234,11 +234,15 @@ class EdgeGraph:
         """Bool `[reader]`: a path of kept edges leads from it to the logits."""
         reaching = torch.zeros(len(self.readers), dtype=torch.bool)
         reaching[-1] = True
+        heard = keep[-1].clone()  # writers that a reader which reaches the logits reads
         for layer in reversed(range(self.arch.num_layers)):
             for rows in (self.rows(layer).mlp, self.rows(layer).attention):
-                found = (keep & reaching[:, None]).any(0).tolist()
-                for row in range(rows.start, rows.stop):
-                    reaching[row] = any(found[writer] for writer in self.behind(row))
+                found = heard.tolist()
+                reaching[rows] = torch.tensor(
+                    [any(found[writer] for writer in self.behind(row)) for row in range(rows.start, rows.stop)],
+                    dtype=torch.bool,
+                )
+                heard |= (keep[rows] & reaching[rows, None]).any(0)
         return reaching
 
     # ---------------------------------------------------------------- description

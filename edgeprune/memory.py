@@ -17,7 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.meta import without_values
 from edgeprune.models.read_ops import ops_for
-from edgeprune.models.reads import mixed_readers
+from edgeprune.models.reads import input_rows
 from edgeprune.models.sharding import storage_key
 
 CHUNKS = 6  # pieces of readers' inputs, with what is worked out from them, that are alive at once
@@ -109,7 +109,7 @@ def training_terms(
         activations: Bytes per example that autograd keeps: see `activations_per_example`.
         device: Where the model will run; None: where it is.
     """
-    buffers, num_gates = _buffers(model, shape, device), model.graph.exists.numel()
+    buffers, num_gates = _buffers(model, shape, device, backward=True), model.graph.exists.numel()
     return {
         **buffers,
         "its gradient": buffers["stack"],
@@ -136,7 +136,7 @@ def evaluation_terms(
         left_over: Terms of training steps that came before: their large buffers are kept, and used again.
         device: Where the model will run; None: where it is.
     """
-    terms = {**_buffers(model, shape, device), "its gradient": 0}
+    terms = {**_buffers(model, shape, device, backward=False), "its gradient": 0}
     kept = {name: max(num_bytes, (left_over or {}).get(name, 0)) for name, num_bytes in terms.items()}
     return {
         **{name: num_bytes for name, num_bytes in kept.items() if num_bytes},
@@ -146,14 +146,15 @@ def evaluation_terms(
     }
 
 
-def _buffers(model: MaskedModel, shape: BatchShape, device: torch.device | None) -> dict[str, int]:
+def _buffers(model: MaskedModel, shape: BatchShape, device: torch.device | None, *, backward: bool) -> dict[str, int]:
     """Bytes of what stays from one run to the next."""
     graph, arch = model.graph, model.graph.arch
     row = model.width * model.dtype.itemsize  # of one token
-    longest = mixed_readers(arch, ops_for(device or model.device, model.read_ops))
+    ops = ops_for(device or model.device, model.read_ops)
+    rows = input_rows(arch, ops, shape.tokens * row, backward and model.blocks[0].input_spec().eps is not None)
     return {
         "stack": len(graph.writers) * shape.tokens * row,
-        "readers' inputs": longest * shape.tokens * row,
+        "readers' inputs": rows.total * shape.tokens * row,
         "scored tokens": len(graph.writers) * shape.batch * shape.positions * row,
         "readers' weights": model.projections.num_bytes,
     }

@@ -2,6 +2,7 @@
 
 from lit_modules.checkpoints import RunCheckpoint
 from lit_modules.compare import CompareToReference
+from lit_modules.polish import Polish
 from lit_modules.progress import RunProgress
 from lit_modules.pruning import PruningModule
 from lit_modules.snapshots import SnapshotCircuits
@@ -9,6 +10,7 @@ from lit_modules.tracking import UploadCircuits, WandbTracker
 
 __all__ = [
     "CompareToReference",
+    "Polish",
     "PruningModule",
     "RunCheckpoint",
     "RunProgress",

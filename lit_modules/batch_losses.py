@@ -80,7 +80,7 @@ class BatchLosses:
         if gates.ndim == 3:
             before, share = self.place
             gates = gates[sample_of_groups(len(gates), before, len(self.batch), share)]
-        return gated_logits(self.model, self.batch, gates, self.ablated)
+        return gated_logits(self.model, self.batch, gates, self.ablated, sampled=True)
 
     def error(self, gates: Tensor) -> Tensor:
         """The objective (scalar) of gates `[reader, writer]`, or `[group, reader, writer]` for groups of the batch."""

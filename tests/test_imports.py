@@ -27,6 +27,7 @@ LAYERS = {
     "edgeprune.tables": 0,
     "edgeprune.paths": 1,
     "edgeprune.parsing": 1,
+    "edgeprune.roles": 1,
     "edgeprune.graph": 1,
     "edgeprune.gates": 1,
     "edgeprune.objectives": 1,

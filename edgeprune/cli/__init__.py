@@ -16,6 +16,7 @@ COMMANDS = {
     "test": ("edgeprune.cli.training", "the same on the test pairs"),
     "plan": ("edgeprune.cli.plan", "what a fit would take, without loading weights: --config X.yaml"),
     "discover": ("edgeprune.cli.discover", "find a circuit with a method that does not train: --config X.yaml"),
+    "polish": ("edgeprune.cli.polish", "swap a circuit's edges for better ones: CIRCUIT --config X.yaml"),
     "evaluate": ("edgeprune.cli.evaluate", "score circuit files on pairs: CIRCUIT... --config DATA.yaml"),
     "compare": ("edgeprune.cli.compare", "what circuits have in common: CIRCUIT CIRCUIT..."),
     "across": ("edgeprune.cli.across", "circuits of two models on one task: CIRCUIT CIRCUIT --config DATA.yaml"),

@@ -4,6 +4,7 @@ from edgeprune.methods.acdc import ACDC as ACDC
 from edgeprune.methods.base import AbstractRecipe as AbstractRecipe
 from edgeprune.methods.baselines import ActivationMagnitude as ActivationMagnitude
 from edgeprune.methods.baselines import RandomScores as RandomScores
+from edgeprune.methods.contextual_decomposition import ContextualDecomposition as ContextualDecomposition
 from edgeprune.methods.discovery import AbstractDiscovery as AbstractDiscovery
 from edgeprune.methods.discovery import DiscoveryResult as DiscoveryResult
 from edgeprune.methods.eap import EAP as EAP
@@ -13,6 +14,8 @@ from edgeprune.methods.exact import ExactEdgePatching as ExactEdgePatching
 from edgeprune.methods.hisp import HISP as HISP
 from edgeprune.methods.information_flow import InformationFlowRoutes as InformationFlowRoutes
 from edgeprune.methods.matryoshka import Matryoshka as Matryoshka
+from edgeprune.methods.polish import Polisher as Polisher
+from edgeprune.methods.polish import Polishing as Polishing
 from edgeprune.methods.problem import Problem as Problem
 from edgeprune.methods.selection import Selection as Selection
 from edgeprune.methods.subnetwork_probing import SubnetworkProbing as SubnetworkProbing

@@ -16,13 +16,24 @@ from edgeprune.models.sparse_run import EmptyRun
 from edgeprune.models.states import WriterStates
 
 TOKENS_AT_ONCE = 512  # of several circuits in one run; more tokens than this make a run no faster per token
-FEW_EDGES = 0.03  # share of open edges up to which it is faster to run only what they change
+FEW_EDGES = 0.1  # share of open edges up to which it is faster to run only what they change
 ENOUGH = 4  # circuits that make it worth it to run the model with every edge closed first, where that is not given
 
 
-def gated_logits(model: MaskedModel, batch: PairBatch, gates: Tensor, ablated: WriterStates) -> Tensor:
-    """Logits of the gated model at the scored positions, `[batch, positions, vocab]`, in float32."""
-    return model(batch.clean, gates, ablated, batch.attention_mask, batch.positions).float()
+def gated_logits(
+    model: MaskedModel, batch: PairBatch, gates: Tensor, ablated: WriterStates, *, sampled: bool = False
+) -> Tensor:
+    """Logits of the gated model at the scored positions, `[batch, positions, vocab]`, in float32.
+
+    Args:
+        model: The masked model.
+        batch: On its device.
+        gates: `[reader, writer]`, or `[group, reader, writer]`.
+        ablated: What closed edges carry in this batch.
+        sampled: They are a sample, of which some are closed: a GPU is then not asked, and waited for.
+    """
+    all_open = False if sampled and model.device.type != "cpu" else None
+    return model(batch.clean, gates, ablated, batch.attention_mask, batch.positions, all_open=all_open).float()
 
 
 def logits_of_each(

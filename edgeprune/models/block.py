@@ -161,6 +161,10 @@ class Block(nn.Module, ABC):
         scale = self.spec_of(self.post_norm).scale(out)
         return (values * scale[..., None, None]).to(values.dtype), self.post_norm(out)
 
+    def written(self, values: Tensor) -> Tensor:
+        """The first of what `write` returns, from values `[B, S, H, C]`."""
+        return values if self.post_norm is None else self.write(values)[0]
+
     def output_weight(self) -> Tensor:
         """By head `[H, C, D]`: what turns written values into the head's output; holds the gain of `post_norm`."""
         weight = self.projection_weight()
@@ -174,9 +178,25 @@ class Block(nn.Module, ABC):
         return written.flatten(2) @ self.output_weight().flatten(0, 1).to(written.dtype)
 
     # ---------------------------------------------------------------- MLP and stream
+    @property
+    def mlp_norm(self) -> nn.Module | None:
+        """The norm before the MLP, a module on `[..., D]`; None: there is none."""
+        return None
+
+    @property
+    def mlp_post_norm(self) -> nn.Module | None:
+        """The norm of what the MLP adds to the stream; None: there is none."""
+        return None
+
     @abstractmethod
+    def feed_forward(self, normed: Tensor) -> Tensor:
+        """The MLP between its norms, `[..., D]` to `[..., D]`."""
+
     def mlp(self, stream: Tensor) -> Tensor:
         """What the MLP adds to the stream, its norms included, `[..., D]` to `[..., D]`."""
+        before, behind = self.mlp_norm, self.mlp_post_norm
+        out = self.feed_forward(stream if before is None else before(stream))
+        return out if behind is None else behind(out)
 
     def mlp_input(self, stream: Tensor, attention: Tensor) -> Tensor:
         """What the MLP reads `[B, S, D]`: the stream before the layer, with what attention adds unless `parallel`."""

@@ -48,13 +48,13 @@ def find_changes(graph: EdgeGraph, keep: Tensor, starts: Tensor) -> Changes:
         starts: Readers whose input changes of itself, bool `[reader]`.
     """
     reaching = graph.reaching_logits(keep)
-    counts = (keep & reaching[:, None]).any(0)  # writers that reach the logits
+    counts = (keep & reaching[:, None]).any(0).tolist()  # writers that reach the logits
     changed = torch.zeros(len(graph.writers), dtype=torch.bool)
     layers: list[LayerChanges] = []
     for layer in range(graph.arch.num_layers):
         attention, mlp_row = graph.rows(layer).attention, graph.mlp_reader(layer)
-        moved = reaching & (starts | (keep & changed).any(1))
-        readers = [reader for reader in range(attention.start, attention.stop) if moved[reader]]
+        moved = reaching[attention] & (starts[attention] | (keep[attention] & changed).any(1))
+        readers = (moved.nonzero().flatten() + attention.start).tolist()
         behind = {writer for reader in readers for writer in graph.behind(reader)}
         heads = sorted(writer for writer in behind if counts[writer])
         changed[heads] = True
@@ -64,6 +64,18 @@ def find_changes(graph: EdgeGraph, keep: Tensor, starts: Tensor) -> Changes:
         layers.append(LayerChanges(readers, heads, mlp))
     writers = changed.nonzero().flatten().tolist()
     return Changes(layers, writers, _everywhere(graph, keep, layers))
+
+
+def alike(graph: EdgeGraph, keep: Tensor) -> list[int]:
+    """For each reader the first one of its layer into which the same edges are open: both take in the same.
+
+    Args:
+        graph: The graph.
+        keep: Open edges, bool `[reader, writer]`, False where none exists.
+    """
+    first: dict[tuple[int, bytes], int] = {}
+    keys = zip(graph.num_visible, (row.tobytes() for row in keep.numpy()), strict=True)
+    return [first.setdefault(key, reader) for reader, key in enumerate(keys)]
 
 
 def _everywhere(graph: EdgeGraph, keep: Tensor, layers: list[LayerChanges]) -> frozenset[int]:

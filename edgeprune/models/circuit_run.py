@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
-from edgeprune.models.changes import Changes, find_changes
+from edgeprune.models.changes import Changes, alike, find_changes
 from edgeprune.models.clean_run import LayerValues, StartingRun
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.read_ops import exact_dtype
 from edgeprune.models.reads import LayerReads
-from edgeprune.models.rerun import ReferenceState, Rerun
+from edgeprune.models.rerun import KeptInputs, ReferenceState, Rerun
 from edgeprune.models.stack import Workspace
 from edgeprune.models.states import WriterStates
 
@@ -47,9 +47,8 @@ class CircuitRun(StartingRun):
         super().__init__(model, batch, "looking at single edges of a circuit's run")
         graph = model.graph
         self.keep = keep.cpu().bool() & graph.exists
-        self.open = self.keep.to(self.embedded)
-        self.closed = graph.exists.to(self.embedded) - self.open
-        self.attention: dict[int, Tensor] = {}  # inputs of a layer's readers that can change, [readers, T, D]
+        self.closed = (graph.exists & ~self.keep).to(self.embedded)
+        self.attention = KeptInputs()  # of the readers that can change; of those that take in the same, the first
         self.mlps: dict[int, Tensor] = {}  # inputs of the MLPs that can change, [T, D]
         self._changing = find_changes(graph, self.keep, self.keep.any(1))
         start = self.embedded.flatten(0, 1)
@@ -67,10 +66,13 @@ class CircuitRun(StartingRun):
         """All layers, as the masked model runs them; what they computed is kept. Returns the stream at their end."""
         model, graph, shape = self.model, self.model.graph, self.embedded.shape
         stream, chain = self.embedded.flatten(0, 1), self.embedded.new_zeros(())
+        same = alike(graph, self.keep)
         for layer, block in enumerate(model.blocks):
             changed = self._changing.layers[layer]
             if changed.readers:
-                self.attention[layer] = self.mixed(changed.readers, self.closed, stream)
+                readers = list(dict.fromkeys(same[reader] for reader in changed.readers))
+                self.attention.readers[layer] = readers
+                self.attention.inputs[layer] = self.mixed(readers, self.closed, stream)
             qkv, _, chain = reads(layer, chain, stream, shape[0])
             written, attention = block.write(model.attend(block, qkv, self.first_context, reads.stack.all_open))
             chain = model.write_heads(chain, written, ablated.heads[layer], reads.stack, block)
@@ -105,25 +107,14 @@ class CircuitRun(StartingRun):
         starts = torch.zeros(len(self.keep), dtype=torch.bool)
         starts[reader] = True
         changes = find_changes(self.model.graph, self.keep, starts)
+        reference = ReferenceState(self.attention, self.mlps, self.last, self.layers)
         at_once = max(1, int(memory_gb * 1e9 / self._rerun_bytes(changes)))
         for start in range(0, len(writers), at_once):
             moves = self.delta[list(writers[start : start + at_once])]
             if at is not None:
                 moves = moves * at[start : start + at_once, :, None]
-            rerun = Rerun(self, self.open, changes, self._reference(changes), len(moves))
+            rerun = Rerun(self, self.keep, changes, reference, len(moves))
             yield from rerun.run({reader: moves})[0]
-
-    def _reference(self, changes: Changes) -> ReferenceState:
-        """The circuit's state, as a run over `changes` wants it."""
-
-        def attention(layer: int) -> Tensor:
-            known = {reader: place for place, reader in enumerate(self._changing.layers[layer].readers)}
-            wanted = changes.layers[layer].readers
-            if len(wanted) == len(known):
-                return self.attention[layer]
-            return self.attention[layer][[known[reader] for reader in wanted]]
-
-        return ReferenceState(attention, self.mlps, self.last, self.layers)
 
     def _rerun_bytes(self, changes: Changes) -> int:
         """Memory of one copy in a rerun: changes of the writers, one layer's values, the logits."""

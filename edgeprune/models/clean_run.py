@@ -12,6 +12,7 @@ from edgeprune.batch import PairBatch
 from edgeprune.models.block import Edits, Site, keeping, walk
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.places import rows_of
+from edgeprune.models.projections import Projection
 from edgeprune.models.states import WriterStates
 
 _KEPT: tuple[Site, ...] = ("residual", "q_proj", "k_proj", "v_proj", "head_out", "attention_out", "mlp_out")
@@ -45,6 +46,8 @@ class StartingRun:
         self.embeddings, self.embedded, self.first_context = model.start(batch.clean, batch.attention_mask)
         self.tokens = rows_of(batch.positions, batch.clean.shape[1])
         self.layers: list[LayerValues] = []
+        self._projections: dict[int, Projection] = {}
+        model.projections.forget_edited()
 
     def put_embeddings(self, ablated: WriterStates) -> None:
         """Fill the embeddings' rows of `delta`."""
@@ -53,7 +56,18 @@ class StartingRun:
 
     def context(self, copies: int) -> Any:
         """What layers share for some copies of the batch."""
+        if copies == 1:
+            return self.first_context
         return self.model.context(self.embedded, self.batch.clean, self.batch.attention_mask, copies)
+
+    def projection(self, layer: int) -> Projection:
+        """What a layer's readers are projected with, to be used before the next one is asked for."""
+        if layer in self._projections:
+            return self._projections[layer]
+        found = self.model.projections(layer)
+        if found.stays:
+            self._projections[layer] = found
+        return found
 
     def mixed(self, readers: list[int], closed: Tensor, stream: Tensor) -> Tensor:
         """A stream `[T, D]` with what closed edges bring, `[readers, T, D]`, for readers that see the same writers."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from edgeprune.models.changes import Changes, find_changes
 from edgeprune.models.clean_run import CleanRun
-from edgeprune.models.rerun import ReferenceState, Rerun
+from edgeprune.models.rerun import KeptInputs, ReferenceState, Rerun
 
 
 @final
@@ -35,7 +35,6 @@ class DownstreamRun:
         graph = clean.model.graph
         self.clean, self.reader = clean, reader
         self.keep = keep & graph.exists
-        self.open = self.keep.to(clean.delta)
         closed = graph.exists & ~self.keep
         starts = torch.zeros(len(graph.readers), dtype=torch.bool)
         starts[reader] = True
@@ -52,7 +51,7 @@ class DownstreamRun:
         """
         delta = self.clean.delta
         moves = delta[list(candidates)].cumsum(0) + delta[list(closed)].sum(0)
-        rerun = Rerun(self.clean, self.open, self.changes, self._reference, len(candidates))
+        rerun = Rerun(self.clean, self.keep, self.changes, self._reference, len(candidates))
         return rerun.run({self.reader: moves})[0]
 
     def _settle(self, base: Changes, closed: Tensor) -> tuple[Tensor, ReferenceState]:
@@ -63,21 +62,22 @@ class DownstreamRun:
             layer: self._mixed([rows[layer]], closed)[0] for layer, changed in enumerate(base.layers) if changed.mlp
         }
         last = self._mixed([len(graph.readers) - 1], closed)[0, clean.tokens]
-        start = ReferenceState(lambda layer: self._mixed(base.layers[layer].readers, closed), mlps, last, clean.layers)
-        rerun = Rerun(clean, self.open, base, start, 1, wanted=self.changes)
+        start = ReferenceState(lambda _, readers: self._mixed(readers, closed), mlps, last, clean.layers)
+        rerun = Rerun(clean, self.keep, base, start, 1, wanted=self.changes)
         logits, layers = rerun.run({})
         kept = rerun.inputs
-        attention = {
-            layer: torch.stack([kept.pop(reader, clean.stream(reader)) for reader in changed.readers])
-            for layer, changed in enumerate(self.changes.layers)
-            if changed.readers
-        }
+        attention = KeptInputs()
+        for layer, changed in enumerate(self.changes.layers):
+            if changed.readers:
+                names = list(dict.fromkeys(rerun.alike[reader] for reader in changed.readers))
+                attention.readers[layer] = names
+                attention.inputs[layer] = torch.stack([kept.pop(name, clean.stream(name)) for name in names])
         mlps = {
             layer: kept.get(rows[layer], clean.stream(rows[layer]))
             for layer, changed in enumerate(self.changes.layers)
             if changed.mlp
         }
-        return logits[0], ReferenceState(attention.__getitem__, mlps, rerun.last, layers)
+        return logits[0], ReferenceState(attention, mlps, rerun.last, layers)
 
     def _mixed(self, readers: list[int], closed: Tensor) -> Tensor:
         """Inputs `[readers, T, D]` by (1) of readers before which nothing changed, and that see the same writers."""

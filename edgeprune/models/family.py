@@ -105,9 +105,19 @@ class AbstractFamily(ABC):
     def context(self, stream: Tensor, attention_mask: Tensor | None, position_ids: Tensor) -> Any:
         """What all layers share (masks, rotary tables), for a stream `[B, S, D]`."""
 
+    @property
     @abstractmethod
+    def last_norm(self) -> nn.Module | None:
+        """The norm before the head, of the kind that `Block.spec_of` knows; None: there is none."""
+
+    @abstractmethod
+    def head(self, normed: Tensor) -> Tensor:
+        """The head behind the final norm: `[..., D]` to logits `[..., vocab]`."""
+
     def finish(self, stream: Tensor) -> Tensor:
         """Final norm and head: `[..., D]` to logits `[..., vocab]`."""
+        norm = self.last_norm
+        return self.head(stream if norm is None else norm(stream))
 
 
 def cached(states: Tensor, config: Any) -> Tensor:

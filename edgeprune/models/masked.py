@@ -26,7 +26,7 @@ from edgeprune.models.stack import DeltaStack, Workspace
 from edgeprune.models.states import FixedOutputs, WriterStates
 
 COMPUTED = FixedOutputs()  # nothing is given
-FLOAT16_SCALE = 2.0**10  # of gradients inside a float16 model, whose small ones would be rounded to 0
+FLOAT16_SCALE = 4.0  # of an example's gradients inside a float16 model, whose small ones would be rounded to 0
 
 
 class MaskedModel(nn.Module):
@@ -50,7 +50,7 @@ class MaskedModel(nn.Module):
         self.hf: Any = hf.requires_grad_(False)
         self.family = find_family(hf.config.model_type)(hf, kv_readers)
         self.graph = EdgeGraph(self.family.arch(split_embedding))
-        self._workspace = Workspace()
+        self.workspace = Workspace()
         self.projections = Projections(self.blocks, self.graph.arch)
         self.head_shape = self.blocks[0].projection_weight().shape  # heads, their width, width of the stream
         self.sharding: Whole | Sharding = Whole(hf)
@@ -75,10 +75,9 @@ class MaskedModel(nn.Module):
         """Device of the frozen weights."""
         return self.hf.get_input_embeddings().weight.device
 
-    @property
-    def _gradient_scale(self) -> float:
-        """What gradients inside the model are multiplied by, so that none is lost to rounding."""
-        return FLOAT16_SCALE if self.dtype == torch.float16 else 1.0
+    def _gradient_scale(self, examples: int) -> float:
+        """What gradients inside the model are multiplied by, a power of 2: losses are means over about `examples`."""
+        return FLOAT16_SCALE * 2 ** (examples - 1).bit_length() if self.dtype == torch.float16 else 1.0
 
     @property
     def width(self) -> int:
@@ -221,7 +220,7 @@ class MaskedModel(nn.Module):
         with self.sharding.keeping():
             inputs = self._last_inputs(input_ids, gates, ablated, attention_mask, positions, fixed, relative, all_open)
         logits = self.logits(inputs) if head else inputs
-        return ScaleGradient.apply(logits, self._gradient_scale) if gates.requires_grad else logits
+        return ScaleGradient.apply(logits, self._gradient_scale(len(input_ids))) if gates.requires_grad else logits
 
     def _last_inputs(
         self,
@@ -241,9 +240,9 @@ class MaskedModel(nn.Module):
         stream = stream.flatten(0, 1)
         closed = (1 - gates).to(stream.device, exact_dtype(stream.dtype)).reshape(-1, *graph.shape)
         if gates.requires_grad:
-            closed = ScaleGradient.apply(closed, 1 / self._gradient_scale)
+            closed = ScaleGradient.apply(closed, 1 / self._gradient_scale(batch))
         reads = LayerReads(
-            graph, self.blocks, self.projections, closed, stream, self._workspace, all_open, self.read_ops
+            graph, self.blocks, self.projections, closed, stream, self.workspace, all_open, self.read_ops
         )
         stack = reads.stack
         chain = stream.new_zeros((), requires_grad=gates.requires_grad)

@@ -21,16 +21,16 @@ class ReadSegment(torch.autograd.Function):
     """What all readers of a segment get from the writers before it, left in `mixed`.
 
     Inputs: the latest link; closed `[G, readers, writers]`; the stream before the segment `[T, D]`, which the
-    `num_streams` first readers take in; this number; the stack; whether the segment is the first. Returns: the next
-    link.
+    `num_streams` first readers take in; this number; the stack; the segment's number. Returns: the next link.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, chain: Tensor, closed: Tensor, stream: Tensor, num_streams: int, stack: DeltaStack, first: bool
+        ctx: Any, chain: Tensor, closed: Tensor, stream: Tensor, num_streams: int, stack: DeltaStack, segment: int
     ) -> Tensor:
         ctx.save_for_backward(closed)
-        ctx.stack, ctx.first = stack, first
+        ctx.stack, ctx.first = stack, segment == 0
+        stack.enter(segment)
         with no_autocast(closed):
             stack.mix_before(closed, stream, num_streams)
         return chain.clone()
@@ -77,6 +77,7 @@ class ReadLayer(torch.autograd.Function):
             else:
                 stack.mix(closed, span.writers, span.readers, stream, span.num_streams)
                 out, scale, mean = stack.ops.project(readers[: span.num_streams], projection)
+                stack.made(span)
         ctx.save_for_backward(stream, closed, out, scale, mean)
         ctx.projection_of = (lambda: projection) if projection.stays else projection_of
         ctx.stack, ctx.span = stack, span
@@ -87,10 +88,12 @@ class ReadLayer(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, grad_mlp: Tensor, grad_chain: Tensor) -> tuple[Tensor | None, ...]:
         stream, closed, out, scale, mean = ctx.saved_tensors
         projection, stack, span = ctx.projection_of(), ctx.stack, ctx.span
+        stack.enter(span.segment)
         readers = stack.mixed[span.readers]
         attention = readers[: span.num_streams]
         with no_autocast(stream):
-            if projection.eps is not None and not stack.all_open:  # without a norm, inputs are not needed
+            needed = projection.eps is not None and not stack.all_open  # without a norm, inputs are not
+            if needed and not stack.use_up(span):
                 stack.remake(span)
                 stack.mix(closed, span.writers, span.readers, stream, span.num_streams)
             stack.ops.unproject(attention, stream if stack.all_open else None, grad, out, scale, mean, projection)

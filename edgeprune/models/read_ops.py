@@ -34,6 +34,7 @@ class ReadOps:
     Attributes:
         chunk_bytes: Readers' inputs that are scaled and projected at a time.
         pieces: That long sums of products fall into, so that threads share them.
+        keep_bytes: Readers' inputs that stay until the backward, at most, beside those of one segment (`reads.py`).
         segment_readers: Of a segment, about: layers that are read together (docs/performance.md has other numbers).
         fused: Each layer is read by itself, by `read_layer`, and no reader's input is kept: there are no segments.
     """
@@ -41,6 +42,7 @@ class ReadOps:
     fused = False
     chunk_bytes = 8 * 2**20
     pieces = 8
+    keep_bytes = 2**30
     segment_readers = 96
 
     # ---------------------------------------------------------------- inputs
@@ -232,6 +234,7 @@ class CudaReadOps(ReadOps):
 
     chunk_bytes = 256 * 2**20
     pieces = 1
+    keep_bytes = 0
     segment_readers = 256
 
     def mix(self, closed: Tensor, rows: Tensor, out: Tensor, *, add: bool) -> None:

@@ -1,5 +1,6 @@
-"""The reads of all layers of one run, and which layers form a segment."""
+"""The reads of all layers of one run, which layers form a segment, and whose inputs stay until the backward."""
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
@@ -8,12 +9,15 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
+from edgeprune.errors import EdgepruneError
 from edgeprune.graph import ArchSpec, EdgeGraph
 from edgeprune.models.block import Block, Projected, repeat_kv
 from edgeprune.models.projections import Projections
 from edgeprune.models.read_functions import ReadAlone, ReadLayer, ReadSegment
 from edgeprune.models.read_ops import ReadOps, ops_for
-from edgeprune.models.stack import DeltaStack, Span, Workspace
+from edgeprune.models.stack import DeltaStack, InputRows, Span, Workspace
+
+KEEP = "EDGEPRUNE_KEEP_MIB"
 
 
 class Segment(NamedTuple):
@@ -40,12 +44,37 @@ def segments(num_layers: int, readers_per_layer: int, readers: int = ReadOps.seg
     return [Segment(first, end) for first, end in pairwise(ends)]
 
 
-def mixed_readers(arch: ArchSpec, ops: ReadOps) -> int:
-    """Readers whose inputs are kept at a time: those of the longest of `segments`, or none."""
+def input_rows(arch: ArchSpec, ops: ReadOps, row_bytes: int, backward: bool = True) -> InputRows:
+    """Which inputs are kept: there is a bound on the memory; others are mixed again in the backward.
+
+    Args:
+        arch: The graph's shape.
+        ops: The operations.
+        row_bytes: Of one reader's input.
+        backward: There will be one.
+    """
     if ops.fused:
-        return 0
+        return InputRows(0, {})
     found = segments(arch.num_layers, arch.readers_per_layer, ops.segment_readers)
-    return arch.readers_per_layer * max((end - first for first, end in found), default=0)
+    rows = [arch.readers_per_layer * (end - first) for first, end in found]
+    own: dict[int, int] = {}
+    room = _keep_bytes(ops) if backward else 0
+    for number in range(len(rows) - 2, -1, -1):  # late ones have more writers before them
+        room -= rows[number] * row_bytes
+        if room < 0:
+            break
+        own[number] = rows[number]
+    return InputRows(max(rows, default=0), own)
+
+
+def _keep_bytes(ops: ReadOps) -> int:
+    """What the environment variable says in MiB, else what the operations take."""
+    text = os.environ.get(KEEP)
+    if not text:
+        return ops.keep_bytes
+    if not text.isdecimal():
+        raise EdgepruneError(f"{KEEP} must be a number of MiB, 0 for none, got {text!r}")
+    return int(text) * 2**20
 
 
 @final
@@ -81,17 +110,21 @@ class LayerReads:
         self.graph, self.blocks, self.projections = graph, blocks, projections
         arch, ops = graph.arch, ops_for(stream.device, read_ops)
         found = segments(arch.num_layers, arch.readers_per_layer, ops.segment_readers)
-        largest = mixed_readers(arch, ops)
         if all_open is None:
             all_open = not bool(closed.where(graph.exists.to(closed.device), 0).any())
             projections.forget_edited()
-        self.stack = DeltaStack(len(graph.writers), stream, largest, workspace, ops, all_open=all_open)
+        normed = blocks[0].input_spec().eps is not None  # else the backward needs no inputs
+        rows = input_rows(arch, ops, stream.nbytes, closed.requires_grad and normed and not all_open)
+        self.stack = DeltaStack(len(graph.writers), stream, rows, workspace, ops, all_open=all_open)
         sizes = [arch.readers_per_layer * (end - first) for first, end in found]
         *by_segment, logits = closed.split([*sizes, 1], dim=1)
-        self._segments = {segment.first: part for segment, part in zip(found, by_segment, strict=True)}
+        self.segments = {
+            own.first: (number, part) for number, (own, part) in enumerate(zip(found, by_segment, strict=True))
+        }
         layers = [part.split(arch.readers_per_layer, dim=1) for part in by_segment]
         self.closed = [*(layer for part in layers for layer in part), logits]
-        self._first, self._before = 0, (closed, stream)  # of the present segment: first layer, and as in `Span`
+        self._first, self._segment = 0, 0  # of the present segment: first layer, number
+        self._before = closed, stream  # as in `Span`
 
     def __call__(self, layer: int, chain: Tensor, stream: Tensor, batch: int) -> tuple[Projected, Tensor, Tensor]:
         """Read one layer.
@@ -116,10 +149,11 @@ class LayerReads:
                 chain, stream, closed, fused, projection_of, self.stack, num_streams, layer == 0
             )
             return self._projected(out, batch), mlp, chain
-        if layer in self._segments:
-            closed, before = self._segments[layer][..., : graph.first_writer(layer)], stream.detach()
+        if layer in self.segments:
+            (self._segment, closed), before = self.segments[layer], stream.detach()
+            closed = closed[..., : graph.first_writer(layer)]
             self._first, self._before = layer, (closed.detach(), before)
-            chain = ReadSegment.apply(chain, closed, before, num_streams, self.stack, layer == 0)
+            chain = ReadSegment.apply(chain, closed, before, num_streams, self.stack, self._segment)
         begin, end = graph.first_writer(self._first), graph.first_writer(layer)
         start = (layer - self._first) * arch.readers_per_layer
         rows = slice(start, start + arch.readers_per_layer)
@@ -130,7 +164,7 @@ class LayerReads:
             fused,
             projection_of,
             self.stack,
-            Span(rows, slice(begin, end), *self._before, num_streams),
+            Span(self._segment, rows, slice(begin, end), *self._before, num_streams),
         )
         return self._projected(out, batch), mlp, chain
 

@@ -10,6 +10,7 @@ run, e_w = ablated_w, but for the embeddings. The third has terms only where som
 Shapes: B examples, S positions, T = B * S tokens, P = B * scored positions, D width.
 """
 
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -65,8 +66,8 @@ class EmptyRun(StartingRun):
             kept = None if mlp is None else mlp.flatten(0, 1)
             self.layers.append(LayerValues(tuple(part.flatten(0, 1) for part in qkv), heads.flatten(0, 1), kept))
         last = stream.flatten(0, 1)[self.tokens]
-        self._state = ReferenceState(lambda layer: streams[layer][None], mlps, last, self.layers)
-        self._moving = (self.delta != 0).flatten(1).any(1).nonzero().flatten()
+        self._state = ReferenceState(lambda layer, _: streams[layer][None], mlps, last, self.layers)
+        self._moving = (self.delta != 0).flatten(1).any(1).nonzero().flatten().tolist()
 
     @torch.no_grad()
     def logits(self, keep: Tensor) -> Tensor:
@@ -76,21 +77,13 @@ class EmptyRun(StartingRun):
             keep: Bool `[reader, writer]` on the CPU, False where no edge exists.
         """
         graph = self.model.graph
-        brought = keep[:, self._moving.cpu()]
-        starts = brought.any(1)
+        starts = keep[:, self._moving].any(1)
         changes = find_changes(graph, keep, starts)
         changing = [reader for layer in changes.layers for reader in layer.readers]
         changing += [graph.mlp_reader(layer) for layer, found in enumerate(changes.layers) if found.mlp]
         changing.append(len(graph.readers) - 1)
-        moves = self._moves(brought, [reader for reader in changing if starts[reader]])
-        return Rerun(self, keep.to(self.embedded), changes, self._state, 1).run(moves)[0][0]
-
-    def _moves(self, brought: Tensor, readers: list[int]) -> dict[int, Tensor]:
-        """What open edges from moving writers bring readers, `[1, T, D]` each; equal sums are one tensor."""
-        sums: dict[tuple[bool, ...], Tensor] = {}
-        delta = self.delta[self._moving]
-        for reader in readers:
-            key = tuple(brought[reader].tolist())
-            if key not in sums:
-                sums[key] = -delta[brought[reader].to(delta.device)].sum(0, keepdim=True)
-        return {reader: sums[tuple(brought[reader].tolist())] for reader in readers}
+        apart = [writer for writer in self._moving if keep[changing, writer].any()]
+        brings = torch.zeros(len(graph.writers), dtype=torch.bool)
+        brings[[*changes.writers, *apart]] = True
+        state = replace(self._state, apart={writer: -self.delta[writer] for writer in apart})
+        return Rerun(self, keep & brings, changes, state, 1).run({})[0][0]

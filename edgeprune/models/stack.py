@@ -13,13 +13,15 @@ inputs are the stream, and the model's own projection of it is taken: the logits
 Layers are read in *segments*: what all readers of a few layers get from the writers before the segment is one product,
 and each layer adds what it gets from the segment's own writers. That is the same work, but the stack is read and its
 gradient updated once per segment instead of once per layer, and the products have a shape that keeps a processor busy.
-The backward makes inputs anew instead of keeping them, and adds to one gradient stack.
+The backward turns inputs into their gradients, where they lie, and adds to one gradient stack. Inputs that there was no
+room to keep are mixed anew for it.
 
 The products themselves are in `read_ops.py`, by device; what autograd sees is in `read_functions.py`. Shapes: T tokens
 (batch x seq), D residual width, G groups of tokens with gates of their own (`read_ops.py`).
 """
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -28,10 +30,28 @@ from torch import Tensor
 from edgeprune.models.read_ops import ReadOps
 
 
+class InputRows(NamedTuple):
+    """Readers whose inputs lie in memory at a time.
+
+    Attributes:
+        shared: Of the longest segment. Segments take turns, and the last one is there when the backward begins.
+        own: By segment, of those whose inputs stay until the backward.
+    """
+
+    shared: int
+    own: Mapping[int, int]
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.shared + sum(self.own.values())
+
+
 class Span(NamedTuple):
     """Where a layer lies in its segment.
 
     Attributes:
+        segment: Its number.
         readers: Its readers' rows in `DeltaStack.mixed`: attention readers, then the MLP if there is one.
         writers: The segment's writers that come before it.
         closed_before: What the segment's readers close of the edges from earlier writers, `[G, readers of the segment,
@@ -40,6 +60,7 @@ class Span(NamedTuple):
         num_streams: How many of the layer's readers take in the stream here: those of attention, which come first.
     """
 
+    segment: int
     readers: slice
     writers: slice
     closed_before: Tensor
@@ -85,7 +106,7 @@ class DeltaStack:
         self,
         num_writers: int,
         stream: Tensor,
-        segment_readers: int,
+        rows: InputRows,
         workspace: Workspace,
         ops: ReadOps,
         *,
@@ -96,16 +117,18 @@ class DeltaStack:
         Args:
             num_writers: Rows of `delta`.
             stream: The embedding output `[T, D]`, whose dtype, device and size the stack takes over.
-            segment_readers: Rows of `mixed`.
+            rows: Of `mixed`.
             workspace: Where buffers come from, and go when the stack is no longer used.
             ops: The operations of the stream's device.
             all_open: No edge is closed.
         """
         self.all_open, self.ops = all_open, ops
-        self._workspace, self._remade = workspace, False
+        self._workspace, self._rows, self._remade = workspace, rows, False
+        self._holder = -1  # segment that has the shared rows
+        self._whole: dict[int, set[int]] = {}  # by segment, layers (their first rows) whose inputs lie in its rows
         self._buffers: dict[str, Tensor] = {}
         self.delta = self._take("delta", (num_writers, *stream.shape), stream)
-        self.mixed = self._take("mixed", (segment_readers, *stream.shape), stream)
+        self.enter(0)
         self.grad: Tensor | None = None
 
     def _take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -131,9 +154,30 @@ class DeltaStack:
             self.grad = None
             self._workspace.give_back("grad", self._buffers.pop("grad"))
 
+    def enter(self, segment: int) -> None:
+        """Let `mixed` be the rows of a segment; it has them until another one enters that has none of its own."""
+        own = self._rows.own.get(segment)
+        if own is None and segment != self._holder:
+            self._whole.pop(self._holder, None)
+            self._holder = segment
+        name, rows = ("mixed", self._rows.shared) if own is None else (f"mixed {segment}", own)
+        self.mixed = self._take(name, (rows, *self.delta.shape[1:]), self.delta)
+
+    def made(self, span: Span) -> None:
+        """The inputs of a layer are in `mixed`."""
+        self._whole.setdefault(span.segment, set()).add(span.readers.start)
+
+    def use_up(self, span: Span) -> bool:
+        """Whether the inputs of a layer are in `mixed` still; they do not stay there."""
+        layers = self._whole.get(span.segment, set())
+        found = span.readers.start in layers
+        layers.discard(span.readers.start)
+        return found
+
     def remake(self, span: Span) -> None:
         """In the backward, mix the segment's inputs again, once."""
         if not self._remade:
+            self._whole.pop(span.segment, None)
             self.mix_before(span.closed_before, span.stream_before, span.num_streams)
             self._remade = True
 

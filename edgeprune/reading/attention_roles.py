@@ -30,7 +30,7 @@ from edgeprune.json_numbers import json_fields, json_numbers
 from edgeprune.models.masked import MaskedModel
 from edgeprune.nodes import node_names, nodes_of_readers
 from edgeprune.reading.attention import attention_in, attention_to, circuit_run
-from edgeprune.reading.prompts import OTHER, role_names, role_tokens
+from edgeprune.roles import OTHER, role_names, role_tokens
 
 SCORED = "scored position"  # where the answer is read
 FIRST = "first token"  # where attention goes that has nothing to do

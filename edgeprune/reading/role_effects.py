@@ -34,7 +34,7 @@ from edgeprune.json_numbers import json_fields, json_numbers
 from edgeprune.methods.attribution import closing_effects
 from edgeprune.methods.problem import Metric, Problem
 from edgeprune.metrics.registry import measure_named
-from edgeprune.reading.prompts import parts_of, positions_by_part, role_names
+from edgeprune.roles import parts_of, positions_by_part, role_names
 from edgeprune.tables import Numbers, table
 
 if TYPE_CHECKING:

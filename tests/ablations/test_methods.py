@@ -13,6 +13,7 @@ from edgeprune.methods import (
     EAP,
     EAPIG,
     ActivationMagnitude,
+    ContextualDecomposition,
     ExactEdgePatching,
     InformationFlowRoutes,
 )
@@ -30,6 +31,7 @@ METHODS: dict[str, Any] = {
     "magnitude": ActivationMagnitude(),
     "exact": ExactEdgePatching(),
     "flow": InformationFlowRoutes(),
+    "decomposition": ContextualDecomposition(),
 }
 
 

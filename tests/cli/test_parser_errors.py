@@ -10,7 +10,10 @@ from edgeprune.cli.parser_errors import known, one_sentence
 from edgeprune.methods import AbstractDiscovery, AbstractRecipe
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
-METHODS = "ACDC, ActivationMagnitude, EAP, EAPIG, ExactEdgePatching, HISP, InformationFlowRoutes, RandomScores"
+METHODS = (
+    "ACDC, ActivationMagnitude, ContextualDecomposition, EAP, EAPIG, ExactEdgePatching, HISP, InformationFlowRoutes, "
+    "RandomScores"
+)
 GOOD = ["discover", "--model.name", "compiled:reverse", "--method", "EAPIG", "--data.task", "CompiledTask"]
 
 SAID: dict[str, tuple[list[str], str]] = {

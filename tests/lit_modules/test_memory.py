@@ -140,7 +140,7 @@ def test_a_step_gives_its_buffers_back_before_the_next_takes_them(accumulated: i
 
     class Watch(pl.Callback):
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-            seen.append(set(pl_module.masked._workspace._spare))
+            seen.append(set(pl_module.masked.workspace._spare))
 
     module, data, trainer = parts(
         {"batch_size": 4},

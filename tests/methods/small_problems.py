@@ -68,6 +68,14 @@ def linear_model() -> MaskedModel:
     return MaskedModel(hf.double().eval(), split_embedding=True)
 
 
+def without_biases(model: MaskedModel) -> MaskedModel:
+    """The same model with every bias 0, those of norms, experts and bounds of activations too."""
+    for name, parameter in model.hf.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.zero_()
+    return model
+
+
 def compiled_problem(name: str, ablation: str = "interchange", number: int = 40) -> Problem:
     """Pairs of a compiled program, judged by squared error."""
     pairs = CompiledTask(name).splits(None)["train"][:number]

@@ -16,6 +16,7 @@ from edgeprune.methods.problem import Problem
 from edgeprune.models.changes import find_changes
 from edgeprune.models.clean_run import CleanRun
 from edgeprune.models.downstream import DownstreamRun
+from edgeprune.models.open_reads import projected
 from tests.methods.test_acdc import edges_of, random_batches, random_problem, small
 from tests.models.test_conformance import WIRED
 
@@ -50,6 +51,29 @@ def test_logits_are_those_of_the_masked_model(family: Any, index: int, ablation:
             expected = problem.model(batch.clean, gates, ablated, batch.attention_mask, batch.positions).float()
             found = downstream.ahead(closed, asked)[number - 1] if number else downstream.logits
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)  # both are rounded to float32
+
+
+def test_readers_with_the_same_open_edges_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all edges open each later layer has one input; the receiver in question has one of its own."""
+    problem, made = random_problem("gpt2", 0), list[int]()
+    graph = problem.model.graph
+
+    def counted(inputs: Tensor, *others: Any) -> Tensor:
+        made.append(inputs.shape[1])
+        return projected(inputs, *others)
+
+    monkeypatch.setattr("edgeprune.models.rerun.projected", counted)
+    losses, reader = DownstreamLosses(problem, 1.0, 8), graph.readers.index("a0.h1.q")
+    losses.begin(graph.exists, reader)
+    assert not made  # nothing differs from the clean run
+    losses.prefixes([], [0])
+    assert made == [1] * graph.arch.num_layers * len(losses.batches)
+    keep = graph.exists.clone()
+    keep[graph.readers.index("a1.h2.k"), 0] = False
+    losses.begin(keep, reader)
+    made.clear()
+    losses.prefixes([], [0])
+    assert made == [1, 2, *[1] * (graph.arch.num_layers - 2)] * len(losses.batches)
 
 
 @pytest.mark.parametrize("chunk", [1, 5000])

@@ -17,6 +17,7 @@ from edgeprune.methods import (
     HISP,
     AbstractDiscovery,
     ActivationMagnitude,
+    ContextualDecomposition,
     ExactEdgePatching,
     InformationFlowRoutes,
 )
@@ -32,6 +33,8 @@ METHODS: dict[str, AbstractDiscovery] = {
     "HISP, code": HISP(normalize=False),
     "HISP, paper": HISP("paper"),
     "flow": InformationFlowRoutes(),
+    "decomposition": ContextualDecomposition(),
+    "decomposition, l1": ContextualDecomposition("frozen", "irrelevant", larger=False, measure="l1", paths="all"),
     "magnitude": ActivationMagnitude(),
 }
 

@@ -72,6 +72,6 @@ def test_state_takes_no_more_than_said() -> None:
     model = tiny()
     ((batch, _, ablated),) = problem(model, cuts=()).batches_with_runs()
     run = CircuitRun(model, batch, ablated, model.graph.exists)
-    kept = [run.delta, *run.attention.values(), *run.mlps.values()]
+    kept = [run.delta, *run.attention.inputs.values(), *run.mlps.values()]
     kept += [part for layer in run.layers for part in (*layer.qkv, layer.heads, layer.mlp)]
     assert 0 < sum(part.numel() * part.element_size() for part in kept) <= state_bytes(model) * batch.clean.numel()

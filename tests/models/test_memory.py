@@ -48,12 +48,13 @@ def test_the_stack_and_the_states_have_their_sizes(model: MaskedModel) -> None:
     ids = torch.zeros(SHAPE.batch, SHAPE.seq, dtype=torch.long)
     states = model.record(ids)
     stream = states.embeddings[0].flatten(0, 1)
-    closed = torch.full((1, *model.graph.shape), 0.5)
+    closed = torch.full((1, *model.graph.shape), 0.5, requires_grad=True)
     reads = LayerReads(model.graph, model.blocks, model.projections, closed, stream, Workspace())
     size = states.embeddings.nbytes + states.heads.nbytes + (0 if states.mlps is None else states.mlps.nbytes)
     terms = training_terms(model, SHAPE, 1000)
     assert terms["stack"] == terms["its gradient"] == reads.stack.delta.nbytes == reads.stack.take_grad().nbytes
-    assert terms["readers' inputs"] == reads.stack.mixed.nbytes
+    kept = [reads.stack.enter(segment) or reads.stack.mixed for segment in range(len(reads.segments))]
+    assert terms["readers' inputs"] == sum({rows.data_ptr(): rows.nbytes for rows in kept}.values())
     layers = range(model.graph.arch.num_layers)
     assert terms["readers' weights"] == sum(model.projections(layer).weight.nbytes for layer in layers)
     num_scored = SHAPE.batch * SHAPE.positions

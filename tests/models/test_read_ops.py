@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
+from edgeprune.models.family import registry
 from edgeprune.models.loading import load_model
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.projections import Projection
 from edgeprune.models.read_ops import CudaReadOps, ReadOps, exact_dtype, ops_for
-from edgeprune.models.reads import mixed_readers
+from edgeprune.models.reads import input_rows
 from tests.models.test_conformance import WIRED, build, prompts
 
 FORMS = [ReadOps(), CudaReadOps()]
@@ -164,7 +165,7 @@ def test_whole_models_agree(ops: ReadOps, family: Any, index: int, kind: str, mo
 
 def test_layers_read_alone_keep_no_inputs() -> None:
     arch = build(*WIRED[0].values).graph.arch
-    assert mixed_readers(arch, Alone()) == 0 < mixed_readers(arch, ReadOps())
+    assert input_rows(arch, Alone(), 1).total == 0 < input_rows(arch, ReadOps(), 1).total
 
 
 def test_the_name_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,3 +191,17 @@ def test_without_triton_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(EdgepruneError, match=r"^read_ops='triton' needs the package triton, .* or take 'cuda'$"):
         MaskedModel(build(*WIRED[0].values).hf, read_ops="triton")
+
+
+def test_steep_slopes_of_float16_do_not_overflow() -> None:
+    """A loss a hundred times as steep as most, and a batch of a few: nothing inside reaches 65,504."""
+    model = build(registry()["gpt2"], 0, torch.float16)
+    exact = build(registry()["gpt2"], 0, torch.float32)
+    clean, corrupted = prompts()
+    found: list[Tensor] = []
+    for own in (model, exact):
+        gates = torch.full(own.graph.shape, 0.5).requires_grad_()
+        loss = own(clean, gates, own.record(corrupted)).float().logsumexp(-1).sum() * 100
+        found += torch.autograd.grad(loss, gates)
+    assert found[1].abs().max() > 10
+    assert (found[0] - found[1]).norm() < 0.02 * found[1].norm()

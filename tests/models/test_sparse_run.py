@@ -77,6 +77,14 @@ def test_figures_are_those_of_whole_runs(ablation: str, monkeypatch: pytest.Monk
         assert torch.equal(mixed.circuits(slice(5)).values, whole.values)
 
 
+def test_equal_circuits_of_a_call_have_equal_figures() -> None:
+    asked = problem(tiny())
+    first, other = some_edges(asked.model, 0.08, 0).double(), some_edges(asked.model, 0.05, 1).double()
+    found = measure_examples(asked.model, asked.runs, asked.batches, [first, other, first.clone()], "train")
+    assert torch.equal(found.circuits(slice(1)).values, found.circuits(slice(2, 3)).values)
+    assert not torch.equal(found.circuits(slice(1)).values, found.circuits(slice(1, 2)).values)
+
+
 def test_few_circuits_that_would_need_a_run_of_their_own_are_run_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = problem(tiny(), cuts=(), ablation="zero")
     ((batch, _, ablated),) = asked.batches_with_runs()

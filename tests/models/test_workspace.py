@@ -31,9 +31,9 @@ def test_what_a_run_leaves_does_not_reach_the_next() -> None:
         return torch.autograd.grad(logits.square().sum(), gates)[0]
 
     first = gradient()
-    for buffer in model._workspace._spare.values():
+    for buffer in model.workspace._spare.values():
         buffer.fill_(torch.nan)
-    assert set(model._workspace._spare) == {"delta", "mixed", "grad"}
+    assert set(model.workspace._spare) == {"delta", "mixed", "grad"}
     assert torch.equal(gradient(), first)
     with torch.inference_mode():  # as in validation between two steps
         model(clean, gates, model.record(corrupted))
@@ -55,5 +55,5 @@ def test_a_copy_of_a_model_starts_without_buffers() -> None:
     model = build(registry()["gpt2"], 0)
     clean, corrupted = prompts()
     model(clean, model.graph.all_closed(torch.float64), model.record(corrupted))
-    assert model._workspace._spare
-    assert not copy.deepcopy(model._workspace)._spare
+    assert model.workspace._spare
+    assert not copy.deepcopy(model.workspace)._spare

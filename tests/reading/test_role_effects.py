@@ -16,8 +16,8 @@ from edgeprune.metrics.registry import measure_named
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.read_ops import ReadOps
 from edgeprune.reading import role_effects
-from edgeprune.reading.prompts import OTHER, positions_by_part
 from edgeprune.reading.role_effects import ALL_POSITIONS, first_order_effects
+from edgeprune.roles import OTHER, positions_by_part
 from tests.methods.small_problems import linear_model, tiny
 from tests.models.test_conformance import KV, WIRED, build, prompts
 from tests.reading.small import SPANS, circuit_of, evaluator, pairs, some_edges

@@ -36,8 +36,8 @@ class CohereDecoder(RotaryDecoder):
 
     block = CohereBlock
 
-    def finish(self, stream: Tensor) -> Tensor:
-        return super().finish(stream) * self.hf.logit_scale
+    def head(self, normed: Tensor) -> Tensor:
+        return super().head(normed) * self.hf.logit_scale
 
 
 @final

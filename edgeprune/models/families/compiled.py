@@ -63,5 +63,9 @@ class Compiled(LearnedPositionsDecoder):
     def context(self, stream: Tensor, attention_mask: Tensor | None, position_ids: Tensor) -> Any:
         return self.hf.make_mask(stream, attention_mask, position_ids)
 
-    def finish(self, stream: Tensor) -> Tensor:
-        return self.hf.unembed(stream)
+    @property
+    def last_norm(self) -> None:
+        return None
+
+    def head(self, normed: Tensor) -> Tensor:
+        return self.hf.unembed(normed)

@@ -14,6 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from edgeprune.graph import KVReaders
 from edgeprune.models.block import Block, NormSpec, Projected
 from edgeprune.models.family import AbstractFamily, by_head, require_plain
+from edgeprune.models.lean import lean
 
 
 class DecoderBlock(Block):
@@ -106,10 +107,16 @@ class DecoderBlock(Block):
         weight = self.output.weight
         return weight.view(weight.shape[0], self.config.num_attention_heads, -1).permute(1, 2, 0)
 
-    def mlp(self, stream: Tensor) -> Tensor:
-        before, behind = self._named(self.mlp_norm_name), self._named(self.mlp_post_norm_name)
-        out = self.module.mlp(stream if before is None else before(stream))
-        return out if behind is None else behind(out)
+    @property
+    def mlp_norm(self) -> nn.Module | None:
+        return self._named(self.mlp_norm_name)
+
+    @property
+    def mlp_post_norm(self) -> nn.Module | None:
+        return self._named(self.mlp_post_norm_name)
+
+    def feed_forward(self, normed: Tensor) -> Tensor:
+        return lean(self.module.mlp)(normed)
 
 
 def num_kv_heads(config: Any) -> int:
@@ -160,8 +167,12 @@ class Decoder(AbstractFamily):
     def embed(self, input_ids: Tensor, position_ids: Tensor) -> list[Tensor]:
         return [self.hf.get_input_embeddings()(input_ids)]
 
-    def finish(self, stream: Tensor) -> Tensor:
-        return self.hf.lm_head(getattr(self.body, self.final_norm)(stream))
+    @property
+    def last_norm(self) -> nn.Module | None:
+        return getattr(self.body, self.final_norm)
+
+    def head(self, normed: Tensor) -> Tensor:
+        return self.hf.lm_head(normed)
 
 
 class LearnedPositionsDecoder(Decoder):

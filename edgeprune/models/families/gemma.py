@@ -62,8 +62,8 @@ class GemmaDecoder(RotaryDecoder):
 class CappedDecoder(GemmaDecoder):
     """Logits are capped."""
 
-    def finish(self, stream: Tensor) -> Tensor:
-        logits, cap = super().finish(stream), self.hf.config.final_logit_softcapping
+    def head(self, normed: Tensor) -> Tensor:
+        logits, cap = super().head(normed), self.hf.config.final_logit_softcapping
         return logits if cap is None else (logits / cap).tanh() * cap
 
 

@@ -18,8 +18,8 @@ class GptOssBlock(RotaryBlock):
     def kernel_options(self) -> dict[str, Any]:
         return {"sliding_window": self.window, "s_aux": self.attention.sinks}
 
-    def mlp(self, stream: Tensor) -> Tensor:
-        return super().mlp(stream)[0]  # the library's returns the experts' weights too
+    def feed_forward(self, normed: Tensor) -> Tensor:
+        return super().feed_forward(normed)[0]  # the library's returns the experts' weights too
 
 
 @final

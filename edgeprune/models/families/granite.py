@@ -21,8 +21,8 @@ class GraniteBlock(RotaryBlock):
     def projection_weight(self) -> Tensor:
         return super().projection_weight() * self.module.residual_multiplier
 
-    def mlp(self, stream: Tensor) -> Tensor:
-        return super().mlp(stream) * self.module.residual_multiplier
+    def feed_forward(self, normed: Tensor) -> Tensor:
+        return super().feed_forward(normed) * self.module.residual_multiplier
 
 
 @final
@@ -42,11 +42,13 @@ class ScaledNorm(nn.Module):
 class HyperCLOVAXBlock(GraniteBlock):
     """A `HyperCLOVAXDecoderLayer` with norms behind attention and MLP, before the multiplier."""
 
-    mlp_post_norm_name = "post_norm2"
-
     @property
     def post_norm(self) -> nn.Module | None:
         return ScaledNorm(self.module.post_norm1, self.module.residual_multiplier)
+
+    @property
+    def mlp_post_norm(self) -> nn.Module | None:
+        return ScaledNorm(self.module.post_norm2, self.module.residual_multiplier)
 
     def spec_of(self, norm: Any) -> NormSpec:
         """RMSNorm, times the multiplier if there is one."""
@@ -61,6 +63,9 @@ class HyperCLOVAXBlock(GraniteBlock):
 
     def projection_weight(self) -> Tensor:
         return RotaryBlock.projection_weight(self)
+
+    def feed_forward(self, normed: Tensor) -> Tensor:
+        return RotaryBlock.feed_forward(self, normed)
 
 
 class GraniteDecoder(RotaryDecoder):
@@ -88,8 +93,8 @@ class Granite(GraniteDecoder):
             GraniteConfig(**shape, num_key_value_heads=2, **multipliers, attention_multiplier=0.5, **other),
         ]
 
-    def finish(self, stream: Tensor) -> Tensor:
-        return super().finish(stream) / self.hf.config.logits_scaling
+    def head(self, normed: Tensor) -> Tensor:
+        return super().head(normed) / self.hf.config.logits_scaling
 
 
 @final
@@ -113,5 +118,5 @@ class HyperCLOVAX(GraniteDecoder):
             HyperCLOVAXConfig(**shape, num_key_value_heads=4, mlp_bias=True, tie_word_embeddings=True),
         ]
 
-    def finish(self, stream: Tensor) -> Tensor:
-        return super().finish(stream) * self.hf.config.logits_scaling
+    def head(self, normed: Tensor) -> Tensor:
+        return super().head(normed) * self.hf.config.logits_scaling

@@ -157,8 +157,12 @@ class HookedBlock(Block):
     def projection_weight(self) -> Tensor:
         return self.module.attn.W_O
 
-    def mlp(self, stream: Tensor) -> Tensor:
-        return self.module.mlp(self.module.ln2(stream))
+    @property
+    def mlp_norm(self) -> nn.Module | None:
+        return None if isinstance(self.module.ln2, nn.Identity) else self.module.ln2
+
+    def feed_forward(self, normed: Tensor) -> Tensor:
+        return self.module.mlp(normed)
 
 
 @final
@@ -204,6 +208,9 @@ class HookedTransformer(AbstractFamily):
         causal = (place <= place[:, None])[None, None]
         return causal if attention_mask is None else causal & attention_mask[:, None, None].bool()
 
-    def finish(self, stream: Tensor) -> Tensor:
-        hooked = self.hooked
-        return hooked.unembed(stream if hooked.cfg.normalization_type is None else hooked.ln_final(stream))
+    @property
+    def last_norm(self) -> nn.Module | None:
+        return None if self.hooked.cfg.normalization_type is None else self.hooked.ln_final
+
+    def head(self, normed: Tensor) -> Tensor:
+        return self.hooked.unembed(normed)

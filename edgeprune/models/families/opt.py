@@ -17,16 +17,16 @@ class OPTBlock(DecoderBlock):
 
     output_name = "out_proj"
     input_norm_name = "self_attn_layer_norm"
+    mlp_norm_name = "final_layer_norm"
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Any) -> Tensor:
         q, k, v = (dense(part).transpose(1, 2) for part in (q * self.attention.scaling, k, v))
         k, v = cached(k, self.config), cached(v, self.config)
         return self.kernel(self.attention, q, k, v, context, dropout=0.0, scaling=1.0)[0]
 
-    def mlp(self, stream: Tensor) -> Tensor:
-        module = self.module
-        inputs = module.final_layer_norm(stream.reshape(-1, stream.shape[-1]))
-        return module.fc2(module.activation_fn(module.fc1(inputs))).view(stream.shape)
+    def feed_forward(self, normed: Tensor) -> Tensor:
+        module, inputs = self.module, normed.reshape(-1, normed.shape[-1])
+        return module.fc2(module.activation_fn(module.fc1(inputs))).view(normed.shape)
 
 
 @final
@@ -37,6 +37,7 @@ class OPT(LearnedPositionsDecoder):
     block = OPTBlock
     projections = ("q_proj", "k_proj", "v_proj", "out_proj")
     layer_list = "layers"
+    final_norm = "final_layer_norm"
 
     def __init__(self, hf: Any, kv_readers: KVReaders) -> None:
         super().__init__(hf, kv_readers)
@@ -73,6 +74,5 @@ class OPT(LearnedPositionsDecoder):
     def context(self, stream: Tensor, attention_mask: Tensor | None, position_ids: Tensor) -> Any:
         return create_causal_mask(self.hf.config, stream, attention_mask, None)  # without a cache
 
-    def finish(self, stream: Tensor) -> Tensor:
-        norm = self.body.final_layer_norm
-        return self.hf.lm_head(stream if norm is None else norm(stream)).contiguous()
+    def head(self, normed: Tensor) -> Tensor:
+        return super().head(normed).contiguous()

@@ -1,0 +1,331 @@
+"""Polishing: at a fixed number of edges, swap open edges for closed ones as long as the loss falls.
+
+A round looks around the circuit (`LossModel`), lines up swaps, each the best given those before it, and runs the
+circuit after the first m of them, the first m/2, ...: the best of these stays if its loss over all training pairs is
+lower. m grows where the longest step was the best, and shrinks where none helped. When not even one swap of the model's
+helps, effects are measured instead: open the n edges that promise most, then close n, one after the other, each the one
+that costs least. Costs are kept in a heap, those of the model to begin with, and only the least is measured again after
+each closing (as in lazy greedy search, Minoux 1978). n is 1, 2, 4, ..., and one success leads back to the model.
+
+The circuit with the lowest loss over held-out pairs is the result.
+"""
+
+import hashlib
+import heapq
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from edgeprune.circuit import Circuit
+from edgeprune.console import Progress, no_progress
+from edgeprune.errors import EdgepruneError
+from edgeprune.methods.loss_model import LossModel, Swap
+from edgeprune.methods.polish_state import State
+from edgeprune.methods.problem import Problem
+from edgeprune.metrics.measure import logits_of_each
+
+WHAT = "polishing, passes"
+LENGTHS = 3  # of a line of swaps, run together: all, a half, a quarter
+FIRST_STEP = 8  # one in so many edges is swapped at first
+MEASURED_TOGETHER = 4  # circuits without one of their edges
+ROUNDING = {torch.float64: 1e-9}  # relative: a lower loss is one that is lower by more
+ROUNDING_ELSE = 1e-6
+FORWARD = 1 / 3  # of a forward and backward pass; of circuits with few edges a run takes less
+
+Cost = tuple[float, int, int]  # of closing an edge; its place; number of the closing that it was measured for
+
+
+@final
+@dataclass(frozen=True)
+class Polishing:
+    """How a circuit is polished.
+
+    Attributes:
+        max_passes: Stop after so many forward and backward passes over the training pairs; a circuit that is run
+            counts a third of one.
+        patience: Stop after so many accepted rounds in which the loss over the held-out pairs found no new low.
+        probes: Random functions of the logits for each pair, from which the model of the loss has its curvature.
+        step: Edges to swap at once at first; None: one in eight.
+        overshoot: The most edges to open before as many are closed by exact effects; 0: none.
+        seed: Of the random functions.
+        memory_gb: For the model of the loss, in 1e9 bytes.
+    """
+
+    max_passes: float = 100.0
+    patience: int = 3
+    probes: int = 2
+    step: int | None = None
+    overshoot: int = 32
+    seed: int = 0
+    memory_gb: float = 1.0
+
+    def __post_init__(self) -> None:
+        least = {"patience": 1, "probes": 0, "step": 1, "overshoot": 0}
+        for name, lowest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise EdgepruneError(f"{name} must be at least {lowest}, got {value}")
+        for name in ("max_passes", "memory_gb"):
+            if not getattr(self, name) > 0:
+                raise EdgepruneError(f"{name} must be above 0, got {getattr(self, name)}")
+
+    def describe(self) -> dict[str, Any]:
+        """The settings, plain values for a circuit's header."""
+        return asdict(self)
+
+
+@final
+class Polisher:
+    """Polishes one circuit.
+
+    Args:
+        problem: Model, training pairs, ablation, metric.
+        keep: The circuit, bool `[reader, writer]`.
+        settings: How.
+        held_out: The same with other pairs, which decide when to stop and which circuit is the result; None: the
+            training pairs do.
+        folder: Where the state is kept after each round; None keeps none.
+
+    Attributes:
+        state: How far it is.
+
+    Raises:
+        EdgepruneError: The circuit has no edge or all edges, its loss is not finite, or the folder holds another state.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        keep: Tensor,
+        settings: Polishing | None = None,
+        held_out: Problem | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self.problem, self.held_out, self.folder = problem, held_out, folder
+        self.settings = Polishing() if settings is None else settings
+        self.graph = problem.model.graph
+        self.start = keep.cpu().bool() & self.graph.exists
+        num_open = int(self.start.sum())
+        if not 0 < num_open < self.graph.num_edges:
+            raise EdgepruneError(
+                f"a circuit of {num_open:,} of {self.graph.num_edges:,} edges has nothing to swap; "
+                "polish one with some edges open and some closed"
+            )
+        self.most_opened = min(self.settings.overshoot, self.graph.num_edges - num_open)
+        self.margin = ROUNDING.get(problem.model.dtype, ROUNDING_ELSE)
+        self.identity = self._identity(self.start)
+        found = None if folder is None else State.load(folder, self.identity)
+        self.state = found or State(self.start, self.start, self.settings.step or max(1, num_open // FIRST_STEP))
+        self._begun = time.monotonic() - self.state.seconds
+        self._model: LossModel | None = None  # of the loss around the present circuit
+        self._report = no_progress
+
+    def _identity(self, keep: Tensor) -> dict[str, Any]:
+        """What a state must agree with."""
+        pairs = None if self.held_out is None else self.held_out.identity()["data"]
+        start = hashlib.sha256(keep.numpy().tobytes()).hexdigest()
+        return {**self.problem.identity(), **self.settings.describe(), "circuit": start, "held_out": pairs}
+
+    @property
+    def key(self) -> str:
+        """Hash of all that the result depends on."""
+        return hashlib.sha256(json.dumps(self.identity).encode()).hexdigest()
+
+    # ---------------------------------------------------------------- rounds
+    def run(self, report: Progress = no_progress) -> State:
+        """Polish until nothing helps, held-out pairs say that it is enough, or the passes are spent.
+
+        Args:
+            report: Called with the passes so far, and the most there may be.
+        """
+        self._report = report
+        if not self.state.evaluated:
+            self._begin()
+        self._spend(0.0)
+        while not self.state.stopped:
+            self._round()
+            self._save()
+        total = math.ceil(self.settings.max_passes)
+        report(WHAT, total, total)
+        return self.state
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """What to show beside the progress."""
+        held_out = {} if self.state.held_out is None else {"held out": self.state.held_out}
+        return {self.problem.metric: self.state.loss, **held_out}
+
+    def _begin(self) -> None:
+        state = self.state
+        (state.start,) = self._losses([self.start])
+        state.loss = state.best_loss = state.start
+        if not math.isfinite(state.start):
+            raise EdgepruneError(
+                f"the circuit's {self.problem.metric} is {state.start} over the pairs to polish on, and has no slope; "
+                "begin with a circuit of which it is finite, or choose another metric"
+            )
+        if self.held_out is not None:
+            state.held_out = state.held_out_start = self._held_out_loss(self.start)
+
+    def _round(self) -> None:
+        state = self.state
+        state.rounds += 1
+        better = self._measured_swaps(state.overshoot) if state.overshoot else self._line_of_swaps()
+        if better is not None:
+            state.keep, state.loss = better
+            state.accepted += 1
+            state.overshoot, self._model = 0, None
+            self._judge()
+        elif state.overshoot < self.most_opened:
+            state.overshoot, state.step = min(max(1, 2 * state.overshoot), self.most_opened), 1
+        else:
+            state.stopped = "no swap helps"
+        if not state.stopped and state.passes >= self.settings.max_passes:
+            state.stopped = "passes are spent"
+
+    def _judge(self) -> None:
+        """Is the new circuit the best so far?"""
+        state = self.state
+        held_out = None if self.held_out is None else self._held_out_loss(state.keep)
+        if held_out is None or state.held_out is None or self._is_lower(held_out, state.held_out):
+            state.best, state.best_loss, state.held_out, state.since_best = state.keep, state.loss, held_out, 0
+            return
+        state.since_best += 1
+        if state.since_best >= self.settings.patience:
+            state.stopped = "held-out pairs no longer gain"
+
+    def _save(self) -> None:
+        self.state.seconds = time.monotonic() - self._begun
+        if self.folder is not None:
+            self.state.save(self.folder, self.identity)
+
+    # ---------------------------------------------------------------- swaps by the model
+    def _look(self) -> LossModel:
+        """The model of the loss around the present circuit; made again after an interruption, it is counted once."""
+        state, settings = self.state, self.settings
+        if self._model is None:
+            self._model = LossModel.around(
+                self.problem,
+                state.keep,
+                probes=settings.probes,
+                seed=settings.seed,
+                draw=state.accepted,
+                memory_gb=settings.memory_gb,
+            )
+            if state.looks == state.accepted:
+                state.looks += 1
+                self._spend(self._model.passes)
+        return self._model
+
+    def _line_of_swaps(self) -> tuple[Tensor, float] | None:
+        """A circuit with a lower loss along a line of swaps, and that loss; None if no length helps."""
+        swaps = self._look().swaps(self.state.step)
+        length = len(swaps)
+        while length:
+            lengths = [size for size in (length >> shift for shift in range(LENGTHS)) if size]
+            circuits = [self._swapped(swaps[:size]) for size in lengths]
+            loss, place = min(zip(self._losses(circuits), range(len(lengths)), strict=True))
+            if self._is_lower(loss, self.state.loss):
+                self.state.step = 2 * lengths[place]
+                return circuits[place], loss
+            length = lengths[-1] // 2
+        return None
+
+    def _swapped(self, swaps: Sequence[Swap]) -> Tensor:
+        keep = self.graph.to_vector(self.state.keep)
+        for swap in swaps:
+            keep[swap.opened], keep[swap.closed] = True, False
+        return self.graph.to_matrix(keep)
+
+    # ---------------------------------------------------------------- swaps by measured effects
+    def _measured_swaps(self, number: int) -> tuple[Tensor, float] | None:
+        """A circuit with a lower loss by opening `number` edges, then closing as many, and that loss; or None."""
+        model, keep = self._look(), self.graph.to_vector(self.state.keep)
+        keep[model.best_openings(number)] = True
+        (loss,) = self._losses([self.graph.to_matrix(keep)])
+        costs = model.closing_costs(keep)
+        heap = [(costs[place].item(), place, -1) for place in keep.nonzero().flatten().tolist()]
+        heapq.heapify(heap)
+        for closing in range(number):
+            if self.state.passes >= self.settings.max_passes or not math.isfinite(loss):
+                return None
+            cost, place = self._cheapest(heap, keep, loss, closing)
+            keep[place] = False
+            loss += cost
+        circuit = self.graph.to_matrix(keep)
+        return (circuit, loss) if self._is_lower(loss, self.state.loss) else None
+
+    def _cheapest(self, heap: list[Cost], keep: Tensor, loss: float, closing: int) -> tuple[float, int]:
+        """Take the edge that costs least from the heap, once its cost was measured in the present circuit `[edge]`."""
+        while heap[0][2] != closing:
+            asked = [heapq.heappop(heap)[1]]
+            while heap and len(asked) < MEASURED_TOGETHER and heap[0][2] != closing:
+                asked.append(heapq.heappop(heap)[1])
+            for place, found in zip(asked, self._losses([self._without(keep, place) for place in asked]), strict=True):
+                heapq.heappush(heap, (found - loss, place, closing))
+        cost, place, _ = heapq.heappop(heap)
+        return cost, place
+
+    def _without(self, keep: Tensor, place: int) -> Tensor:
+        keep = keep.clone()
+        keep[place] = False
+        return self.graph.to_matrix(keep)
+
+    # ---------------------------------------------------------------- losses
+    def _is_lower(self, loss: float, than: float) -> bool:
+        return loss < than - self.margin * max(1.0, abs(than))
+
+    def _losses(self, circuits: Sequence[Tensor]) -> list[float]:
+        """Mean losses over the training pairs of circuits, bool `[reader, writer]`."""
+        self.state.evaluated += len(circuits)
+        found = mean_losses(self.problem, circuits)
+        self._spend(FORWARD * len(circuits))
+        return found
+
+    def _held_out_loss(self, circuit: Tensor) -> float:
+        assert self.held_out is not None
+        (loss,) = mean_losses(self.held_out, [circuit])
+        self._spend(FORWARD * self.held_out.num_examples / self.problem.num_examples)
+        return loss
+
+    def _spend(self, passes: float) -> None:
+        self.state.passes += passes
+        total = math.ceil(self.settings.max_passes)
+        self._report(WHAT, min(int(self.state.passes), total - 1), total)
+
+
+@torch.no_grad()
+def mean_losses(problem: Problem, circuits: Sequence[Tensor]) -> list[float]:
+    """Mean loss over all pairs of each circuit, bool `[reader, writer]` on the CPU."""
+    totals = [0.0] * len(circuits)
+    for batch, full, ablated in problem.batches_with_runs():
+        like_batch = problem.runs.like_batch(batch)
+        for place, logits in enumerate(logits_of_each(problem.model, batch, circuits, ablated, like_batch=like_batch)):
+            totals[place] += problem.losses(full, logits, batch).double().sum().item()
+    return [total / problem.num_examples for total in totals]
+
+
+def polished(circuit: Circuit, polisher: Polisher) -> Circuit:
+    """The circuit that a polisher made of another; the header of that one, and under `polished` what became of it."""
+    state, problem, held_out = polisher.state, polisher.problem, polisher.held_out
+    names = ("start", "best_loss", "held_out_start", "held_out", "rounds", "accepted", "passes", "seconds", "stopped")
+    about = {
+        **polisher.settings.describe(),
+        **{name: getattr(state, name) for name in names},
+        "swaps": int((state.best & ~circuit.keep).sum()),
+        "metric": problem.metric,
+        "ablation": problem.runs.ablation,
+        "split": problem.split,
+        "num_examples": problem.num_examples,
+        "num_held_out": 0 if held_out is None else held_out.num_examples,
+        "from_sha256": circuit.header.get("sha256"),
+        "key": polisher.key,
+    }
+    return circuit.with_edges(state.best, {"polished": about})

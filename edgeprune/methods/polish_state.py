@@ -1,0 +1,86 @@
+"""How far polishing a circuit has come, and the file that lets a killed run go on."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from edgeprune.errors import EdgepruneError
+from edgeprune.sealed import SealedFile
+
+FILE = "polish.safetensors"
+_TENSORS = {"keep": torch.bool, "best": torch.bool}
+_FILE = SealedFile("edgeprune-polish-state/1", "state of polishing", _TENSORS, "remove it to begin anew")
+
+
+@dataclass
+class State:
+    """A circuit that is being polished, after some rounds.
+
+    Attributes:
+        keep: It, bool `[reader, writer]`.
+        best: The one with the lowest loss over the held-out pairs so far; without such pairs, the last one.
+        step: Edges to swap at once in the next round.
+        overshoot: Edges to open in the next round before as many are closed, by exact effects; 0: swap by the model.
+        start: Loss of the circuit to begin with, over the training pairs.
+        loss: Of `keep`, likewise.
+        best_loss: Of `best`, likewise.
+        held_out_start: Loss of the circuit to begin with over the held-out pairs; None without any.
+        held_out: Of `best`, likewise.
+        since_best: Accepted rounds since `best`.
+        rounds: Rounds so far.
+        accepted: Those that lowered the loss.
+        looks: Models of the loss that were made.
+        evaluated: Circuits run over the training pairs.
+        passes: What it all took, in forward and backward passes over the training pairs.
+        seconds: And in seconds, over all parts of an interrupted run.
+        stopped: Why no round follows; empty while one does.
+    """
+
+    keep: Tensor
+    best: Tensor
+    step: int
+    overshoot: int = 0
+    start: float = 0.0
+    loss: float = 0.0
+    best_loss: float = 0.0
+    held_out_start: float | None = None
+    held_out: float | None = None
+    since_best: int = 0
+    rounds: int = 0
+    accepted: int = 0
+    looks: int = 0
+    evaluated: int = 0
+    passes: float = 0.0
+    seconds: float = 0.0
+    stopped: str = ""
+
+    def save(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        """Write the state file, whole or not at all."""
+        plain = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _TENSORS}
+        tensors = {name: getattr(self, name).clone() for name in _TENSORS}
+        _FILE.write(folder / FILE, tensors, {"identity": identity, "state": plain})
+
+    @classmethod
+    def load(cls, folder: Path, identity: Mapping[str, Any]) -> Self | None:
+        """The state in `folder`; None if there is none.
+
+        Raises:
+            EdgepruneError: The file is damaged, or belongs to another run.
+        """
+        path = folder / FILE
+        if not path.is_file():
+            return None
+        header, tensors = _FILE.read(path)
+        found = header["identity"]
+        for name, value in json.loads(json.dumps(identity)).items():
+            if found.get(name) != value:
+                raise EdgepruneError(
+                    f"{path} was made with another {name}: {found.get(name)!r}, now {value!r}; "
+                    "go on with the same, or give another place for the result"
+                )
+        return cls(**{name: tensor.clone() for name, tensor in tensors.items()}, **header["state"])
