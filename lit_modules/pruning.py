@@ -114,7 +114,8 @@ class PruningModule(pl.LightningModule):
         """Tell `Pace`, if the recipe has it, which sparsities the callbacks ask for."""
         callbacks: Any = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         if self.recipe.pace is not None:
-            self.recipe.pace.aim([value for callback in callbacks for value in getattr(callback, "sparsities", [])])
+            asked = [getattr(callback, "sparsities", None) or [] for callback in callbacks]
+            self.recipe.pace.aim([sparsity for sparsities in asked for sparsity in sparsities])
 
     def on_fit_start(self) -> None:
         """Check that gates have their start and an end, and pairs their answers; give the ablation its values."""
