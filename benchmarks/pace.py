@@ -23,7 +23,7 @@ from markdown_tables import markdown
 from schedule_settings import PROBLEMS
 from schedule_tables import at, merged, read
 
-from edgeprune.objectives import Pace
+from edgeprune.objectives.pace import SOONER, Pace
 
 PAGES = Path(__file__).resolve().parents[1] / "docs" / "results"
 SETTINGS = ("pace", "pace, steps x 3", "base")
@@ -33,7 +33,8 @@ Row = dict[str, Any]
 
 def planned(sparsity: float, end: float, steps: int) -> float:
     """Step at which the schedule of `Pace` has a sparsity."""
-    return steps * (1 - Pace(end).hold) * math.log(1 - sparsity) / math.log(1 - end)
+    share = (math.log(1 - sparsity) / math.log(1 - end)) ** (1 / SOONER)
+    return steps * (1 - Pace(end).hold) * share
 
 
 def line(problem: str, setting: str, rows: Sequence[Row]) -> list[str]:

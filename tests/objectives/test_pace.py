@@ -1,5 +1,6 @@
 """A price that is steered so that the number of open gates keeps to a schedule, on gates whose slopes are known."""
 
+import math
 import re
 from itertools import pairwise
 from typing import Any
@@ -140,10 +141,12 @@ def test_penalty_is_the_price_per_open_edge() -> None:
 
 
 # ------------------------------------------------------------------ the schedule
-def test_the_schedule_falls_geometrically_and_holds() -> None:
+def test_the_logarithm_of_the_share_falls_as_a_power_of_time_and_holds() -> None:
     term = Pace(0.99, hold=0.2)
     shares = [1 - (term.target(progress / 10) or 0) for progress in range(9)]
-    assert [later / earlier for earlier, later in pairwise(shares)] == pytest.approx([0.01 ** (1 / 8)] * 8)
+    logarithms = [math.log(share) / math.log(0.01) for share in shares]
+    assert logarithms == pytest.approx([(progress / 8) ** 0.6 for progress in range(9)])
+    assert all(later < earlier for earlier, later in pairwise(shares))
     assert [term.target(progress) for progress in (0.8, 0.9, 1)] == pytest.approx([0.99] * 3)
 
 
