@@ -27,7 +27,7 @@ from edgeprune.objectives.pace import SOONER, Pace
 
 PAGES = Path(__file__).resolve().parents[1] / "docs" / "results"
 SETTINGS = ("pace", "pace, steps x 3", "base")
-NAMES = {"base": "hand-set price (IOI's on every task of SmolLM2)"}
+NAMES = {"base": "hand-set price"}
 Row = dict[str, Any]
 
 

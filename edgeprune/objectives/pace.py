@@ -61,6 +61,7 @@ class Pace(AbstractSparsityTerm):
         hold: Share of the run, at its end, that stays there.
         worth: No edge is closed that is worth more than this share of the empty circuit's error, so that the run ends
             early where all that is left is needed, as in programs; null: the number asked for is arrived at.
+        power: Of time, by which the logarithm of the open share falls; 1: geometrically, for programs.
     """
 
     price: Tensor
@@ -68,7 +69,9 @@ class Pace(AbstractSparsityTerm):
     mean: Tensor
     square: Tensor
 
-    def __init__(self, end: float | None = None, *, hold: float = 0.05, worth: float | None = None) -> None:
+    def __init__(
+        self, end: float | None = None, *, hold: float = 0.05, worth: float | None = None, power: float = SOONER
+    ) -> None:
         super().__init__()
         if end is not None and not 0 < end < 1:
             raise EdgepruneError(f"Pace ends at a sparsity in (0, 1), got end={end}; 0.99 keeps 1 % of the edges")
@@ -76,7 +79,9 @@ class Pace(AbstractSparsityTerm):
             raise EdgepruneError(f"hold is the share of the run that stays at the end, in [0, 1), got {hold}")
         if worth is not None and not worth > 0:
             raise EdgepruneError(f"worth is a share of the empty circuit's error above 0, got {worth}")
-        self.end, self.hold, self.worth = end, hold, worth
+        if not power > 0:
+            raise EdgepruneError(f"power of time must be above 0, got {power}")
+        self.end, self.hold, self.worth, self.power = end, hold, worth, power
         self.empty_error: float | None = None
         self._end = end
         self._steps = 0
@@ -126,7 +131,7 @@ class Pace(AbstractSparsityTerm):
         """Share of the edges that should be open."""
         if self._end is None:
             raise EdgepruneError("Pace was not told where to arrive: name its end, or call aim() before the run")
-        return (1 - self._end) ** (min(1.0, progress / (1 - self.hold)) ** SOONER)
+        return (1 - self._end) ** (min(1.0, progress / (1 - self.hold)) ** self.power)
 
     # ---------------------------------------------------------------- price
     def forward(self, open_fraction: Tensor, progress: float) -> Tensor:
