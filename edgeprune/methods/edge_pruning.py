@@ -18,7 +18,6 @@ from edgeprune.objectives.pace import Motion, Pace
 from edgeprune.objectives.sparsity import AbstractSparsityTerm
 
 RATE = 0.03  # learning rate of runs that are long enough for it
-SMALLEST = 1e-15  # eps of Adam under a steered price: the error may be small in its unit, and is shared by all edges
 
 PenaltyOn = Literal["expected", "sample"]
 Estimator = Literal["pathwise", "local"]
@@ -279,7 +278,6 @@ class EdgePruning(AbstractRecipe):
             "betas": self.betas,
             "weight_decay": self.weight_decay,
             "maximize": False,
-            **({} if self.pace is None else {"eps": SMALLEST}),
         }
 
     def learning_rate_factor(self, progress: float) -> float:

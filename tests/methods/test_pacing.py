@@ -92,11 +92,6 @@ def test_the_price_is_steered_by_default_and_not_for_other_terms() -> None:
     other.after_backward(0.0)
 
 
-def test_adam_s_eps_leaves_room_for_errors_that_are_small_in_their_unit() -> None:
-    assert [group.get("eps") for group in build(node_gates=True).parameter_groups()] == [1e-15, 1e-15]
-    assert "eps" not in build(GeometricPenalty(1.0, 2.0)).parameter_groups()[0]
-
-
 # ------------------------------------------------------------------ rate
 @pytest.mark.parametrize(
     ("steps", "start", "rate"), [(600, 2.0, 0.03), (3000, 2.0, 0.03), (300, 2.0, 0.06), (30, 2.0, 0.6)]
