@@ -83,7 +83,10 @@ class Place:
         recipe = {key: value for key, value in values.items() if key not in ("steps", "clip", *TERM)}
         if "warm_start" in recipe:
             recipe["warm_start"] = {**recipe["warm_start"], "path": str(self.scores())}
-        recipe["sparsity_term"] = term(values)
+        if recipe.pop("paced", False):
+            del recipe["learning_rate"]
+        else:
+            recipe["sparsity_term"] = term(values)
         config["seed_everything"] = seed
         config["model"] |= {"name": self.model, "ablation": self.problem.ablation}
         config["model"]["recipe"]["init_args"] = recipe

@@ -91,13 +91,21 @@ PROBLEMS = {
         "smollm2",
         ("IOI", {**SPLITS, "corruption": "abc", "templates": 1}),
     ),
-    "pronoun": Problem("ioi_smollm2", SHORT, (0.95, 0.98, 0.99), "smollm2", ("GenderedPronoun", SPLITS)),
+    **{
+        name: Problem("ioi_smollm2", SHORT, (0.95, 0.98, 0.99), "smollm2", (task, settings))
+        for name, task, settings in (
+            ("pronoun", "GenderedPronoun", SPLITS),
+            ("greater_than", "GreaterThan", SPLITS),
+            ("agreement", "SubjectVerb", SPLITS),
+            ("capitals", "Capitals", {**SPLITS, "num_train": 80}),
+        )
+    },
 }
 
 # -------------------------------------------------------------------- settings
 # What each changes of the problem's base setting; those that change nothing there are left out. "price" multiplies the
 # penalty's start and end, "price_from" is its start over its end, "fixed" a constant price over the base's end; "share"
-# multiplies the number of steps, "rate" the learning rate.
+# multiplies the number of steps, "rate" the learning rate; "paced": neither price nor rate is set, `Pace` finds them.
 PUBLISHED = {
     "penalty_on": "sample",
     "learning_rate": 0.8,
@@ -115,6 +123,8 @@ PUBLISHED = {
 }
 SETTINGS: dict[str, Values] = {
     "base": {},
+    "pace": {"paced": True},
+    "pace, steps x 3": {"paced": True, "share": 3.0},
     **{f"init {mean:g}": {"init_mean": mean} for mean in (0.0, 2.0, 4.0, 5.0, 10.0)},
     **{f"rate {rate:g}": {"learning_rate": rate} for rate in (0.01, 0.03, 0.05, 0.1, 0.3)},
     "rate falls to 0": {"learning_rate_decay": True},

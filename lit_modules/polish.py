@@ -71,8 +71,8 @@ class Polish(pl.Callback):
             )
         if cast("PruningModule", pl_module).objective == "cmd":
             raise EdgepruneError(
-                "Polish has no loss of a circuit alone under objective 'cmd': leave it out, and give the circuits of the "
-                "finished run to `edgeprune polish` with another --metric"
+                "Polish has no loss of a circuit alone under objective 'cmd': leave it out, and give the circuits of "
+                "the finished run to `edgeprune polish` with another --metric"
             )
         takers = [item for item in trainer.callbacks if isinstance(item, SnapshotCircuits)]  # pyright: ignore[reportAttributeAccessIssue]
         if not takers:

@@ -1,6 +1,6 @@
 """The LightningModule that trains a recipe's gates on a frozen model. It connects and logs; formulas live elsewhere."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -27,12 +27,9 @@ from edgeprune.objectives import Objective, error_measure
 from lit_modules.batch_losses import BatchLosses, check_pairs
 from lit_modules.checkpoint_checks import check_checkpoint
 from lit_modules.checkpoints import last_good
+from lit_modules.finite import NotFiniteError, all_finite
 from lit_modules.progress import run_progress
 from lit_modules.ranks import average_gradients, every_batch, gathered, place_in_step, rows_of_rank, summed
-
-
-class NotFiniteError(EdgepruneError):
-    """A loss, a gradient or a gate is NaN or infinite; the checkpoints are from before."""
 
 
 class PruningModule(pl.LightningModule):
@@ -114,9 +111,18 @@ class PruningModule(pl.LightningModule):
         if not self._restored:
             self.recipe.check_started()
 
+    def aim(self, trainer: pl.Trainer) -> None:
+        """Tell `Pace`, if the recipe has it, which sparsities the callbacks ask for."""
+        callbacks: Any = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        if self.recipe.pace is not None:
+            self.recipe.pace.aim(
+                [each for callback in callbacks for each in getattr(callback, "sparsities", None) or []]
+            )
+
     def on_fit_start(self) -> None:
-        """Check that the gates have their start, and pairs their answers; give the ablation its values."""
+        """Check that gates have their start and an end, and pairs their answers; give the ablation its values."""
         self.check_started()
+        self.aim(self.trainer)
         data: Any = getattr(self.trainer, "datamodule", None)
         check_pairs(self, data)
         self._prepare_runs("train", "validation")
@@ -141,6 +147,7 @@ class PruningModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The recipe's optimizer and learning-rate schedule."""
+        self.recipe.plan(self.total_steps)
         optimizer = self.recipe.make_optimizer()
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -220,13 +227,14 @@ class PruningModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Refuse gradients that are not finite, before they reach the gates."""
         average_gradients(self.trainer, self.recipe.parameters())
-        if not _finite(parameter.grad for parameter in self.recipe.parameters()):
+        if not all_finite(parameter.grad for parameter in self.recipe.parameters()):
             raise NotFiniteError(f"gradients are not finite {self._where()}")
+        self.recipe.after_backward(self.progress)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Make the step; refuse gates that are not finite, before anything is made of them."""
         super().optimizer_step(*args, **kwargs)
-        if not _finite(self.recipe.parameters()):
+        if not all_finite(self.recipe.parameters()):
             raise NotFiniteError(f"gates or multipliers are not finite after the update {self._where()}")
 
     def _where(self) -> str:
@@ -342,9 +350,3 @@ class PruningModule(pl.LightningModule):
         self.configure_model()
         check_checkpoint(checkpoint, self.recipe, self.masked, self.name)
         self._restored = True
-
-
-def _finite(tensors: Iterable[Tensor | None]) -> bool:
-    """Whether every number is; one wait for the device, however many tensors there are."""
-    given = [tensor.isfinite().all() for tensor in tensors if tensor is not None]
-    return not given or bool(torch.stack(given).all())

@@ -109,26 +109,34 @@ class SnapshotCircuits(pl.Callback):
     """Write a circuit whenever the run passes a requested sparsity, and measure it on the validation pairs.
 
     A sparsity is passed when the gates themselves are that sparse, and the annealed target, if the recipe has one,
-    has got there too. Deviation from "when the target passes": gates may lag behind their target, and cutting them
-    short of it costs faithfulness. The circuit has exactly the edges asked for: the best ones over the whole graph.
-    Sparsities that the run never reaches are cut from the final gates and marked so; the circuit of the final gates
-    themselves, those above one half, is written as `final.safetensors`. Of a recipe that ranks edges for every size
-    (`Matryoshka`) all circuits are cut from the final scores.
+    has got there too; under `Pace` the gates alone decide, which may be ahead. Deviation from "when the target passes":
+    gates may lag behind their target, and cutting them short of it costs faithfulness. The circuit has exactly the
+    edges asked for: the best ones over the whole graph. Sparsities that the run never reaches are cut from the final
+    gates and marked so; the circuit of the final gates themselves, those above one half, is written as
+    `final.safetensors`. Of a recipe that ranks edges for every size (`Matryoshka`) all circuits are cut from the
+    final scores.
 
     Files, in the run's folder: `circuits/*.safetensors`, `frontier.csv`, `frontier.png`.
 
+    At the end the knee is named: the smallest of the circuits whose error stays below a share of that of the circuit
+    without edges.
+
     Args:
-        sparsities: Edge sparsities, in (0, 1).
+        sparsities: Edge sparsities, in (0, 1). `Pace` arrives at the highest.
         control_seed: Seeds the random circuit that each snapshot is compared with.
+        knee: That share.
     """
 
-    def __init__(self, sparsities: list[float], control_seed: int = 0) -> None:
+    def __init__(self, sparsities: list[float], control_seed: int = 0, knee: float = 0.1) -> None:
         super().__init__()
+        if not 0 < knee < 1:
+            raise EdgepruneError(f"knee is a share of the empty circuit's error in (0, 1), got {knee}")
         wrong = [value for value in sparsities if not 0 < value < 1]
         if wrong:
             raise EdgepruneError(f"sparsities must lie in (0, 1), got {wrong[0]}; 0.95 keeps 5 % of the edges")
         self.sparsities = sorted(set(sparsities))
-        self.control_seed = control_seed
+        self.control_seed, self.knee = control_seed, knee
+        self._empty_error: float | None = None
         self.snapshots: list[Snapshot] = []
         self._done: list[float] = []
         self._finished = False
@@ -152,9 +160,14 @@ class SnapshotCircuits(pl.Callback):
         self._restored = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Of a run that goes on: take snapshots of its last step, if it was stopped before they were all taken."""
+        """Measure what `Pace` wants to know. Of a run that goes on: take what its last step reached, if left."""
+        module = cast("PruningModule", pl_module)
+        if module.recipe.pace is not None and module.recipe.pace.worth is not None:
+            if module.objective != module.error:
+                raise EdgepruneError(f"worth needs objective kl or squared_error, got {module.objective}: leave it out")
+            module.recipe.pace.calibrate(self._error_of_empty(trainer, module))
         if trainer.global_step:
-            self._take_reached(trainer, cast("PruningModule", pl_module))
+            self._take_reached(trainer, module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -177,7 +190,7 @@ class SnapshotCircuits(pl.Callback):
         """A pure function of the gates and the step, so that a stopped run takes later what it did not get to."""
         if module.recipe.ranks_every_size:
             return
-        target = module.recipe.target(module.progress)
+        target = module.recipe.target(module.progress) if module.recipe.pace is None else None
         now = module.recipe.sparsity if target is None else min(module.recipe.sparsity, target)
         with suppress(EvaluationStoppedError):  # the run stops after this step
             for sparsity in self.sparsities:
@@ -198,7 +211,15 @@ class SnapshotCircuits(pl.Callback):
             assert callback is not None
             callback.stop_if_asked(trainer)
         self._finished = True
-        self._report(trainer, run_folder(trainer), module.error)
+        self._report(trainer, run_folder(trainer), module.error, self._error_of_empty(trainer, module))
+
+    def _error_of_empty(self, trainer: pl.Trainer, module: PruningModule) -> float:
+        """That of the circuit without edges, measured once."""
+        if self._empty_error is None:
+            empty = Circuit.from_edges(module.recipe.graph, [])
+            (measures,) = measure_circuits(trainer, module, [empty])
+            self._empty_error = measures[module.error]
+        return self._empty_error
 
     def _take(self, trainer: pl.Trainer, module: PruningModule, sparsity: float | None, reached: bool) -> None:
         circuit = module.circuit(sparsity)
@@ -225,9 +246,12 @@ class SnapshotCircuits(pl.Callback):
                 callback.on_snapshot(trainer, module, snapshot)
 
     @rank_zero_only
-    def _report(self, trainer: pl.Trainer, folder: Path, objective: Objective) -> None:
-        rows = [_row(snapshot) for snapshot in sorted(self.snapshots, key=lambda item: item.circuit.sparsity)]
+    def _report(self, trainer: pl.Trainer, folder: Path, objective: Objective, empty: float) -> None:
+        ordered = sorted(self.snapshots, key=lambda item: item.circuit.sparsity)
+        knee = knee_of(ordered, objective, self.knee * empty)
+        rows = [_row(item) | {"knee": item is knee} for item in ordered]
         show(trainer, frontier_table("Circuits on the validation pairs", rows, objective))
+        show(trainer, knee_line(knee, objective, empty, self.knee))
         write_frontier(folder, rows, objective)
         show(trainer, f"circuits, frontier.csv and frontier.png are in {folder}")
 
@@ -261,6 +285,24 @@ def _line(snapshot: Snapshot, step: int, objective: Objective) -> str:
     return (
         f"{STEP} {step:,}: circuit of {which}{cut}, {circuit.num_edges:,} edges, {objective} "
         f"{snapshot.measures[objective]:.4g} (random circuit {snapshot.control[objective]:.4g})"
+    )
+
+
+def knee_of(snapshots: Iterable[Snapshot], objective: Objective, limit: float) -> Snapshot | None:
+    """The smallest circuit whose error stays below `limit`."""
+    good = [item for item in snapshots if item.measures[objective] < limit]
+    return min(good, key=lambda item: item.circuit.num_edges, default=None)
+
+
+def knee_line(snapshot: Snapshot | None, objective: Objective, empty: float, share: float) -> str:
+    """What `fit` says of it."""
+    whose = f"{100 * share:g} % of the empty circuit's {objective}, {empty:.4g}"
+    if snapshot is None:
+        return f"knee: none of these circuits stays below {whose}; ask for lower sparsities"
+    circuit, error = snapshot.circuit, snapshot.measures[objective]
+    return (
+        f"knee: sparsity {circuit.sparsity:.4g}, {circuit.num_edges:,} edges, {objective} {error:.4g}: the smallest of "
+        f"these circuits that stays below {whose}"
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from edgeprune.cli.arguments import innermost
 from edgeprune.errors import EdgepruneError
 
 HERE = "edgeprune.cli."  # the commands, which call Lightning
@@ -102,6 +103,8 @@ def refused_options(config: Namespace, *kinds: type[Exception]) -> Generator[Non
     except EdgepruneError:
         raise
     except (MisconfigurationException, *kinds) as error:
+        if isinstance(mistake := innermost(error), EdgepruneError):  # of a class that may also be null
+            raise mistake from None
         if not isinstance(error, MisconfigurationException) and _other_code_was_running(error.__traceback__):
             raise
         raise EdgepruneError(_sentence(" ".join(str(error).split()), config)) from error

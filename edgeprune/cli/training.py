@@ -31,9 +31,9 @@ from lit_modules import PruningModule, RunCheckpoint, RunProgress, UploadCircuit
 from lit_modules.batch_losses import check_pairs
 from lit_modules.checkpoint_checks import check_checkpoint, check_start
 from lit_modules.checkpoints import SealedCheckpoints, StoppedAtOnceError, StoppedBySignalError
+from lit_modules.finite import NotFiniteError
 from lit_modules.memory import plan_fit
 from lit_modules.metrics_log import MetricsTable
-from lit_modules.pruning import NotFiniteError
 from lit_modules.ranks import OfAllRanksError, all_ranks_agree, first_rank
 from lit_modules.sharded import start_processes
 from lit_modules.snapshots import check_folders
@@ -159,6 +159,8 @@ class EdgepruneCLI(LightningCLI):
                 check_start(saved, self.model.recipe)
         if self.config[str(self.subcommand)].get("ckpt_path") is None:
             self.model.check_started()
+        if self.subcommand == "fit":
+            self.model.aim(self.trainer)
         self.datamodule.setup(str(self.subcommand))
         splits = {"fit": ("train", "validation"), "validate": ("validation",)}.get(str(self.subcommand), ("test",))
         for split in splits:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from edgeprune.circuit import Circuit
 from edgeprune.graph import EdgeGraph
+from edgeprune.objectives.pace import Pace
 
 ErrorName = Literal["error", "complement"]
 FIRST_EXTRA_STREAM = 100  # of the noise of a step's second and further samples
@@ -37,6 +38,14 @@ class AbstractRecipe(nn.Module, ABC):
 
     def check_started(self) -> None:
         """Refuse to go on without a checkpoint where a file that the parameters should start from is missing."""
+
+    @property
+    def pace(self) -> Pace | None:
+        """The term whose price is steered, if that is how edges are pushed shut."""
+        return None
+
+    def plan(self, steps: int) -> None:
+        """Be told how many steps the run has, before `parameter_groups` is called."""
 
     @abstractmethod
     def sample(self, seed: int, step: int, number: int = 0) -> Tensor:
@@ -76,6 +85,9 @@ class AbstractRecipe(nn.Module, ABC):
             gates: The sample that `expected_error` returned for this step.
             progress: Steps done / all steps.
         """
+
+    def after_backward(self, progress: float) -> None:
+        """See the gradients of the whole step, the same on all ranks, before they are clipped and the step is made."""
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:

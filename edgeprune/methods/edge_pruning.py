@@ -13,8 +13,12 @@ from edgeprune.graph import EdgeGraph
 from edgeprune.methods.base import AbstractRecipe, ErrorName, sample_stream
 from edgeprune.methods.flips import Flips, GatedError, WholeFlips
 from edgeprune.methods.local_expectation import MeasuredEffects, local_expectation
+from edgeprune.methods.pacing import paid_units, rate_for, steer, steps_to_close
 from edgeprune.methods.warm_start import Start, WarmStart
+from edgeprune.objectives.pace import Motion, Pace
 from edgeprune.objectives.sparsity import AbstractSparsityTerm
+
+RATE = 0.03  # learning rate of runs that are long enough for it
 
 PenaltyOn = Literal["expected", "sample"]
 Estimator = Literal["pathwise", "local"]
@@ -30,7 +34,8 @@ class EdgePruning(AbstractRecipe):
     Published values are those of `run_scripts/` of the authors' code for GPT-2 IOI.
 
     Args:
-        sparsity_term: What pushes edges shut: `GeometricPenalty` or `Lagrangian` (published).
+        sparsity_term: What pushes edges shut: `GeometricPenalty`, `Lagrangian` (published) or `Pace`. None: `Pace`,
+            which needs no price and arrives at the highest sparsity asked for.
         penalty_on: What the sparsity term sees. `"expected"`: expected L0, as in arXiv 1712.01312 eq. 12. `"sample"`:
             the mean of the gates sampled for the forward pass (published).
         estimator: How the error's gradient reaches the gates. `"pathwise"` (published): through the sampled gates. It
@@ -47,7 +52,8 @@ class EdgePruning(AbstractRecipe):
             published code has one sample). Each sample's distribution stays, and so does the mean gradient; what is
             monotone in a gate's noise cancels in part. Needs an even `masks_per_batch`.
         learning_rate: Of the log-alphas (published: 0.8; deviation: 0.03, decision 24). A gate that starts open at
-            `init_mean` takes at least `init_mean / learning_rate` steps to close.
+            `init_mean` takes at least `init_mean / learning_rate` steps to close. None: 0.03, or more in a short run,
+            so that a gate can close within a ninth of it.
         betas: Of Adam, for the log-alphas (published: 0.9, 0.999). A low second one forgets the few large gradients
             that an idle edge gets while needed ones are uncertain, so that the penalty can close it afterwards.
         learning_rate_warmup: Share of the run in which the rate rises linearly from 0 (published: 200 of 3000 steps).
@@ -67,14 +73,14 @@ class EdgePruning(AbstractRecipe):
 
     def __init__(
         self,
-        sparsity_term: AbstractSparsityTerm,
+        sparsity_term: AbstractSparsityTerm | None = None,
         *,
         penalty_on: PenaltyOn = "expected",
         estimator: Estimator = "pathwise",
         num_flips: int = 16,
         masks_per_batch: int = 1,
         antithetic: bool = False,
-        learning_rate: float = 0.03,
+        learning_rate: float | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
         learning_rate_warmup: float = 0.0,
         learning_rate_decay: bool = False,
@@ -89,9 +95,10 @@ class EdgePruning(AbstractRecipe):
         warm_start: WarmStart | None = None,
     ) -> None:
         super().__init__()
-        if learning_rate <= 0 or not 0 <= learning_rate_warmup < 1 or weight_decay < 0:
+        rate = RATE if learning_rate is None else learning_rate
+        if rate <= 0 or not 0 <= learning_rate_warmup < 1 or weight_decay < 0:
             raise EdgepruneError(
-                f"need learning_rate > 0, learning_rate_warmup in [0, 1) and weight_decay >= 0, got {learning_rate}, "
+                f"need learning_rate > 0, learning_rate_warmup in [0, 1) and weight_decay >= 0, got {rate}, "
                 f"{learning_rate_warmup} and {weight_decay}"
             )
         if not all(0 <= beta < 1 for beta in betas):
@@ -102,6 +109,8 @@ class EdgePruning(AbstractRecipe):
             )
         if penalty_on not in ("expected", "sample"):
             raise EdgepruneError(f"penalty_on must be 'expected' or 'sample', got {penalty_on!r}")
+        if isinstance(node_sparsity_term, Pace):
+            raise EdgepruneError("Pace counts edges, so it cannot be node_sparsity_term; use a GeometricPenalty there")
         if node_sparsity_term is not None and not node_gates:
             raise EdgepruneError("node_sparsity_term has nothing to act on: set node_gates to true")
         _check_estimator(estimator, num_flips, penalty_on, node_gates)
@@ -115,18 +124,19 @@ class EdgePruning(AbstractRecipe):
             )
         self.masks_per_batch = masks_per_batch
         self.antithetic = antithetic
-        self.sparsity_term = sparsity_term
+        self.sparsity_term = Pace() if sparsity_term is None else sparsity_term
         self.node_sparsity_term = node_sparsity_term
         self.penalty_on: PenaltyOn = penalty_on
         self.estimator: Estimator = estimator
         self.num_flips = num_flips
-        self.learning_rate = learning_rate
+        self.learning_rate = rate
+        self._free_rate = learning_rate is None
         self.betas = (float(betas[0]), float(betas[1]))
         self.learning_rate_warmup = learning_rate_warmup
         self.learning_rate_decay = learning_rate_decay
         self.weight_decay = weight_decay
         self.node_gates = node_gates
-        self.node_learning_rate = learning_rate if node_learning_rate is None else node_learning_rate
+        self.node_learning_rate = node_learning_rate
         self._gate_options: dict[str, Any] = {
             "init_mean": init_mean,
             "init_std": init_std,
@@ -136,6 +146,7 @@ class EdgePruning(AbstractRecipe):
         self.nodes: HardConcrete | None = None
         self.warm_start = warm_start
         self.start: Start | None = None
+        self._units: Tensor | None = None  # of the step under way, for `Pace`
 
     def build(self, graph: EdgeGraph) -> None:
         """Make one gate per existing edge, and with `node_gates` one per writer."""
@@ -149,11 +160,26 @@ class EdgePruning(AbstractRecipe):
             self.start = Start(self.warm_start, graph)
             if self.start.offsets is not None:
                 self.edges.log_alpha.data += self.start.offsets
+        if self.pace is not None:
+            self.pace.build(graph.num_edges, graph.num_edges)
 
     def check_started(self) -> None:
         """Refuse a warm start whose file is missing."""
         if self.start is not None:
             self.start.check_started()
+
+    @property
+    def pace(self) -> Pace | None:
+        """The edges' term, if its price is steered."""
+        return self.sparsity_term if isinstance(self.sparsity_term, Pace) else None
+
+    def plan(self, steps: int) -> None:
+        """Choose a learning rate at which gates can close in so many steps, unless one is set."""
+        distance = self._gate_options["init_mean"]
+        if self._free_rate:
+            self.learning_rate = rate_for(steps, distance, least=RATE)
+        if self.pace is not None:
+            self.pace.plan(steps, steps_to_close(steps, distance, self.learning_rate))
 
     @property
     def _frozen(self) -> Tensor | None:
@@ -199,6 +225,7 @@ class EdgePruning(AbstractRecipe):
         """
         sampled = self.penalty_on == "sample"
         fraction = gates.sum() / self.graph.num_edges if sampled else self._priced().mean()
+        self._units = paid_units(self.sparsity_term, fraction, self.edges.log_alpha, self.graph.num_edges)
         loss = self.sparsity_term(fraction, progress)
         if self.node_sparsity_term is not None and self.nodes is not None:
             loss = loss + self.node_sparsity_term(self.nodes.prob_open().mean(), progress)
@@ -211,6 +238,20 @@ class EdgePruning(AbstractRecipe):
 
     def _effects(self, name: ErrorName) -> MeasuredEffects:
         return cast(MeasuredEffects, self.measured[name])
+
+    @torch.no_grad()
+    def after_backward(self, progress: float) -> None:
+        """Let `Pace` set the price of the next step."""
+        slopes = self.edges.log_alpha.grad
+        if self.pace is not None and slopes is not None and self._units is not None:
+            rate = self.learning_rate * self.learning_rate_factor(progress)
+            steer(self.pace, Motion(slopes, self._units, self.edges.scores(), rate, self._num_open), progress)
+
+    def _num_open(self, locations: Tensor) -> Tensor:
+        """Edges (scalar) that are open where their log-alphas are `locations` `[num_edges]`."""
+        if self.nodes is not None:
+            locations = torch.minimum(locations, self.nodes.scores()[self._writer_of_edge()])
+        return self._closed((locations > 0).float()).sum()
 
     def _prob_open(self) -> Tensor:
         """P(gate > 0) of every existing edge, `[num_edges]`; of rounded gates, P(gate > 1/2)."""
@@ -226,7 +267,7 @@ class EdgePruning(AbstractRecipe):
         """Gates descend, multipliers ascend without decay."""
         groups = [self._gate_group(self.edges, self.learning_rate)]
         if self.nodes is not None:
-            groups.append(self._gate_group(self.nodes, self.node_learning_rate))
+            groups.append(self._gate_group(self.nodes, self.node_learning_rate or self.learning_rate))
         for term in (self.sparsity_term, self.node_sparsity_term):
             multipliers = [] if term is None else list(term.parameters())
             if term is not None and multipliers:

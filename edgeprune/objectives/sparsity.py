@@ -1,6 +1,6 @@
-"""Terms that push gates shut: a Lagrangian that aims at a sparsity, and a penalty whose weight rises.
+"""Terms that push gates shut: a Lagrangian that aims at a sparsity, and a penalty whose weight rises; see also `pace`.
 
-Both see `open_fraction`, the share of existing edges (or nodes) that are open: the expected L0 norm over its number, or
+They see `open_fraction`, the share of existing edges (or nodes) that are open: the expected L0 norm over its number, or
 the mean of the sampled gates. Sparsity is one minus it.
 """
 
@@ -42,17 +42,13 @@ class GeometricPenalty(AbstractSparsityTerm):
     Args:
         start: Weight at the first step, in nats per (all edges open).
         end: Weight at the last step.
-        stop_at: Sparsity from which on nothing is pushed: the run stays there, and the error decides which edges are
-            worth their place. None: push to the end.
     """
 
-    def __init__(self, start: float = 4.0, end: float = 4000.0, stop_at: float | None = None) -> None:
+    def __init__(self, start: float = 4.0, end: float = 4000.0) -> None:
         super().__init__()
         if not 0 < start <= end < math.inf:
             raise EdgepruneError(f"the penalty weight must rise from above 0, got start={start}, end={end}")
-        if stop_at is not None and not 0 < stop_at < 1:
-            raise EdgepruneError(f"stop_at is a sparsity in (0, 1), got {stop_at}; 0.99 keeps 1 % of the edges")
-        self.start, self.end, self.stop_at = start, end, stop_at
+        self.start, self.end = start, end
 
     def weight(self, progress: float) -> float:
         """Weight at `progress`.
@@ -63,9 +59,8 @@ class GeometricPenalty(AbstractSparsityTerm):
         return self.start * (self.end / self.start) ** progress
 
     def forward(self, open_fraction: Tensor, progress: float) -> Tensor:
-        """`weight * open_fraction`, or that of what is open beyond `1 - stop_at`."""
-        allowed = 0.0 if self.stop_at is None else 1 - self.stop_at
-        return self.weight(progress) * (open_fraction - allowed).clamp(min=0)
+        """`weight * open_fraction`."""
+        return self.weight(progress) * open_fraction
 
     def target(self, progress: float) -> None:
         """Nothing is aimed at."""

@@ -37,7 +37,9 @@ def frontier_row(
 
 
 def frontier_table(title: str, rows: Sequence[Row], objective: Objective = "kl", *, named: bool = False) -> Table:
-    """The rows for a terminal, of KL and squared error the objective; those with `reached: False` have a star.
+    """The rows for a terminal, of KL and squared error the objective.
+
+    Those with `reached: False` have a star, the one with `knee: True` an arrow.
 
     Args:
         title: Above the table.
@@ -54,7 +56,7 @@ def frontier_table(title: str, rows: Sequence[Row], objective: Objective = "kl",
         [
             [
                 *([str(row["asked"])] if named else []),
-                f"{row['sparsity']:.4f}{'' if row.get('reached', True) else ' *'}",
+                f"{'→ ' * row.get('knee', False)}{row['sparsity']:.4f}{'' if row.get('reached', True) else ' *'}",
                 *(row["edges"], row["dangling"]),
                 *(beside(row[name], row[f"random_{name}"]) for name in shown),
             ]
@@ -85,6 +87,10 @@ def plot_frontier(rows: Sequence[Row], path: Path, objective: Objective = "kl") 
     axes.plot(
         kept, [row[f"random_{objective}"] for row in rows], "s--", color="0.6", label="random circuit of the same size"
     )
+    knee = [index for index, row in enumerate(rows) if row.get("knee")]
+    if knee:
+        error = [rows[index][objective] for index in knee]
+        axes.plot([kept[index] for index in knee], error, "o", color="C3", fillstyle="none", ms=11, label="knee")
     axes.set(xlabel="edges kept (%)", ylabel=ERROR_LABELS[objective], ylim=(0, None))
     if kept:
         axes.set_xscale("log")

@@ -122,12 +122,13 @@ class Hurt(pl.Callback):
         self.hurt("end")
 
 
-def write_config(folder: Path, plan: list[tuple[str, int, str]], workers: int = 0) -> None:
-    """A short run of the quickstart, in `folder`, whose gates move: its learning rate is high."""
+def write_config(folder: Path, plan: list[tuple[str, int, str]], workers: int = 0, *, paced: bool = False) -> None:
+    """A short run of the quickstart, in `folder`, whose gates move: its learning rate is high. Its price is set."""
     config: Any = yaml.safe_load(QUICKSTART.read_text())
     recipe = config["model"]["recipe"]["init_args"]
     recipe |= {"learning_rate": 0.3, "init_mean": 2.5, "init_std": 1.5}  # edges close one by one
-    recipe["sparsity_term"]["init_args"]["end"] = 5.0
+    if not paced:
+        recipe["sparsity_term"] = {"class_path": "GeometricPenalty", "init_args": {"start": 0.02, "end": 5.0}}
     config["data"] |= {"num_workers": workers, "eval_batch_size": 8}  # several batches to judge a circuit on
     config["checkpoint"] = {"every_n_train_steps": 5}
     trainer = config["trainer"]

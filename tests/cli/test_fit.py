@@ -42,7 +42,7 @@ def arguments(folder: Path, *more: str, command: str = "fit", config: Path = QUI
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one short run whose gates move: its learning rate is high."""
     folder = tmp_path_factory.mktemp("fit")
-    assert main(arguments(folder, "--model.recipe.init_args.learning_rate", "0.5", f"{TERM}.end", "20")) == 0
+    assert main(arguments(folder, "--model.recipe.init_args.learning_rate", "0.5")) == 0
     return folder / "quickstart" / "version_0"
 
 
@@ -75,6 +75,7 @@ def test_a_run_leaves_its_circuits_frontier_log_config_and_checkpoint(run: Path,
     rows = table(run / "frontier.csv")
     assert len(rows) == len(circuits)
     assert {row["edges"] for row in rows} >= {"47", "19"}  # half and a fifth of 94
+    assert [row["knee"] for row in rows].count("True") <= 1
     logged = [row for row in table(run / "metrics.csv") if row["train/penalty"]]
     assert [int(row["step"]) for row in logged] == list(range(STEPS))
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["name"] == "compiled:reverse"
@@ -97,7 +98,7 @@ def test_circuits_of_a_checkpoint_have_exactly_the_edges_asked_for(run: Path, ch
 
 
 def test_the_same_seed_gives_the_same_run(tmp_path: Path, run: Path) -> None:
-    assert main(arguments(tmp_path, "--model.recipe.init_args.learning_rate", "0.5", f"{TERM}.end", "20")) == 0
+    assert main(arguments(tmp_path, "--model.recipe.init_args.learning_rate", "0.5")) == 0
     again = Circuit.load(tmp_path / "quickstart" / "version_0" / "circuits" / "final.safetensors")
     first = Circuit.load(run / "circuits" / "final.safetensors")
     assert again.scores is not None
@@ -115,12 +116,14 @@ def test_snapshots_at_nearly_equal_sparsities_are_all_kept(tmp_path: Path) -> No
 
 # ---------------------------------------------------------------- checkpoints
 def test_the_config_wins_over_the_checkpoint(tmp_path: Path, checkpoint: Path) -> None:
-    more = (f"{TERM}.end", "7", "--trainer.max_steps", str(STEPS + 4), "--ckpt_path", str(checkpoint))
+    more = (f"{TERM}.worth", "1e-4", "--trainer.max_steps", str(STEPS + 4), "--ckpt_path", str(checkpoint))
     assert main(arguments(tmp_path, *more)) == 0
     folder = tmp_path / "quickstart" / "version_0"
-    rows = [row for row in table(folder / "metrics.csv") if row["train/penalty_weight"]]
+    rows = [row for row in table(folder / "metrics.csv") if row["train/price"]]
     assert [int(row["step"]) for row in rows] == list(range(STEPS, STEPS + 4))
-    assert float(rows[-1]["train/penalty_weight"]) == pytest.approx(7.0)  # the last step has the config's `end`
+    before, *prices = (float(row["train/price"]) for row in rows)  # the checkpoint's last, then at most the config's
+    assert prices == pytest.approx([prices[0]] * 3)
+    assert 0 < prices[0] < before / 2
 
 
 def test_a_checkpoint_of_another_graph_is_refused(

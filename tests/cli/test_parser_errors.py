@@ -95,7 +95,7 @@ FILES: dict[str, tuple[str, str]] = {
     ),
     "an option that the sparsity term lacks": (
         RECIPE + "      sparsity_term: {class_path: GeometricPenalty, init_args: {strat: 0.1}}\n",
-        r"model.recipe.sparsity_term has no option 'strat' \(did you mean 'start'\?\); it takes start, end, stop_at$",
+        r"model.recipe.sparsity_term has no option 'strat' \(did you mean 'start'\?\); it takes start, end$",
     ),
     "an option beside the class": (
         RECIPE + "      sparsity_term: {class_path: GeometricPenalty, start: 0.1}\n",
@@ -104,11 +104,11 @@ FILES: dict[str, tuple[str, str]] = {
     "no such sparsity term": (
         RECIPE + "      sparsity_term: {class_path: GeometricPenalti}\n",
         r"model.recipe.sparsity_term: there is no 'GeometricPenalti' \(did you mean 'GeometricPenalty'\?\); known are "
-        "GeometricPenalty, Lagrangian$",
+        "GeometricPenalty, Lagrangian, Pace$",
     ),
     "no class as sparsity term": (
         RECIPE + "      sparsity_term: 3\n",
-        "model.recipe.sparsity_term must name a class, got 3; known are GeometricPenalty, Lagrangian$",
+        "model.recipe.sparsity_term must name a class, got 3; known are GeometricPenalty, Lagrangian, Pace$",
     ),
     "a value of the sparsity term": (
         RECIPE + "      sparsity_term: {class_path: GeometricPenalty, init_args: {start: x}}\n",

@@ -129,6 +129,17 @@ def test_killed_at_every_place_one_after_the_other(tmp_path: Path, unbroken: Pat
     assert said[-1].endswith(f"after step {STEPS}, in {RUN}")
 
 
+def test_a_steered_price_goes_on_exactly(tmp_path: Path) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    write_config(whole, [], paced=True)
+    assert fit(whole) == 0, printed(whole)
+    write_config(broken, [("step", 8, KILL)], paced=True)
+    go_through(broken, [-signal.SIGKILL])
+    assert_same(broken, whole)
+    prices = [row["train/price"] for row in csv.DictReader((whole / RUN / "metrics.csv").read_text().splitlines())]
+    assert len({price for price in prices if price}) > 3
+
+
 def test_killed_with_workers_that_run_ahead(tmp_path: Path, unbroken: Path) -> None:
     plan = [("step", 7, KILL), ("step", 12, KILL)]
     write_config(tmp_path, plan, workers=2)

@@ -19,6 +19,7 @@ from tests.cli.kills import ROOT, RUN, STEPS, TIMEOUT, fit, printed, write_confi
 STOP = 20
 # Log-alphas, which move over a range of 10, differ as the order of float32 sums does: 2e-6 here.
 TOLERANCE = 1e-4
+LAST = Path(RUN) / "checkpoints" / "last.ckpt"
 TWO = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--trainer.accelerator", "cpu", "--data.batch_size", "16"]
 
 
@@ -112,3 +113,14 @@ def test_two_processes_reach_their_end_with_every_file_and_table(runs: tuple[Pat
     last = str(RUN / "checkpoints" / "last.ckpt")
     assert fit_on_two(tmp_path, "--ckpt_path", last, command="test") == 0, printed(tmp_path)
     assert "test/kl" in printed(tmp_path)
+
+
+def test_a_steered_price_is_the_same_on_every_rank(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        write_config(folder, [], paced=True)
+    assert fit(one) == 0, printed(one)
+    assert fit_on_two(two) == 0, printed(two)
+    theirs, ours = (rows(folder, "train/price") for folder in (one, two))
+    assert ours == pytest.approx(theirs, rel=0.01)  # the mean over ranks: equal only if both have that of one process
+    assert (gates(two / LAST) - gates(one / LAST)).abs().max() < 0.02

@@ -44,23 +44,6 @@ def test_a_weight_that_does_not_rise_is_refused(start: float, end: float) -> Non
         GeometricPenalty(start, end)
 
 
-def test_from_stop_at_on_nothing_is_pushed() -> None:
-    term = GeometricPenalty(2.0, 200.0, stop_at=0.9)
-    for open_share, loss, slope in ((0.25, 3.0, 20.0), (0.05, 0.0, 0.0)):
-        fraction = torch.tensor(open_share, requires_grad=True)
-        found = term(fraction, 0.5)
-        found.backward()
-        assert found.item() == pytest.approx(loss)
-        assert fraction.grad is not None
-        assert fraction.grad.item() == pytest.approx(slope)
-
-
-@pytest.mark.parametrize("sparsity", [0.0, 1.0, 95.0])
-def test_a_sparsity_to_stop_at_lies_between_0_and_1(sparsity: float) -> None:
-    with pytest.raises(EdgepruneError, match=f"stop_at is a sparsity in .0, 1., got {sparsity}"):
-        GeometricPenalty(stop_at=sparsity)
-
-
 # ------------------------------------------------------------------ Lagrangian
 def test_linear_target_rises_evenly_and_stays() -> None:
     term = Lagrangian(1.1, warmup=0.5, start=0.1)
