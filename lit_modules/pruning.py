@@ -115,9 +115,7 @@ class PruningModule(pl.LightningModule):
         """Tell `Pace`, if the recipe has it, which sparsities the callbacks ask for."""
         callbacks: Any = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         if self.recipe.pace is not None:
-            self.recipe.pace.aim(
-                [each for callback in callbacks for each in getattr(callback, "sparsities", None) or []]
-            )
+            self.recipe.pace.aim([each for item in callbacks for each in getattr(item, "sparsities", None) or []])
 
     def on_fit_start(self) -> None:
         """Check that gates have their start and an end, and pairs their answers; give the ablation its values."""
