@@ -44,7 +44,8 @@ from edgeprune.metrics.measure import measure_examples
 from edgeprune.models.loading import load_model
 from edgeprune.statistics.paired import paired_difference
 
-DONE, CHOSEN = "done.json", "chosen.json"
+DONE, CHOSEN, CONFIG = "done.json", "chosen.json", "fit.yaml"
+WRITTEN = "circuits/sparsity-*.safetensors"
 KEPT = ("kl", "logit_difference", "accuracy", "exact_match")
 
 
@@ -52,21 +53,17 @@ KEPT = ("kl", "logit_difference", "accuracy", "exact_match")
 def run(options: argparse.Namespace) -> None:
     """Run what is missing: seed after seed, so that what is there can be compared at any time."""
     place: Path = options.folder.resolve() / options.problem
+    place.mkdir(parents=True, exist_ok=True)
+    PROBLEMS[options.problem].write(place / CONFIG)
     for seed in options.seeds:
         for name in options.only or ENTRIES:
             entry = ENTRIES[name]
-            if seed == options.seeds[0] or entry.seeds:
-                for number in numbers(place, name, entry, first=seed == options.seeds[0]):
+            if seed == options.seeds[0]:
+                for number in range(len(entry.tries)):
                     run_one(place, name, number, seed, options)
-        choose(place, options.only or list(ENTRIES), options.seeds[0])
-
-
-def numbers(place: Path, name: str, entry: Entry, *, first: bool) -> list[int]:
-    """Which settings to run: all of them with the first seed, then the chosen one."""
-    if first:
-        return list(range(len(entry.tries)))
-    chosen = place / name / CHOSEN
-    return [json.loads(chosen.read_text())["number"]] if chosen.exists() else []
+                choose(place, name, seed)
+            elif entry.seeds and (place / name / CHOSEN).exists():
+                run_one(place, name, json.loads((place / name / CHOSEN).read_text())["number"], seed, options)
 
 
 def run_one(place: Path, name: str, number: int, seed: int, options: argparse.Namespace) -> None:
@@ -88,23 +85,22 @@ def run_one(place: Path, name: str, number: int, seed: int, options: argparse.Na
 
 def lines(problem: Problem, place: Path, entry: Entry, number: int, seed: int, own: Path) -> Iterator[list[str]]:
     """The commands of a run."""
-    config = f"configs/{problem.config}.yaml"
-    task, more = problem.arguments(), [part.format(seed=seed) for part in entry.tries[number]]
+    config, more = str(place / CONFIG), [part.format(seed=seed) for part in entry.tries[number]]
     if entry.command == "fit":
         logger = "--trainer.logger.init_args"
         folder = [f"{logger}.save_dir={own}", f"{logger}.name=fit", f"{logger}.version=0"]
-        callback = f"--trainer.callbacks.SnapshotCircuits.sparsities={list(SPARSITIES)}"
-        yield ["fit", "--config", config, *task, *more, callback, f"--seed_everything={seed}", *folder]
+        yield ["fit", "--config", config, *more, f"--seed_everything={seed}", *folder]
     elif entry.command == "discover":
         selection = [f"--selection.sparsities={list(SPARSITIES)}", f"--out={own}", "--overwrite"]
         model = f"--model.name={problem.model}"
+        task = problem.arguments()
         yield ["discover", "--config", "configs/discover/ioi_smollm2.yaml", model, *task, *more, *selection]
     else:
         assert entry.of is not None
         start = best(place, entry.of, seed)
-        for path in sorted(start.rglob("circuits/sparsity-*.safetensors")):
+        for path in sorted(start.rglob(WRITTEN)):
             out = own / "circuits" / path.name
-            yield ["polish", str(path), "--config", config, *task, *more, f"--seed={seed}", f"--out={out}"]
+            yield ["polish", str(path), "--config", config, *more, f"--seed={seed}", f"--out={out}"]
 
 
 def best(place: Path, name: str, seed: int) -> Path:
@@ -113,18 +109,14 @@ def best(place: Path, name: str, seed: int) -> Path:
     return place / name / f"{chosen['number']}-s{seed if ENTRIES[name].seeds else chosen['seed']}"
 
 
-def choose(place: Path, names: Sequence[str], seed: int) -> None:
+def choose(place: Path, name: str, seed: int) -> None:
     """Keep the setting whose circuits have the lowest mean KL on the validation pairs."""
-    for name in names:
-        found: dict[int, float] = {}
-        for number in range(len(ENTRIES[name].tries)):
-            own = place / name / f"{number}-s{seed}"
-            if (own / DONE).exists():
-                circuits = [row["validation"] for _, row in circuits_of(own, ENTRIES[name])]
-                found[number] = sum(circuits) / len(circuits)
-        if len(found) == len(ENTRIES[name].tries):
-            record = {"number": min(found, key=lambda number: found[number]), "seed": seed, "validation": found}
-            (place / name / CHOSEN).write_text(json.dumps(record) + "\n")
+    found: dict[int, float] = {}
+    for number in range(len(ENTRIES[name].tries) if len(ENTRIES[name].tries) > 1 else 0):
+        circuits = [Circuit.load(path) for path in (place / name / f"{number}-s{seed}").rglob(WRITTEN)]
+        found[number] = sum(circuit.header["metrics"]["kl"] for circuit in circuits) / len(circuits)
+    record = {"number": min(found, key=lambda number: found[number], default=0), "seed": seed, "validation": found}
+    (place / name / CHOSEN).write_text(json.dumps(record) + "\n")
 
 
 def timed(arguments: Sequence[str], log: Path, threads: int) -> dict[str, float]:
@@ -146,11 +138,10 @@ def timed(arguments: Sequence[str], log: Path, threads: int) -> dict[str, float]
 
 
 # -------------------------------------------------------------------- judge
-def circuits_of(own: Path, entry: Entry) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The circuits that a run wrote, by asked sparsity, with their KL on the validation pairs."""
-    for path in sorted(own.rglob("circuits/sparsity-*.safetensors")):
-        circuit = Circuit.load(path)
-        yield path.stem.removeprefix("sparsity-"), {"circuit": circuit, "validation": circuit.header["metrics"]["kl"]}
+def circuits_of(own: Path, entry: Entry) -> Iterator[tuple[str, Circuit]]:
+    """The circuits of a run, by asked sparsity: those that it wrote, and those cut from its final gates."""
+    for path in sorted(own.rglob(WRITTEN)):
+        yield path.stem.removeprefix("sparsity-"), Circuit.load(path)
     if entry.cut:
         (path,) = own.rglob("circuits/final.safetensors")
         ranked = Circuit.load(path)
@@ -158,8 +149,7 @@ def circuits_of(own: Path, entry: Entry) -> Iterator[tuple[str, dict[str, Any]]]
         for sparsity in SPARSITIES:
             if ranked.sparsity > sparsity:
                 keep = top_n(ranked.graph, ranked.scores, round((1 - sparsity) * ranked.graph.num_edges))
-                circuit = Circuit(ranked.graph, prune_dangling(ranked.graph, keep), None, {})
-                yield f"{sparsity:.4f}", {"circuit": circuit, "validation": None}
+                yield f"{sparsity:.4f}", Circuit(ranked.graph, prune_dangling(ranked.graph, keep), None, {})
 
 
 class Judge:
@@ -168,8 +158,7 @@ class Judge:
     def __init__(self, problem: Problem, place: Path) -> None:
         self.place, self.measured = place, dict[str, dict[str, torch.Tensor]]()
         self.model = load_model(problem.model, kv_readers="group")
-        problem.write_data(place / "data.yaml")
-        self.data = read_data_config(str(place / "data.yaml"))
+        self.data = read_data_config(str(place / CONFIG))
         self.runs = ReferenceRuns(self.model, "interchange")
         for split in ("validation", "test"):
             path = self._path(split)
@@ -245,12 +234,12 @@ def judge(options: argparse.Namespace) -> None:
 def picked_circuits(own: Path, entry: Entry, measured: Judge) -> dict[str, Circuit]:
     """By asked sparsity the circuit with the lowest KL on the validation pairs."""
     found = list(circuits_of(own, entry))
-    values = measured.values([each["circuit"] for _, each in found], "validation")
+    values = measured.values([circuit for _, circuit in found], "validation")
     best: dict[str, tuple[float, Circuit]] = {}
-    for (sparsity, each), validated in zip(found, values, strict=True):
+    for (sparsity, circuit), validated in zip(found, values, strict=True):
         kl = float(validated[KEPT.index("kl")].mean())
         if sparsity not in best or kl < best[sparsity][0]:
-            best[sparsity] = kl, each["circuit"]
+            best[sparsity] = kl, circuit
     return {sparsity: circuit for sparsity, (_, circuit) in sorted(best.items())}
 
 

@@ -20,7 +20,7 @@ class Problem:
 
     Attributes:
         title: As the tables say it.
-        config: Of `fit`, in `configs`; its model, its data and its `SnapshotCircuits` serve every method.
+        config: Of `fit`, in `configs`; its model and data serve every method.
         task: Class of another task than the config's.
         options: Settings of the task in place of the config's.
     """
@@ -48,13 +48,14 @@ class Problem:
         """Its name."""
         return self._shipped()["model"]["name"]
 
-    def write_data(self, path: Path) -> None:
-        """Write model and data as a config."""
-        config = self._shipped()
-        shipped = config["data"]["task"]
+    def write(self, path: Path) -> None:
+        """Write the shipped config with this problem's pairs and the sparsities of all methods."""
+        config, shipped = self._shipped(), self._shipped()["data"]["task"]
         own = {**shipped["init_args"], **self.settings} if self.task is None else self.settings
         config["data"]["task"] = {"class_path": self.task or shipped["class_path"], "init_args": own}
-        path.write_text(yaml.safe_dump({"model": {"name": self.model}, "data": config["data"]}))
+        (snapshots,) = config["trainer"]["callbacks"]
+        snapshots["init_args"]["sparsities"] = list(SPARSITIES)
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
 
 
 PROBLEMS: dict[str, Problem] = {
@@ -104,7 +105,6 @@ def _each(base: tuple[str, ...], option: str, *values: float) -> tuple[tuple[str
     return tuple((*base, f"{RECIPE}.init_args.{option}={value}") for value in values)
 
 
-FEW = ("--limit=4", "--data.batch_size=4", "--selection=null")
 PATHS = ("--method.steps=5", f"--limit={STEPS * BATCH // 5}")  # as many passes as training has
 
 TRAINED: dict[str, Entry] = {
@@ -142,4 +142,9 @@ SCORED: dict[str, Entry] = {
         "EAP-IG-inputs, KL", "discover", (_method("EAPIG", "kl", *PATHS),), seeds=False, passes=STEPS * BATCH
     ),
 }
-ENTRIES: dict[str, Entry] = {**SCORED, **TRAINED}
+POLISHED = {
+    f"{name}_polished": Entry(f"{entry.label}, polished", "polish", ((),), seeds=entry.seeds, of=name)
+    for name, entry in (SCORED | TRAINED).items()
+    if name in ("edge_pruning", "matryoshka", "eap_ig_inputs")
+}
+ENTRIES: dict[str, Entry] = {**SCORED, **TRAINED, **POLISHED}
