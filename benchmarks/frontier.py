@@ -28,7 +28,7 @@ from typing import Any
 import lightning
 import torch
 import transformers
-from frontier_settings import ENTRIES, PROBLEMS, ROOT, SPARSITIES, Entry, Problem
+from frontier_settings import ENTRIES, PROBLEMS, ROOT, SPARSITIES, STRONGEST, Entry, Problem
 from frontier_tables import plot, tables
 from rich.console import Console
 from rich.progress import track
@@ -45,7 +45,7 @@ from edgeprune.models.loading import load_model
 from edgeprune.statistics.paired import paired_difference
 
 DONE, CHOSEN, CONFIG = "done.json", "chosen.json", "fit.yaml"
-WRITTEN = "circuits/sparsity-*.safetensors"
+WRITTEN = "circuits/*-*.safetensors"  # sparsity-0.9500, tau-0.01; not the final gates'
 KEPT = ("kl", "logit_difference", "accuracy", "exact_match")
 
 
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
     place.mkdir(parents=True, exist_ok=True)
     PROBLEMS[options.problem].write(place / CONFIG)
     for seed in options.seeds:
-        for name in options.only or ENTRIES:
+        for name in options.only or (ENTRIES if PROBLEMS[options.problem].all_methods else STRONGEST):
             entry = ENTRIES[name]
             if seed == options.seeds[0]:
                 for number in range(len(entry.tries)):
@@ -85,16 +85,16 @@ def run_one(place: Path, name: str, number: int, seed: int, options: argparse.Na
 
 def lines(problem: Problem, place: Path, entry: Entry, number: int, seed: int, own: Path) -> Iterator[list[str]]:
     """The commands of a run."""
-    config, more = str(place / CONFIG), [part.format(seed=seed) for part in entry.tries[number]]
+    config, more = str(place / CONFIG), [part.format(seed=seed, place=place) for part in entry.tries[number]]
     if entry.command == "fit":
         logger = "--trainer.logger.init_args"
         folder = [f"{logger}.save_dir={own}", f"{logger}.name=fit", f"{logger}.version=0"]
         yield ["fit", "--config", config, *more, f"--seed_everything={seed}", *folder]
     elif entry.command == "discover":
-        selection = [f"--selection.sparsities={list(SPARSITIES)}", f"--out={own}", "--overwrite"]
+        sizes = [] if "--selection=null" in more else [f"--selection.sparsities={list(SPARSITIES)}"]
         model = f"--model.name={problem.model}"
         task = problem.arguments()
-        yield ["discover", "--config", "configs/discover/ioi_smollm2.yaml", model, *task, *more, *selection]
+        yield ["discover", "--config", "configs/discover/ioi_smollm2.yaml", model, *task, *more, *sizes, f"--out={own}"]
     else:
         assert entry.of is not None
         start = best(place, entry.of, seed)

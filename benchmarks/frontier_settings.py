@@ -23,12 +23,14 @@ class Problem:
         config: Of `fit`, in `configs`; its model and data serve every method.
         task: Class of another task than the config's.
         options: Settings of the task in place of the config's.
+        all_methods: Run every method by default, not only `STRONGEST`.
     """
 
     title: str
     config: str
     task: str | None
     options: Mapping[str, Any]
+    all_methods: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -64,7 +66,7 @@ PROBLEMS: dict[str, Problem] = {
         "Gendered pronoun, SmolLM2-135M", "ioi_smollm2", "GenderedPronoun", {"entities": "shared", "templates": 4}
     ),
     "gemma": Problem("IOI, four sentences, Gemma-3-270M", "ioi_gemma3", None, {"templates": 4}),
-    "ioi_one": Problem("IOI, one sentence, SmolLM2-135M", "ioi_smollm2", None, {"templates": 1, "num_test": 200}),
+    "ioi_one": Problem("IOI, one sentence, SmolLM2-135M", "ioi_smollm2", None, {"templates": 1}, all_methods=True),
 }
 
 
@@ -105,6 +107,7 @@ def _each(base: tuple[str, ...], option: str, *values: float) -> tuple[tuple[str
     return tuple((*base, f"{RECIPE}.init_args.{option}={value}") for value in values)
 
 
+FEW = ("--limit=4", "--data.batch_size=4", "--selection=null")
 PATHS = ("--method.steps=5", f"--limit={STEPS * BATCH // 5}")  # as many passes as training has
 
 TRAINED: dict[str, Entry] = {
@@ -135,12 +138,57 @@ TRAINED: dict[str, Entry] = {
         ),
         passes=STEPS * BATCH,
     ),
-}
-SCORED: dict[str, Entry] = {
-    "random": Entry("random", "discover", (_method("RandomScores", "kl", "--method.seed={seed}"),)),
-    "eap_ig_inputs": Entry(
-        "EAP-IG-inputs, KL", "discover", (_method("EAPIG", "kl", *PATHS),), seeds=False, passes=STEPS * BATCH
+    "sp_nodes": Entry(
+        "SP, nodes",
+        "fit",
+        _each(_recipe("SubnetworkProbing", granularity="nodes", learning_rate=0.1), "penalty_weight", 5, 20, 80),
+        cut=True,
+        passes=STEPS * BATCH,
     ),
+    "edge_pruning_warm": Entry(
+        "Edge Pruning, warm-started",
+        "fit",
+        (
+            (
+                f"{RECIPE}.init_args.warm_start.path={{place}}/eap_ig_inputs/0-s0/scores.safetensors",
+                f"{RECIPE}.init_args.warm_start.magnitude=true",
+                f"{RECIPE}.init_args.warm_start.keep_below=0.3",
+            ),
+        ),
+        cut=True,
+        passes=2 * STEPS * BATCH,
+    ),
+}
+
+
+def _scored(label: str, name: str, metric: str, *more: str, passes: int | None = None) -> Entry:
+    return Entry(label, "discover", (_method(name, metric, *more),), seeds="{seed}" in str(more), passes=passes)
+
+
+SIGNED = "--selection.absolute=false"
+SCORED: dict[str, Entry] = {
+    "random": _scored("random", "RandomScores", "kl", "--method.seed={seed}"),
+    "activation_magnitude": _scored("activation magnitude", "ActivationMagnitude", "kl"),
+    "ifr": _scored("IFR", "InformationFlowRoutes", "kl", "--selection.rule=greedy"),
+    "hisp": _scored("HISP", "HISP", "logit_difference", SIGNED),
+    "contextual_decomposition": _scored(
+        "contextual decomposition", "ContextualDecomposition", "logit_difference", "--limit=50", "--data.batch_size=10"
+    ),
+    "eap_ld": _scored("EAP, logit difference", "EAP", "logit_difference"),
+    "eap_ld_signed": _scored("EAP, logit difference, signed", "EAP", "logit_difference", SIGNED),
+    "eap_kl": _scored("EAP, KL", "EAP", "kl"),
+    "eap_ig_inputs": _scored("EAP-IG-inputs, KL", "EAPIG", "kl", *PATHS, passes=STEPS * BATCH),
+    "eap_ig_inputs_ld": _scored(
+        "EAP-IG-inputs, logit difference", "EAPIG", "logit_difference", *PATHS, passes=STEPS * BATCH
+    ),
+    "eap_ig_activations": _scored(
+        "EAP-IG-activations, KL", "EAPIG", "kl", "--method.steps=5", "--method.variant=activations", "--limit=16"
+    ),
+    "eap_ig_gates": _scored(
+        "IG over all gates, KL", "EAPIG", "kl", *PATHS, "--method.variant=gates", passes=STEPS * BATCH
+    ),
+    "acdc": _scored("ACDC", "ACDC", "kl", "--method.taus=[0.1,0.03,0.01]", *FEW),
+    "acdc_fine": _scored("ACDC, fine", "ACDC", "kl", "--method.taus=[0.002]", *FEW),
 }
 POLISHED = {
     f"{name}_polished": Entry(f"{entry.label}, polished", "polish", ((),), seeds=entry.seeds, of=name)
@@ -148,3 +196,4 @@ POLISHED = {
     if name in ("edge_pruning", "matryoshka", "eap_ig_inputs")
 }
 ENTRIES: dict[str, Entry] = {**SCORED, **TRAINED, **POLISHED}
+STRONGEST = ("random", "eap_ig_inputs", "edge_pruning", "sp_edges", "ugs", "matryoshka", *POLISHED)

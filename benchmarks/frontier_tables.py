@@ -17,13 +17,21 @@ def figures(own: Values, sparsity: str, name: str) -> list[float]:
 
 def sparsities(result: Values) -> list[str]:
     """Those asked for, rising."""
-    methods = result["methods"].values()
-    return sorted({name for own in methods for seed in own["seeds"].values() for name in seed["circuits"]})
+    return sorted({name for *_, name, _ in _circuits(result) if name[0].isdigit()})
+
+
+def _circuits(result: Values) -> Iterator[tuple[str, str, str, Values]]:
+    """Label, seed, name and figures of every circuit."""
+    for own in result["methods"].values():
+        for number, seed in own["seeds"].items():
+            for name, row in seed["circuits"].items():
+                yield own["label"], number, name, row
 
 
 def tables(result: Values) -> Iterator[str]:
     """KL and cost, KL of each seed, answers, differences, and commands."""
-    shown, methods = sparsities(result), result["methods"]
+    shown = sparsities(result)
+    methods = {name: own for name, own in result["methods"].items() if any(figures(own, each, "kl") for each in shown)}
     percent = [f"{100 * float(sparsity):g} %" for sparsity in shown]
     yield markdown(
         ["KL", *percent, "seeds", "tries", "passes", "core-minutes", "GB"],
@@ -51,6 +59,17 @@ def tables(result: Values) -> Iterator[str]:
             [own["label"], *(_difference(found.get((name, sparsity))) for sparsity in shown)]
             for name, own in methods.items()
             if any((name, sparsity) in found for sparsity in shown)
+        ],
+    )
+    yield markdown(
+        ["circuit of a size of its own", "seed", "edges", "sparsity", "KL", "logit diff., accuracy"],
+        [
+            [
+                *(f"{label}, {name}", seed, f"{row['edges']:,}", f"{100 * row['sparsity']:.2f} %"),
+                *(f"{row['kl']:.3f}", f"{row['logit_difference']:.2f}, {row['accuracy']:.3f}"),
+            ]
+            for label, seed, name, row in _circuits(result)
+            if not name[0].isdigit()
         ],
     )
     yield "\n".join(f"- {own['label']}: `{own['command']}`" for own in methods.values())
@@ -88,7 +107,7 @@ def plot(result: Values, path: Path) -> None:
     figure = Figure(figsize=(9, 5.2), layout="constrained")
     axes = figure.subplots()
     styles = ("o-", "s--", "^:")
-    for number, own in enumerate(result["methods"].values()):
+    for number, own in enumerate(result["methods"].values()):  # those with circuits of sizes of their own draw nothing
         shown = [sparsity for sparsity in sparsities(result) if figures(own, sparsity, "kl")]
         shares = [100 * (1 - float(sparsity)) for sparsity in shown]
         kl = [figures(own, sparsity, "kl") for sparsity in shown]

@@ -1,8 +1,8 @@
-"""The report of docs/results/ioi_report.html: circuits of SmolLM2 at 97 % sparsity under every ablation.
+"""The report of docs/results/ioi_report.html: circuits of SmolLM2 at one sparsity under every ablation.
 
     edgeprune get smollm2
-    python benchmarks/methods.py run --folder runs/methods --only edge_pruning eap_ig_inputs_kl
-    python benchmarks/ioi_report.py --methods runs/methods --folder runs/ioi_report --out docs/results/ioi_report
+    python benchmarks/frontier.py run ioi_one --only edge_pruning eap_ig_inputs --seeds 0
+    python benchmarks/ioi_report.py --methods runs/frontier/ioi_one --folder runs/ioi_report --out OUT
 
 Learns the constants of optimal ablation, in fewer and longer steps than by default (`LEARNING`): the default would
 take hours here. Then it is one `edgeprune evaluate`, whose command is in the JSON and on the page.
@@ -22,8 +22,8 @@ from edgeprune.console import ProgressReporter
 from edgeprune.models.loading import load_model
 
 CONFIG = "configs/ioi_smollm2.yaml"
-METHODS = {"edge_pruning": "edge_pruning", "eap_ig": "eap_ig_inputs_kl"}
-SPARSITY = "sparsity-0.9700.safetensors"
+METHODS = {"edge_pruning": "edge_pruning", "eap_ig": "eap_ig_inputs"}
+SPARSITY = "sparsity-0.9800.safetensors"
 LEARNING = LearningOptions(learning_rate=0.02, max_steps=6, checked=2)
 LIMITS = ("--limit", "100", "--seeds", "2", "--random", "20", "--test-limit", "12", "--minimality-edges", "200")
 
