@@ -28,7 +28,7 @@ from typing import Any
 import lightning
 import torch
 import transformers
-from frontier_settings import ENTRIES, PROBLEMS, ROOT, SPARSITIES, STRONGEST, Entry, Problem
+from frontier_settings import ENTRIES, PROBLEMS, RECIPE, ROOT, SPARSITIES, STRONGEST, Entry, Problem
 from frontier_tables import plot, tables
 from rich.console import Console
 from rich.progress import track
@@ -44,7 +44,8 @@ from edgeprune.metrics.measure import measure_examples
 from edgeprune.models.loading import load_model
 from edgeprune.statistics.paired import paired_difference
 
-DONE, CHOSEN, CONFIG = "done.json", "chosen.json", "fit.yaml"
+DONE, CHOSEN = "done.json", "chosen.json"
+CONFIG, BARE = "fit.yaml", "bare.yaml"  # with the shipped recipe, and without: others would inherit its settings
 WRITTEN = "circuits/*-*.safetensors"  # sparsity-0.9500, tau-0.01; not the final gates'
 KEPT = ("kl", "logit_difference", "accuracy", "exact_match")
 
@@ -54,7 +55,8 @@ def run(options: argparse.Namespace) -> None:
     """Run what is missing: seed after seed, so that what is there can be compared at any time."""
     place: Path = options.folder.resolve() / options.problem
     place.mkdir(parents=True, exist_ok=True)
-    PROBLEMS[options.problem].write(place / CONFIG)
+    for name in (CONFIG, BARE):
+        PROBLEMS[options.problem].write(place / name, recipe=name == CONFIG)
     for seed in options.seeds:
         for name in options.only or (ENTRIES if PROBLEMS[options.problem].all_methods else STRONGEST):
             entry = ENTRIES[name]
@@ -85,7 +87,9 @@ def run_one(place: Path, name: str, number: int, seed: int, options: argparse.Na
 
 def lines(problem: Problem, place: Path, entry: Entry, number: int, seed: int, own: Path) -> Iterator[list[str]]:
     """The commands of a run."""
-    config, more = str(place / CONFIG), [part.format(seed=seed, place=place) for part in entry.tries[number]]
+    more = [part.format(seed=seed, place=place) for part in entry.tries[number]]
+    own_recipe = any(part.startswith(f"{RECIPE}=") for part in more)
+    config = str(place / (BARE if own_recipe else CONFIG))
     if entry.command == "fit":
         logger = "--trainer.logger.init_args"
         folder = [f"{logger}.save_dir={own}", f"{logger}.name=fit", f"{logger}.version=0"]
@@ -97,6 +101,8 @@ def lines(problem: Problem, place: Path, entry: Entry, number: int, seed: int, o
         yield ["discover", "--config", "configs/discover/ioi_smollm2.yaml", model, *task, *more, *sizes, f"--out={own}"]
     else:
         assert entry.of is not None
+        if not (place / entry.of / CHOSEN).exists():
+            raise SystemExit(f"{entry.label} needs the circuits of {entry.of}: run that first")
         start = best(place, entry.of, seed)
         for path in sorted(start.rglob(WRITTEN)):
             out = own / "circuits" / path.name
@@ -207,13 +213,18 @@ def judge(options: argparse.Namespace) -> None:
                 for (sparsity, circuit), values in zip(picked.items(), found, strict=True)
             }
             rows[path.parent.name.rpartition("-s")[2]] = {**json.loads(path.read_text()), "circuits": circuits}
-        command = next(lines(problem, Path("runs/frontier") / options.problem, entry, chosen["number"], 0, Path("OUT")))
+        command = next(lines(problem, place, entry, chosen["number"], chosen["seed"], Path("OUT")))
+        if entry.of is not None:  # it took what its circuits took, and more
+            for seed, own in rows.items():
+                of_start = json.loads((best(place, entry.of, int(seed)) / DONE).read_text())
+                for key in ("minutes", "processor_minutes"):
+                    own[key] = round(own[key] + of_start[key], 2)
         methods[name] = {
             "label": entry.label,
             "passes": entry.passes,
             "tries": len(entry.tries),
             "validation": chosen["validation"],
-            "command": " ".join(["edgeprune", *command]),
+            "command": " ".join(["edgeprune", *command]).replace(str(place), f"runs/frontier/{options.problem}"),
             "seeds": rows,
         }
     result = {

@@ -50,11 +50,13 @@ class Problem:
         """Its name."""
         return self._shipped()["model"]["name"]
 
-    def write(self, path: Path) -> None:
-        """Write the shipped config with this problem's pairs and the sparsities of all methods."""
+    def write(self, path: Path, *, recipe: bool) -> None:
+        """Write the shipped config, or all but its recipe, with this problem's pairs and sparsities."""
         config, shipped = self._shipped(), self._shipped()["data"]["task"]
         own = {**shipped["init_args"], **self.settings} if self.task is None else self.settings
         config["data"]["task"] = {"class_path": self.task or shipped["class_path"], "init_args": own}
+        if not recipe:
+            del config["model"]["recipe"]
         (snapshots,) = config["trainer"]["callbacks"]
         snapshots["init_args"]["sparsities"] = list(SPARSITIES)
         path.write_text(yaml.safe_dump(config, sort_keys=False))

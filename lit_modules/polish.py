@@ -76,7 +76,7 @@ class Polish(pl.Callback):
             )
         takers = [item for item in trainer.callbacks if isinstance(item, SnapshotCircuits)]  # pyright: ignore[reportAttributeAccessIssue]
         if not takers:
-            raise EdgepruneError("Polish has no circuits to polish: add the callback SnapshotCircuits before it")
+            raise EdgepruneError("Polish has no circuits to polish: add the callback SnapshotCircuits beside it")
         taken = {sparsity for item in takers for sparsity in item.sparsities}
         missing = [sparsity for sparsity in self.sparsities or [] if sparsity not in taken]
         if missing:
@@ -99,7 +99,7 @@ class Polish(pl.Callback):
         pairs = self._pairs(trainer, module)
         rows = [self._polish(trainer, module, snapshot, folder, *pairs) for snapshot in snapshots]
         columns = [Numbers("sparsity", 4), Numbers("edges"), Numbers("swapped")]
-        columns += [Numbers(f"{module.objective} before"), Numbers("after"), Numbers("passes", 1)]
+        columns += [Numbers(f"{module.error} before"), Numbers("after"), Numbers("passes", 1)]
         show(trainer, table("Polished circuits on the validation pairs", columns, sorted(rows)))
         show(trainer, f"polished circuits are in {folder}")
 
@@ -138,7 +138,12 @@ class Polish(pl.Callback):
             measures, control = measure_circuits(
                 trainer, module, [made, Circuit.random(made.graph, made.num_edges)], stoppable=False
             )
-            about = {"split": "validation", "reached": snapshot.reached, "metrics": measures, "random_control": control}
+            about = {
+                "split": "validation",
+                "reached": circuit.header.get("reached", True),
+                "metrics": measures,
+                "random_control": control,
+            }
             made = replace(made, header={**made.header, **about})
             made.save(path)
             shutil.rmtree(state)
@@ -148,10 +153,9 @@ class Polish(pl.Callback):
         )
         assert snapshot.sparsity is not None
         self.circuits[snapshot.sparsity] = made
-        objective = module.objective
         return [
             *(made.sparsity, made.num_edges, about["swaps"]),
-            *(snapshot.measures[objective], measures[objective], about["passes"]),
+            *(snapshot.measures[module.error], measures[module.error], about["passes"]),
         ]
 
     @staticmethod

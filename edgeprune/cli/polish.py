@@ -126,7 +126,8 @@ def _polish(options: argparse.Namespace, state: Path) -> "tuple[Circuit, Polishe
         "task": data.describe(),
         "objective": metric,
     }
-    return replace(circuit, header={**known, **circuit.header, "ablation": runs.ablation}), polisher
+    header = {**known, **circuit.header, "ablation": runs.ablation, "objective": metric}
+    return replace(circuit, header=header), polisher
 
 
 def _settings(options: argparse.Namespace) -> "Polishing":

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, final, get_args
@@ -52,8 +53,8 @@ class ContextualDecomposition(AbstractDiscovery):
             relevant queries and keys, as published for GPT-2; what the pattern owes to the source is then irrelevant.
         biases: `"split"` by the sizes of both parts, as published, or all `"irrelevant"`.
         larger: Behind MLPs' linear layers and additions to the stream, where both parts have opposed signs the larger
-            takes all (published: yes). `"relevant"` attention needs it in models with gated MLPs, where parts grow
-            against each other beyond all bounds.
+            takes all (published: yes). Models with gated MLPs need it: f(a) u - f(a_I) u_I is quadratic in the parts,
+            which grow against each other beyond all bounds without it.
         measure: Of a reader's input: `"dot"`, the share of its difference from the ablated run that is relevant, by
             inner products; or `"l1"`, |relevant| / (|relevant| + |irrelevant|), mean over tokens.
         paths: What is relevant to a writer where the reader reads: along `"all"` paths, or `"direct"`, what it
@@ -144,7 +145,7 @@ class ContextualDecomposition(AbstractDiscovery):
         passes = Passes(problem, rules, self.measure, self.paths, self.memory_gb * 1e9, by_role=self.by_role)
         if self.by_role and not passes.roles:
             raise EdgepruneError("the task marks no position roles, so by_role has nothing to tell apart; leave it out")
-        state = DecompositionState.start(self._key(problem), passes.zeros(), folder)
+        state = DecompositionState.start(self._key(problem, passes.zeros().parts), passes.zeros(), folder)
         if state.done:
             report(WHAT, state.done, len(passes))
         try:
@@ -155,10 +156,10 @@ class ContextualDecomposition(AbstractDiscovery):
             state.save()
         return state.sums.over(problem.num_examples), state.seconds
 
-    def _key(self, problem: Problem) -> str:
-        """Hash of everything that the sums depend on but for rounding."""
+    def _key(self, problem: Problem, parts: Sequence[str]) -> str:
+        """Hash of everything that the sums depend on but for rounding; `parts` of the prompt are summed apart."""
         chosen = (self.attention, self.biases, self.larger, self.measure, self.paths, self.by_role)
-        about = {**problem.identity(), "graph": problem.model.graph.to_dict(), "settings": chosen}
+        about = {**problem.identity(), "graph": problem.model.graph.to_dict(), "settings": chosen, "parts": list(parts)}
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
     # ---------------------------------------------------------------- the loop

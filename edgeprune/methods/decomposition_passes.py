@@ -116,7 +116,7 @@ class _Piece:
         if not irrelevant.isfinite().all():
             raise EdgepruneError(
                 f"relevant and irrelevant parts grew against each other beyond what {stream.dtype} holds, as they may "
-                "where attention has a pattern of relevant parts: set larger to true, or attention to frozen"
+                "in gated MLPs, and where attention has a pattern of relevant parts: set larger to true"
             )
         losses = self._passes.problem.losses
         base = losses(total, total, run.batch).double()

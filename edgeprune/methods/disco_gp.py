@@ -21,6 +21,7 @@ from edgeprune.graph import EdgeGraph
 from edgeprune.methods.base import AbstractRecipe, sample_stream
 from edgeprune.models.gated_weights import gated_names
 from edgeprune.models.masked import MaskedModel
+from edgeprune.objectives.pace import Pace
 from edgeprune.objectives.ramp import RampPenalty
 from edgeprune.objectives.sparsity import AbstractSparsityTerm
 
@@ -63,7 +64,7 @@ class DiscoGP(AbstractRecipe):
     ) -> None:
         super().__init__()
         check_settings(temperature, init_mean, init_std)
-        _check_training(masks_per_batch, learning_rate, betas, weight_decay)
+        _check_training(sparsity_term, masks_per_batch, learning_rate, betas, weight_decay)
         self.sparsity_term = RampPenalty() if sparsity_term is None else sparsity_term
         self.masks_per_batch = masks_per_batch
         self.learning_rate = learning_rate
@@ -161,7 +162,7 @@ class DiscoGPWeights(nn.Module):
     ) -> None:
         super().__init__()
         check_settings(temperature, init_mean, init_std)
-        _check_training(masks_per_batch, learning_rate, betas, weight_decay)
+        _check_training(sparsity_term, masks_per_batch, learning_rate, betas, weight_decay)
         rising = RampPenalty(1.0, 1000.0, 1.0, warmup=1.0, cooldown=0.0)
         self.sparsity_term = rising if sparsity_term is None else sparsity_term
         self.tensors = tensors
@@ -186,6 +187,14 @@ class DiscoGPWeights(nn.Module):
 
     def check_started(self) -> None:
         """Do nothing: gates start from numbers."""
+
+    pace: None = None  # the price is not steered
+
+    def plan(self, steps: int) -> None:
+        """Do nothing: settings do not depend on the number of steps."""
+
+    def after_backward(self, progress: float) -> None:
+        """Do nothing: the penalty's weight depends on the progress alone."""
 
     def sample(self, weights: Weights, seed: int, step: int, number: int = 0, *, reverse: bool = False) -> Weights:
         """The gated parameters with one sample of the gates on them, each `[...]`; differentiable in the logits.
@@ -296,7 +305,11 @@ def _groups(recipe: DiscoGP | DiscoGPWeights, logits: Sequence[Tensor]) -> list[
     return groups
 
 
-def _check_training(masks: int, rate: float, betas: tuple[float, float], decay: float) -> None:
+def _check_training(
+    term: AbstractSparsityTerm | None, masks: int, rate: float, betas: tuple[float, float], decay: float
+) -> None:
+    if isinstance(term, Pace):
+        raise EdgepruneError("Pace steers the gates of EdgePruning only; use RampPenalty or another term")
     if masks < 1 or rate <= 0 or decay < 0 or not all(0 <= beta < 1 for beta in betas):
         raise EdgepruneError(
             "need masks_per_batch >= 1, learning_rate > 0, betas in [0, 1) and weight_decay >= 0, got "

@@ -12,8 +12,8 @@ from edgeprune.gates.hard_concrete import STRETCH, TEMPERATURE
 from edgeprune.graph import EdgeGraph
 from edgeprune.methods.base import AbstractRecipe, ErrorName, sample_stream
 from edgeprune.methods.flips import Flips, GatedError, WholeFlips
-from edgeprune.methods.local_expectation import MeasuredEffects, local_expectation
-from edgeprune.methods.pacing import paid_units, rate_for, steer, steps_to_close
+from edgeprune.methods.local_expectation import MeasuredEffects, check_estimator, check_one_process, local_expectation
+from edgeprune.methods.pacing import check_pace, paid_units, rate_for, steer, steps_to_close
 from edgeprune.methods.warm_start import Start, WarmStart
 from edgeprune.objectives.pace import Motion, Pace
 from edgeprune.objectives.sparsity import AbstractSparsityTerm
@@ -109,11 +109,11 @@ class EdgePruning(AbstractRecipe):
             )
         if penalty_on not in ("expected", "sample"):
             raise EdgepruneError(f"penalty_on must be 'expected' or 'sample', got {penalty_on!r}")
-        if isinstance(node_sparsity_term, Pace):
-            raise EdgepruneError("Pace counts edges, so it cannot be node_sparsity_term; use a GeometricPenalty there")
+        self.sparsity_term = Pace() if sparsity_term is None else sparsity_term
+        check_pace(self.sparsity_term, node_sparsity_term, penalty_on, node_gates)
         if node_sparsity_term is not None and not node_gates:
             raise EdgepruneError("node_sparsity_term has nothing to act on: set node_gates to true")
-        _check_estimator(estimator, num_flips, penalty_on, node_gates)
+        check_estimator(estimator, num_flips, penalty_on, node_gates)
         if masks_per_batch < 1 or (estimator == "local" and masks_per_batch > 1):
             raise EdgepruneError(
                 f"masks_per_batch must be at least 1, and 1 with estimator 'local', got {masks_per_batch}"
@@ -124,7 +124,6 @@ class EdgePruning(AbstractRecipe):
             )
         self.masks_per_batch = masks_per_batch
         self.antithetic = antithetic
-        self.sparsity_term = Pace() if sparsity_term is None else sparsity_term
         self.node_sparsity_term = node_sparsity_term
         self.penalty_on: PenaltyOn = penalty_on
         self.estimator: Estimator = estimator
@@ -174,7 +173,13 @@ class EdgePruning(AbstractRecipe):
         return self.sparsity_term if isinstance(self.sparsity_term, Pace) else None
 
     def plan(self, steps: int) -> None:
-        """Choose a learning rate at which gates can close in so many steps, unless one is set."""
+        """Choose a learning rate at which gates can close in so many steps, unless one is set.
+
+        Raises:
+            EdgepruneError: The local estimator has several processes, whose memories of effects would differ.
+        """
+        if self.estimator == "local":
+            check_one_process()
         distance = self._gate_options["init_mean"]
         if self._free_rate:
             self.learning_rate = rate_for(steps, distance, least=RATE)
@@ -249,8 +254,6 @@ class EdgePruning(AbstractRecipe):
 
     def _num_open(self, locations: Tensor) -> Tensor:
         """Edges (scalar) that are open where their log-alphas are `locations` `[num_edges]`."""
-        if self.nodes is not None:
-            locations = torch.minimum(locations, self.nodes.scores()[self._writer_of_edge()])
         return self._closed((locations > 0).float()).sum()
 
     def _prob_open(self) -> Tensor:
@@ -333,15 +336,3 @@ class EdgePruning(AbstractRecipe):
             **self._gate_options,
             **({} if self.start is None else {"warm_start": self.start.describe()}),
         }
-
-
-def _check_estimator(estimator: str, num_flips: int, penalty_on: str, node_gates: bool) -> None:
-    if estimator not in ("pathwise", "local"):
-        raise EdgepruneError(f"estimator must be 'pathwise' or 'local', got {estimator!r}")
-    if estimator == "local" and (penalty_on == "sample" or node_gates):
-        raise EdgepruneError(
-            "estimator 'local' rounds the gates of edges, so it needs penalty_on 'expected' and no node_gates; "
-            f"got penalty_on={penalty_on!r}, node_gates={node_gates}"
-        )
-    if num_flips < 1:
-        raise EdgepruneError(f"num_flips must be at least 1, got {num_flips}")

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from typing import final
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from edgeprune.errors import EdgepruneError
 from edgeprune.methods.flips import Flips
 
 ASKED_SHARE = 1 / 16  # of the gates that are asked about in a step; a flip that changes nothing needs no run
@@ -39,10 +41,16 @@ class MeasuredEffects(nn.Module):
     @property
     def effects(self) -> Tensor:
         """Mean of each gate's values, `[num_gates]`; 0 without any."""
-        return self.recent.nanmean(1).nan_to_num(0.0)
+        return torch.where(self.known, self.recent.nanmean(1), 0.0)
 
     def update(self, gates: Tensor, values: Tensor) -> None:
-        """Take in new values of some gates, long `[n]`."""
+        """Take in new values of some gates, long `[n]`.
+
+        Raises:
+            EdgepruneError: A value is not finite.
+        """
+        if not values.isfinite().all():
+            raise EdgepruneError("the effect of a flipped gate is not finite: use dtype float32, or squared_error")
         self.recent[gates] = torch.cat([values.to(self.recent)[:, None], self.recent[gates, :-1]], 1)
         self.waited[gates] = 0
 
@@ -102,3 +110,24 @@ def local_expectation(
         measured.update(run, (flips.error - flips.errors(run)) * (2 * gates[run] - 1))
     slope = (measured.effects * prob_open.clamp(1 - SURE, SURE)).sum()
     return flips.error + slope - slope.detach(), gates
+
+
+def check_estimator(estimator: str, num_flips: int, penalty_on: str, node_gates: bool) -> None:
+    """Refuse an estimator that is none, or that the other settings do not go with."""
+    if estimator not in ("pathwise", "local"):
+        raise EdgepruneError(f"estimator must be 'pathwise' or 'local', got {estimator!r}")
+    if estimator == "local" and (penalty_on == "sample" or node_gates):
+        raise EdgepruneError(
+            "estimator 'local' rounds the gates of edges, so it needs penalty_on 'expected' and no node_gates; "
+            f"got penalty_on={penalty_on!r}, node_gates={node_gates}"
+        )
+    if num_flips < 1:
+        raise EdgepruneError(f"num_flips must be at least 1, got {num_flips}")
+
+
+def check_one_process() -> None:
+    """Refuse several processes, each of which would remember the effects on its own pairs."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        raise EdgepruneError(
+            f"estimator 'local' works in one process, not in {dist.get_world_size()}: set trainer.devices to 1"
+        )

@@ -96,7 +96,7 @@ class Matryoshka(AbstractRecipe):
         """How many edges a sample of a step keeps: k, not a whole number."""
         uniform = uniform_noise(seed, step, 1, stream=sample_stream(number)).double().item()
         if self.stratified:
-            uniform = (number % self.masks_per_batch + uniform) / self.masks_per_batch
+            uniform = ((number + step) % self.masks_per_batch + uniform) / self.masks_per_batch
         low, high = max(1.0, self.shares[0] * self.graph.num_edges), self.shares[1] * self.graph.num_edges
         if self.draw == "uniform":
             return low + (high - low) * uniform

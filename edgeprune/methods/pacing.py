@@ -6,6 +6,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from edgeprune.errors import EdgepruneError
 from edgeprune.objectives.pace import Motion, Pace
 from edgeprune.objectives.sparsity import AbstractSparsityTerm
 
@@ -31,6 +32,23 @@ def steps_to_close(steps: int, distance: float, rate: float) -> float:
             stacklevel=3,
         )
     return closing
+
+
+def check_pace(
+    edges: AbstractSparsityTerm, nodes: AbstractSparsityTerm | None, penalty_on: str, node_gates: bool
+) -> None:
+    """Refuse a `Pace` that could not foretell the number of open edges.
+
+    Raises:
+        EdgepruneError: It is the nodes' term, there are node gates, or the penalty sees sampled gates.
+    """
+    if isinstance(nodes, Pace):
+        raise EdgepruneError("Pace counts edges, so it cannot be node_sparsity_term; use a GeometricPenalty there")
+    if isinstance(edges, Pace) and (node_gates or penalty_on == "sample"):
+        raise EdgepruneError(
+            "Pace, the default sparsity_term, needs penalty_on 'expected' and no node_gates, got "
+            f"penalty_on={penalty_on!r}, node_gates={node_gates}; name a Lagrangian or a GeometricPenalty for these"
+        )
 
 
 def paid_units(term: AbstractSparsityTerm, open_fraction: Tensor, locations: Tensor, num_edges: int) -> Tensor | None:

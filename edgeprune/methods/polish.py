@@ -73,8 +73,8 @@ class Polishing:
             if value is not None and value < lowest:
                 raise EdgepruneError(f"{name} must be at least {lowest}, got {value}")
         for name in ("max_passes", "memory_gb"):
-            if not getattr(self, name) > 0:
-                raise EdgepruneError(f"{name} must be above 0, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise EdgepruneError(f"{name} must be a number above 0, got {getattr(self, name)}")
 
     def describe(self) -> dict[str, Any]:
         """The settings, plain values for a circuit's header."""
@@ -166,13 +166,14 @@ class Polisher:
         state = self.state
         (state.start,) = self._losses([self.start])
         state.loss = state.best_loss = state.start
-        if not math.isfinite(state.start):
-            raise EdgepruneError(
-                f"the circuit's {self.problem.metric} is {state.start} over the pairs to polish on, and has no slope; "
-                "begin with a circuit of which it is finite, or choose another metric"
-            )
         if self.held_out is not None:
             state.held_out = state.held_out_start = self._held_out_loss(self.start)
+        for loss, pairs in ((state.start, "pairs to polish on"), (state.held_out, "held-out pairs")):
+            if loss is not None and not math.isfinite(loss):
+                raise EdgepruneError(
+                    f"the circuit's {self.problem.metric} is {loss} over the {pairs}, which nothing can be compared "
+                    "with; begin with a circuit of which it is finite, or choose another metric"
+                )
 
     def _round(self) -> None:
         state = self.state

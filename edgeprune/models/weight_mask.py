@@ -139,6 +139,8 @@ class WeightMask:
         if not isinstance(getattr(model, "sharding", None), Whole | None):
             raise EdgepruneError("a sharded model takes no weight mask: load it whole, with trainer.strategy ddp")
         hf = _hf(model)
+        if applied_mask(hf) is not None:
+            raise EdgepruneError("there is a weight mask on the model already; take it off first")
         named = dict(hf.named_parameters())
         for name, part in self.keep.items():
             if name not in named or named[name].shape != part.shape:
@@ -198,16 +200,21 @@ class AppliedMask:
         """Set the weights to 0, unless they are."""
         if self._closed:
             return
-        for name, weight, closed in self._tensors():
-            self._closed[name] = weight[closed]
-            weight[closed] = 0
         setattr(self._hf, _MARK, self)
+        try:
+            for name, weight, closed in self._tensors():
+                self._closed[name] = weight[closed]
+                weight[closed] = 0
+        except BaseException:
+            self.restore()
+            raise
 
     @torch.no_grad()
     def restore(self) -> None:
         """Give the weights the values that they had, unless they have them."""
         for name, weight, closed in self._tensors() if self._closed else ():
-            weight[closed] = self._closed[name]
+            if name in self._closed:  # not where an interruption came in between
+                weight[closed] = self._closed[name].to(weight)
         self._closed = {}
         setattr(self._hf, _MARK, None)
 

@@ -51,10 +51,11 @@ class Motion(NamedTuple):
 class Pace(AbstractSparsityTerm):
     """`price * open_fraction` with a price such that the number of open edges keeps to a schedule.
 
-    The logarithm of the open share falls as a power of time, 0.6: from all edges to the last sparsity, faster at first.
-    The price is found from the error's own slopes, whatever the unit of the error; it is logged, not set. It moves by a
-    bounded factor in a step, and stays between that of the mean slope, at which worthless edges close, and that at
-    which all gates close as fast as the learning rate lets them.
+    The logarithm of the open share falls as a power of time, 0.6: from the edges that are open at first to the last
+    sparsity, faster at first. The price is found from the error's own slopes, in whatever unit (slopes should be well
+    above Adam's eps, 1e-8); it is logged, not set. It moves by a bounded factor in a step, as long as it stays between
+    that of the mean slope, at which worthless edges close, and that at which all gates close as fast as the learning
+    rate lets them.
 
     Args:
         end: Sparsity to arrive at; null: the highest that `SnapshotCircuits` asks for.
@@ -65,6 +66,7 @@ class Pace(AbstractSparsityTerm):
     """
 
     price: Tensor
+    begin: Tensor
     seen: Tensor
     mean: Tensor
     square: Tensor
@@ -82,6 +84,7 @@ class Pace(AbstractSparsityTerm):
         if not power > 0:
             raise EdgepruneError(f"power of time must be above 0, got {power}")
         self.end, self.hold, self.worth, self.power = end, hold, worth, power
+        self.register_buffer("begin", torch.ones(()))  # share of the edges that is open before the first step
         self.empty_error: float | None = None
         self._end = end
         self._steps = 0
@@ -131,7 +134,8 @@ class Pace(AbstractSparsityTerm):
         """Share of the edges that should be open."""
         if self._end is None:
             raise EdgepruneError("Pace was not told where to arrive: name its end, or call aim() before the run")
-        return (1 - self._end) ** (min(1.0, progress / (1 - self.hold)) ** self.power)
+        begin = max(float(self.begin), 1 - self._end)
+        return begin * ((1 - self._end) / begin) ** (min(1.0, progress / (1 - self.hold)) ** self.power)
 
     # ---------------------------------------------------------------- price
     def forward(self, open_fraction: Tensor, progress: float) -> Tensor:
@@ -144,6 +148,8 @@ class Pace(AbstractSparsityTerm):
         if not self._steps:
             raise EdgepruneError("Pace was not told how long the run is: call plan() before it")
         first = bool(self.seen == 0)
+        if first:
+            self.begin.copy_(motion.num_open(motion.locations) / self.num_edges)
         mean, variance = self._observe(motion.slopes)
         units = motion.units / self.num_edges
         horizon = max(HORIZON * self._steps, LEAD * self._closing)
@@ -180,7 +186,7 @@ class Pace(AbstractSparsityTerm):
         scheduled, now = self._open_share(progress) * self.num_edges, motion.num_open(motion.locations)
         behind = (scheduled / now.clamp(min=1)).clamp(1 / CATCH_UP, CATCH_UP)
         behind = torch.minimum(behind, behind**LATE)
-        behind = torch.where(now < self.num_edges, behind, 1.0)  # the first gates are on their way as yet
+        behind = torch.where(now < self.begin * self.num_edges, behind, 1.0)  # the first gates are on their way as yet
         return (self._open_share(then) * self.num_edges * (1 - MARGIN) - 0.5) * behind
 
     def _bounds(self, motion: Motion, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,12 +27,12 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["edgeprune"])
 
 
-def write(**polish: Any) -> None:
+def write(objective: str = "squared_error", program: str = "hist", **polish: Any) -> None:
     """The quickstart, in a few steps, with circuits that are polished."""
     config = yaml.safe_load(QUICKSTART.read_text())
     settings = {"limit": 16, "max_passes": 40, **polish}
-    config["model"].update(name="compiled:hist", objective="squared_error")
-    config["data"]["task"]["init_args"]["program"] = "hist"
+    config["model"].update(name=f"compiled:{program}", objective=objective)
+    config["data"]["task"]["init_args"]["program"] = program
     config["trainer"]["max_steps"] = 4
     config["trainer"]["val_check_interval"] = 4
     config["trainer"]["enable_progress_bar"] = False
@@ -113,3 +113,10 @@ def test_an_objective_that_needs_another_run_is_refused_before_training() -> Non
     trainer, module = SimpleNamespace(world_size=1, callbacks=[]), SimpleNamespace(objective="cmd")
     with pytest.raises(EdgepruneError, match="objective 'cmd': leave it out"):
         Polish().setup(cast("Any", trainer), cast("Any", module), "fit")
+
+
+def test_the_table_shows_kl_under_an_objective_that_is_no_measure(capsys: pytest.CaptureFixture[str]) -> None:
+    write("nll", "trained_induction", limit=4, max_passes=4)
+    assert fit() == 0
+    assert "kl before" in capsys.readouterr().out
+    assert len(circuits("polished")) == 2

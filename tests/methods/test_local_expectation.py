@@ -1,10 +1,13 @@
 """The local expectation gradient against the exact one, by enumeration; what is asked, and what is remembered."""
 
+import math
 from itertools import product
 
+import pytest
 import torch
 from torch import Tensor
 
+from edgeprune.errors import EdgepruneError
 from edgeprune.methods.flips import Flips, WholeFlips
 from edgeprune.methods.local_expectation import RECENT, SURE, MeasuredEffects, local_expectation
 
@@ -203,3 +206,9 @@ def test_gates_stay_as_they_were_sampled_and_the_model_runs_without_gradients() 
     _, gates, _ = estimate((0.0, 1.0, 1.0, 0.0, 1.0), new_measured(), watched, num_flips=2)
     assert gates.tolist() == [0.0, 1.0, 1.0, 0.0, 1.0]
     assert watched.with_gradients == [False] * 3
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_effect_that_is_not_finite_is_not_taken_for_none(value: float) -> None:
+    with pytest.raises(EdgepruneError, match="the effect of a flipped gate is not finite"):
+        MeasuredEffects(3).update(torch.tensor([0, 2]), torch.tensor([1.0, value]))

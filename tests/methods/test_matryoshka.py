@@ -63,9 +63,15 @@ def test_stratified_sizes_come_one_from_each_part_of_the_range() -> None:
     recipe = build(shares=(0.0, 1.0), masks_per_batch=8, stratified=True)
     for step in range(20):
         kept = [(recipe.num_kept(0, step, number) - 1) / (GRAPH.num_edges - 1) for number in range(8)]
-        assert [int(8 * share) for share in kept] == list(range(8))
+        assert sorted(int(8 * share) for share in kept) == list(range(8))
     kept = [recipe.num_kept(0, 0, number) for number in range(8)]
-    assert kept != [recipe.num_kept(0, 1, number) for number in range(8)]
+    assert kept != [recipe.num_kept(0, 8, number) for number in range(8)]
+
+
+def test_a_batch_with_fewer_samples_meets_every_part_of_the_range_in_turn() -> None:
+    recipe = build(shares=(0.0, 1.0), masks_per_batch=8, stratified=True)
+    first = [(recipe.num_kept(0, step, 0) - 1) / (GRAPH.num_edges - 1) for step in range(8)]
+    assert sorted(int(8 * share) for share in first) == list(range(8))
 
 
 # ------------------------------------------------------------------ the step

@@ -48,8 +48,6 @@ def told(recipe: EdgePruning, monkeypatch: pytest.MonkeyPatch, price: float) -> 
     [
         {},
         {"masks_per_batch": 4},
-        {"penalty_on": "sample"},
-        {"node_gates": True},
         {"estimator": "local", "num_flips": 99},
     ],
 )
@@ -72,15 +70,12 @@ def test_units_are_slopes_of_the_expected_number_of_open_edges(monkeypatch: pyte
 
 
 def test_open_edges_are_those_of_the_circuit(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = build(node_gates=True)
-    assert recipe.nodes is not None
+    recipe = build()
     with torch.no_grad():
-        recipe.nodes.log_alpha[::2] = -1.0
+        recipe.edges.log_alpha[::2] = -1.0
     motion = told(recipe, monkeypatch, 1.0)
-    assert int(motion.num_open(motion.locations)) == recipe.num_open() < int((motion.locations > 0).sum())
-    assert int(motion.num_open(motion.locations + 9)) == int(
-        (recipe.nodes.scores() > 0)[GRAPH.exists.nonzero()[:, 1]].sum()
-    )
+    assert 0 < int(motion.num_open(motion.locations)) == recipe.num_open() < GRAPH.num_edges
+    assert int(motion.num_open(motion.locations + 9)) == GRAPH.num_edges
 
 
 def test_the_price_is_steered_by_default_and_not_for_other_terms() -> None:
@@ -97,20 +92,34 @@ def test_the_price_is_steered_by_default_and_not_for_other_terms() -> None:
     ("steps", "start", "rate"), [(600, 2.0, 0.03), (3000, 2.0, 0.03), (300, 2.0, 0.06), (30, 2.0, 0.6)]
 )
 def test_the_rate_lets_a_gate_close_within_a_ninth_of_the_run(steps: int, start: float, rate: float) -> None:
-    recipe = build(init_mean=start, node_gates=True)
+    recipe = build(GeometricPenalty(), init_mean=start, node_gates=True)
     recipe.plan(steps)
     assert [group["lr"] for group in recipe.parameter_groups()] == pytest.approx([rate, rate])
 
 
 def test_a_rate_that_is_set_stays_and_a_low_one_warns() -> None:
-    recipe = build(learning_rate=0.03, node_gates=True, node_learning_rate=0.5)
+    recipe = build(Pace(0.9), learning_rate=0.03)
     recipe.plan(600)
-    assert [group["lr"] for group in recipe.parameter_groups()] == [0.03, 0.5]
+    assert [group["lr"] for group in recipe.parameter_groups()] == [0.03]
     with pytest.warns(
         UserWarning, match=r"^a gate takes 67 steps to close at learning rate 0.03, and the run has 30, so "
     ):
         recipe.plan(30)
     assert recipe.learning_rate == 0.03
+
+
+def test_the_rate_of_nodes_may_be_set_apart() -> None:
+    recipe = build(GeometricPenalty(), node_gates=True, node_learning_rate=0.5)
+    assert [group["lr"] for group in recipe.parameter_groups()] == [0.03, 0.5]
+
+
+@pytest.mark.parametrize("options", [{"penalty_on": "sample"}, {"node_gates": True}])
+def test_a_count_that_cannot_be_foretold_is_not_steered(options: dict[str, Any]) -> None:
+    with pytest.raises(
+        EdgepruneError, match="Pace, the default sparsity_term, needs penalty_on 'expected' and no node"
+    ):
+        build(**options)
+    build(GeometricPenalty(), **options)
 
 
 def test_a_price_by_edges_is_none_for_nodes() -> None:

@@ -218,7 +218,15 @@ def test_circuits_without_a_swap_are_refused() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"patience": 0}, {"probes": -1}, {"step": 0}, {"overshoot": -1}, {"max_passes": 0.0}, {"memory_gb": math.nan}],
+    [
+        {"patience": 0},
+        {"probes": -1},
+        {"step": 0},
+        {"overshoot": -1},
+        {"max_passes": 0.0},
+        {"memory_gb": math.nan},
+        {"max_passes": math.inf},
+    ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, Any]) -> None:
     (name,) = settings

@@ -254,7 +254,7 @@ def test_a_run_goes_on_without_the_file(tmp_path: Path) -> None:
     assert fit(tmp_path / "half", "warm_start", 3, PATH, str(path)) == 0
     path.unlink()
     more = (PATH, str(path), "--ckpt_path", str(only(tmp_path / "half", "last.ckpt")))
-    # half of a run has another schedule, so that only what is frozen must agree
+    # half of a run has another schedule of the penalty, so that only what is frozen must agree
     assert fit(tmp_path / "rest", "warm_start", 6, *more) == 0
     whole, rest = (torch.load(only(tmp_path / run, "last.ckpt"), weights_only=True) for run in ("whole", "rest"))
     frozen = whole["state_dict"]["recipe.start.frozen"]
@@ -262,6 +262,7 @@ def test_a_run_goes_on_without_the_file(tmp_path: Path) -> None:
     assert torch.equal(frozen, rest["state_dict"]["recipe.start.frozen"])
     name = "recipe.edges.log_alpha"
     assert torch.equal(whole["state_dict"][name][frozen], rest["state_dict"][name][frozen])
+    assert (whole["state_dict"][name][~frozen] != rest["state_dict"][name][~frozen]).any()
     header = Circuit.load(only(tmp_path / "rest", "final.safetensors")).header
     assert header["warm_start"]["sha256"] == digest
     assert header["step"] == 6
