@@ -28,7 +28,7 @@ def sigmoid_top_k(scores: Tensor, k: Tensor, temperature: float) -> Tensor:
         k: Sum of each mask, `[mask]`, between 0 and `num_gates`, both excluded.
         temperature: T; the lower, the nearer are masks to 0 and 1.
 
-    >>> sigmoid_top_k(torch.tensor([1.0, 1.0, 1.0, 1.0]), torch.tensor([1.0, 2.0]), 0.5).tolist()
+    >>> sigmoid_top_k(torch.ones(4), torch.tensor([1.0, 2.0]), 0.5).round(decimals=4).tolist()
     [[0.25, 0.25, 0.25, 0.25], [0.5, 0.5, 0.5, 0.5]]
     """
     return _SigmoidTopK.apply(scores, k, temperature)

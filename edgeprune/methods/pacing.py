@@ -1,11 +1,11 @@
 """What recipes share that are told how long a run is: a learning rate for it, and a price that is steered."""
 
 import math
-import warnings
 
 import torch
 from torch import Tensor
 
+from edgeprune.console import warn
 from edgeprune.errors import EdgepruneError
 from edgeprune.objectives.pace import Motion, Pace
 from edgeprune.objectives.sparsity import AbstractSparsityTerm
@@ -26,10 +26,9 @@ def steps_to_close(steps: int, distance: float, rate: float) -> float:
     """Steps in which a gate that starts `distance` above 0 gets there; warns if that is much of the run."""
     closing = max(0.0, distance) / rate
     if closing > steps / 3:
-        warnings.warn(
+        warn(
             f"a gate takes {math.ceil(closing)} steps to close at learning rate {rate:g}, and the run has {steps}, so "
-            "that few will: leave learning_rate out, or take more steps",
-            stacklevel=3,
+            "that few will: leave learning_rate out, or take more steps"
         )
     return closing
 

@@ -171,7 +171,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "option of another callback": (["--trainer.callbacks.init_args.sparsities", "[0.5]"], "has no option 'sparsities'"),
     "unknown compiled model": (["--model.name", "compiled:nope"], "nope"),
     "unknown task": (["--data.task", "NoSuchTask"], "there is no 'NoSuchTask'; known are AutoCircuitTask, "),
-    "unknown recipe": (["--model.recipe", "Nope"], "there is no 'Nope'; known are EdgePruning, "),
+    "unknown recipe": (["--model.recipe", "Nope"], "there is no 'Nope'; known are DiscoGP, EdgePruning, "),
     "unknown ablation": (["--model.ablation", "noise"], "noise"),
     "negative batch": (["--data.batch_size", "-1"], "-1"),
     "truth without embeddings apart": (["--model.split_embedding", "false"], "set model.split_embedding to true"),

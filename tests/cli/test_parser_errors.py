@@ -104,11 +104,11 @@ FILES: dict[str, tuple[str, str]] = {
     "no such sparsity term": (
         RECIPE + "      sparsity_term: {class_path: GeometricPenalti}\n",
         r"model.recipe.sparsity_term: there is no 'GeometricPenalti' \(did you mean 'GeometricPenalty'\?\); known are "
-        "GeometricPenalty, Lagrangian, Pace$",
+        "GeometricPenalty, Lagrangian, Pace, RampPenalty$",
     ),
     "no class as sparsity term": (
         RECIPE + "      sparsity_term: 3\n",
-        "model.recipe.sparsity_term must name a class, got 3; known are GeometricPenalty, Lagrangian, Pace$",
+        "model.recipe.sparsity_term must name a class, got 3; known are GeometricPenalty, Lagrangian, Pace, Ramp",
     ),
     "a value of the sparsity term": (
         RECIPE + "      sparsity_term: {class_path: GeometricPenalty, init_args: {start: x}}\n",
@@ -116,7 +116,7 @@ FILES: dict[str, tuple[str, str]] = {
     ),
     "no such recipe": (
         "model:\n  recipe: {class_path: EdgePrunning}\n",
-        r"model.recipe: there is no 'EdgePrunning' \(did you mean 'EdgePruning'\?\); known are EdgePruning, ",
+        r"model.recipe: there is no 'EdgePrunning' \(did you mean 'EdgePruning'\?\); known are DiscoGP, EdgePruning, ",
     ),
     "an option that the recipe lacks": (
         RECIPE + "      learningrate: 0.1\n",

@@ -32,6 +32,7 @@ def write(objective: str = "squared_error", program: str = "hist", **polish: Any
     config = yaml.safe_load(QUICKSTART.read_text())
     settings = {"limit": 16, "max_passes": 40, **polish}
     config["model"].update(name=f"compiled:{program}", objective=objective)
+    config["model"]["recipe"]["init_args"]["sparsity_term"] = "GeometricPenalty"
     config["data"]["task"]["init_args"]["program"] = program
     config["trainer"]["max_steps"] = 4
     config["trainer"]["val_check_interval"] = 4

@@ -80,6 +80,7 @@ def train(folder: Any, model: dict[str, Any], steps: int = 4, **data: Any) -> tu
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training")
+@pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*")
 class TestTraining:
     def test_the_complement_has_every_second_step_to_itself(self, tmp_path: Any) -> None:
         recorder, _ = train(tmp_path, {})

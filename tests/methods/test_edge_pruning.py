@@ -218,9 +218,12 @@ def test_what_is_logged() -> None:
 
 
 # ------------------------------------------------------------------ learning rate and errors
-def test_the_default_rate_is_that_of_the_shipped_language_model_config() -> None:
+def test_the_shipped_language_model_config_names_neither_rate_nor_price() -> None:
     config = yaml.safe_load((Path(__file__).parents[2] / "configs" / "ioi_smollm2.yaml").read_text())
-    assert build().learning_rate == config["model"]["recipe"]["init_args"]["learning_rate"]
+    assert not {"learning_rate", "sparsity_term"} & set(config["model"]["recipe"]["init_args"])
+    recipe = EdgePruning()
+    recipe.plan(config["trainer"]["max_steps"])
+    assert recipe.learning_rate == 0.03
 
 
 def test_learning_rate_is_constant_by_default() -> None:

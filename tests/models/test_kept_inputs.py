@@ -94,6 +94,6 @@ def test_runs_without_a_backward_keep_nothing() -> None:
     clean, corrupted = prompts()
     with torch.no_grad():
         model(clean, torch.rand(model.graph.shape).requires_grad_(), model.record(corrupted))
-    assert set(model._workspace._spare) == {"delta", "mixed"}
+    assert set(model.workspace._spare) == {"delta", "mixed"}
     gradients(model)
-    assert "mixed 0" in model._workspace._spare
+    assert "mixed 0" in model.workspace._spare
