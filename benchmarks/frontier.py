@@ -74,8 +74,8 @@ def run_one(place: Path, name: str, number: int, seed: int, options: argparse.Na
     if (own / DONE).exists():
         return
     shutil.rmtree(own, ignore_errors=True)
-    own.mkdir(parents=True)
     entry = ENTRIES[name]
+    (own / "circuits" if entry.of else own).mkdir(parents=True)
     print(f"{time.strftime('%H:%M')} {name}, setting {number}, seed {seed} ...", flush=True)
     record = {"minutes": 0.0, "processor_minutes": 0.0, "peak_gb": 0.0}
     for line in lines(PROBLEMS[options.problem], place, entry, number, seed, own):
