@@ -112,52 +112,24 @@ def _each(base: tuple[str, ...], option: str, *values: float) -> tuple[tuple[str
 FEW = ("--limit=4", "--data.batch_size=4", "--selection=null")
 PATHS = ("--method.steps=5", f"--limit={STEPS * BATCH // 5}")  # as many passes as training has
 
+
+def _trained(label: str, *tries: tuple[str, ...], passes: int = STEPS * BATCH, cut: bool = True) -> Entry:
+    return Entry(label, "fit", tries, cut=cut, passes=passes)
+
+
+EDGES, NODES = (_recipe("SubnetworkProbing", granularity=kind, learning_rate=0.1) for kind in ("edges", "nodes"))
+SAMPLES = _recipe("UGS", learning_rate=0.05, samples_per_step=1, masks_per_batch=8)
+RANKING = _recipe("Matryoshka", draw="log", shares=[0.005, 1.0], masks_per_batch=8, stratified=True)
+WARM = {"path": "{place}/eap_ig_inputs/0-s0/scores.safetensors", "magnitude": "true", "keep_below": 0.3}
 TRAINED: dict[str, Entry] = {
-    "edge_pruning": Entry("Edge Pruning", "fit", ((),), cut=True, passes=STEPS * BATCH),
-    "sp_edges": Entry(
-        "SP, edges",
-        "fit",
-        _each(_recipe("SubnetworkProbing", granularity="edges", learning_rate=0.1), "penalty_weight", 100, 300, 1000),
-        cut=True,
-        passes=STEPS * BATCH,
-    ),
-    "ugs": Entry(
-        "UGS",
-        "fit",
-        _each(
-            _recipe("UGS", learning_rate=0.05, samples_per_step=1, masks_per_batch=8), "edge_weight", 0.005, 0.014, 0.04
-        ),
-        cut=True,
-        passes=STEPS * BATCH,
-    ),
-    "matryoshka": Entry(
-        "Matryoshka (sigmoid top-k)",
-        "fit",
-        _each(
-            _recipe("Matryoshka", draw="log", shares=[0.005, 1.0], masks_per_batch=8, stratified=True),
-            "learning_rate",
-            *(0.03, 0.1, 0.3),
-        ),
-        passes=STEPS * BATCH,
-    ),
-    "sp_nodes": Entry(
-        "SP, nodes",
-        "fit",
-        _each(_recipe("SubnetworkProbing", granularity="nodes", learning_rate=0.1), "penalty_weight", 5, 20, 80),
-        cut=True,
-        passes=STEPS * BATCH,
-    ),
-    "edge_pruning_warm": Entry(
+    "edge_pruning": _trained("Edge Pruning", ()),
+    "sp_edges": _trained("SP, edges", *_each(EDGES, "penalty_weight", 100, 300, 1000)),
+    "ugs": _trained("UGS", *_each(SAMPLES, "edge_weight", 0.005, 0.014, 0.04)),
+    "matryoshka": _trained("Matryoshka (sigmoid top-k)", *_each(RANKING, "learning_rate", 0.03, 0.1, 0.3), cut=False),
+    "sp_nodes": _trained("SP, nodes", *_each(NODES, "penalty_weight", 5, 20, 80)),
+    "edge_pruning_warm": _trained(
         "Edge Pruning, warm-started",
-        "fit",
-        (
-            (
-                f"{RECIPE}.init_args.warm_start.path={{place}}/eap_ig_inputs/0-s0/scores.safetensors",
-                f"{RECIPE}.init_args.warm_start.magnitude=true",
-                f"{RECIPE}.init_args.warm_start.keep_below=0.3",
-            ),
-        ),
-        cut=True,
+        tuple(f"{RECIPE}.init_args.warm_start.{key}={value}" for key, value in WARM.items()),
         passes=2 * STEPS * BATCH,
     ),
 }

@@ -108,6 +108,26 @@ def format_of(path: Path) -> str:
         raise EdgepruneError(f"{path} is not a whole file of edgeprune; write it again") from None
 
 
+def check_identity(path: Path, found: Mapping[str, Any], identity: Mapping[str, Any], elsewhere: str) -> None:
+    """Refuse the state of another run than the one that is to go on.
+
+    Args:
+        path: The file, for the message.
+        found: Hashes and settings by what they describe, as the file's header has them.
+        identity: Those of this run.
+        elsewhere: What to give instead, for the message: `"another folder"`.
+
+    Raises:
+        EdgepruneError: One differs.
+    """
+    for name, value in json.loads(json.dumps(identity)).items():
+        if found.get(name) != value:
+            raise EdgepruneError(
+                f"{path} was made with another {name}: {found.get(name)!r}, now {value!r}; "
+                f"go on with the same, or give {elsewhere}"
+            )
+
+
 def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
     """Hash of the tensors and of the header as JSON gives it back, its own hash left out."""
     plain = {key: value for key, value in header.items() if key != _SEAL}

@@ -26,18 +26,22 @@ def names(path: Path) -> str:
     return path.name
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=names)
-def test_an_experiment_builds(path: Path, tmp_path: Path) -> None:
-    cli = EdgepruneCLI(
-        PruningModule,
+def built_from(module: type[PruningModule], path: Path, folder: Path) -> EdgepruneCLI:
+    return EdgepruneCLI(
+        module,
         PairDataModule,
-        args=["--config", str(path), "--trainer.logger.init_args.save_dir", str(tmp_path)],
+        args=["--config", str(path), "--trainer.logger.init_args.save_dir", str(folder)],
         parser_class=OneLineParser,
         trainer_defaults=TRAINER_DEFAULTS,
         save_config_callback=None,
         auto_configure_optimizers=False,
         run=False,
     )
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=names)
+def test_an_experiment_builds(path: Path, tmp_path: Path) -> None:
+    cli = built_from(PruningModule, path, tmp_path)
     config = yaml.safe_load(path.read_text())
     assert cli.model.name == config["model"]["name"]
     assert cli.model.masked is None
@@ -90,16 +94,7 @@ WEIGHTS = sorted((CONFIGS / "weights").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", WEIGHTS, ids=names)
 def test_an_experiment_on_weights_builds(path: Path, tmp_path: Path) -> None:
-    cli = EdgepruneCLI(
-        WeightPruningModule,
-        PairDataModule,
-        args=["--config", str(path), "--trainer.logger.init_args.save_dir", str(tmp_path)],
-        parser_class=OneLineParser,
-        trainer_defaults=TRAINER_DEFAULTS,
-        save_config_callback=None,
-        auto_configure_optimizers=False,
-        run=False,
-    )
+    cli = built_from(WeightPruningModule, path, tmp_path)
     config = yaml.safe_load(path.read_text())
     assert cli.model.name == config["model"]["name"]
     assert type(cli.model.gates.sparsity_term).__name__ == config["model"]["recipe"]["sparsity_term"]["class_path"]

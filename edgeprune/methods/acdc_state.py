@@ -1,6 +1,5 @@
 """What a run of ACDC has found so far, and the file that lets a killed run go on."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -9,8 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from edgeprune.errors import EdgepruneError
-from edgeprune.sealed import SealedFile
+from edgeprune.sealed import SealedFile, check_identity
 
 FILE = "acdc.safetensors"
 _FILE = SealedFile(
@@ -107,13 +105,7 @@ class State:
         if not path.is_file():
             return cls(identity, [])
         header, tensors = _FILE.read(path)
-        found = header["identity"]
-        for name, value in json.loads(json.dumps(identity)).items():
-            if found.get(name) != value:
-                raise EdgepruneError(
-                    f"{path} was made with another {name}: {found.get(name)!r}, now {value!r}; "
-                    "go on with the same, or give another folder"
-                )
+        check_identity(path, header["identity"], identity, "another folder")
         rows = zip(header["runs"], tensors["keep"], tensors["effects"], strict=True)
         runs = [_run(values, keep.clone(), effects.clone()) for values, keep, effects in rows]
         return cls(identity, runs, header["seconds"])

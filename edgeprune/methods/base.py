@@ -15,8 +15,56 @@ ErrorName = Literal["error", "complement"]
 FIRST_EXTRA_STREAM = 100  # of the noise of a step's second and further samples
 
 
-class AbstractRecipe(nn.Module, ABC):
-    """What the Lightning module needs of a method that trains.
+class TrainedGates(nn.Module, ABC):
+    """What the Lightning module calls on any gates that are trained, on edges or on weights; mostly nothing to do."""
+
+    def check_started(self) -> None:
+        """Refuse to go on without a checkpoint where a file that the parameters should start from is missing."""
+
+    @property
+    def pace(self) -> Pace | None:
+        """The term whose price is steered, if that is how gates are pushed shut."""
+        return None
+
+    def plan(self, steps: int) -> None:
+        """Be told how many steps the run has, before `parameter_groups` is called."""
+
+    def after_backward(self, progress: float) -> None:
+        """See the gradients of the whole step, the same on all ranks, before they are clipped and the step is made."""
+
+    @abstractmethod
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimizer, each with `params`, `lr`, `weight_decay` and `maximize`."""
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """AdamW over the groups: gates descend, multipliers ascend."""
+        return torch.optim.AdamW(self.parameter_groups())
+
+    def learning_rate_factor(self, progress: float) -> float:
+        """Factor on the learning rate of every group at `progress` in [0, 1] of the run."""
+        del progress
+        return 1.0
+
+    def target(self, progress: float) -> float | None:
+        """Sparsity aimed at now, if anything is aimed at."""
+        del progress
+
+    @abstractmethod
+    def state(self, progress: float) -> dict[str, float]:
+        """Further numbers to log."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Plain values for a header."""
+
+    def _settings(self, *names: str) -> dict[str, Any]:
+        """Plain values of some settings."""
+        values = {name: getattr(self, name) for name in names}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+class AbstractRecipe(TrainedGates):
+    """What the Lightning module needs of a method that trains gates on edges.
 
     `build` makes the parameters once the graph is known; everything else may be called only after it.
 
@@ -35,17 +83,6 @@ class AbstractRecipe(nn.Module, ABC):
     @abstractmethod
     def build(self, graph: EdgeGraph) -> None:
         """Make the trainable parameters for `graph`."""
-
-    def check_started(self) -> None:
-        """Refuse to go on without a checkpoint where a file that the parameters should start from is missing."""
-
-    @property
-    def pace(self) -> Pace | None:
-        """The term whose price is steered, if that is how edges are pushed shut."""
-        return None
-
-    def plan(self, steps: int) -> None:
-        """Be told how many steps the run has, before `parameter_groups` is called."""
 
     @abstractmethod
     def sample(self, seed: int, step: int, number: int = 0) -> Tensor:
@@ -86,22 +123,6 @@ class AbstractRecipe(nn.Module, ABC):
             progress: Steps done / all steps.
         """
 
-    def after_backward(self, progress: float) -> None:
-        """See the gradients of the whole step, the same on all ranks, before they are clipped and the step is made."""
-
-    @abstractmethod
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups for the optimizer, each with `params`, `lr`, `weight_decay` and `maximize`."""
-
-    def make_optimizer(self) -> torch.optim.Optimizer:
-        """AdamW over the groups: gates descend, multipliers ascend."""
-        return torch.optim.AdamW(self.parameter_groups())
-
-    def learning_rate_factor(self, progress: float) -> float:
-        """Factor on the learning rate of every group at `progress` in [0, 1] of the run."""
-        del progress
-        return 1.0
-
     @abstractmethod
     def scores(self) -> Tensor:
         """Float `[reader, writer]`: the higher, the later an edge is cut."""
@@ -109,23 +130,6 @@ class AbstractRecipe(nn.Module, ABC):
     @abstractmethod
     def num_open(self) -> int:
         """Edges that are more open than closed: the size of the circuit that the gates stand for now."""
-
-    def target(self, progress: float) -> float | None:
-        """Sparsity aimed at now, if the recipe aims."""
-        del progress
-
-    @abstractmethod
-    def state(self, progress: float) -> dict[str, float]:
-        """Further numbers to log."""
-
-    @abstractmethod
-    def describe(self) -> dict[str, Any]:
-        """Plain values for a circuit's header."""
-
-    def _settings(self, *names: str) -> dict[str, Any]:
-        """Plain values of some settings."""
-        values = {name: getattr(self, name) for name in names}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @property
     def sparsity(self) -> float:

@@ -18,7 +18,7 @@ from edgeprune.gates import LogisticGates, uniform_noise
 from edgeprune.gates.logistic import check_settings
 from edgeprune.gates.logistic import sample as sample_gates
 from edgeprune.graph import EdgeGraph
-from edgeprune.methods.base import AbstractRecipe, sample_stream
+from edgeprune.methods.base import AbstractRecipe, TrainedGates, sample_stream
 from edgeprune.models.gated_weights import gated_names
 from edgeprune.models.masked import MaskedModel
 from edgeprune.objectives.pace import Pace
@@ -119,7 +119,7 @@ class DiscoGP(AbstractRecipe):
 
 
 @final
-class DiscoGPWeights(nn.Module):
+class DiscoGPWeights(TrainedGates):
     """One straight-through logistic gate per weight of the chosen parameters; closed weights are 0.
 
     Deviations from the published code: weights are those of the model's files, neither folded nor centred; keys and
@@ -185,17 +185,6 @@ class DiscoGPWeights(nn.Module):
             noise = torch.randn(named[name].shape, generator=generator)
             self.logits.append(self.init_mean + self.init_std * noise)
 
-    def check_started(self) -> None:
-        """Do nothing: gates start from numbers."""
-
-    pace: None = None  # the price is not steered
-
-    def plan(self, steps: int) -> None:
-        """Do nothing: settings do not depend on the number of steps."""
-
-    def after_backward(self, progress: float) -> None:
-        """Do nothing: the penalty's weight depends on the progress alone."""
-
     def sample(self, weights: Weights, seed: int, step: int, number: int = 0, *, reverse: bool = False) -> Weights:
         """The gated parameters with one sample of the gates on them, each `[...]`; differentiable in the logits.
 
@@ -260,15 +249,6 @@ class DiscoGPWeights(nn.Module):
         """Gates descend, multipliers of the sparsity term ascend."""
         return _groups(self, list(self.logits))
 
-    def make_optimizer(self) -> torch.optim.Optimizer:
-        """AdamW over the groups."""
-        return torch.optim.AdamW(self.parameter_groups())
-
-    def learning_rate_factor(self, progress: float) -> float:
-        """The learning rate is the same all through the run."""
-        del progress
-        return 1.0
-
     @torch.no_grad()
     def kept(self) -> Weights:
         """Weights whose gate without noise is open: by name of the parameter, bool `[...]`."""
@@ -290,10 +270,12 @@ class DiscoGPWeights(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """Method and settings."""
-        names = ("tensors", "masks_per_batch", "learning_rate", "weight_decay", "temperature", "init_mean", "init_std")
-        settings: dict[str, Any] = {name: getattr(self, name) for name in names}
-        term = type(self.sparsity_term).__name__
-        return {"method": "disco_gp_weights", "sparsity_term": term, **settings, "betas": list(self.betas)}
+        return {
+            "method": "disco_gp_weights",
+            "sparsity_term": type(self.sparsity_term).__name__,
+            **self._settings("tensors", "masks_per_batch", "learning_rate", "betas", "weight_decay"),
+            **self._settings("temperature", "init_mean", "init_std"),
+        }
 
 
 def _groups(recipe: DiscoGP | DiscoGPWeights, logits: Sequence[Tensor]) -> list[dict[str, Any]]:

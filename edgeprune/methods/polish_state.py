@@ -1,6 +1,5 @@
 """How far polishing a circuit has come, and the file that lets a killed run go on."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,8 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from edgeprune.errors import EdgepruneError
-from edgeprune.sealed import SealedFile
+from edgeprune.sealed import SealedFile, check_identity
 
 FILE = "polish.safetensors"
 _TENSORS = {"keep": torch.bool, "best": torch.bool}
@@ -76,11 +74,5 @@ class State:
         if not path.is_file():
             return None
         header, tensors = _FILE.read(path)
-        found = header["identity"]
-        for name, value in json.loads(json.dumps(identity)).items():
-            if found.get(name) != value:
-                raise EdgepruneError(
-                    f"{path} was made with another {name}: {found.get(name)!r}, now {value!r}; "
-                    "go on with the same, or give another place for the result"
-                )
+        check_identity(path, header["identity"], identity, "another place for the result")
         return cls(**{name: tensor.clone() for name, tensor in tensors.items()}, **header["state"])
