@@ -4,12 +4,14 @@
     python benchmarks/step.py --growth             # step time against the number of layers
     python benchmarks/step.py --cases gpt2:32x16:float32 --rounds 3
     python benchmarks/step.py --device cuda        # the same on a GPU; memory is what torch allocates there
+    python benchmarks/step.py --cases gpt2:8x16:float32 --roles 10    # a step with gates by role beside one without
 
 Everything scores the last position only. `plain` is the stock Hugging Face body with frozen weights and a gradient to
 the input embeddings, then its head on the last position (as `edgeprune selfcheck` has it); `logits_to_keep` the same
 by the library's own argument, for which torch copies the head's weight once per example (transformers 5.23); `step` is
 record + masked forward + backward + optimizer; `cached` the same without the record; `attribution` the masked forward
-and backward with every edge open, which EAP does once and EAP-IG once per integration step. The kinds take turns, so a
+and backward with every edge open, which EAP does once and EAP-IG once per integration step; with `--roles`, `cached` by
+role, the roles of tokens drawn at random in every prompt, which no two prompts then share. The kinds take turns, so a
 change of the machine's speed hits all of them; ratios are medians of the ratios of one round. Peak memory is measured
 in a process of its own per kind.
 """
@@ -47,20 +49,23 @@ def growing(layers: int) -> GPT2Config:
     return GPT2Config(n_embd=256, n_head=4, n_layer=layers, vocab_size=1000, bos_token_id=0, eos_token_id=0)
 
 
-def kinds(config: Any, batch: int, seq: int, dtype: torch.dtype, device: str = "cpu") -> dict[str, Callable[[], None]]:
+def kinds(
+    config: Any, batch: int, seq: int, dtype: torch.dtype, device: str = "cpu", roles: int = 0
+) -> dict[str, Callable[[], None]]:
     """The things to time, by name."""
     torch.manual_seed(0)
     hf = AutoModelForCausalLM.from_config(config).to(device, dtype).eval()
-    return kinds_of(MaskedModel(hf), batch, seq)
+    return kinds_of(MaskedModel(hf), batch, seq, roles)
 
 
-def kinds_of(model: MaskedModel, batch: int, seq: int) -> dict[str, Callable[[], None]]:
+def kinds_of(model: MaskedModel, batch: int, seq: int, roles: int = 0) -> dict[str, Callable[[], None]]:
     """The same of a model that there is."""
     hf, device = model.hf, model.device
     clean, corrupted = torch.randint(0, hf.config.vocab_size, (2, batch, seq), device=device)
     last = torch.full((batch, 1), seq - 1, device=device)
-    gates = HardConcrete(model.graph.num_edges, init_mean=2.0).to(device)
-    optimizer = torch.optim.Adam([gates.log_alpha], lr=0.1)
+    plain = HardConcrete(model.graph.num_edges, init_mean=2.0).to(device)
+    by_role = HardConcrete(roles * model.graph.num_edges, init_mean=2.0).to(device)
+    role_of = torch.randint(0, max(roles, 1), (batch, seq), device=device)
     reference = model.full(clean, positions=last).float().log_softmax(-1).detach()
     kept = model.record(corrupted)
     difference = kept.minus(model.record(clean))
@@ -70,14 +75,20 @@ def kinds_of(model: MaskedModel, batch: int, seq: int) -> dict[str, Callable[[],
         logits = hf(inputs_embeds=embeddings, logits_to_keep=1).logits
         kl_divergence(reference, logits.float()).mean().backward()
 
-    def step(cached: bool) -> None:
+    optimizers = {gates: torch.optim.Adam([gates.log_alpha], lr=0.1) for gates in (plain, by_role)[: 1 + bool(roles)]}
+
+    def step(cached: bool, gates: HardConcrete = plain) -> None:
         ablated = kept if cached else model.record(corrupted)
         z = gates.sample(uniform_noise(0, 0, gates.num_gates))
-        logits = model(clean, model.graph.to_matrix(z), ablated, positions=last).float()
+        if gates is plain:
+            logits = model(clean, model.graph.to_matrix(z), ablated, positions=last).float()
+        else:
+            matrices = torch.stack([model.graph.to_matrix(own) for own in z.view(roles, -1)])
+            logits = model(clean, matrices, ablated, positions=last, role_of=role_of).float()
         loss = kl_divergence(reference, logits).mean() + gates.prob_open().mean()
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        optimizers[gates].step()
+        optimizers[gates].zero_grad()
 
     def attribution() -> None:
         open_ = model.graph.all_open(device=device).requires_grad_()
@@ -89,6 +100,7 @@ def kinds_of(model: MaskedModel, batch: int, seq: int) -> dict[str, Callable[[],
         "logits_to_keep": shipped,
         "step": lambda: step(False),
         "cached": lambda: step(True),
+        **({"roles": lambda: step(True, by_role)} if roles else {}),
         "attribution": attribution,
     }
 

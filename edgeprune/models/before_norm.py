@@ -58,12 +58,13 @@ class EdgesBeforeNorm(MaskedModel):
         ablated: WriterStates,
         attention_mask: Tensor | None,
         positions: Tensor | None,
+        role_of: Tensor | None,
         fixed: FixedOutputs,
         relative: bool,
         all_open: bool | None,
     ) -> Tensor:
-        """See `MaskedModel`; `fixed`, `relative` and gates of tokens are refused, `all_open` is not needed."""
-        if gates.ndim == 4 or relative or fixed is not COMPUTED:
+        """See `MaskedModel`; `fixed`, `relative`, gates of tokens and roles are refused; no need of `all_open`."""
+        if gates.ndim == 4 or relative or fixed is not COMPUTED or role_of is not None:
             raise EdgepruneError(
                 "edges before the norm know gates [reader, writer] alone, or one such matrix per group"
             )
@@ -73,7 +74,7 @@ class EdgesBeforeNorm(MaskedModel):
                 rows = slice(size * place, size * (place + 1))
                 mask, at = (None if part is None else part[rows] for part in (attention_mask, positions))
                 states = ablated.map(lambda field, rows=rows: field if field.shape[1] == 1 else field[:, rows])
-                parts.append(self._last_inputs(input_ids[rows], own, states, mask, at, fixed, relative, all_open))
+                parts.append(self._last_inputs(input_ids[rows], own, states, mask, at, None, fixed, relative, all_open))
             return torch.cat(parts)
         return self.at(_RunBeforeNorm(self, input_ids, gates, ablated, attention_mask).stream, positions)
 

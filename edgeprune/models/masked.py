@@ -24,6 +24,7 @@ from edgeprune.models.reads import LayerReads
 from edgeprune.models.sharding import Sharding, Whole
 from edgeprune.models.stack import DeltaStack, Workspace
 from edgeprune.models.states import FixedOutputs, WriterStates
+from edgeprune.models.token_groups import check_gates, groups_of
 
 COMPUTED = FixedOutputs()  # nothing is given
 FLOAT16_SCALE = 4.0  # of an example's gradients inside a float16 model, whose small ones would be rounded to 0
@@ -189,6 +190,7 @@ class MaskedModel(nn.Module):
         attention_mask: Tensor | None = None,
         positions: Tensor | None = None,
         *,
+        role_of: Tensor | None = None,
         fixed: FixedOutputs = COMPUTED,
         relative: bool = False,
         head: bool = True,
@@ -201,10 +203,13 @@ class MaskedModel(nn.Module):
             gates: Float `[reader, writer]`, 1 = open, 0 = closed; entries of edges that do not exist are ignored.
                 Gradients reach the gates only. Or `[group, reader, writer]`: the batch falls into as many groups of
                 equal size, one after the other, each with its own gates. Or `[batch, seq, reader, writer]`: every token
-                has its own, so that an edge can be closed at some positions alone.
+                has its own, so that an edge can be closed at some positions alone. With `role_of`
+                `[role, reader, writer]`, or `[group, role, reader, writer]`.
             ablated: What closed edges carry: `record(...)` of the corrupted prompts, or one of `edgeprune.ablations`.
             attention_mask: 1 for a token, 0 for padding, `[batch, seq]`; padding may be on either side.
             positions: Long `[batch, n]`: return the logits at these positions only.
+            role_of: The number of each token's role, long `[batch, seq]`: the gates of this role hold for what readers
+                take in at this token. None: there are no roles.
             fixed: Outputs of some writers that are taken as given in this run; `input_ids` still say how many tokens.
             relative: `ablated` holds differences: an edge carries `own + (1 - gate) * ablated`. With open gates, the
                 gradient of a gate is then minus the product of these differences with the gradient of its reader's
@@ -216,9 +221,12 @@ class MaskedModel(nn.Module):
         Returns:
             `[batch, seq, vocab]`, or `[batch, n, vocab]` with `positions`; d_model instead of vocab without `head`.
         """
-        self._check(input_ids, gates, ablated)
+        check_gates(gates, role_of, input_ids, self.graph.shape)
+        ablated.check_fits(input_ids)
         with self.sharding.keeping():
-            inputs = self._last_inputs(input_ids, gates, ablated, attention_mask, positions, fixed, relative, all_open)
+            inputs = self._last_inputs(
+                input_ids, gates, ablated, attention_mask, positions, role_of, fixed, relative, all_open
+            )
         logits = self.logits(inputs) if head else inputs
         return ScaleGradient.apply(logits, self._gradient_scale(len(input_ids))) if gates.requires_grad else logits
 
@@ -229,6 +237,7 @@ class MaskedModel(nn.Module):
         ablated: WriterStates,
         attention_mask: Tensor | None,
         positions: Tensor | None,
+        role_of: Tensor | None,
         fixed: FixedOutputs,
         relative: bool,
         all_open: bool | None,
@@ -239,15 +248,17 @@ class MaskedModel(nn.Module):
         embeddings, stream, context = self.start(input_ids, attention_mask, fixed.embeddings)
         stream = stream.flatten(0, 1)
         closed = (1 - gates).to(stream.device, exact_dtype(stream.dtype)).reshape(-1, *graph.shape)
+        groups, present = groups_of(gates, role_of, input_ids)
+        closed = closed if present is None else closed[present]
         if gates.requires_grad:
             closed = ScaleGradient.apply(closed, 1 / self._gradient_scale(batch))
         reads = LayerReads(
-            graph, self.blocks, self.projections, closed, stream, self.workspace, all_open, self.read_ops
+            graph, self.blocks, self.projections, closed, stream, self.workspace, all_open, self.read_ops, groups
         )
         stack = reads.stack
         chain = stream.new_zeros((), requires_grad=gates.requires_grad)
         for row, (own, other) in enumerate(zip(embeddings, ablated.embeddings, strict=True)):
-            stack.delta[row] = (other if relative else other - own).expand_as(own).flatten(0, 1)
+            stack.delta[row] = groups.sort((other if relative else other - own).expand_as(own).flatten(0, 1))
         for layer, block in enumerate(self.blocks):
             qkv, mlp_mix, chain = reads(layer, chain, stream, batch)
             if layer in fixed.heads:
@@ -262,7 +273,8 @@ class MaskedModel(nn.Module):
                 if not block.parallel:
                     heads = graph.heads(layer)
                     own_heads = reads.closed[layer][:, -1:, heads]
-                    inputs, chain = ReadStream.apply(chain, inputs, own_heads, stack, heads.start, None)
+                    inputs, chain = ReadStream.apply(chain, groups.sort(inputs), own_heads, stack, heads.start)
+                    inputs = groups.unsort(inputs)
                 inputs = inputs.view(batch, seq, -1)
                 mlp = fixed.mlps[layer].detach() if layer in fixed.mlps else block.mlp(inputs)
                 chain = self._write_mlp(chain, mlp, ablated.mlps[layer], stack, graph.mlp_writer(layer), relative)
@@ -295,7 +307,7 @@ class MaskedModel(nn.Module):
         `relative`: `other` holds differences.
         """
         heads = self.graph.heads(block.layer)
-        own, other = own.flatten(0, 1), other.expand_as(own).flatten(0, 1)
+        own, other = (stack.groups.sort(part.flatten(0, 1)) for part in (own, other.expand_as(own)))
         if not relative:
             return WriteHeads.apply(chain, own, other, block.output_weight, stack, heads.start)
         weight = block.output_weight()
@@ -305,7 +317,7 @@ class MaskedModel(nn.Module):
     @staticmethod
     def _write_mlp(chain: Tensor, own: Tensor, other: Tensor, stack: DeltaStack, row: int, relative: bool) -> Tensor:
         """The delta of an MLP into the stack, from `[batch, seq, d_model]`; the next link."""
-        own, other = own.flatten(0, 1), other.expand_as(own).flatten(0, 1)
+        own, other = (stack.groups.sort(part.flatten(0, 1)) for part in (own, other.expand_as(own)))
         if not relative:
             return WriteOne.apply(chain, own, other, stack, row)
         stack.delta[row] = other
@@ -322,28 +334,9 @@ class MaskedModel(nn.Module):
     ) -> Tensor:
         """What the logits read, `[batch, seq or positions, d_model]`."""
         if positions is None:
-            inputs, _ = ReadStream.apply(chain, stream, closed, stack, 0, None)
-            return inputs.view(*shape, -1)
+            inputs, _ = ReadStream.apply(chain, stack.groups.sort(stream), closed, stack, 0)
+            return stack.groups.unsort(inputs).view(*shape, -1)
         tokens = rows_of(positions, shape[1])
-        closed = closed[tokens] if len(closed) == len(stream) else closed  # every token has its own gates
-        inputs, _ = ReadStream.apply(chain, stream[tokens], closed, stack, 0, tokens)
-        return inputs.view(*positions.shape, -1)
-
-    def _check(self, input_ids: Tensor, gates: Tensor, ablated: WriterStates) -> None:
-        if tuple(gates.shape[-2:]) != self.graph.shape or gates.ndim not in (2, 3, 4):
-            raise EdgepruneError(
-                f"gates have shape {tuple(gates.shape)}, this model's graph needs [reader, writer] = {self.graph.shape}"
-            )
-        if gates.ndim == 3 and (not len(gates) or len(input_ids) % len(gates)):
-            raise EdgepruneError(f"{len(input_ids)} examples do not fall into {len(gates)} groups of equal size")
-        if gates.ndim == 4 and gates.shape[:2] != input_ids.shape:
-            raise EdgepruneError(
-                f"gates of single tokens are for [batch, seq] = {tuple(gates.shape[:2])}, the prompts have "
-                f"{tuple(input_ids.shape)}"
-            )
-        fits = ablated.heads.shape[1:3]
-        if any(have not in (1, want) for have, want in zip(fits, input_ids.shape, strict=True)):
-            raise EdgepruneError(
-                f"ablated states are for [batch, seq] = {tuple(fits)}, the prompts have {tuple(input_ids.shape)}: "
-                "record the corrupted prompts of the same batch, padded alike"
-            )
+        groups, columns, closed = stack.groups.at(tokens, closed, len(stream))
+        inputs, _ = ReadStream.apply(chain, groups.sort(stream[tokens]), closed, stack, 0, columns, groups)
+        return groups.unsort(inputs).view(*positions.shape, -1)

@@ -2,7 +2,8 @@
 
 They are linked by a *chain*, a scalar that each takes and returns: it carries no value, but makes autograd visit them
 in exactly reverse order, so a writer's row of the gradient stack is complete when its backward needs it. Shapes: T
-tokens (batch x seq), D residual width, A attention readers of a layer, H heads, C head width, G groups (`read_ops.py`).
+tokens (batch x seq) as the stack has them, D residual width, A attention readers of a layer, H heads, C head width, G
+groups (`token_groups.py`).
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from edgeprune.models.projections import Projection, no_autocast
 from edgeprune.models.read_ops import exact_dtype, norm_scale
 from edgeprune.models.stack import DeltaStack, Span, places
+from edgeprune.models.token_groups import TokenGroups
 
 
 class ReadSegment(torch.autograd.Function):
@@ -170,8 +172,8 @@ class ReadStream(torch.autograd.Function):
     """Input of one reader: `base + closed @ delta[first : first + n]`, at all tokens or at `tokens` only.
 
     Inputs: the latest link; base `[T, D]`, the stream with the corrections it has already; closed `[G, 1, n]`; the
-    stack; the first writer; optionally `tokens`, long `[P]`, as many from each group. Returns: input `[T, D]` (or
-    `[P, D]`; base has then P rows); next link.
+    stack; the first writer; optionally columns of the stack, long `[P]`, and the groups that they are of. Returns:
+    input `[T, D]` (or `[P, D]`; base has then P rows); next link.
     """
 
     @staticmethod
@@ -182,14 +184,15 @@ class ReadStream(torch.autograd.Function):
         closed: Tensor,
         stack: DeltaStack,
         first: int,
-        tokens: Tensor | None,
+        tokens: Tensor | None = None,
+        groups: TokenGroups | None = None,
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(closed, tokens)
-        ctx.stack, ctx.first = stack, first
+        ctx.stack, ctx.first, ctx.sizes = stack, first, (groups or stack.groups).sizes
         delta = stack.select(first, closed.shape[-1], tokens)
         out = base.clone(memory_format=torch.contiguous_format)
         with no_autocast(base):
-            stack.ops.mix(closed, delta, out[None], add=True)
+            stack.ops.mix(closed, delta, out[None], add=True, sizes=ctx.sizes)
         return out, chain.clone()
 
     @staticmethod
@@ -199,22 +202,28 @@ class ReadStream(torch.autograd.Function):
         stack, first, n = ctx.stack, ctx.first, closed.shape[-1]
         with no_autocast(grad):
             delta, grad = stack.select(first, n, tokens), grad.contiguous()
-            grad_closed = stack.ops.slopes(grad[None], delta, len(closed))
+            grad_closed = stack.ops.slopes(grad[None], delta, len(closed), ctx.sizes)
             if not stack.all_open:
                 rows = stack.take_grad()[first : first + n]
                 if tokens is None:
-                    stack.ops.collect(closed, grad[None], rows)
+                    stack.ops.collect(closed, grad[None], rows, ctx.sizes)
                 else:
-                    _collect_at(tokens, closed, grad, delta, rows)
-        return grad_chain, grad, grad_closed, None, None, None
+                    _collect_at(tokens, _of_tokens(closed[:, 0], len(tokens), ctx.sizes), grad, delta, rows)
+        return grad_chain, grad, grad_closed, None, None, None, None
 
 
-def _collect_at(tokens: Tensor, closed: Tensor, grad: Tensor, room: Tensor, rows: Tensor) -> None:
+def _of_tokens(closed: Tensor, num_tokens: int, sizes: tuple[int, ...] | None) -> Tensor:
+    """What `closed` `[G, n]` is at each of P tokens, `[n, P, 1]`."""
+    if sizes is not None:
+        return closed.repeat_interleave(torch.tensor(sizes, device=closed.device), 0).T[..., None]
+    shares = closed.T[..., None].expand(-1, -1, num_tokens // len(closed))
+    return shares.reshape(closed.shape[1], -1, 1)
+
+
+def _collect_at(tokens: Tensor, shares: Tensor, grad: Tensor, room: Tensor, rows: Tensor) -> None:
     """Add to the gradients `rows` `[n, T, D]` what one reader's `grad` `[P, D]` at `tokens` brings; uses up `room`."""
-    n, groups = len(rows), len(closed)
-    shares = closed[:, 0].T[..., None].expand(-1, -1, len(tokens) // groups).reshape(n, -1, 1)
     torch.mul(shares, grad, out=room)
-    rows.flatten(0, 1).index_add_(0, places(n, rows.shape[1], tokens), room.flatten(0, 1))
+    rows.flatten(0, 1).index_add_(0, places(len(rows), rows.shape[1], tokens), room.flatten(0, 1))
 
 
 class WriteHeads(torch.autograd.Function):

@@ -1,15 +1,15 @@
 """The operations of a read, as one device does them best: mix, collect, slopes, project, unproject, or all in one.
 
 Each is a function of what it is handed, and writes into that alone. Shapes: T tokens (batch x seq), D residual width,
-R readers, N writers, A attention readers of a layer, C head width; G groups of equal size that the tokens fall into,
-one after the other, each with its own gates.
+R readers, N writers, A attention readers of a layer, C head width; G groups that the tokens fall into, one after the
+other, each with its own gates: of equal size, or as large as `sizes` says (`token_groups.py`).
 
 Numbers stay exact where a model's dtype is not: `closed` (1 - gate) is float32 at least, and enters a product of
 half-precision matrices as two terms, which hold 16 bits of it; slopes, sums over all tokens, are float32 at least.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 
 import torch
@@ -46,7 +46,7 @@ class ReadOps:
     segment_readers = 96
 
     # ---------------------------------------------------------------- inputs
-    def mix(self, closed: Tensor, rows: Tensor, out: Tensor, *, add: bool) -> None:
+    def mix(self, closed: Tensor, rows: Tensor, out: Tensor, *, add: bool, sizes: Sequence[int] | None = None) -> None:
         """Put `closed @ rows` into `out`, or add it.
 
         Args:
@@ -54,24 +54,25 @@ class ReadOps:
             rows: `[N, T, D]`.
             out: `[R, T, D]`, of the dtype of `rows`.
             add: Add to what is there.
+            sizes: Tokens of each group; None: all have the same number, here and in what follows.
         """
-        parts = zip(_groups(rows, len(closed)), _groups(out, len(closed)), strict=True)
+        parts = zip(_groups(rows, len(closed), sizes), _groups(out, len(closed), sizes), strict=True)
         for own, (group, into) in zip(closed, parts, strict=True):
             for number, term in enumerate(self._terms(own, rows.dtype)):
                 into.addmm_(term, group, beta=int(add or number > 0))
 
-    def collect(self, closed: Tensor, grad: Tensor, rows: Tensor) -> None:
+    def collect(self, closed: Tensor, grad: Tensor, rows: Tensor, sizes: Sequence[int] | None = None) -> None:
         """Backward of `mix`: add what comes from `grad` `[R, T, D]` to the gradients `rows` `[N, T, D]`."""
-        parts = zip(_groups(rows, len(closed)), _groups(grad, len(closed)), strict=True)
+        parts = zip(_groups(rows, len(closed), sizes), _groups(grad, len(closed), sizes), strict=True)
         for own, (into, group) in zip(closed, parts, strict=True):
             for term in self._terms(own, rows.dtype):
                 into.addmm_(term.T, group)
 
-    def slopes(self, grad: Tensor, rows: Tensor, num_groups: int) -> Tensor:
+    def slopes(self, grad: Tensor, rows: Tensor, num_groups: int, sizes: Sequence[int] | None = None) -> Tensor:
         """Backward of `mix`: the gradient of `closed`, `[G, R, N]` in `exact_dtype`, from `grad` `[R, T, D]`."""
         if not len(rows):
             return grad.new_zeros((num_groups, len(grad), 0), dtype=exact_dtype(grad.dtype))
-        pairs = zip(_groups(grad, num_groups), _groups(rows, num_groups), strict=True)
+        pairs = zip(_groups(grad, num_groups, sizes), _groups(rows, num_groups, sizes), strict=True)
         return torch.stack([self._sums_of_products(own, group) for own, group in pairs])
 
     def _terms(self, closed: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -230,29 +231,35 @@ class ReadOps:
 
 
 class CudaReadOps(ReadOps):
-    """For GPUs: one product for all groups, no question that the processor waits for, larger chunks."""
+    """For GPUs: one product for all groups of one size, no question that the processor waits for, larger chunks."""
 
     chunk_bytes = 256 * 2**20
     pieces = 1
     keep_bytes = 0
     segment_readers = 256
 
-    def mix(self, closed: Tensor, rows: Tensor, out: Tensor, *, add: bool) -> None:
+    def mix(self, closed: Tensor, rows: Tensor, out: Tensor, *, add: bool, sizes: Sequence[int] | None = None) -> None:
         """As `ReadOps.mix`."""
+        if sizes is not None:
+            super().mix(closed, rows, out, add=add, sizes=sizes)
+            return
         into, group = (_by_group(part, len(closed)) for part in (out, rows))
         for number, term in enumerate(self._terms(closed, rows.dtype)):
             into.baddbmm_(term, group, beta=int(add or number > 0))
 
-    def collect(self, closed: Tensor, grad: Tensor, rows: Tensor) -> None:
+    def collect(self, closed: Tensor, grad: Tensor, rows: Tensor, sizes: Sequence[int] | None = None) -> None:
         """As `ReadOps.collect`."""
+        if sizes is not None:
+            super().collect(closed, grad, rows, sizes)
+            return
         into, group = (_by_group(part, len(closed)) for part in (rows, grad))
         for term in self._terms(closed, rows.dtype):
             into.baddbmm_(term.mT, group)
 
-    def slopes(self, grad: Tensor, rows: Tensor, num_groups: int) -> Tensor:
+    def slopes(self, grad: Tensor, rows: Tensor, num_groups: int, sizes: Sequence[int] | None = None) -> Tensor:
         """As `ReadOps.slopes`."""
-        if not len(rows):
-            return super().slopes(grad, rows, num_groups)
+        if sizes is not None or not len(rows):
+            return super().slopes(grad, rows, num_groups, sizes)
         own, other = (_by_group(part, num_groups) for part in (grad, rows))
         if own.dtype.itemsize >= 4:
             return torch.bmm(own, other.mT)
@@ -314,9 +321,11 @@ def norm_scale(inputs: Tensor, mean: Tensor, projection: Projection) -> Tensor:
     return (length.square() / inputs.shape[-1] - mean.square() + projection.eps).rsqrt()
 
 
-def _groups(rows: Tensor, num_groups: int) -> tuple[Tensor, ...]:
+def _groups(rows: Tensor, num_groups: int, sizes: Sequence[int] | None) -> tuple[Tensor, ...]:
     """Views of the groups' parts, `[n, tokens of one group * D]`, of `rows` `[n, T, D]`."""
-    return rows.view(len(rows), num_groups, -1).unbind(1)
+    if sizes is None:
+        return rows.view(len(rows), num_groups, -1).unbind(1)
+    return rows.view(len(rows), -1).split([size * rows.shape[-1] for size in sizes], 1)
 
 
 def _by_group(rows: Tensor, num_groups: int) -> Tensor:

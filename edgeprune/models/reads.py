@@ -16,6 +16,7 @@ from edgeprune.models.projections import Projections
 from edgeprune.models.read_functions import ReadAlone, ReadLayer, ReadSegment
 from edgeprune.models.read_ops import ReadOps, ops_for
 from edgeprune.models.stack import DeltaStack, InputRows, Span, Workspace
+from edgeprune.models.token_groups import ALIKE, TokenGroups
 
 KEEP = "EDGEPRUNE_KEEP_MIB"
 
@@ -90,6 +91,10 @@ class LayerReads:
         workspace: Where buffers come from.
         all_open: Whether no edge is closed, if that is known; see `MaskedModel.forward`.
         read_ops: Name of the operations; see `ops_for`.
+        groups: Of tokens, G in all.
+
+    Raises:
+        EdgepruneError: The operations cannot take groups of any size.
 
     Attributes:
         stack: Where the run's writers leave their deltas; the embeddings' must be there before the first layer is read.
@@ -106,16 +111,19 @@ class LayerReads:
         workspace: Workspace,
         all_open: bool | None = None,
         read_ops: str | None = None,
+        groups: TokenGroups = ALIKE,
     ) -> None:
         self.graph, self.blocks, self.projections = graph, blocks, projections
         arch, ops = graph.arch, ops_for(stream.device, read_ops)
+        if ops.fused and groups.group_of is not None:
+            raise EdgepruneError("read_ops='triton' does not read edges by role; take 'cuda'")
         found = segments(arch.num_layers, arch.readers_per_layer, ops.segment_readers)
         if all_open is None:
             all_open = not bool(closed.where(graph.exists.to(closed.device), 0).any())
             projections.forget_edited()
         normed = blocks[0].input_spec().eps is not None  # else the backward needs no inputs
         rows = input_rows(arch, ops, stream.nbytes, closed.requires_grad and normed and not all_open)
-        self.stack = DeltaStack(len(graph.writers), stream, rows, workspace, ops, all_open=all_open)
+        self.stack = DeltaStack(len(graph.writers), stream, rows, workspace, ops, all_open=all_open, groups=groups)
         sizes = [arch.readers_per_layer * (end - first) for first, end in found]
         *by_segment, logits = closed.split([*sizes, 1], dim=1)
         self.segments = {
@@ -125,6 +133,7 @@ class LayerReads:
         self.closed = [*(layer for part in layers for layer in part), logits]
         self._first, self._segment = 0, 0  # of the present segment: first layer, number
         self._before = closed, stream  # as in `Span`
+        self._sort, self._unsort = groups.sort, groups.unsort
 
     def __call__(self, layer: int, chain: Tensor, stream: Tensor, batch: int) -> tuple[Projected, Tensor, Tensor]:
         """Read one layer.
@@ -137,11 +146,12 @@ class LayerReads:
 
         Returns:
             q, k, v as `Block.project` gives them, one for each reader, `[batch, seq, readers, C]`; what closed edges
-            add to the MLP's input, `[T, D]`; the next link.
+            add to the MLP's input, `[T, D]`; the next link. Tokens are in their own order here.
         """
         arch, graph = self.graph.arch, self.graph
         num_streams = arch.num_attention_readers
-        fused = self._fused(layer, stream, batch) if self.stack.all_open else None
+        fused = self._sort(self._fused(layer, stream, batch)) if self.stack.all_open else None
+        stream = self._sort(stream)
         projection_of = partial(self.projections, layer)
         if self.stack.ops.fused:
             closed = self.closed[layer][..., : graph.first_writer(layer)]
@@ -166,7 +176,7 @@ class LayerReads:
             self.stack,
             Span(self._segment, rows, slice(begin, end), *self._before, num_streams),
         )
-        return self._projected(out, batch), mlp, chain
+        return self._projected(self._unsort(out), batch), self._unsort(mlp) if arch.has_mlp else mlp, chain
 
     def _projected(self, out: Tensor, batch: int) -> Projected:
         """q, k, v `[batch, seq, readers, C]` each, of `[T, A, C]`."""

@@ -17,7 +17,7 @@ The backward turns inputs into their gradients, where they lie, and adds to one 
 room to keep are mixed anew for it.
 
 The products themselves are in `read_ops.py`, by device; what autograd sees is in `read_functions.py`. Shapes: T tokens
-(batch x seq), D residual width, G groups of tokens with gates of their own (`read_ops.py`).
+(batch x seq) in the order of `DeltaStack.groups`, D residual width, G groups of them with gates of their own.
 """
 
 import math
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.models.read_ops import ReadOps
+from edgeprune.models.token_groups import ALIKE, TokenGroups
 
 
 class InputRows(NamedTuple):
@@ -100,6 +101,7 @@ class DeltaStack:
             of MLPs; in the backward their gradients.
         grad: Gradient of `delta`, while there is one; none with `all_open`.
         all_open: No edge is closed, as in attribution: there is nothing to mix, and no delta has a gradient.
+        groups: Of tokens, and their order in all of this.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class DeltaStack:
         ops: ReadOps,
         *,
         all_open: bool,
+        groups: TokenGroups = ALIKE,
     ) -> None:
         """Make room.
 
@@ -121,8 +124,9 @@ class DeltaStack:
             workspace: Where buffers come from, and go when the stack is no longer used.
             ops: The operations of the stream's device.
             all_open: No edge is closed.
+            groups: Of tokens.
         """
-        self.all_open, self.ops = all_open, ops
+        self.all_open, self.ops, self.groups = all_open, ops, groups
         self._workspace, self._rows, self._remade = workspace, rows, False
         self._holder = -1  # segment that has the shared rows
         self._whole: dict[int, set[int]] = {}  # by segment, layers (their first rows) whose inputs lie in its rows
@@ -198,15 +202,15 @@ class DeltaStack:
         saved = borrowed.clone()  # a second backward through the same graph wants it
         borrowed.copy_(stream)
         delta = self.delta[writers.start : writers.stop + 1]
-        self.ops.mix(_with_stream(closed, num_streams), delta, self.mixed[readers], add=add)
+        self.ops.mix(_with_stream(closed, num_streams), delta, self.mixed[readers], add=add, sizes=self.groups.sizes)
         borrowed.copy_(saved)
 
     def unmix_before(self, closed: Tensor, collect: bool) -> Tensor:
         """Backward of `mix_before` from the gradients in `mixed`: that of `closed`; those of `delta` are collected."""
         writers, readers = _from_first(closed)
         if collect and not self.all_open:
-            self.ops.collect(closed, self.mixed[readers], self.take_grad()[writers])
-        return self.ops.slopes(self.mixed[readers], self.delta[writers], len(closed))
+            self.ops.collect(closed, self.mixed[readers], self.take_grad()[writers], self.groups.sizes)
+        return self.ops.slopes(self.mixed[readers], self.delta[writers], len(closed), self.groups.sizes)
 
     def unmix(self, closed: Tensor, writers: slice, readers: slice, num_streams: int) -> tuple[Tensor, Tensor]:
         """Backward of `mix` from the gradients in `mixed`: collects those of `delta`.
@@ -220,9 +224,9 @@ class DeltaStack:
         else:  # as `mix`; the gradient of the writer behind is used up
             borrowed = self.take_grad()[writers.stop].zero_()
             rows = self.take_grad()[writers.start : writers.stop + 1]
-            self.ops.collect(_with_stream(closed, num_streams), grad, rows)
+            self.ops.collect(_with_stream(closed, num_streams), grad, rows, self.groups.sizes)
             grad_stream = borrowed.clone()
-        return grad_stream, self.ops.slopes(grad, self.delta[writers], len(closed))
+        return grad_stream, self.ops.slopes(grad, self.delta[writers], len(closed), self.groups.sizes)
 
     def select(self, first: int, n: int, tokens: Tensor | None) -> Tensor:
         """Deltas of writers `first` to `first + n`, `[n, tokens, D]`: a view for all tokens, a copy for some.

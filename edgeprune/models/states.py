@@ -7,6 +7,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from edgeprune.errors import EdgepruneError
+
 
 @dataclass(frozen=True, kw_only=True)
 class WriterStates:
@@ -23,6 +25,15 @@ class WriterStates:
     embeddings: Tensor
     heads: Tensor
     mlps: Tensor | None
+
+    def check_fits(self, input_ids: Tensor) -> None:
+        """Refuse states of other prompts than `input_ids` `[batch, seq]`."""
+        fits = self.heads.shape[1:3]
+        if any(have not in (1, want) for have, want in zip(fits, input_ids.shape, strict=True)):
+            raise EdgepruneError(
+                f"ablated states are for [batch, seq] = {tuple(fits)}, the prompts have {tuple(input_ids.shape)}: "
+                "record the corrupted prompts of the same batch, padded alike"
+            )
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """Apply `function` to every field."""
