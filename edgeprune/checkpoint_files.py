@@ -70,3 +70,12 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def _seal(data: bytes) -> bytes:
     return _MARK + hashlib.sha256(data).hexdigest().encode()
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The `edgeprune` part of a Lightning checkpoint: graph, scores, num_open, header."""
+    checkpoint = load_checkpoint(path)
+    saved: Any = checkpoint.get("edgeprune")
+    if not isinstance(saved, dict) or not {"graph", "scores", "num_open", "header"} <= saved.keys():
+        raise EdgepruneError(f"{path} is a checkpoint, but not one of edgeprune: it holds no masks")
+    return saved

@@ -1,7 +1,8 @@
 """A circuit: the edges that are kept, optionally a score per edge, and a header that says where it came from.
 
 One `.safetensors` file: `keep` bool `[reader, writer]`, optional `scores` float `[reader, writer]`, and the header as
-JSON in the file's metadata. No pickle; written whole or not at all.
+JSON in the file's metadata. With roles both are `[role, reader, writer]`, the header names the roles, and the format is
+`ROLE_FORMAT`. No pickle; written whole or not at all.
 """
 
 from collections.abc import Iterable
@@ -12,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from edgeprune import circuit_views, nodes
-from edgeprune.checkpoint_files import load_checkpoint
+from edgeprune import circuit_roles, circuit_views, nodes
+from edgeprune.checkpoint_files import read_checkpoint as read_checkpoint
 from edgeprune.errors import EdgepruneError
 from edgeprune.gates.base import top_k
-from edgeprune.graph import EdgeGraph
+from edgeprune.graph import EdgeGraph, RoleSpec
 from edgeprune.sealed import SealedFile
 
 if TYPE_CHECKING:
@@ -24,9 +25,21 @@ if TYPE_CHECKING:
     import pandas
 
 FORMAT = "edgeprune-circuit/1"
-_FILE = SealedFile(FORMAT, "circuit file", {"keep": torch.bool, "scores": torch.float32})
+ROLE_FORMAT = "edgeprune-circuit/2"
+_FILE = SealedFile(FORMAT, "circuit file", {"keep": torch.bool, "scores": torch.float32}, also=(ROLE_FORMAT,))
+_ROLE_FILE = replace(_FILE, format=ROLE_FORMAT)
 # What the header says of these very edges: it does not hold for others that are made from them.
-_OF_THE_EDGES = ("metrics", "random_control", "split", "reached", "num_edges", "sparsity", "num_dangling", "sha256")
+_OF_THE_EDGES = (
+    "metrics",
+    "random_control",
+    "split",
+    "reached",
+    "num_edges",
+    "sparsity",
+    "num_dangling",
+    "sha256",
+    "union",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +47,7 @@ class Circuit:
     """Kept edges of one graph. Existing edges' scores must not be NaN.
 
     Attributes:
-        graph: The graph that the matrices belong to.
+        graph: The graph that the matrices belong to; where it has roles, they are `[role, reader, writer]`.
         keep: Bool `[reader, writer]`, True where an edge is kept.
         scores: Float `[reader, writer]`, the higher the more the edge matters to the method; None if it has none.
         header: Plain values: model, task, method, metrics, versions.
@@ -49,7 +62,7 @@ class Circuit:
         for name, matrix in (("keep", self.keep), ("scores", self.scores)):
             if matrix is not None and tuple(matrix.shape) != self.graph.shape:
                 raise EdgepruneError(
-                    f"{name} has shape {tuple(matrix.shape)}, this graph is [reader, writer] = {self.graph.shape}"
+                    f"{name} has shape {tuple(matrix.shape)}, this graph is {self.graph.axes} = {self.graph.shape}"
                 )
         if self.scores is not None and (places := self.scores.cpu().isnan() & self.graph.exists).any():
             raise EdgepruneError(
@@ -118,8 +131,8 @@ class Circuit:
 
     # ---------------------------------------------------------------- looking
     def edges(self) -> list[str]:
-        """Names of the kept edges, by reader, then writer."""
-        return [self.graph.edge_name(reader, writer) for reader, writer in self.keep.nonzero().tolist()]
+        """Names of the kept edges, by role, reader, then writer."""
+        return [self.graph.edge_name(*place) for place in self.keep.nonzero().tolist()]
 
     @property
     def num_edges(self) -> int:
@@ -147,23 +160,48 @@ class Circuit:
         return int(self.graph.dangling(self.keep).sum())
 
     def gates(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
-        """The circuit as a 0/1 gate matrix `[reader, writer]` for a masked model."""
+        """The circuit as a 0/1 gate matrix `[reader, writer]` for a masked model; with roles `[role, reader, writer]`.
+
+        A model then needs `role_of`, the role of each token, which `edgeprune.roles.role_of` finds.
+        """
         return self.keep.to(device=device, dtype=dtype)
 
     def check_fits(self, graph: EdgeGraph, what: str = "the model") -> None:
         """Refuse another graph than this circuit's own, naming the first difference."""
-        if graph == self.graph:
-            return
-        ours, theirs = self.graph.to_dict(), graph.to_dict()
-        name = next(key for key in ours if ours[key] != theirs[key])
-        raise EdgepruneError(
-            f"the circuit was made for a graph with {name}={ours[name]!r}, {what} has {theirs[name]!r}; "
-            "use the model and conventions in the circuit's header"
-        )
+        circuit_roles.check_same(self.graph, graph, what)
+
+    # ---------------------------------------------------------------- roles
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Names of the roles that have edges of their own; none where an edge is one for all tokens."""
+        return () if self.graph.roles is None else self.graph.roles.names
+
+    def union(self) -> "Circuit":
+        """The circuit without roles that keeps an edge if this one does at any role; itself if it has none.
+
+        Its scores are those of the role that ranks the edge highest.
+        """
+        roles = self.graph.roles
+        if roles is None:
+            return self
+        scores = None if self.ranking is None else circuit_roles.best(self.scores, self.ranking)
+        how = {"union": list(roles.names), "num_edges": self.num_edges}
+        return self._part(self.keep.any(0), how, self.graph.with_roles(None), scores)
+
+    def with_roles(self, roles: RoleSpec) -> "Circuit":
+        """The circuit that keeps each edge of this one at every role, with the same score."""
+        self.require_no_roles("giving roles")
+        keep, scores = (None if part is None else part.repeat(len(roles), 1, 1) for part in (self.keep, self.scores))
+        assert keep is not None
+        return self._part(keep, {"roles": list(roles.names)}, self.graph.with_roles(roles), scores)
+
+    def require_no_roles(self, what: str) -> None:
+        """Refuse a circuit with roles where `what` is done."""
+        circuit_roles.require_none(self.graph, what)
 
     # ---------------------------------------------------------------- nodes and parts
     def nodes(self) -> list[str]:
-        """Embeddings, heads, MLPs and `logits` that a kept edge leaves or enters, in the graph's order.
+        """Embeddings, heads, MLPs and `logits` that a kept edge leaves or enters at any role, in the graph's order.
 
         A k or v reader that several heads share counts for each of them.
         """
@@ -179,10 +217,12 @@ class Circuit:
         Args:
             node: A node such as `a5.h1`, `m3` or `logits`, or one reader of a head, such as `a5.h1.q`.
         """
+        self.require_no_roles("following paths")
         return nodes.upstream(self.graph, self.keep, node)
 
     def descendants(self, node: str) -> list[str]:
         """Nodes to which a path of kept edges leads from `node`; those of a reader include the heads that it is of."""
+        self.require_no_roles("following paths")
         return nodes.downstream(self.graph, self.keep, node)
 
     def subgraph(self, names: Iterable[str]) -> "Circuit":
@@ -191,6 +231,7 @@ class Circuit:
         Args:
             names: Nodes, as `ancestors` gives them; a reader such as `a5.h1.q` lets in its own edges alone.
         """
+        self.require_no_roles("taking a subgraph")
         names = [names] if isinstance(names, str) else list(names)
         return self._part(nodes.within(self.graph, self.keep, names), {"subgraph": names})
 
@@ -228,10 +269,16 @@ class Circuit:
         """
         return replace(self._part(keep, how), scores=None)
 
-    def _part(self, keep: Tensor, how: dict[str, Any]) -> "Circuit":
-        """Other edges with these scores; the header says how, and drops what was measured of the old edges."""
+    def _part(
+        self, keep: Tensor, how: dict[str, Any], graph: EdgeGraph | None = None, scores: Tensor | None = None
+    ) -> "Circuit":
+        """Other edges with these scores; the header says how, and drops what was measured of the old edges.
+
+        Of another graph, if one is given, whose scores are `scores` then.
+        """
         kept = {name: value for name, value in self.header.items() if name not in _OF_THE_EDGES}
-        return Circuit(self.graph, keep, self.scores, {**kept, "derived": [*kept.get("derived", []), how]})
+        header = {**kept, "derived": [*kept.get("derived", []), how]}
+        return Circuit(graph or self.graph, keep, scores if graph else self.scores, header)
 
     # ---------------------------------------------------------------- in other libraries
     def to_networkx(self, inner: bool = True) -> "networkx.DiGraph[str]":
@@ -245,13 +292,14 @@ class Circuit:
             inner: Also join each reader of a head to its head (`kind="inner"`), a shared one to each of its heads, so
                 that paths of the graph are the circuit's paths. Without, the graph has just `num_edges` edges.
         """
+        self.require_no_roles("making a graph of networkx")
         return circuit_views.to_networkx(self.graph, self.keep, self.scores, inner)
 
     def to_dataframe(self) -> "pandas.DataFrame":
         """The kept edges as a table of pandas, a library of the extra `analysis`; in the order of `edges`.
 
         Columns: `edge`; `score` (NaN without scores); `layer`, the one that reads, the number of layers for `logits`;
-        `kind`, such as `head->q`; `writer`; `reader`.
+        `kind`, such as `head->q`; `writer`; `reader`; of a circuit with roles `role`.
         """
         return circuit_views.to_dataframe(self.graph, self.keep, self.scores)
 
@@ -261,7 +309,7 @@ class Circuit:
     def __repr__(self) -> str:
         return (
             f"Circuit({self.num_edges:,} of {self.graph.num_edges:,} edges, sparsity {self.sparsity:.4f}, "
-            f"{self.num_dangling} dangling)"
+            f"{self.num_dangling} dangling" + (f", roles {', '.join(self.roles)})" if self.roles else ")")
         )
 
     # ---------------------------------------------------------------- files
@@ -275,8 +323,9 @@ class Circuit:
             "num_edges": self.num_edges,
             "sparsity": self.sparsity,
             "num_dangling": self.num_dangling,
+            **circuit_roles.size_of_union(self.graph, self.keep),
         }
-        return _FILE.write(path, tensors, header)
+        return (_ROLE_FILE if self.roles else _FILE).write(path, tensors, header)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -294,12 +343,3 @@ def edges_at(graph: EdgeGraph, sparsity: float) -> int:
     if not 0 <= sparsity <= 1:
         raise EdgepruneError(f"sparsity must be in [0, 1], got {sparsity}; 0.95 keeps 5 % of the edges")
     return round((1 - sparsity) * graph.num_edges)
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The `edgeprune` part of a Lightning checkpoint: graph, scores, num_open, header."""
-    checkpoint = load_checkpoint(path)
-    saved: Any = checkpoint.get("edgeprune")
-    if not isinstance(saved, dict) or not {"graph", "scores", "num_open", "header"} <= saved.keys():
-        raise EdgepruneError(f"{path} is a checkpoint, but not one of edgeprune: it holds no masks")
-    return saved

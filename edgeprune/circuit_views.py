@@ -36,18 +36,20 @@ def library(name: str) -> Any:
 
 
 def edge_rows(graph: EdgeGraph, keep: Tensor, scores: Tensor | None) -> list[dict[str, Any]]:
-    """A row for each kept edge, in the order of `Circuit.edges`: edge, score, layer, kind, writer, reader."""
+    """A row for each kept edge, in the order of `Circuit.edges`: edge, score, layer, kind, writer, reader, any role."""
     rows: list[dict[str, Any]] = []
-    for row, column in keep.nonzero().tolist():
+    for place in keep.nonzero().tolist():
+        *role, row, column = place
         writer, reader = graph.writers[column], graph.readers[row]
         rows.append(
             {
-                "edge": graph.edge_name(row, column),
-                "score": None if scores is None else float(scores[row, column]),
+                "edge": graph.edge_name(*place),
+                "score": None if scores is None else float(scores[tuple(place)]),
                 "layer": layer_of(reader, graph.arch.num_layers),
                 "kind": f"{writer_kind(writer)}->{reader_kind(reader)}",
                 "writer": writer,
                 "reader": reader,
+                **({"role": graph.roles.names[role[0]]} if graph.roles else {}),
             }
         )
     return rows
@@ -55,7 +57,7 @@ def edge_rows(graph: EdgeGraph, keep: Tensor, scores: Tensor | None) -> list[dic
 
 def to_dataframe(graph: EdgeGraph, keep: Tensor, scores: Tensor | None) -> "pandas.DataFrame":
     """See `Circuit.to_dataframe`."""
-    columns = ["edge", "score", "layer", "kind", "writer", "reader"]
+    columns = ["edge", "score", "layer", "kind", "writer", "reader", *(["role"] if graph.roles else [])]
     frame = library("pandas").DataFrame(edge_rows(graph, keep, scores), columns=columns)
     return frame.astype({"score": "float64", "layer": "int64"})
 

@@ -6,6 +6,9 @@ strictly after it, so the writers that a reader sees are always the first `num_v
 
 Writers are ordered by layer, heads before the MLP; readers by layer, all q, all k, all v, then the MLP; `logits` last.
 With grouped-query attention and `kv_readers="group"`, `a5.h1.k` is the k reader of *key/value* head 1.
+
+A graph with *roles* has every edge once for each role of the prompts' tokens, `a3.h7->a5.h1.q@S2`: what the reader
+takes in from the writer at the tokens of that role. Its matrices are `[role, reader, writer]`.
 """
 
 import difflib
@@ -18,15 +21,22 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
+from edgeprune import graph_paths
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph_arch import ArchSpec as ArchSpec
 from edgeprune.graph_arch import KVReaders as KVReaders
 from edgeprune.graph_arch import LayerRows as LayerRows
+from edgeprune.graph_roles import AT
+from edgeprune.graph_roles import RoleSpec as RoleSpec
 
 
 @dataclass(frozen=True)
 class EdgeGraph:
     """Names, order and existence of the edges of one architecture.
+
+    Attributes:
+        arch: The architecture.
+        roles: Roles of tokens, each with edges of its own; None: an edge is one for all tokens.
 
     >>> graph = EdgeGraph(ArchSpec(num_layers=12, num_heads=12, num_kv_heads=12))
     >>> len(graph.writers), len(graph.readers), graph.num_edges
@@ -36,6 +46,11 @@ class EdgeGraph:
     """
 
     arch: ArchSpec
+    roles: RoleSpec | None = None
+
+    def with_roles(self, roles: RoleSpec | None) -> Self:
+        """The graph of the same architecture with these roles; None: without any."""
+        return type(self)(self.arch, roles)
 
     # ---------------------------------------------------------------- names
     @cached_property
@@ -110,13 +125,14 @@ class EdgeGraph:
 
     @cached_property
     def exists(self) -> Tensor:
-        """Bool `[reader, writer]`: True where an edge exists."""
-        return torch.arange(len(self.writers)) < torch.tensor(self.num_visible)[:, None]
+        """Bool `[reader, writer]`, or `[role, reader, writer]`: True where an edge exists, the same at every role."""
+        found = torch.arange(len(self.writers)) < torch.tensor(self.num_visible)[:, None]
+        return found if self.roles is None else found.repeat(len(self.roles), 1, 1)
 
     @cached_property
     def num_edges(self) -> int:
         """How many edges exist."""
-        return sum(self.num_visible)
+        return sum(self.num_visible) * (1 if self.roles is None else len(self.roles))
 
     @cached_property
     def inputs(self) -> tuple[tuple[int, ...], ...]:
@@ -153,20 +169,26 @@ class EdgeGraph:
         return self._behind[reader]
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """`(readers, writers)`, the shape of every gate matrix."""
-        return len(self.readers), len(self.writers)
+    def shape(self) -> tuple[int, ...]:
+        """`(readers, writers)`, the shape of every gate matrix; with roles `(roles, readers, writers)`."""
+        own = len(self.readers), len(self.writers)
+        return own if self.roles is None else (len(self.roles), *own)
+
+    @property
+    def axes(self) -> str:
+        """What the numbers of `shape` are, for messages."""
+        return "[reader, writer]" if self.roles is None else "[role, reader, writer]"
 
     def all_open(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
-        """Gates `[reader, writer]` that keep every edge: 1 where one exists, 0 elsewhere."""
+        """Gates, of `shape`, that keep every edge: 1 where one exists, 0 elsewhere."""
         return self.exists.to(device=device, dtype=dtype)
 
     def all_closed(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
-        """Gates `[reader, writer]` that close every edge."""
+        """Gates, of `shape`, that close every edge."""
         return torch.zeros(self.shape, dtype=dtype, device=device)
 
     def to_matrix(self, values: Tensor) -> Tensor:
-        """Spread one value per existing edge (`[num_edges]`, row by row) into `[reader, writer]`, 0 elsewhere."""
+        """Spread one value per existing edge (`[num_edges]`, row by row) into a matrix of `shape`, 0 elsewhere."""
         if values.shape != (self.num_edges,):
             raise EdgepruneError(
                 f"expected one value for each of {self.num_edges} edges, got shape {tuple(values.shape)}"
@@ -174,33 +196,49 @@ class EdgeGraph:
         return values.new_zeros(self.shape).masked_scatter(self.exists.to(values.device), values)
 
     def to_vector(self, matrix: Tensor) -> Tensor:
-        """Gather `[reader, writer]` into one value per existing edge, `[num_edges]`: the inverse of `to_matrix`."""
+        """Gather a matrix of `shape` into one value per existing edge, `[num_edges]`: the inverse of `to_matrix`."""
         if tuple(matrix.shape) != self.shape:
-            raise EdgepruneError(f"expected a [reader, writer] matrix of shape {self.shape}, got {tuple(matrix.shape)}")
+            raise EdgepruneError(f"expected a {self.axes} matrix of shape {self.shape}, got {tuple(matrix.shape)}")
         return matrix[self.exists.to(matrix.device)]
 
     # ---------------------------------------------------------------- edges by name
-    def index(self, edge: str) -> tuple[int, int]:
-        """`"a3.h7->a5.h1.q"` to `(reader, writer)`; refuses names and edges that this graph does not have."""
-        writer, arrow, reader = (part.strip() for part in edge.partition("->"))
+    def index(self, edge: str) -> tuple[int, ...]:
+        """`"a3.h7->a5.h1.q"` to `(reader, writer)`, `"a3.h7->a5.h1.q@S2"` to `(role, reader, writer)`.
+
+        Raises:
+            EdgepruneError: The graph has no such edge, or the name has no role where the graph has roles, or the
+                reverse.
+        """
+        named, at, role = (part.strip() for part in edge.partition(AT))
+        writer, arrow, reader = (part.strip() for part in named.partition("->"))
         if not arrow:
             raise EdgepruneError(f"edge {edge!r} is not of the form 'writer->reader', such as 'm0->logits'")
+        if bool(at) != (self.roles is not None):
+            roles = "no roles" if self.roles is None else f"the roles {', '.join(self.roles.names)}"
+            remedy = f"leave {AT + role!r} out" if at else f"say at which, as in '{named}{AT}{self._first_role}'"
+            raise EdgepruneError(f"edge {edge!r} is of another graph: this one has {roles}; {remedy}")
         column = self._look_up(writer, self._writer_index, "writer")
         row = self._look_up(reader, self._reader_index, "reader")
         if column >= self.num_visible[row]:
             raise EdgepruneError(f"edge {edge!r} does not exist: {writer} is not computed before {reader} reads")
-        return row, column
+        return (row, column) if self.roles is None else (self.roles.index(role), row, column)
 
-    def edge_name(self, reader: int, writer: int) -> str:
-        """`(reader, writer)` to `"a3.h7->a5.h1.q"`: the inverse of `index`."""
-        return f"{self.writers[writer]}->{self.readers[reader]}"
+    def edge_name(self, *place: int) -> str:
+        """`(reader, writer)` to `"a3.h7->a5.h1.q"`, or `(role, reader, writer)`: the inverse of `index`."""
+        *role, reader, writer = place
+        name = f"{self.writers[writer]}->{self.readers[reader]}"
+        return name if self.roles is None else f"{name}{AT}{self.roles.names[role[0]]}"
 
     def keep_matrix(self, edges: Iterable[str]) -> Tensor:
-        """Bool `[reader, writer]` that is True at the named edges."""
+        """Bool of `shape` that is True at the named edges."""
         keep = torch.zeros(self.shape, dtype=torch.bool)
         for edge in edges:
             keep[self.index(edge)] = True
         return keep
+
+    @property
+    def _first_role(self) -> str:
+        return self.roles.names[0] if self.roles else ""
 
     @staticmethod
     def _look_up(name: str, table: dict[str, int], kind: str) -> int:
@@ -210,40 +248,22 @@ class EdgeGraph:
 
     # ---------------------------------------------------------------- paths
     def dangling(self, keep: Tensor) -> Tensor:
-        """Bool `[reader, writer]`: kept edges that lie on no path of kept edges from an embedding to the logits.
+        """Bool of `shape`: kept edges that lie on no path of kept edges from an embedding to the logits.
 
         A head is crossed from any of its q, k, v readers to its output, an MLP from its input to its output; coupled
-        heads of a layer from any of their readers to any of their outputs.
+        heads of a layer from any of their readers to any of their outputs. With roles a path stays at its role, but
+        leads from a head's k and v to its output at all roles that see theirs, and ends in logits that are scored: an
+        edge into a query from which nothing scored hears dangles.
         """
         keep = keep.cpu().bool() & self.exists
-        fed = self._fed_by_embedding(keep)
-        reaching = self.reaching_logits(keep)
-        return keep & ~(fed[None, :] & reaching[:, None])
-
-    def _fed_by_embedding(self, keep: Tensor) -> Tensor:
-        """Bool `[writer]`: a path of kept edges leads from an embedding to it."""
-        fed = torch.zeros(len(self.writers), dtype=torch.bool)
-        fed[: self.arch.num_embeddings] = True
-        for layer in range(self.arch.num_layers):
-            for rows in (self.rows(layer).attention, self.rows(layer).mlp):
-                entered = (keep[rows] & fed).any(1).nonzero().flatten() + rows.start
-                fed[[writer for row in entered.tolist() for writer in self.behind(row)]] = True
-        return fed
+        by_role = keep.reshape(-1, *keep.shape[-2:])
+        fed = graph_paths.fed_by_embedding(self, by_role)
+        reaching = graph_paths.reaching_logits(self, by_role)
+        return keep & ~(fed[:, None, :] & reaching[..., None]).view(self.shape)
 
     def reaching_logits(self, keep: Tensor) -> Tensor:
-        """Bool `[reader]`: a path of kept edges leads from it to the logits."""
-        reaching = torch.zeros(len(self.readers), dtype=torch.bool)
-        reaching[-1] = True
-        heard = keep[-1].clone()  # writers that a reader which reaches the logits reads
-        for layer in reversed(range(self.arch.num_layers)):
-            for rows in (self.rows(layer).mlp, self.rows(layer).attention):
-                found = heard.tolist()
-                reaching[rows] = torch.tensor(
-                    [any(found[writer] for writer in self.behind(row)) for row in range(rows.start, rows.stop)],
-                    dtype=torch.bool,
-                )
-                heard |= (keep[rows] & reaching[rows, None]).any(0)
-        return reaching
+        """Bool `[reader]`, or `[role, reader]`: a path of kept edges leads from it to scored logits."""
+        return graph_paths.reaching_logits(self, keep.reshape(-1, *keep.shape[-2:])).view(self.shape[:-1])
 
     # ---------------------------------------------------------------- description
     def describe(self) -> str:
@@ -261,14 +281,22 @@ class EdgeGraph:
             f"{len(self.readers):,} readers: {arch.num_layers * arch.num_heads:,} q, "
             f"{arch.num_layers * arch.num_kv_readers:,} k, {arch.num_layers * arch.num_kv_readers:,} v, "
             f"{arch.num_layers * arch.has_mlp} MLPs, 1 logits",
-            f"{self.num_edges:,} edges",
+            f"{self.num_edges:,} edges" + self._of_roles(),
             "The same model in other conventions:",
         ]
         lines += [f"  {count:>12,}  {what}" for what, count in self.counts().items()]
         return "\n".join(lines)
 
+    def _of_roles(self) -> str:
+        """How many of the edges there are by role, and how many of those may matter."""
+        if self.roles is None:
+            return ""
+        useful = self.num_edges - int(self.dangling(self.exists).sum())
+        each = f"{self.num_edges // len(self.roles):,} at each of {len(self.roles)} roles"
+        return f" ({each}: {', '.join(self.roles.names)}), {useful:,} of them on a path to a scored position"
+
     def counts(self) -> dict[str, int]:
-        """Edges of this architecture under each counting convention in use."""
+        """Edges of this architecture, without roles, under each counting convention in use."""
         arch = self.arch
         direct = 3 * arch.num_layers * arch.num_heads
         return {
@@ -287,13 +315,15 @@ class EdgeGraph:
         values = asdict(self.arch)
         if not self.arch.coupled_heads:
             del values["coupled_heads"]
-        return values
+        return values if self.roles is None else {**values, "roles": self.roles.to_dict()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Rebuild a graph from `to_dict`."""
+        values = dict(values)
         try:
-            return cls(ArchSpec(**values))
+            roles = values.pop("roles", None)
+            return cls(ArchSpec(**values), None if roles is None else RoleSpec.from_dict(roles))
         except TypeError as error:
             raise EdgepruneError(f"not the description of a graph: {error}") from None
 

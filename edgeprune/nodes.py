@@ -54,7 +54,8 @@ def layer_of(name: str, num_layers: int) -> int:
 
 
 def present(graph: EdgeGraph, keep: Tensor) -> list[str]:
-    """Nodes that a kept edge leaves or enters; a shared k or v reader counts for each of its heads."""
+    """Nodes that a kept edge leaves or enters, at any role; a shared k or v reader counts for each of its heads."""
+    keep = keep.reshape(-1, *keep.shape[-2:]).any(0)
     leaves, enters = keep.any(0).tolist(), keep.any(1).tolist()
     found = [
         any(enters[row] for row in rows) or (node < len(leaves) and leaves[node])

@@ -1,4 +1,7 @@
-"""The parts that prompts fall into: a task's position roles, and all other tokens."""
+"""The parts that prompts fall into: a task's position roles, and all other tokens.
+
+In a graph with roles every token of every prompt has one: the first of the task's roles that lies on it, else `REST`.
+"""
 
 from collections.abc import Sequence
 
@@ -6,8 +9,11 @@ import torch
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
+from edgeprune.errors import EdgepruneError
+from edgeprune.graph import RoleSpec
 
 OTHER = "other tokens"
+REST = "rest"  # the same as a role of a graph
 
 
 def role_names(batches: Sequence[PairBatch]) -> tuple[str, ...]:
@@ -40,3 +46,49 @@ def positions_by_part(batch: PairBatch, roles: Sequence[str]) -> Tensor:
         parts.append(inside)
         free = free & ~inside
     return torch.stack([*parts, free])
+
+
+# -------------------------------------------------------------------- roles of a graph
+def role_of(batch: PairBatch, names: Sequence[str]) -> Tensor:
+    """The number of each token's role, long `[batch, seq]`, as `MaskedModel.forward` takes it.
+
+    Args:
+        batch: Prompts.
+        names: Roles of the graph, `REST` last: it has tokens without any other, and padding.
+    """
+    parts = positions_by_part(batch, names[:-1])
+    return torch.where(parts.any(0), parts.long().argmax(0), len(names) - 1)
+
+
+def observed_roles(batches: Sequence[PairBatch], names: Sequence[str] | None = None) -> RoleSpec:
+    """The roles of a task for a graph, with what its prompts say of them: which sees which, and where logits are scored.
+
+    Args:
+        batches: Of all prompts that the graph is for.
+        names: Some of the task's roles; tokens of others are `REST`. None: all of them.
+
+    Raises:
+        EdgepruneError: The prompts have no roles, lack one of those asked for, or one is called `rest`.
+    """
+    known = role_names(batches)
+    names = known if names is None else tuple(names)
+    if not names:
+        raise EdgepruneError("the task marks no position roles, so edges cannot be told apart by them; give it `roles`")
+    if lacking := [name for name in names if name not in known]:
+        raise EdgepruneError(f"no prompt has a role {lacking[0]!r}; this task's are {', '.join(known) or 'none'}")
+    if REST in names:
+        raise EdgepruneError(f"a role of the task is called {REST!r}, the role of tokens without any; rename it")
+    names = (*names, REST)
+    sees = torch.zeros(len(names), len(names), dtype=torch.bool)
+    scored = torch.zeros(len(names), dtype=torch.bool)
+    for batch in batches:
+        roles, real = role_of(batch, names), batch.attention_mask.bool()
+        is_of = torch.nn.functional.one_hot(roles, len(names)).bool() & real[..., None]
+        before = is_of.cumsum(1) > 0  # or there
+        sees |= torch.einsum("bsq,bsk->qk", is_of.float(), before.float()).cpu() > 0
+        scored[roles.gather(1, batch.positions)[batch.position_mask].cpu()] = True
+    return RoleSpec(
+        names,
+        tuple(tuple(name for name, seen in zip(names, row, strict=True) if seen) for row in sees.tolist()),
+        tuple(name for name, found in zip(names, scored.tolist(), strict=True) if found),
+    )

@@ -32,12 +32,14 @@ class SealedFile:
         what: What such a file is, in a message: `"circuit file"`.
         dtypes: Of the tensors that have the same type in every file.
         remedy: What to do about one that cannot be read.
+        also: Other formats that are read.
     """
 
     format: str
     what: str
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict[str, torch.dtype])
     remedy: str = "write it again"
+    also: tuple[str, ...] = ()
 
     def write(self, path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Path:
         """Write tensors and header, whole or not at all.
@@ -84,7 +86,7 @@ class SealedFile:
         return EdgepruneError(f"{path} is not a whole {self.what} of format {self.format}: {reason}; {self.remedy}")
 
     def _check(self, header: dict[str, Any], tensors: Mapping[str, Tensor], text: str) -> None:
-        if header["format"] != self.format:
+        if header["format"] not in (self.format, *self.also):
             raise ValueError(f"it holds {header['format']}")
         if _SEAL not in header:
             raise ValueError("it has no seal, it may be of a version that wrote none")

@@ -61,7 +61,7 @@ class CircuitFiles:
         """Read the native files.
 
         Raises:
-            EdgepruneError: One is damaged, or any path is missing or a folder without just one circuit.
+            EdgepruneError: One is damaged or has roles, or any path is missing or a folder without just one circuit.
         """
         from edgeprune.circuit import Circuit
         from edgeprune.formats import is_native
@@ -72,7 +72,10 @@ class CircuitFiles:
                 raise EdgepruneError(f"no circuit file at {path}")
             if Path(path).is_dir():
                 load_values(Path(path))  # refuses a folder that does not stand for one circuit
-        return cls(paths, {path: Circuit.load(path) for path in paths if is_native(path)}, holds)
+        native = {path: Circuit.load(path) for path in paths if is_native(path)}
+        for path, circuit in native.items():
+            circuit.require_no_roles(f"{path}: this command")
+        return cls(paths, native, holds)
 
     @property
     def header(self) -> dict[str, Any]:

@@ -225,6 +225,7 @@ def compare_every_two(circuits: Sequence[Circuit]) -> Iterator[dict[str, Any]]:
     """
     if not circuits:
         return
+    circuits[0].require_no_roles("comparing")
     graph = circuits[0].graph
     for other in circuits[1:]:
         other.check_fits(graph, "the other one")

@@ -125,8 +125,9 @@ def union(circuits: Sequence[Circuit]) -> tuple[EdgeGraph, Tensor]:
     """The graph of all circuits, and the edges that any of them keeps.
 
     Raises:
-        EdgepruneError: They are of different graphs.
+        EdgepruneError: They are of different graphs, or have roles.
     """
+    circuits[0].require_no_roles("drawing")
     graph, keep = circuits[0].graph, circuits[0].keep
     for circuit in circuits[1:]:
         circuit.check_fits(graph, "the circuit beside it")

@@ -114,6 +114,8 @@ def write_circuit(
         raise EdgepruneError(f"{path.name}: files of {form.name} end in {', '.join(form.suffixes)}; name it so")
     if path.is_dir() and not form.folder:
         raise EdgepruneError(f"{path} is a folder; give the circuit a file name")
+    if not isinstance(form, NativeFile):
+        circuit.require_no_roles(f"a file of {form.name}")
     return form.write(circuit, path, options or ExportOptions())
 
 

@@ -28,6 +28,7 @@ from edgeprune.reading.prompts import Prompt, prompts_of, real_tokens
 
 def circuit_heads(circuit: Circuit) -> tuple[str, ...]:
     """Heads that matter in the circuit: a path of kept edges leads from them to the logits."""
+    circuit.require_no_roles("finding heads with a path to the logits")
     graph, keep = circuit.graph, circuit.keep
     reaching = (keep & graph.reaching_logits(keep)[:, None]).any(0).tolist()
     return tuple(

@@ -1,0 +1,75 @@
+"""Paths of kept edges through an edge graph, from the embeddings to the logits that are scored.
+
+With roles a node at a role reads and writes there, and attention alone leads elsewhere: from the k and v readers of a
+head at one role to its output at every role that sees it. Without, all is one place. What roles see is what is observed
+of the prompts, so a path of tokens is always a path of roles; the reverse need not be, as two prompts may have their
+roles in another order. Shapes: R roles, 1 without.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from edgeprune.graph import EdgeGraph
+
+
+def fed_by_embedding(graph: "EdgeGraph", keep: Tensor) -> Tensor:
+    """Bool `[R, writer]`: a path of kept edges, `[R, reader, writer]`, leads from an embedding to the writer there."""
+    sees = _sees(graph)
+    fed = torch.zeros(len(keep), len(graph.writers), dtype=torch.bool)
+    fed[:, : graph.arch.num_embeddings] = True
+    for layer in range(graph.arch.num_layers):
+        for rows, writers in _parts(graph, layer):
+            entered = (keep[:, rows] & fed[:, None]).any(2)
+            crossed = _cross(graph, layer, rows, entered, sees)
+            fed[:, writers] = _product(crossed, _inside(graph, rows, writers))
+    return fed
+
+
+def reaching_logits(graph: "EdgeGraph", keep: Tensor) -> Tensor:
+    """Bool `[R, reader]`: a path of kept edges `[R, reader, writer]` leads from the reader there to scored logits."""
+    sees = _sees(graph)
+    scored = torch.ones(1, dtype=torch.bool) if graph.roles is None else graph.roles.is_scored
+    reaching = torch.zeros(len(keep), len(graph.readers), dtype=torch.bool)
+    reaching[:, -1] = scored
+    heard = keep[:, -1] & scored[:, None]  # writers that a reader which reaches the logits reads, by role
+    for layer in reversed(range(graph.arch.num_layers)):
+        for rows, writers in reversed(_parts(graph, layer)):
+            left = _product(heard[:, writers], _inside(graph, rows, writers).T)
+            reaching[:, rows] = _cross(graph, layer, rows, left, sees.T)
+            heard |= (keep[:, rows] & reaching[:, rows, None]).any(1)
+    return reaching
+
+
+def _parts(graph: "EdgeGraph", layer: int) -> list[tuple[slice, slice]]:
+    """Readers and writers of a layer's attention, then of its MLP: what one reads, another of the layer may write."""
+    rows, heads = graph.rows(layer), graph.heads(layer)
+    return [(rows.attention, heads), (rows.mlp, slice(heads.stop, heads.stop + graph.arch.has_mlp))]
+
+
+def _inside(graph: "EdgeGraph", rows: slice, writers: slice) -> Tensor:
+    """Bool `[readers, writers]`: the writer depends on the reader directly."""
+    found = torch.zeros(rows.stop - rows.start, writers.stop - writers.start, dtype=torch.bool)
+    for row in range(rows.start, rows.stop):
+        found[row - rows.start, [writer - writers.start for writer in graph.behind(row)]] = True
+    return found
+
+
+def _cross(graph: "EdgeGraph", layer: int, rows: slice, at: Tensor, sees: Tensor) -> Tensor:
+    """What is so of readers at a role, bool `[R, readers]`; of k and v: at a role that `sees` `[R, R]` gives for it."""
+    k = graph.rows(layer).k
+    if rows.start > k.start or len(at) == 1:
+        return at
+    num_q = k.start - rows.start
+    return torch.cat([at[:, :num_q], _product(sees, at[:, num_q:])], 1)
+
+
+def _sees(graph: "EdgeGraph") -> Tensor:
+    return torch.ones(1, 1, dtype=torch.bool) if graph.roles is None else graph.roles.sees_matrix
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Bool product of bool matrices `[a, b]` and `[b, c]`."""
+    return left.float() @ right.float() > 0
