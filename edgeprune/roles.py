@@ -61,7 +61,7 @@ def role_of(batch: PairBatch, names: Sequence[str]) -> Tensor:
 
 
 def observed_roles(batches: Sequence[PairBatch], names: Sequence[str] | None = None) -> RoleSpec:
-    """The roles of a task for a graph, with what its prompts say of them: which sees which, and where logits are scored.
+    """The roles of a task for a graph, and what its prompts say of them: which sees which, and where logits are scored.
 
     Args:
         batches: Of all prompts that the graph is for.

@@ -59,8 +59,19 @@ def slow_logits(
     mask: Tensor | None = None,
     fixed: FixedOutputs = COMPUTED,
     relative: bool = False,
+    role_of: Tensor | None = None,
 ) -> Tensor:
-    """Logits by explicit sums over edges; shares only the leaves with the fast model."""
+    """Logits by explicit sums over edges; shares only the leaves with the fast model.
+
+    With `role_of` each token has gates of its own, `[batch, seq, reader, writer]`, looked up one by one.
+    """
+    if role_of is not None:
+        gates = torch.stack(
+            [
+                torch.stack([gates_of(gates, row, len(role_of))[role] for role in roles])
+                for row, roles in enumerate(role_of.tolist())
+            ]
+        )
     graph, arch, family = model.graph, model.graph.arch, model.family
     positions = position_ids(ids, mask)
     parts = family.embed(ids, positions)
@@ -73,7 +84,8 @@ def slow_logits(
     def read(reader: int) -> Tensor:
         total = bias.clone()
         for writer in range(graph.num_visible[reader]):
-            gate = gates[reader, writer]
+            gate = gates[..., reader, writer]
+            gate = gate if role_of is None else gate[..., None]
             closed = own[writer] + other[writer] if relative else other[writer]
             total = total + gate * own[writer] + (1 - gate) * closed
         return total
@@ -103,6 +115,11 @@ def slow_logits(
             own += [mlp] if sees_heads else [*written, mlp]
             bias = bias if sees_heads else bias + output_bias(block)
     return family.finish(read(reader))
+
+
+def gates_of(gates: Tensor, row: int, batch: int) -> Tensor:
+    """Gates `[role, reader, writer]` of example `row`, of all or of one group each."""
+    return gates if gates.ndim == 3 else gates[row * len(gates) // batch]
 
 
 CASTING = ("RMSNorm", "CohereLayerNorm", "Cohere2LayerNorm", "OlmoLayerNorm")  # norms that compute in float32
