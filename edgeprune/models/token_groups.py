@@ -47,6 +47,8 @@ class TokenGroups:
         """
         counts = group_of.bincount(minlength=num_groups).tolist()
         present = [group for group, count in enumerate(counts) if count]
+        if len(present) == 1:
+            return cls(), present
         sizes = tuple(counts[group] for group in present)
         if len(present) < num_groups:
             group_of = torch.searchsorted(torch.tensor(present, device=group_of.device), group_of)
@@ -109,7 +111,7 @@ def groups_of(gates: Tensor, role_of: Tensor | None, input_ids: Tensor) -> tuple
     """
     if role_of is None:
         return ALIKE, None
-    num_roles, batch = gates.shape[-3], len(input_ids)
+    num_roles, batch, role_of = gates.shape[-3], len(input_ids), role_of.to(input_ids.device)
     parts = len(gates) if gates.ndim == 4 else 1
     part = torch.arange(batch, device=role_of.device) // (batch // parts)
     groups, present = TokenGroups.sorted((part[:, None] * num_roles + role_of).flatten(), parts * num_roles)

@@ -54,6 +54,28 @@ def test_mixing_and_its_backward_are_those_of_a_sum(ops: ReadOps, groups: int) -
     assert torch.equal(kept, rows)  # nothing is written but what is handed over for it
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, *HALF])
+@pytest.mark.parametrize("ops", FORMS)
+def test_groups_of_any_size_are_those_of_one_size_each(ops: ReadOps, dtype: torch.dtype) -> None:
+    sizes, closed = (5, 1, 6), values(3, READERS, WRITERS).to(exact_dtype(dtype))
+    rows, grad = values(WRITERS, TOKENS, WIDTH, seed=1).to(dtype), values(READERS, TOKENS, WIDTH, seed=2).to(dtype)
+    out, collected = torch.ones_like(grad), torch.ones_like(rows)
+    ops.mix(closed, rows, out, add=True, sizes=sizes)
+    ops.collect(closed, grad, collected, sizes)
+    slopes = ops.slopes(grad, rows, len(sizes), sizes)
+    close = {"atol": 1e-12, "rtol": 1e-12} if dtype == torch.float64 else {"atol": 1e-2, "rtol": 1e-2}
+    for number, own in enumerate(closed):
+        part = slice(sum(sizes[:number]), sum(sizes[: number + 1]))
+        some, of_grad = rows[:, part].contiguous(), grad[:, part].contiguous()
+        expected, of_rows = torch.ones_like(of_grad), torch.ones_like(some)
+        ops.mix(own[None], some, expected, add=True)
+        ops.collect(own[None], of_grad, of_rows)
+        torch.testing.assert_close(out[:, part], expected, **close)
+        torch.testing.assert_close(collected[:, part], of_rows, **close)
+        torch.testing.assert_close(slopes[number], ops.slopes(of_grad, some, 1)[0], **close)
+    assert slopes.dtype == exact_dtype(dtype)
+
+
 @pytest.mark.parametrize("groups", [1, 4])
 def test_without_writers_there_are_no_slopes(groups: int) -> None:
     for ops in FORMS:
