@@ -29,6 +29,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from edgeprune.gates import HardConcrete, uniform_noise
+from edgeprune.graph import EdgeGraph, RoleSpec
 from edgeprune.models.masked import MaskedModel
 from edgeprune.objectives import kl_divergence
 from edgeprune.selfcheck_costs import ratio, steps, timed
@@ -63,8 +64,7 @@ def kinds_of(model: MaskedModel, batch: int, seq: int, roles: int = 0) -> dict[s
     hf, device = model.hf, model.device
     clean, corrupted = torch.randint(0, hf.config.vocab_size, (2, batch, seq), device=device)
     last = torch.full((batch, 1), seq - 1, device=device)
-    plain = HardConcrete(model.graph.num_edges, init_mean=2.0).to(device)
-    by_role = HardConcrete(roles * model.graph.num_edges, init_mean=2.0).to(device)
+    by_role = model.graph.with_roles(RoleSpec(tuple(f"r{role}" for role in range(roles))) if roles else None)
     role_of = torch.randint(0, max(roles, 1), (batch, seq), device=device)
     reference = model.full(clean, positions=last).float().log_softmax(-1).detach()
     kept = model.record(corrupted)
@@ -75,20 +75,21 @@ def kinds_of(model: MaskedModel, batch: int, seq: int, roles: int = 0) -> dict[s
         logits = hf(inputs_embeds=embeddings, logits_to_keep=1).logits
         kl_divergence(reference, logits.float()).mean().backward()
 
-    optimizers = {gates: torch.optim.Adam([gates.log_alpha], lr=0.1) for gates in (plain, by_role)[: 1 + bool(roles)]}
+    def steps_of(graph: EdgeGraph, cached: bool) -> Callable[[], None]:
+        gates = HardConcrete(graph.num_edges, init_mean=2.0).to(device)
+        optimizer = torch.optim.Adam([gates.log_alpha], lr=0.1)
+        where = None if graph.roles is None else role_of
 
-    def step(cached: bool, gates: HardConcrete = plain) -> None:
-        ablated = kept if cached else model.record(corrupted)
-        z = gates.sample(uniform_noise(0, 0, gates.num_gates))
-        if gates is plain:
-            logits = model(clean, model.graph.to_matrix(z), ablated, positions=last).float()
-        else:
-            matrices = torch.stack([model.graph.to_matrix(own) for own in z.view(roles, -1)])
-            logits = model(clean, matrices, ablated, positions=last, role_of=role_of).float()
-        loss = kl_divergence(reference, logits).mean() + gates.prob_open().mean()
-        loss.backward()
-        optimizers[gates].step()
-        optimizers[gates].zero_grad()
+        def step() -> None:
+            ablated = kept if cached else model.record(corrupted)
+            z = gates.sample(uniform_noise(0, 0, gates.num_gates))
+            logits = model(clean, graph.to_matrix(z), ablated, positions=last, role_of=where).float()
+            loss = kl_divergence(reference, logits).mean() + gates.prob_open().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
 
     def attribution() -> None:
         open_ = model.graph.all_open(device=device).requires_grad_()
@@ -98,21 +99,21 @@ def kinds_of(model: MaskedModel, batch: int, seq: int, roles: int = 0) -> dict[s
     return {
         "plain": steps(model, clean, corrupted)["plain"],
         "logits_to_keep": shipped,
-        "step": lambda: step(False),
-        "cached": lambda: step(True),
-        **({"roles": lambda: step(True, by_role)} if roles else {}),
+        "step": steps_of(model.graph, cached=False),
+        "cached": steps_of(model.graph, cached=True),
+        **({"roles": steps_of(by_role, cached=True)} if roles else {}),
         "attribution": attribution,
     }
 
 
-def table(cases: list[str], rounds: int, device: str) -> None:
+def table(cases: list[str], rounds: int, device: str, roles: int = 0) -> None:
     """Print one table of all cases."""
     print("| shape, batch, dtype | kind | seconds | times plain | peak memory, GB | above the loaded model, GB |")
     print("|---|---|---|---|---|---|")
     for case in cases:
-        times = timed(kinds(*parsed(case), device), rounds)
+        times = timed(kinds(*parsed(case), device, roles), rounds)
         for name, seconds in times.items():
-            loaded, peak = memory(case, name, device)
+            loaded, peak = memory(case, name, device, roles)
             print(
                 f"| {case.replace(':', ', ')} | {name} | {statistics.median(seconds):.4f} | {ratio(times, name):.2f} | "
                 f"{peak:.2f} | {peak - loaded:.2f} |",
@@ -149,21 +150,21 @@ def parsed(case: str) -> tuple[Any, int, int, torch.dtype]:
     return SHAPES[shape], batch, seq, getattr(torch, dtype)
 
 
-def memory(case: str, name: str, device: str) -> tuple[float, float]:
+def memory(case: str, name: str, device: str, roles: int = 0) -> tuple[float, float]:
     """Memory of a process of its own, in 1e9 bytes: with everything loaded, and at the peak of two runs.
 
     Resident memory on a CPU, memory that torch has allocated on a GPU.
     """
     command = [sys.executable, __file__, "--cases", case, "--only", name, "--device", device]
-    command += ["--threads", str(torch.get_num_threads())]
+    command += ["--threads", str(torch.get_num_threads()), "--roles", str(roles)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     loaded, peak = (float(value) for value in done.stdout.split()[-2:])
     return loaded, peak
 
 
-def only(case: str, name: str, device: str) -> None:
+def only(case: str, name: str, device: str, roles: int) -> None:
     """In a process of its own: run one kind twice and print its memory."""
-    things = kinds(*parsed(case), device)
+    things = kinds(*parsed(case), device, roles)
     on_gpu = torch.device(device).type == "cuda"
     loaded = torch.cuda.memory_allocated() / 1e9 if on_gpu else _resident("VmRSS")
     if on_gpu:  # start the peak again: building the model does not count
@@ -188,18 +189,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--roles", type=int, default=0, help="also a step with gates for so many roles")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.only:
-        only(options.cases[0], options.only, options.device)
+        only(options.cases[0], options.only, options.device, options.roles)
         return
     where = torch.cuda.get_device_name() if options.device.startswith("cuda") else f"{options.threads} threads"
     print(f"torch {torch.__version__}, {where}, {options.rounds} rounds")
     if options.growth:
         growth(options.rounds, options.device)
     else:
-        table(options.cases, options.rounds, options.device)
+        table(options.cases, options.rounds, options.device, options.roles)
 
 
 if __name__ == "__main__":
