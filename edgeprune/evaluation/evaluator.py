@@ -64,7 +64,13 @@ class Evaluator:
             gates: One matrix `[reader, writer]` per circuit, bool or float, 1 = open; None for the full model.
             what: Named in the progress report.
             measures: Others than the evaluator's own.
+
+        Raises:
+            EdgepruneError: A matrix is of another graph.
         """
+        for matrix in gates:
+            if matrix is not None:
+                _check_shape(self.graph, matrix, "a circuit's matrix of gates")
         chosen = self.measures if measures is None else measures
         return measure_examples(self.model, self.runs, self.counted(what), gates, self.split, chosen)
 
@@ -96,11 +102,16 @@ def open_edges(evaluator: Evaluator, keep: Tensor) -> Tensor:
     Raises:
         EdgepruneError: The matrix is of another graph.
     """
-    if tuple(keep.shape) != evaluator.graph.shape:
-        raise EdgepruneError(
-            f"keep has shape {tuple(keep.shape)}, this model's graph is [reader, writer] = {evaluator.graph.shape}"
-        )
+    _check_shape(evaluator.graph, keep, "keep")
     return keep.to("cpu", torch.bool) & evaluator.graph.exists
+
+
+def _check_shape(graph: EdgeGraph, matrix: Tensor, what: str) -> None:
+    if tuple(matrix.shape) != graph.shape:
+        raise EdgepruneError(
+            f"{what} has shape {tuple(matrix.shape)}, this model's graph is [reader, writer] = {graph.shape}; of a "
+            "circuit with roles take the union, `Circuit.union`"
+        )
 
 
 def answer_measure(evaluator: Evaluator) -> str:
