@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from edgeprune.drawing import NamedCircuit
 
 RUN, CIRCUIT, PATCHING = "a folder", "edgeprune-circuit/1", "edgeprune-patching/1"
+CIRCUIT_WITH_ROLES = "edgeprune-circuit/2"
 _SUFFIXES = (".html", ".svg", ".png", ".pdf", ".dot")
 _START = 2500  # edges: of a run the densest circuit that has no more is shown first
 
@@ -57,7 +58,11 @@ def _format(path: Path) -> str:
         return RUN
     if not path.is_file():
         raise EdgepruneError(f"no file at {path}")
-    return format_of(path)
+    if (found := format_of(path)) == CIRCUIT_WITH_ROLES:
+        from edgeprune.circuit import Circuit
+
+        Circuit.load(path).require_no_roles(f"{path}: draw")
+    return found
 
 
 def _draw_patching(options: argparse.Namespace) -> Path:

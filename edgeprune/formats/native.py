@@ -10,7 +10,7 @@ from edgeprune.graph import EdgeGraph
 
 @final
 class NativeFile(AbstractFormat):
-    """`edgeprune-circuit/1`."""
+    """`edgeprune-circuit/1`, with roles `edgeprune-circuit/2`."""
 
     name: ClassVar[str] = "edgeprune"
     suffixes: ClassVar[tuple[str, ...]] = (".safetensors",)
