@@ -82,7 +82,7 @@ class ExactEdgePatching(AbstractDiscovery):
             return [(reader, writer) for reader, writer in graph.exists.nonzero().tolist()]
         if not self.edges:
             raise EdgepruneError("edges is empty; name the edges to score, or leave it out for all")
-        return list(dict.fromkeys(graph.index(edge) for edge in self.edges))
+        return list(dict.fromkeys((reader, writer) for reader, writer in map(graph.index, self.edges)))
 
 
 class _State:

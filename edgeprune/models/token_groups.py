@@ -118,7 +118,7 @@ def groups_of(gates: Tensor, role_of: Tensor | None, input_ids: Tensor) -> tuple
     return groups, None if len(present) == parts * num_roles else present
 
 
-def check_gates(gates: Tensor, role_of: Tensor | None, input_ids: Tensor, shape: tuple[int, int]) -> None:
+def check_gates(gates: Tensor, role_of: Tensor | None, input_ids: Tensor, shape: tuple[int, ...]) -> None:
     """Refuse gates that do not fit a run.
 
     Args:

@@ -16,9 +16,13 @@ from tests.models.reference import slow_logits
 from tests.models.test_conformance import WIRED, build, prompts
 
 # Roles lie anywhere, are of any number of tokens, another one in each prompt; nothing has role 1.
-ROLE_OF = torch.tensor([[0, 3, 3, 2, 0, 4, 3], [2, 2, 2, 2, 2, 2, 2], [4, 0, 3, 0, 4, 4, 3], [3, 2, 0, 3, 4, 2, 2]])
+ROLE_OF = torch.tensor([[0, 3, 3, 2, 0, 4, 3], [2, 2, 2, 2, 2, 2, 2], [4, 0, 3, 0, 4, 4, 2], [3, 2, 0, 3, 4, 2, 2]])
 NUM_ROLES, ABSENT = 5, 1
-POSITIONS = torch.tensor([[6, 2], [1, 1], [0, 5], [3, 6]])
+POSITIONS = {
+    "all": None,
+    "some": torch.tensor([[6, 2], [1, 1], [0, 5], [3, 6]]),
+    "of one role": torch.tensor([[3], [5], [6], [1]]),
+}
 SMALL = ("GPT2-gpt20", "Llama-llama1", "GPTNeoX-gpt_neox0", "Gemma2-gemma20", "Mixtral-mixtral0")
 FEW = [case for case in WIRED if case.id in SMALL]
 
@@ -39,12 +43,12 @@ def gradient(logits: Tensor, gates: Tensor) -> Tensor:
 
 # -------------------------------------------------------------------- the sum over edges, token by token
 @pytest.mark.parametrize("groups", [(), (2,)], ids=["", "groups"])
-@pytest.mark.parametrize("some", [False, True], ids=["all", "some"])
+@pytest.mark.parametrize("scored", POSITIONS)
 @pytest.mark.parametrize(("family", "index"), WIRED)
-def test_equals_the_sum_over_edges_of_each_token(family: Any, index: int, some: bool, groups: tuple[int, ...]) -> None:
+def test_equals_the_sum_over_edges_of_each_token(family: Any, index: int, scored: str, groups: tuple[int, ...]) -> None:
     model = build(family, index)
     clean, corrupted = prompts(4)
-    ablated, gates, positions = model.record(corrupted), by_role(model, *groups), POSITIONS if some else None
+    ablated, gates, positions = model.record(corrupted), by_role(model, *groups), POSITIONS[scored]
     expected = at(slow_logits(model, clean, gates, ablated, role_of=ROLE_OF), positions)
     found = model(clean, gates, ablated, positions=positions, role_of=ROLE_OF)
     torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
