@@ -14,7 +14,7 @@ table: errors of the slopes' vector (relative to its length) and of the loss, ro
 
 import argparse
 import copy
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from unittest.mock import patch
 
@@ -37,9 +37,9 @@ class Rounded(ReadOps):
     def _terms(self, closed: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
         return (closed.to(self.dtype).to(dtype),)
 
-    def slopes(self, grad: Tensor, rows: Tensor, num_groups: int) -> Tensor:
+    def slopes(self, grad: Tensor, rows: Tensor, num_groups: int, sizes: Sequence[int] | None = None) -> Tensor:
         """Rounded."""
-        found = super().slopes(grad, rows, num_groups)
+        found = super().slopes(grad, rows, num_groups, sizes)
         return found.to(self.dtype).to(found.dtype)
 
 
@@ -52,9 +52,9 @@ class AsBuilt(ReadOps):
     def _terms(self, closed: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
         return tuple(term.to(dtype) for term in super()._terms(closed.float(), self.dtype))
 
-    def slopes(self, grad: Tensor, rows: Tensor, num_groups: int) -> Tensor:
+    def slopes(self, grad: Tensor, rows: Tensor, num_groups: int, sizes: Sequence[int] | None = None) -> Tensor:
         """In float32."""
-        return super().slopes(grad, rows, num_groups).float().double()
+        return super().slopes(grad, rows, num_groups, sizes).float().double()
 
 
 @contextmanager

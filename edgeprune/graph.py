@@ -247,6 +247,11 @@ class EdgeGraph:
         return table[name]
 
     # ---------------------------------------------------------------- paths
+    @cached_property
+    def links(self) -> tuple[tuple[graph_paths.Link, graph_paths.Link], ...]:
+        """By layer, how its attention and its MLP lead from readers to writers."""
+        return tuple(graph_paths.links_of(self, layer) for layer in range(self.arch.num_layers))
+
     def dangling(self, keep: Tensor) -> Tensor:
         """Bool of `shape`: kept edges that lie on no path of kept edges from an embedding to the logits.
 

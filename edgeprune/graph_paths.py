@@ -6,7 +6,7 @@ of the prompts, so a path of tokens is always a path of roles; the reverse need 
 roles in another order. Shapes: R roles, 1 without.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,10 +21,9 @@ def fed_by_embedding(graph: "EdgeGraph", keep: Tensor) -> Tensor:
     fed = torch.zeros(len(keep), len(graph.writers), dtype=torch.bool)
     fed[:, : graph.arch.num_embeddings] = True
     for layer in range(graph.arch.num_layers):
-        for rows, writers in _parts(graph, layer):
+        for rows, writers, inside in graph.links[layer]:
             entered = (keep[:, rows] & fed[:, None]).any(2)
-            crossed = _cross(graph, layer, rows, entered, sees)
-            fed[:, writers] = _product(crossed, _inside(graph, rows, writers))
+            fed[:, writers] = _product(_cross(graph, layer, rows, entered, sees), inside)
     return fed
 
 
@@ -36,25 +35,39 @@ def reaching_logits(graph: "EdgeGraph", keep: Tensor) -> Tensor:
     reaching[:, -1] = scored
     heard = keep[:, -1] & scored[:, None]  # writers that a reader which reaches the logits reads, by role
     for layer in reversed(range(graph.arch.num_layers)):
-        for rows, writers in reversed(_parts(graph, layer)):
-            left = _product(heard[:, writers], _inside(graph, rows, writers).T)
+        for rows, writers, inside in reversed(graph.links[layer]):
+            left = _product(heard[:, writers], inside.T)
             reaching[:, rows] = _cross(graph, layer, rows, left, sees.T)
             heard |= (keep[:, rows] & reaching[:, rows, None]).any(1)
     return reaching
 
 
-def _parts(graph: "EdgeGraph", layer: int) -> list[tuple[slice, slice]]:
-    """Readers and writers of a layer's attention, then of its MLP: what one reads, another of the layer may write."""
+class Link(NamedTuple):
+    """How a layer's attention, or its MLP, leads from its readers to its writers.
+
+    Attributes:
+        rows: The readers.
+        writers: The writers.
+        inside: 1 where a writer depends on a reader directly, float `[readers, writers]`.
+    """
+
+    rows: slice
+    writers: slice
+    inside: Tensor
+
+
+def links_of(graph: "EdgeGraph", layer: int) -> tuple[Link, Link]:
+    """Attention, then the MLP, if there is one: what one of them reads, the other of the layer may have written."""
     rows, heads = graph.rows(layer), graph.heads(layer)
-    return [(rows.attention, heads), (rows.mlp, slice(heads.stop, heads.stop + graph.arch.has_mlp))]
+    attention = _inside(graph, rows.attention, heads)
+    return attention, _inside(graph, rows.mlp, slice(heads.stop, heads.stop + graph.arch.has_mlp))
 
 
-def _inside(graph: "EdgeGraph", rows: slice, writers: slice) -> Tensor:
-    """Bool `[readers, writers]`: the writer depends on the reader directly."""
-    found = torch.zeros(rows.stop - rows.start, writers.stop - writers.start, dtype=torch.bool)
+def _inside(graph: "EdgeGraph", rows: slice, writers: slice) -> Link:
+    found = torch.zeros(rows.stop - rows.start, writers.stop - writers.start)
     for row in range(rows.start, rows.stop):
-        found[row - rows.start, [writer - writers.start for writer in graph.behind(row)]] = True
-    return found
+        found[row - rows.start, [writer - writers.start for writer in graph.behind(row)]] = 1
+    return Link(rows, writers, found)
 
 
 def _cross(graph: "EdgeGraph", layer: int, rows: slice, at: Tensor, sees: Tensor) -> Tensor:
@@ -71,5 +84,5 @@ def _sees(graph: "EdgeGraph") -> Tensor:
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Bool product of bool matrices `[a, b]` and `[b, c]`."""
+    """Where a product of matrices of zeros and ones, `[a, b]` and `[b, c]`, is not 0."""
     return left.float() @ right.float() > 0
