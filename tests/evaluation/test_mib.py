@@ -15,7 +15,8 @@ from edgeprune.comparison.mib_roc import mib_roc
 from edgeprune.compiled import true_circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.evaluator import Evaluator
-from edgeprune.evaluation.mib import mib_areas, mib_curve, mib_curves, mib_faithfulness
+from edgeprune.evaluation.mib import mib_curve, mib_curves
+from edgeprune.evaluation.size_areas import mib_areas, mib_faithfulness
 from edgeprune.evaluation.mib_circuits import SHARES, Rule, counted_edges, mib_graph
 from edgeprune.graph import ArchSpec, EdgeGraph
 from edgeprune.methods.selection import greedy, prune_dangling, top_n
