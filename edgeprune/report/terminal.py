@@ -179,13 +179,15 @@ def _mib(found: Json) -> str:
 
 
 def _areas(intervals: Json) -> str:
-    return ", ".join(f"{heading} {_figure(intervals[name])}" for name, heading in AREAS.items())
+    return ", ".join(f"{heading} {_plain(intervals[name])}" for name, heading in AREAS.items())
+
+
+def _plain(figure: Json) -> str:
+    return f"{number(figure['value'])} [{number(figure['low'])}, {number(figure['high'])}]"
 
 
 def _functional(what: str, part: Json, found: Json) -> str:
-    with_it, without = (
-        f"{number(part[side]['value'])} [{number(part[side]['low'])}, {number(part[side]['high'])}]" for side in _SIDES
-    )
+    with_it, without = (_plain(part[side]) for side in _SIDES)
     return (
         f"functional, {what} ({number(100 * part['share'], 2)} % kept): accuracy {with_it} with, {without} without; "
         f"full model {number(found['full']['value'])}, chance {number(found['chance'])}"
