@@ -114,7 +114,8 @@ def test_everything_at_once(folder: Path, tmp_path: Path, capsys: pytest.Capture
     assert f"scored: CPR {signed['cpr']:.3f} [{cpr['low']:.3f}, {cpr['high']:.3f}], CMD {signed['cmd']:.3f} [" in shown
     assert f"CMD {absolute['cmd']:.3f} [{cmd['low']:.3f}, {cmd['high']:.3f}], accuracy area " in shown
     assert signed["resampling"] == result["about"]["resampling"]
-    assert result["runs"] == [], "two circuits by hand, of which one says more of itself"
+    (run,) = result["runs"]
+    assert (run["circuits"], run["nested"]["share"]) == ([0, 1], 1)
     assert page.read_text() == report_html(result)
 
 
