@@ -66,6 +66,8 @@ def signed(
 ) -> Circuit:
     """The same edges with the scores of (1); their size ranks the edges as before, which the header says.
 
+    Scores are float32: log-alphas above 14 or so all have a size of 1.
+
     Args:
         problem: Model, training pairs, ablation, metric (S-Ens: KL).
         circuit: Its scores are log-alphas of hard concrete gates, as Edge Pruning writes them.

@@ -13,7 +13,7 @@ from edgeprune.methods.problem import Problem
 from edgeprune.methods.signed_scores import signed, slopes, soft_gates
 from tests.methods.small_problems import problem, random_pairs, tiny
 
-ASKED = problem(tiny("gpt2"), metric="kl")
+ASKED = problem(tiny("gpt2"), metric="kl", cuts=())
 GRAPH = ASKED.model.graph
 STEP = 1e-4
 
@@ -65,6 +65,13 @@ def test_slopes_are_those_of_finite_differences(differences: Tensor) -> None:
     soft = soft_gates(scores.double()).where(GRAPH.exists, 0.0)
     in_log_alpha = slopes(ASKED, soft) * 1.2 * soft * (1 - soft)
     torch.testing.assert_close(in_log_alpha, differences, rtol=1e-3, atol=1e-8)
+
+
+def test_slopes_do_not_depend_on_the_cut_into_batches() -> None:
+    gates = soft_gates(torch.linspace(-3, 3, GRAPH.exists.numel(), dtype=torch.float64).view(GRAPH.shape))
+    whole, parts = slopes(ASKED, gates), slopes(problem(ASKED.model, metric="kl", cuts=(1, 4)), gates)
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-9)
+    assert (whole[~GRAPH.exists] == 0).all()
 
 
 def test_signs_are_those_of_finite_differences(differences: Tensor) -> None:
