@@ -30,7 +30,7 @@ SIGNED = "_signed"  # of the method's name in the header
 
 
 def soft_gates(log_alpha: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """The z of (1), in (0, 1) and of the same shape.
+    """The z of (1), in (0, 1), `[...]` of log-alphas `[...]`.
 
     >>> round(soft_gates(torch.tensor(1.0)).item(), 4)
     0.7685

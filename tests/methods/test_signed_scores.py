@@ -106,16 +106,13 @@ def test_edges_and_their_order_stay() -> None:
 
 @pytest.mark.parametrize("towards", ["rise", "fall"])
 def test_a_slope_of_zero_is_positive(towards: Any) -> None:
-    """Where the corrupted prompts are the clean ones no gate does anything."""
-    same = problem(ASKED.model, unchanged(), metric="kl")
+    """Where the corrupted prompts are the clean ones and all gates are open, no gate does anything."""
+    same = problem(ASKED.model, [replace(pair, corrupted=pair.clean) for pair in random_pairs()], metric="kl")
     assert (slopes(same, GRAPH.all_open(torch.float64)) == 0).all()
-    found = signed(same, mask(), towards=towards)
+    wide = Circuit(GRAPH, GRAPH.exists, torch.full(GRAPH.shape, 100.0))
+    found = signed(same, wide, towards=towards)
     assert found.scores is not None
-    assert (GRAPH.to_vector(found.scores) > 0).all()
-
-
-def unchanged() -> list[Any]:
-    return [replace(pair, corrupted=pair.clean) for pair in random_pairs()]
+    assert (GRAPH.to_vector(found.scores) == 1).all()
 
 
 def test_gates_that_were_not_trained_are_closed() -> None:
