@@ -143,8 +143,8 @@ class Start(nn.Module):
             self.highest = max(float(levels[0]) for _, levels in self._levels)
             if self.highest <= 0:
                 raise EdgepruneError(
-                    f"warm_start.layer_sparsity {settings.layer_sparsity} as the mean of gates of softness "
-                    f"{settings.softness} opens no gate: lower one of them, or leave warm_start.calibrated out"
+                    f"warm_start.layer_sparsity {settings.layer_sparsity} starts with no gate open (calibrated: "
+                    f"{settings.calibrated}, softness {settings.softness}): lower it, or leave calibrated out"
                 )
         if Path(settings.path).is_file():
             self._read(graph)

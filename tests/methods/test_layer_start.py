@@ -153,6 +153,8 @@ def test_the_header_has_the_settings(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_start_without_an_open_gate_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EdgepruneError, match=r"layer_sparsity 0.9 as the mean of gates of softness 0.25 opens no gate"):
-        build(tmp_path, layer_sparsity=0.9, calibrated="mean")
+@pytest.mark.parametrize(("sparsity", "calibrated"), [(0.9, "mean"), (0.999, "open")])
+def test_a_start_without_an_open_gate_is_refused(tmp_path: Path, sparsity: float, calibrated: str) -> None:
+    words = rf"layer_sparsity {sparsity} starts with no gate open \(calibrated: {calibrated}, softness 0.25\)"
+    with pytest.raises(EdgepruneError, match=words):
+        build(tmp_path, layer_sparsity=sparsity, calibrated=calibrated)
