@@ -14,6 +14,7 @@ from edgeprune.models.read_ops import ReadOps
 from edgeprune.models.reads import KEEP
 from tests.models.reference import slow_logits
 from tests.models.test_conformance import WIRED, build, prompts
+from tests.models.test_fixed_outputs import given_groups
 
 # Roles lie anywhere, are of any number of tokens, another one in each prompt; nothing has role 1.
 ROLE_OF = torch.tensor([[0, 3, 3, 2, 0, 4, 3], [2, 2, 2, 2, 2, 2, 2], [4, 0, 3, 0, 4, 4, 2], [3, 2, 0, 3, 4, 2, 2]])
@@ -77,6 +78,17 @@ def test_other_ablations(family: Any, index: int, kind: str) -> None:
     torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
     if not relative:
         torch.testing.assert_close(gradient(found, gates), gradient(expected, gates), atol=1e-8, rtol=1e-8)
+
+
+@pytest.mark.parametrize(("family", "index"), FEW[:2])
+def test_outputs_that_are_given(family: Any, index: int) -> None:
+    model = build(family, index)
+    clean, corrupted = prompts(4)
+    ablated, gates = model.record(corrupted), by_role(model)
+    for fixed in given_groups(model, prompts(4)[1].flip(1)):
+        expected = slow_logits(model, clean, gates, ablated, fixed=fixed, role_of=ROLE_OF)
+        found = model(clean, gates, ablated, fixed=fixed, role_of=ROLE_OF)
+        torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize(("family", "index"), FEW)
