@@ -25,6 +25,7 @@ from edgeprune.models.masked import MaskedModel
 from edgeprune.objectives.sparsity import GeometricPenalty
 from lit_modules.batch_losses import BatchLosses
 from lit_modules.pruning import PruningModule
+from tests.lit_modules.trainers import quiet_trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*"),
@@ -60,17 +61,7 @@ def recipe() -> EdgePruning:
 
 def trained(module: PruningModule, *, steps: int = 1, batch_size: int = 8, parts: int = 1, **task: Any) -> pl.Trainer:
     data = PairDataModule(Contrasted(**task), batch_size=batch_size, cache=False)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        accumulate_grad_batches=parts,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    trainer = quiet_trainer(steps, accumulate_grad_batches=parts)
     trainer.fit(module, data)
     return trainer
 
