@@ -29,7 +29,6 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.methods.loss_model import LossModel, Swap
 from edgeprune.methods.polish_state import State
 from edgeprune.methods.problem import Problem
-from edgeprune.metrics.measure import logits_of_each
 
 WHAT = "polishing, passes"
 LENGTHS = 3  # of a line of swaps, run together: all, a half, a quarter
@@ -286,13 +285,13 @@ class Polisher:
     def _losses(self, circuits: Sequence[Tensor]) -> list[float]:
         """Mean losses over the training pairs of circuits, bool `[reader, writer]`."""
         self.state.evaluated += len(circuits)
-        found = mean_losses(self.problem, circuits)
+        found = self.problem.mean_losses(circuits)
         self._spend(FORWARD * len(circuits))
         return found
 
     def _held_out_loss(self, circuit: Tensor) -> float:
         assert self.held_out is not None
-        (loss,) = mean_losses(self.held_out, [circuit])
+        loss = self.held_out.mean_loss(circuit)
         self._spend(FORWARD * self.held_out.num_examples / self.problem.num_examples)
         return loss
 
@@ -300,17 +299,6 @@ class Polisher:
         self.state.passes += passes
         total = math.ceil(self.settings.max_passes)
         self._report(WHAT, min(int(self.state.passes), total - 1), total)
-
-
-@torch.no_grad()
-def mean_losses(problem: Problem, circuits: Sequence[Tensor]) -> list[float]:
-    """Mean loss over all pairs of each circuit, bool `[reader, writer]` on the CPU."""
-    totals = [0.0] * len(circuits)
-    for batch, full, ablated in problem.batches_with_runs():
-        like_batch = problem.runs.like_batch(batch)
-        for place, logits in enumerate(logits_of_each(problem.model, batch, circuits, ablated, like_batch=like_batch)):
-            totals[place] += problem.losses(full, logits, batch).double().sum().item()
-    return [total / problem.num_examples for total in totals]
 
 
 def polished(circuit: Circuit, polisher: Polisher) -> Circuit:

@@ -96,7 +96,7 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, step: int) -> None:
 
 
 def test_values_of_another_pair_need_pairs_that_stay() -> None:
-    with pytest.raises(EdgepruneError, match="ablation 'resample' takes values .* stream: true has no such split"):
+    with pytest.raises(EdgepruneError, match=r"ablation 'resample' takes values .* stream: true has no such split"):
         quiet_trainer(1).fit(module(ablation="resample"), pairs())
 
 

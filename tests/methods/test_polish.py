@@ -13,7 +13,7 @@ from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.brute_force import brute_force
-from edgeprune.methods.polish import Polisher, Polishing, mean_losses, polished
+from edgeprune.methods.polish import Polisher, Polishing, polished
 from edgeprune.methods.polish_state import FILE, State
 from edgeprune.methods.problem import Problem
 from edgeprune.objectives.losses import squared_error
@@ -101,7 +101,7 @@ def test_polishing_ends_where_no_swap_helps() -> None:
         for other in found.best.nonzero().tolist():
             keep = found.best.clone()
             keep[reader, writer], keep[tuple(other)] = True, False
-            (loss,) = mean_losses(question, [keep])
+            loss = question.mean_loss(keep)
             assert loss >= found.best_loss - 1e-6 * max(1.0, found.best_loss)
 
 
@@ -125,9 +125,9 @@ def test_held_out_pairs_choose_the_circuit_and_the_end() -> None:
     assert found.held_out is not None
     assert found.held_out_start is not None
     assert found.stopped == "held-out pairs no longer gain"
-    assert mean_losses(other, [found.best])[0] == pytest.approx(found.held_out)
-    assert mean_losses(other, [found.keep])[0] > found.held_out  # the last one was accepted, and is not the result
-    assert mean_losses(question, [found.best])[0] == pytest.approx(found.best_loss)
+    assert other.mean_loss(found.best) == pytest.approx(found.held_out)
+    assert other.mean_loss(found.keep) > found.held_out  # the last one was accepted, and is not the result
+    assert question.mean_loss(found.best) == pytest.approx(found.best_loss)
     assert found.loss < found.best_loss < found.start
     assert found.held_out < found.held_out_start
 
