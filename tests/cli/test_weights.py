@@ -138,7 +138,7 @@ def test_one_command_trains_both_in_turn(tmp_path: Path, monkeypatch: pytest.Mon
         (("init_mean:", "init_maen:"), "init_maen"),
         (("max_steps: 300", "max_steps: many"), "max_steps"),
         (("compiled:induction", "compiled:reverse"), "is for model 'compiled:reverse', the weights are those of"),
-        (("num_train:", "num_trian:"), "num_trian"),
+        (("program: induction", "program: inductoin"), "inductoin"),
     ],
 )
 def test_a_second_phase_that_cannot_begin_is_refused_before_the_first(
@@ -243,7 +243,7 @@ def test_a_mask_of_another_model_is_one_line(weights: Path, tmp_path: Path, caps
 
 # ------------------------------------------------------------------ masks of different weights, and none
 def on_mask(folder: Path, name: str, weights: str | None = None) -> Path:
-    """A circuit of 20 edges with a mask that keeps half of a tensor; `weights`: the mask says it is of other ones."""
+    """A circuit of 8 edges with a mask that keeps half of a tensor; `weights`: the mask says it is of other ones."""
     model = ep.load_model("compiled:induction")
     tensor = next(item for item, value in model.hf.named_parameters() if value.ndim == 2 and ".0." in item)
     keep = torch.arange(dict(model.hf.named_parameters())[tensor].numel()) % 2 == 0
@@ -251,7 +251,7 @@ def on_mask(folder: Path, name: str, weights: str | None = None) -> Path:
     if weights is not None:
         mask = WeightMask(mask.keep, weights, mask.nodes, mask.header)
     path = mask.save(folder / f"{name}-mask.safetensors")
-    circuit = ep.Circuit.random(model.graph, 20)
+    circuit = ep.Circuit.random(model.graph, 8)
     about = {"file": str(path), "digest": mask.digest, "density": mask.density, "nodes": mask.nodes}
     circuit.header.update({"model": "compiled:induction", "weight_mask": about})
     return circuit.save(folder / f"{name}.safetensors")
@@ -268,7 +268,7 @@ def test_of_masks_of_different_weights_edges_alone_are_compared(
     assert "warning" not in captured.err
     found = json.loads((tmp_path / "x.json").read_text())
     assert found["weight_masks"]["pairs"] == [{"a": 0, "b": 1, "jaccard": None}]
-    assert found["pairs"][0]["both"] == 20
+    assert found["pairs"][0]["both"] == 8
     line = error_line(capsys, ["compare", str(first), str(second), "--config", str(EDGES)])
     assert "do not have the same weight mask; run them apart" in line
 
