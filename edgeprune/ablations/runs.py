@@ -164,16 +164,18 @@ class ReferenceRuns:
     def plan(self, splits: Mapping[str, FixedBatches]) -> None:
         """Decide, before the first run, which examples are kept and where: whole fixed batches in their order.
 
-        Splits other than the training split choose first, from a quarter of the room; training pairs get all that is
-        left. Fixed batches go to memory as long as there is room, then to disk, up to the first for which there is
-        none. Examples that are not kept are run whenever they are met. A split that has a plan keeps it.
+        Splits other than the training split choose first, from a quarter of the room, or from all of it where no
+        training pair has a fixed batch; training pairs get all that is left. Fixed batches go to memory as long as there
+        is room, then to disk, up to the first for which there is none. Examples that are not kept are run whenever they
+        are met. A split that has a plan keeps it.
 
         Args:
             splits: Fixed batches by split.
         """
         new = {split: fixed for split, fixed in splits.items() if split not in self._plans}
         free = self.store.free
-        share: dict[Place, int] = {place: num_bytes // OTHERS for place, num_bytes in free.items()}
+        parts = OTHERS if TRAIN not in new or new[TRAIN].batches else 1
+        share: dict[Place, int] = {place: num_bytes // parts for place, num_bytes in free.items()}
         for split in sorted(new, key=lambda split: split == TRAIN):
             plan = KeepingPlan(new[split], self.bytes_of, dict(free) if split == TRAIN else share)
             self._reserve(split, plan)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from datamodules import PairDataModule
 from datamodules.tasks import Induction
+from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods import EdgePruning
 from edgeprune.objectives.sparsity import GeometricPenalty
@@ -54,6 +55,19 @@ def test_no_run_of_a_stream_is_kept(stream: bool, kept: int, place: str, tmp_pat
     own = module(**room)
     quiet_trainer(15, limit_val_batches=None, check_val_every_n_epoch=1).fit(own, pairs(stream=stream))
     assert len(own.runs.store) == kept
+
+
+@pytest.mark.parametrize(("stream", "all_kept"), [(True, True), (False, False)])
+def test_validation_pairs_get_all_the_room_of_a_stream(stream: bool, all_kept: bool) -> None:
+    """Room for half as many again as there are; a quarter of it, all they get beside a list, is too little."""
+    own, data = module(), pairs(stream=stream)
+    own.configure_model()
+    needed = sum(own.runs.bytes_of(len(pair.clean), len(pair.positions)) for pair in data.pairs("validation"))
+    runs = ReferenceRuns(own.masked, "interchange", 1.5 * needed / 1e9)
+    runs.plan({split: data.fixed_batches(split) for split in ("train", "validation")})
+    for batch in data.val_dataloader():
+        runs(batch, "validation")
+    assert (len(runs.store) >= NUM_VALIDATION) == all_kept
 
 
 def test_room_for_runs_of_a_stream_is_not_asked_for() -> None:
