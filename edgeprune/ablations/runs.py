@@ -165,9 +165,9 @@ class ReferenceRuns:
         """Decide, before the first run, which examples are kept and where: whole fixed batches in their order.
 
         Splits other than the training split choose first, from a quarter of the room, or from all of it where no
-        training pair has a fixed batch; training pairs get all that is left. Fixed batches go to memory as long as there
-        is room, then to disk, up to the first for which there is none. Examples that are not kept are run whenever they
-        are met. A split that has a plan keeps it.
+        training pair has a fixed batch; training pairs get all that is left. Fixed batches go to memory as long as
+        there is room, then to disk, up to the first for which there is none. Examples that are not kept are run
+        whenever they are met. A split that has a plan keeps it.
 
         Args:
             splits: Fixed batches by split.
