@@ -4,10 +4,11 @@ A round looks around the circuit (`LossModel`), lines up swaps, each the best gi
 circuit after the first m of them, the first m/2, ...: those that lower the loss over all training pairs are run on
 held-out pairs too, and the one that is best there stays if it is lower there as well. The model was made from the
 training pairs, so that long lines of swaps fit these and no others. m grows where the longest step was the best, and
-shrinks where none helped. When not even one swap of the model's helps, effects are measured instead: open the n edges
-that promise most, then close n, one after the other, each the one that costs least. Costs are kept in a heap, those of
-the model to begin with, and only the least is measured again after each closing (as in lazy greedy search, Minoux
-1978). n is 1, 2, 4, ..., and one success leads back to the model.
+shrinks where none helped. A first swap that alone does not help is left out, and the line goes on from the next one,
+eight times at most. After that effects are measured instead: open the n edges that promise most, then close n, one
+after the other, each the one that costs least. Costs are kept in a heap, those of the model to begin with, and only the
+least is measured again after each closing (as in lazy greedy search, Minoux 1978). n is 1, 2, 4, ..., and one success
+leads back to the model.
 """
 
 import hashlib
@@ -31,6 +32,7 @@ from edgeprune.methods.polish_state import State
 from edgeprune.methods.problem import Problem
 
 WHAT = "polishing, passes"
+SKIPPED = 8  # swaps at the head of a line, each of which alone did not help
 LENGTHS = 3  # of a line of swaps, run together: all, a half, a quarter
 FIRST_STEP = 64  # one in so many edges is swapped at first
 MEASURED_TOGETHER = 4  # circuits without one of their edges
@@ -194,7 +196,9 @@ class Polisher:
         if better is not None:
             state.keep, state.loss, state.held_out = better.keep, better.loss, better.held_out
             state.accepted += 1
-            state.overshoot, self._model = 0, None
+            state.overshoot, state.skipped, self._model = 0, 0, None
+        elif not state.overshoot and state.skipped < SKIPPED and state.swaps_left:
+            state.skipped, state.step = state.skipped + 1, 2 ** (LENGTHS - 1)
         elif state.overshoot < self.most_opened:
             state.overshoot, state.step = min(max(1, 2 * state.overshoot), self.most_opened), 1
         else:
@@ -227,8 +231,10 @@ class Polisher:
 
     def _line_of_swaps(self) -> Better | None:
         """A better circuit along a line of swaps; None if no length helps."""
-        swaps = self._look().swaps(self.state.step)
+        skipped, step = self.state.skipped, self.state.step
+        swaps = self._look().swaps(skipped + step)[skipped:]
         length = len(swaps)
+        self.state.swaps_left = length == step
         while length:
             lengths = [size for size in (length >> shift for shift in range(LENGTHS)) if size]
             circuits = [self._swapped(swaps[:size]) for size in lengths]

@@ -22,6 +22,8 @@ class State:
     Attributes:
         keep: The best one so far, bool `[reader, writer]`.
         step: Edges to swap at once in the next round.
+        skipped: Swaps at the head of the model's line to leave out in the next round.
+        swaps_left: Whether the model had as many swaps as it was asked for.
         overshoot: Edges to open in the next round before as many are closed, by exact effects; 0: swap by the model.
         start: Loss of the circuit to begin with, over the training pairs.
         loss: Of `keep`, likewise.
@@ -38,6 +40,8 @@ class State:
 
     keep: Tensor
     step: int
+    skipped: int = 0
+    swaps_left: bool = True
     overshoot: int = 0
     start: float = 0.0
     loss: float = 0.0

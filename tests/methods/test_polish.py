@@ -151,6 +151,23 @@ def test_of_a_line_of_swaps_the_length_that_is_best_on_held_out_pairs_stays(monk
     assert (polisher.state.loss, polisher.state.held_out, polisher.state.step) == (0.2, 0.5, 4)
 
 
+def test_a_swap_that_does_not_help_is_left_out_of_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    question = tiny_problem()
+    polisher = Polisher(question, start(question), Polishing(step=1, overshoot=0))
+    polisher.state.loss = 1.0
+    first, second = polisher._look().swaps(2)
+
+    def loss(circuit: Tensor) -> float:
+        keep = question.model.graph.to_vector(circuit)
+        return 2.0 if keep[first.opened] else 0.5 if keep[second.opened] else 3.0
+
+    monkeypatch.setattr(polisher, "_losses", lambda circuits: list(map(loss, circuits)))
+    polisher._round()
+    assert (polisher.state.accepted, polisher.state.skipped, polisher.state.stopped) == (0, 1, "")
+    polisher._round()
+    assert (polisher.state.accepted, polisher.state.skipped, polisher.state.loss) == (1, 0, 0.5)
+
+
 # -------------------------------------------------------------------- interruptions
 class Killed(Exception):
     """What ends a run."""
