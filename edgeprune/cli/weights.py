@@ -32,13 +32,13 @@ def _check(first: list[str], second: list[str], then: str) -> bool:
     Raises:
         EdgepruneError: What either config has wrong, or models that are not the same.
     """
-    phases = training.train(first, WeightPruningModule, training.CheckedCLI)
-    if phases is None:
+    weights_phase = training.train(first, WeightPruningModule, training.CheckedCLI)
+    if weights_phase is None:
         return False
-    then_phase = training.train(second, PruningModule, training.CheckedCLI)
-    if then_phase is None:
+    edges_phase = training.train(second, PruningModule, training.CheckedCLI)
+    if edges_phase is None:
         return False
-    own, other = (str(cli.config.fit.model.name) for cli in (phases, then_phase))
+    own, other = (str(cli.config.fit.model.name) for cli in (weights_phase, edges_phase))
     if own != other:
         raise EdgepruneError(
             f"--then {then} is for model {other!r}, the weights are those of {own!r}: give both the same model.name"
