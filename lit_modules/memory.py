@@ -1,5 +1,6 @@
 """What a run will need of memory: batch sizes that were left open are settled, and what cannot fit is refused."""
 
+import sys
 from bisect import bisect_left
 from dataclasses import replace
 from typing import Any, cast
@@ -75,6 +76,8 @@ class _Needs:
         self.model, self.device, self.num_processes = module.masked, trainer.strategy.root_device, trainer.num_devices
         masks = getattr(module.recipe, "masks_per_batch", 1)
         self.num_pairs = {split: len(data.pairs(split)) for split in ("train", "validation")}
+        if data.stream:  # each batch is full
+            self.num_pairs["train"] = sys.maxsize
         seq, positions = data.extent("train")
         self._training = BatchShape(batch=1, seq=seq, positions=positions, masks=masks)
         seq, positions = data.extent("validation")
@@ -136,7 +139,7 @@ def _most_kept(module: PruningModule, data: Any) -> int:
     room, needed = int(module.cache_gb * 1e9), 0
     if not room:
         return 0
-    for split in ("train", "validation"):
+    for split in ("validation",) if data.stream else ("train", "validation"):
         for pair in data.pairs(split):
             needed += module.runs.bytes_of(len(pair.clean), len(pair.positions))
             if needed >= room:

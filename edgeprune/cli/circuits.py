@@ -90,21 +90,23 @@ class CircuitFiles:
             raise EdgepruneError(f"{self.paths[0]} does not say which model it is of; give {option}")
         return str(name)
 
-    def load_model(self, name: str, device: str, *, split_embedding: bool = False) -> "MaskedModel":
+    def load_model(self, name: str, device: str, *, split_embedding: bool = False, runs: bool = True) -> "MaskedModel":
         """The model, wired as the first native circuit is; warns of circuits that were found on other weights.
 
         Args:
             name: Of the model.
             device: Where to put it.
             split_embedding: Token and position embedding apart, whatever circuits say.
+            runs: Circuits will be run, so that the weights matter.
 
         Raises:
-            EdgepruneError: A circuit does not fit it.
+            EdgepruneError: A circuit does not fit it, or circuits that will be run name different weight masks.
         """
         from edgeprune.console import warn
         from edgeprune.models.loading import fingerprint, load_model
 
         loading: dict[str, Any] = {"device": device}
+        first = next(iter(self.native), None)
         for circuit in list(self.native.values())[:1]:
             arch = circuit.graph.arch
             loading = {**circuit.header.get("model_options", {}), **loading}
@@ -112,12 +114,14 @@ class CircuitFiles:
         if split_embedding:
             loading["split_embedding"] = True
         model = load_model(name, **loading)
-        if (mask := self.weight_mask()) is not None:
+        if runs and (mask := self.weight_mask()) is not None:
             mask.apply(model)
+            for path in (path for path in self.paths if path not in self.native):
+                warn(f"{path} names no weight mask, so it was found on other weights; it runs with that of {first}")
         weights = fingerprint(model)
         for path, circuit in self.native.items():
             circuit.check_fits(model.graph, f"{name!r}, asked to run {path},")
-            if circuit.header.get("model_fingerprint", weights) != weights:
+            if runs and circuit.header.get("model_fingerprint", weights) != weights:
                 warn(f"{path} was found on other weights than those of {name!r}")
         return model
 

@@ -11,7 +11,8 @@ import torch
 
 import edgeprune as ep
 from edgeprune.cli import main
-from edgeprune.models.weight_mask import WeightMask
+from edgeprune.cli.circuits import CircuitFiles
+from edgeprune.models.weight_mask import WeightMask, applied_mask
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 WEIGHTS, EDGES = CONFIGS / "weights" / "disco_induction.yaml", CONFIGS / "disco_induction.yaml"
@@ -131,6 +132,26 @@ def test_one_command_trains_both_in_turn(tmp_path: Path, monkeypatch: pytest.Mon
     assert circuit.header["weight_mask"]["file"] == str(next(tmp_path.rglob("weight_mask.safetensors")).resolve())
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("init_mean:", "init_maen:"), "init_maen"),
+        (("max_steps: 300", "max_steps: many"), "max_steps"),
+        (("compiled:induction", "compiled:reverse"), "is for model 'compiled:reverse', the weights are those of"),
+        (("program: induction", "program: inductoin"), "inductoin"),
+    ],
+)
+def test_a_second_phase_that_cannot_begin_is_refused_before_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: Any, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = EDGES.read_text()
+    assert change[0] in text
+    (tmp_path / "edges.yaml").write_text(text.replace(*change))
+    assert message in error_line(capsys, arguments(tmp_path, 3, "--then", "edges.yaml"))
+    assert [path.name for path in tmp_path.iterdir()] == ["edges.yaml"]
+
+
 def test_a_circuit_is_evaluated_on_its_weights_and_both_by_what_they_answer(
     edges: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,3 +239,50 @@ def test_a_mask_of_another_model_is_one_line(weights: Path, tmp_path: Path, caps
     line = error_line(capsys, arguments(tmp_path, 2, *more, command="fit", config=EDGES))
     assert "which the model has not; load the model it was made for, compiled:induction" in line
     assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------ masks of different weights, and none
+def on_mask(folder: Path, name: str, weights: str | None = None) -> Path:
+    """A circuit of 8 edges with a mask that keeps half of a tensor; `weights`: the mask says it is of other ones."""
+    model = ep.load_model("compiled:induction")
+    tensor = next(item for item, value in model.hf.named_parameters() if value.ndim == 2 and ".0." in item)
+    keep = torch.arange(dict(model.hf.named_parameters())[tensor].numel()) % 2 == 0
+    mask = WeightMask.of(model, {tensor: keep.view_as(dict(model.hf.named_parameters())[tensor])}, {})
+    if weights is not None:
+        mask = WeightMask(mask.keep, weights, mask.nodes, mask.header)
+    path = mask.save(folder / f"{name}-mask.safetensors")
+    circuit = ep.Circuit.random(model.graph, 8)
+    about = {"file": str(path), "digest": mask.digest, "density": mask.density, "nodes": mask.nodes}
+    circuit.header.update({"model": "compiled:induction", "weight_mask": about})
+    return circuit.save(folder / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize("more", [[], ["--model", "compiled:induction"]])
+def test_of_masks_of_different_weights_edges_alone_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    first, second = on_mask(tmp_path, "first"), on_mask(tmp_path, "second", "0" * 16)
+    assert main(["compare", str(first), str(second), *more, "--json", str(tmp_path / "x.json")]) == 0
+    captured = capsys.readouterr()
+    assert "A, B: only edges are compared, for the weight masks are of different models' weights" in captured.out
+    assert "warning" not in captured.err
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert found["weight_masks"]["pairs"] == [{"a": 0, "b": 1, "jaccard": None}]
+    assert found["pairs"][0]["both"] == 8
+    line = error_line(capsys, ["compare", str(first), str(second), "--config", str(EDGES)])
+    assert "do not have the same weight mask; run them apart" in line
+
+
+def test_a_file_that_names_no_mask_runs_with_one_after_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files of other tools; a native one is refused, for it would say so."""
+    own, other = on_mask(tmp_path, "own"), tmp_path / "other.json"
+    other.write_text("{}")
+    files = CircuitFiles.open([str(other), str(own)])
+    for runs, expected in ((True, 1), (False, 0)):
+        model = files.load_model("compiled:induction", "cpu", runs=runs)
+        assert (applied_mask(model) is not None) == runs
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == expected
+        assert all(f"{other} names no weight mask, so it was found on other weights" in line for line in lines)
