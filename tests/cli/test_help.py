@@ -1,6 +1,7 @@
 """Help pages: short ones read from the source, which name what the parsers really take, and the whole ones."""
 
 import contextlib
+import inspect
 import json
 import re
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from edgeprune.cli import COMMANDS, circuits, evaluate, main, short_help
 from edgeprune.formats import Holds
 from edgeprune.report.evaluate import TESTS
+from lit_modules import WeightPruningModule
 
 # Lightning's own command-line class calls jsonargparse in a way that jsonargparse is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
@@ -116,8 +118,14 @@ def test_a_short_page_names_the_classes_that_there_are(command: str, capsys: pyt
 def test_the_page_of_gates_on_weights_has_their_options(capsys: pytest.CaptureFixture[str]) -> None:
     every = set(entries(printed(capsys, "fit-weights", "--help-all")))
     shown = re.findall(r"^  --([\w.]+)", printed(capsys, "fit-weights", "--help"), re.MULTILINE)
-    assert {"model.recipe.tensors", "model.complement_step", "then"} <= set(shown)
+    assert {"model.recipe", "model.complement_step", "then"} <= set(shown)
     assert set(shown) - {"then"} <= every
+
+
+def test_the_page_of_gates_on_weights_names_their_kinds(capsys: pytest.CaptureFixture[str]) -> None:
+    page = entries(printed(capsys, "fit-weights", "--help"))
+    allowed = get_args(inspect.signature(WeightPruningModule).parameters["recipe"].annotation)
+    assert page["model.recipe"].endswith(", ".join(sorted(kind.__name__ for kind in allowed)))
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in (*LISTED, *ALIKE)])
