@@ -9,7 +9,6 @@ from torch import Tensor
 
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
-from edgeprune.methods import DiscoGPWeights, NodePruning
 from edgeprune.methods.weight_gates import WeightGates
 from edgeprune.metrics.functional import uniform_cross_entropy
 from edgeprune.metrics.losses import TrainingObjective, losses
@@ -38,7 +37,7 @@ class WeightPruningModule(PruningModule):
 
     Args:
         name: Model: hub id, local folder, `smollm2`, `compiled:reverse`, or a ground-truth folder.
-        recipe: Which gates, and how they are learned: on single weights, or `NodePruning` on heads, neurons and more.
+        recipe: Which gates, and how they are learned: `DiscoGPWeights` on weights, `NodePruning` on heads and neurons.
         objective: Of the model with the kept weights: `"nll_answers"` (published), the right answer among the right and
             wrong ones; `"kl"` or `"squared_error"` against the full model; or another metric of `edgeprune discover`.
         complement_weight: Of the loss of the model with the other weights alone, whose right and wrong answers shall be
@@ -55,7 +54,7 @@ class WeightPruningModule(PruningModule):
     def __init__(
         self,
         name: str,
-        recipe: DiscoGPWeights | NodePruning,
+        recipe: WeightGates,
         *,
         objective: TrainingObjective = "nll_answers",
         complement_weight: float = 1.0,
