@@ -4,6 +4,7 @@ After multi-granular node pruning (arXiv 2512.10903): every kind has a price of 
 the product of its gates. A closed unit writes nothing, so that the result is a mask on weights (`models/units.py`).
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, final, get_args
 
@@ -71,7 +72,7 @@ class NodePruning(WeightGates):
         given = {"heads": heads, "head_dimensions": head_dimensions, "neurons": neurons}
         given |= {"attention_blocks": attention_blocks, "mlp_blocks": mlp_blocks}
         self.prices: dict[Kind, float] = {kind: price for kind in KINDS if (price := given[kind]) is not None}
-        if not self.prices or min(self.prices.values()) < 0:
+        if not self.prices or not all(0 <= price < math.inf for price in self.prices.values()):
             raise EdgepruneError(f"give a price >= 0 to at least one of {', '.join(KINDS)}, got {self.prices}")
         if gates not in get_args(GateName):
             raise EdgepruneError(f"gates must be one of {', '.join(get_args(GateName))}, got {gates!r}")
@@ -82,7 +83,10 @@ class NodePruning(WeightGates):
         self.gates: GateName = gates
         self.learning_rate, self.masks_per_batch = learning_rate, masks_per_batch
         self.init = init
-        self.temperature = temperature or (TEMPERATURE if gates == "hard_concrete" else 1.0)
+        published = TEMPERATURE if gates == "hard_concrete" else 1.0
+        self.temperature = published if temperature is None else temperature
+        if not (0 < self.temperature < math.inf and math.isfinite(init)):
+            raise EdgepruneError(f"need temperature > 0 and a finite init, got {temperature} and {init}")
         self.names: list[str] = []
         self.num_gates = 0
 
@@ -94,7 +98,7 @@ class NodePruning(WeightGates):
         sizes = {kind: [matrix.sizes.get(kind, 0) for matrix in self._matrices] for kind in self.prices}
         self._sizes = sizes
         self.of_kind = nn.ModuleDict({kind: self._new_gates(sum(number)) for kind, number in sizes.items()})
-        self.names = list(self._by_parameter({kind: torch.ones(sum(number)) for kind, number in sizes.items()}))
+        self.names = list(self._by_parameter(self._open()))
         self.num_gates = sum(map(sum, sizes.values()))
 
     def _new_gates(self, number: int) -> Gates:

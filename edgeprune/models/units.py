@@ -65,7 +65,7 @@ def output_matrices(model: MaskedModel, kinds: Sequence[Kind]) -> list[Matrix]:
 
     def add(layer: int, output: OutputWeight, *others: tuple[Kind, int], column: Kind) -> None:
         bias = None if output.bias is None else names[id(output.bias)]
-        sizes = {**dict(others), column: torch.Size(output.inputs).numel()}
+        sizes: dict[Kind, int] = {**dict(others), column: torch.Size(output.inputs).numel()}
         found.append(Matrix(names[id(output.weight)], output.inputs, bias, layer, sizes))
 
     for block in model.blocks:

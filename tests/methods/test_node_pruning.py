@@ -35,7 +35,8 @@ def batch_of(number: int = 4) -> PairBatch:
 
 def built(model: MaskedModel, location: float | None = None, **options: Any) -> NodePruning:
     """In double precision, with locations on both sides of 0, or all at one."""
-    recipe = NodePruning(**{**ALL, **options})
+    settings: dict[str, Any] = {**ALL, **options}
+    recipe = NodePruning(**settings)
     recipe.build(model)
     generator = torch.Generator().manual_seed(0)
     for part in recipe.trained():
@@ -53,6 +54,11 @@ def answers(model: MaskedModel) -> Any:
         return losses("nll_answers", logits, logits, batch).mean()
 
     return loss_of
+
+
+def nothing(layer: int, value: Tensor) -> Tensor:
+    del layer
+    return torch.zeros_like(value)
 
 
 # ------------------------------------------------------------------ all open, all closed
@@ -87,7 +93,7 @@ def test_with_every_gate_closed_attention_or_mlp_writes_nothing_but_what_has_no_
     assert all(torch.equal(gated[name], value) for name, value in by_hand.items())
     if set(kinds) == set(KINDS):
         _, stream, context = model.start(batch.clean, batch.attention_mask)
-        edits: Any = {site: lambda _, value: torch.zeros_like(value) for site in ("attention_out", "mlp_out")}
+        edits: Any = {"attention_out": nothing, "mlp_out": nothing}
         expected = model.logits(walk(model.blocks, stream, context, edits), batch.positions)
         torch.testing.assert_close(logits_with(model, gated, batch), expected)
     assert recipe.sparsity == 1
@@ -139,7 +145,7 @@ def test_the_gradient_of_fractional_gates_is_that_of_finite_differences(family: 
     found = torch.autograd.grad(loss(), recipe.trained())
     assert sum(int((slope != 0).sum()) for slope in found) > 100
     for part, slopes in zip(recipe.trained(), found, strict=True):
-        steep = slopes.abs().argmax().item()
+        steep = int(slopes.abs().argmax())
         values: list[float] = []
         for step in (1e-6, -1e-6):
             part.data[steep] += step
@@ -250,6 +256,8 @@ def program_batch(program: str, number: int) -> PairBatch:
         ({"heads": 1.0, "gates": "top_k"}, "gates must be one of hard_concrete, logistic, got 'top_k'"),
         ({"heads": 1.0, "learning_rate": 0.0}, "learning_rate > 0"),
         ({"heads": 1.0, "masks_per_batch": 0}, "masks_per_batch >= 1"),
+        ({"heads": 1.0, "temperature": 0.0}, "temperature > 0"),
+        ({"heads": float("nan")}, "got {'heads': nan}"),
     ],
 )
 def test_refused(options: Any, message: str) -> None:

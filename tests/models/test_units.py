@@ -32,8 +32,6 @@ def kinds_of(model: MaskedModel) -> Any:
 
 def column(matrix: Matrix, weight: Tensor, place: int) -> Tensor:
     """A view of the weights behind one head dimension or neuron."""
-    if len(matrix.inputs) > 2:
-        return weight.flatten(0, 1)[place]
     return weight[place] if matrix.inputs[1] == 1 else weight[:, place]
 
 
@@ -46,6 +44,15 @@ def with_factors(model: MaskedModel, factors: dict[str, Tensor]) -> dict[str, Te
         for place, factor in enumerate(factors[matrix.name].tolist()):
             column(matrix, changed[matrix.name], place).mul_(factor)
     return changed
+
+
+def multiplied_by(values: Tensor) -> Any:
+    """A hook in front of a module that multiplies what it takes in."""
+
+    def hook(_: Any, args: tuple[Tensor]) -> tuple[Tensor]:
+        return (args[0] * values,)
+
+    return hook
 
 
 @pytest.mark.parametrize(("family", "index"), FIRST)
@@ -65,7 +72,7 @@ def test_a_number_for_each_column_is_one_for_each_value_of_the_run(family: Any, 
     handles: list[Any] = []
     for name, values in of_neurons.items():
         module = model.hf.get_submodule(name.removesuffix(".weight"))
-        handles.append(module.register_forward_pre_hook(lambda _, args, values=values: (args[0] * values,)))
+        handles.append(module.register_forward_pre_hook(multiplied_by(values)))
 
     def scaled(layer: int, z: Tensor) -> Tensor:
         return z * of_heads[layer].view(z.shape[2:])
