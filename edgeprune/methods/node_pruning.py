@@ -127,7 +127,7 @@ class NodePruning(WeightGates):
         found: Weights = {}
         for matrix, columns in zip(self._matrices, self._by_matrix(units), strict=True):
             found[matrix.name] = columns.view(matrix.inputs)
-        for kind in BLOCKS & units.keys():
+        for kind in (kind for kind in units if kind in BLOCKS):
             blocks = [matrix for matrix in self._matrices if kind in matrix.sizes]
             found |= {own.bias: value for own, value in zip(blocks, units[kind], strict=True) if own.bias is not None}
         return found

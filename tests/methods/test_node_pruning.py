@@ -265,6 +265,14 @@ def test_refused(options: Any, message: str) -> None:
         NodePruning(**options)
 
 
+def test_gated_parameters_have_one_order() -> None:
+    """A checkpoint is held against it in another process."""
+    names = built(tiny("gpt2", 0)).names
+    matrices = [f"transformer.h.{layer}.{part}.c_proj" for layer in range(3) for part in ("attn", "mlp")]
+    biases = [*matrices[::2], *matrices[1::2]]
+    assert names == [*(f"{name}.weight" for name in matrices), *(f"{name}.bias" for name in biases)]
+
+
 def test_description() -> None:
     about = NodePruning(heads=1.0, neurons=2.0).describe()
     assert about["prices"] == {"heads": 1.0, "neurons": 2.0}
