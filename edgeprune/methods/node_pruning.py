@@ -127,9 +127,9 @@ class NodePruning(WeightGates):
         found: Weights = {}
         for matrix, columns in zip(self._matrices, self._by_matrix(units), strict=True):
             found[matrix.name] = columns.view(matrix.inputs)
-        for kind in (kind for kind in units if kind in BLOCKS):
-            blocks = [matrix for matrix in self._matrices if kind in matrix.sizes]
-            found |= {own.bias: value for own, value in zip(blocks, units[kind], strict=True) if own.bias is not None}
+        for kind, values in units.items():
+            blocks = [matrix for matrix in self._matrices if kind in BLOCKS and kind in matrix.sizes]
+            found |= {own.bias: value for own, value in zip(blocks, values, strict=False) if own.bias is not None}
         return found
 
     def sample(self, weights: Weights, seed: int, step: int, number: int = 0, *, reverse: bool = False) -> Weights:
