@@ -116,17 +116,19 @@ class _WeightNeeds(_Needs):
     remedy = "gate fewer weights with model.recipe.tensors, or set model.dtype to bfloat16"
 
     def _probe(self, module: PruningModule) -> int:
-        names = self._names = cast("WeightPruningModule", module).gates.names
+        gates = cast("WeightPruningModule", module).gates
+        names = gates.names
+        self._gated = names, gates.num_gates
         loss = OBJECTIVES[module.error]
         return memory_weights.activations_per_example(self.model, names, self._training, loss)
 
     def training(self, batch: int) -> MemoryPlan:
         shape = replace(self._training, batch=min(batch, self.num_pairs["train"]))
-        return self._plan(memory_weights.training_terms(self.model, self._names, shape, self._activations))
+        return self._plan(memory_weights.training_terms(self.model, *self._gated, shape, self._activations))
 
     def evaluation(self, batch: int, trained_with: int) -> MemoryPlan:
         shape = replace(self._evaluation, batch=min(batch, self.num_pairs["validation"]))
-        return self._plan(memory_weights.evaluation_terms(self.model, self._names, shape, self._activations))
+        return self._plan(memory_weights.evaluation_terms(self.model, *self._gated, shape, self._activations))
 
     def _plan(self, terms: dict[str, int]) -> MemoryPlan:
         if self.device.type == "cpu":

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edgeprune.models.weight_mask import WeightMask
 
 
+MASK = "edgeprune-weight-mask/"  # what files of masks on weights say that they hold
 HOLDS = ("scores", "circuit")  # as `edgeprune.formats.Holds`, which is slow to import
 
 
@@ -41,10 +42,22 @@ def circuit_row(path: str, circuit: "Circuit") -> dict[str, Any]:
     }
 
 
+def _native(path: str) -> "Circuit":
+    """The circuit of a file of ours; of a mask on weights, all edges on the weights that it keeps."""
+    from edgeprune.circuit import Circuit
+    from edgeprune.sealed import says
+
+    if not says(path, MASK):
+        return Circuit.load(path)
+    from edgeprune.models.mask_circuit import mask_circuit
+
+    return mask_circuit(path)
+
+
 @final
 @dataclass(frozen=True)
 class CircuitFiles:
-    """Circuit files. Native ones are read at once; others need a graph, and so perhaps the model.
+    """Circuit files. Native ones, and masks on weights, are read at once; others need a graph, and perhaps the model.
 
     Attributes:
         paths: As given.
@@ -63,7 +76,6 @@ class CircuitFiles:
         Raises:
             EdgepruneError: One is damaged, or any path is missing or a folder without just one circuit.
         """
-        from edgeprune.circuit import Circuit
         from edgeprune.formats import is_native
         from edgeprune.formats.plain_values import load_values
 
@@ -72,7 +84,7 @@ class CircuitFiles:
                 raise EdgepruneError(f"no circuit file at {path}")
             if Path(path).is_dir():
                 load_values(Path(path))  # refuses a folder that does not stand for one circuit
-        return cls(paths, {path: Circuit.load(path) for path in paths if is_native(path)}, holds)
+        return cls(paths, {path: _native(path) for path in paths if is_native(path)}, holds)
 
     @property
     def header(self) -> dict[str, Any]:

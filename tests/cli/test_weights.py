@@ -16,6 +16,7 @@ from edgeprune.models.weight_mask import WeightMask, applied_mask
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 WEIGHTS, EDGES = CONFIGS / "weights" / "disco_induction.yaml", CONFIGS / "disco_induction.yaml"
+NODES = CONFIGS / "weights" / "nodes_reverse.yaml"
 TERM = "--model.recipe.sparsity_term.init_args"
 FAST = (f"{TERM}.start", "0.1", "--model.recipe.learning_rate", "0.3")
 
@@ -111,6 +112,44 @@ def test_what_cannot_be_trained_is_refused_in_one_line(
 ) -> None:
     assert message in error_line(capsys, arguments(tmp_path, 4, *more))
     assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------ node pruning
+def test_a_mask_of_units_is_judged_as_a_circuit_of_all_edges(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = ("--model.recipe.learning_rate", "0.3", "--model.recipe.mlp_blocks", "null")
+    assert main(arguments(tmp_path, 12, *recipe, config=NODES)) == 0
+    assert "Units that still write something" in capsys.readouterr().out
+    path = tmp_path / "nodes_reverse" / "version_0" / "weight_mask.safetensors"
+    mask = WeightMask.load(path)
+    assert mask.header["method"] == "node_pruning"
+    assert mask.header["prices"] == {"heads": 0.01, "head_dimensions": 0.1, "neurons": 0.1}
+    units, width = mask.header["units"]["neurons"], mask.keep["layers.0.mlp.fc_out.weight"].shape[0]
+    assert units["of"] == [15] * 4
+    assert sum(units["kept"]) * width == sum(int(part.sum()) for name, part in mask.keep.items() if "fc_out" in name)
+    assert not any("bias" in name for name in mask.keep)
+    command = ["evaluate", str(path), "--config", str(NODES), "--tests", "functional", "--limit", "8", "--draws", "20"]
+    assert main([*command, "--json", str(tmp_path / "x.json")]) == 0
+    assert "other weights" not in capsys.readouterr().err
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert found["about"]["model"] == "compiled:reverse"
+    assert found["about"]["ablation"] == "zero"
+    own = found["circuits"][0]["functional"]
+    assert own["weights"]["share"] == pytest.approx(mask.density)
+    assert own["edges"]["share"] == 1
+    accuracy = own["weights"]["circuit"]["value"]
+    assert own["edges"]["circuit"]["value"] == accuracy, "every edge on the kept weights is the kept weights"
+    assert found["weights"]["digest"] == mask.digest
+
+
+def test_a_mask_that_does_not_say_its_graph_is_one_line(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = WeightMask.load(weights / "weight_mask.safetensors")
+    del mask.header["graph"]
+    line = error_line(capsys, ["evaluate", str(mask.save(tmp_path / "old.safetensors")), "--config", str(EDGES)])
+    assert "does not say how its model's edges are counted" in line
 
 
 # ------------------------------------------------------------------ both phases
