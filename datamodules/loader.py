@@ -7,6 +7,7 @@ from typing import Any, final
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.collate import Example
+from datamodules.stream import PairStream
 from datamodules.tasks.base import TokenPair
 
 
@@ -14,7 +15,7 @@ from datamodules.tasks.base import TokenPair
 class Examples(Dataset[Example]):
     """Pairs with their numbers, read one by one."""
 
-    def __init__(self, pairs: Sequence[TokenPair]) -> None:
+    def __init__(self, pairs: Sequence[TokenPair] | PairStream) -> None:
         self.pairs = pairs
 
     def __getitem__(self, index: int) -> Example:

@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader
 
 from datamodules.cache import cache_folder, cache_key, content_hash, load_or_build
 from datamodules.collate import Example, collate
-from datamodules.encode import UnequalLengths, encode_pairs, gc_paused
+from datamodules.encode import UnequalLengths, gc_paused
 from datamodules.loader import Examples, ResumableLoader, ignore_terminal_signals
 from datamodules.preview import plain_preview
 from datamodules.sampler import PairBatchSampler
+from datamodules.stream import Encoder, PairStream
 from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair, TokenPair
 from datamodules.texts import warn_of_two_bos
 from edgeprune.ablations.fixed_batches import FixedBatches
@@ -50,6 +51,9 @@ class PairDataModule(pl.LightningDataModule):
         cache: Keep the tokens on disk.
         cache_dir: Where; None for `$EDGEPRUNE_CACHE` or else `~/.cache/edgeprune`.
         add_special_tokens: Add what the tokenizer puts around a text, such as BOS; None for its own default.
+        stream: Train on new pairs in every step, of generated tasks; none is a validation or test pair. An epoch has as
+            many steps as the training split gives, which serves all but training steps: ablations that take values from
+            pairs, methods that do not train.
         unequal_lengths: What to do with a corrupted prompt of another length than the clean one. `"error"`: refuse it.
             `"end"`: compare positions counted from the end. `"roles"`: compare roles with roles; see `encode_pairs`.
 
@@ -72,6 +76,7 @@ class PairDataModule(pl.LightningDataModule):
         cache_dir: str | None = None,
         add_special_tokens: bool | None = None,
         unequal_lengths: UnequalLengths = "error",
+        stream: bool = False,
     ) -> None:
         super().__init__()
         sizes = {"batch_size": batch_size, "target_batch_size": target_batch_size, "eval_batch_size": eval_batch_size}
@@ -93,6 +98,7 @@ class PairDataModule(pl.LightningDataModule):
         self.cache_dir = cache_dir
         self.add_special_tokens = add_special_tokens
         self.unequal_lengths: UnequalLengths = unequal_lengths
+        self.stream = stream
         self.tokenizer_object: PreTrainedTokenizerBase | None = None
         self._pairs: Mapping[str, Sequence[TokenPair]] | None = None
         self._resume_at = (0, 0)
@@ -216,24 +222,12 @@ class PairDataModule(pl.LightningDataModule):
 
     def _encode(self) -> Mapping[str, Sequence[TokenPair]]:
         with gc_paused():
-            splits = self.task.splits(self.tokenizer_object)
-            return {split: self._encode_split(splits.get(split, ())) for split in SPLITS}
+            splits, encoder = self.task.splits(self.tokenizer_object), self._encoder
+            return {split: encoder(splits.get(split, ())) for split in SPLITS}
 
-    def _encode_split(self, pairs: Sequence[PromptPair] | Sequence[TokenPair]) -> Sequence[TokenPair]:
-        if not pairs or isinstance(pairs[0], TokenPair):
-            return cast("Sequence[TokenPair]", pairs)
-        if self.tokenizer_object is None:
-            raise NoTokenizerError(
-                f"{type(self.task).__name__} gives text, but there is no tokenizer; set `tokenizer` to a "
-                "model name or folder"
-            )
-        return encode_pairs(
-            cast("Sequence[PromptPair]", pairs),
-            self.tokenizer_object,
-            add_special_tokens=self.add_special_tokens,
-            single_token_answers=self.task.single_token_answers,
-            unequal_lengths=self.unequal_lengths,
-        )
+    @property
+    def _encoder(self) -> Encoder:
+        return Encoder(self.task, self.tokenizer_object, self.add_special_tokens, self.unequal_lengths)
 
     # ---------------------------------------------------------------- batches
     def train_dataloader(self) -> DataLoader[Example]:
@@ -257,8 +251,8 @@ class PairDataModule(pl.LightningDataModule):
         return batch.to(device)
 
     def fixed_batches(self, split: str) -> FixedBatches:
-        """The fixed batches of a split: training pairs as epoch 0 meets them, others as they are evaluated."""
-        pairs = self.pairs(split)
+        """Fixed batches of a split: of training pairs as epoch 0 meets them (none of a stream), else as evaluated."""
+        pairs, shuffled = self.pairs(split), split == "train"
 
         def lengths(number: int) -> tuple[int, int]:
             return len(pairs[number].clean), len(pairs[number].positions)
@@ -266,7 +260,8 @@ class PairDataModule(pl.LightningDataModule):
         def batch_of(numbers: Sequence[int]) -> PairBatch:
             return self._collate([(number, pairs[number]) for number in numbers])
 
-        return FixedBatches(self._sampler(split, shuffled=split == "train").fixed_batches(), batch_of, lengths)
+        batches = [] if shuffled and self.stream else self._sampler(split, shuffled=shuffled).fixed_batches()
+        return FixedBatches(batches, batch_of, lengths)
 
     @property
     def _collate(self) -> Callable[[Sequence[Example]], PairBatch]:
@@ -288,6 +283,7 @@ class PairDataModule(pl.LightningDataModule):
             "parts": getattr(self.trainer, "accumulate_grad_batches", 1),
             "window": self.length_windows,
             "length": length,
+            "anew": self.stream,
             "position": self._position,
         }
         return PairBatchSampler(
@@ -299,9 +295,14 @@ class PairDataModule(pl.LightningDataModule):
         )
 
     def _loader(self, split: str, *, shuffled: bool) -> DataLoader[Example]:
+        sampler = self._sampler(split, shuffled=shuffled)
+        pairs: Any = self.pairs(split)
+        if shuffled and self.stream:
+            draw, steps = self.task.stream(self.tokenizer_object), len(sampler) // sampler.parts
+            pairs = PairStream(draw, self._encoder, self.seed, sampler.step_size, steps, self.length_windows)
         return ResumableLoader(
-            Examples(self.pairs(split)),
-            batch_sampler=self._sampler(split, shuffled=shuffled),
+            Examples(pairs),
+            batch_sampler=sampler,
             collate_fn=self._collate,
             num_workers=self.num_workers,
             worker_init_fn=ignore_terminal_signals,
@@ -337,6 +338,7 @@ class PairDataModule(pl.LightningDataModule):
         """Task, tokenizer, and of every split the number of pairs and the hash of their tokens."""
         return {
             **self.task.description(),
+            **({"stream": True} if self.stream else {}),
             "tokenizer": self.tokenizer or getattr(self.tokenizer_object, "name_or_path", None),
             "add_special_tokens": self.add_special_tokens,
             "num_pairs": {split: len(self.pairs(split)) for split in SPLITS},

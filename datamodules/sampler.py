@@ -5,13 +5,15 @@ order of the epoch. Rank r takes every `world_size`-th of them, starting at r, a
 So ranks and parts together process what one process does that takes the whole step as one batch.
 """
 
-from collections.abc import Callable, Iterator
-from typing import final
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar, final
 
 import torch
 from torch.utils.data import Sampler
 
 from edgeprune.errors import EdgepruneError
+
+T = TypeVar("T")
 
 
 @final
@@ -33,6 +35,9 @@ class PairBatchSampler(Sampler[list[int]]):
         window: Steps whose examples are sorted by length before they are cut into steps, so that examples of a batch
             have similar lengths; 0 does not sort. The steps of a window come in random order. Only when shuffling.
         length: Length of an example.
+        anew: No example comes twice: the numbers of each epoch follow on those of the one before, in order, and an
+            epoch has as many whole steps as there are in `num_examples`, at least one. `seed` and `window` are not
+            used. See `datamodules.stream`.
         position: Epoch and batch at which an iteration begins; asked when its first batch is drawn. Batches
             before it are left out, which is how training goes on in the middle of an epoch.
     """
@@ -48,23 +53,27 @@ class PairBatchSampler(Sampler[list[int]]):
         parts: int = 1,
         window: int = 0,
         length: Callable[[int], int] = lambda number: 0,
+        anew: bool = False,
         position: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
         if batch_size < 1:
             raise EdgepruneError(f"a batch needs at least one example, got batch_size={batch_size}")
+        self.step_size = batch_size * world_size * parts
+        if anew:
+            num_examples = max(1, num_examples // self.step_size) * self.step_size
         if parts > 1 and num_examples // world_size < parts:
             raise EdgepruneError(
                 f"{num_examples} training pairs do not give accumulate_grad_batches={parts} batches to each of "
                 f"{world_size} processes; give more pairs, or accumulate fewer batches"
             )
         self.num_examples = num_examples
-        self.step_size = batch_size * world_size * parts
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
         self.parts = parts
         self.window = window
         self.length = length
+        self.anew = anew
         self.position = position
 
     def __len__(self) -> int:
@@ -105,6 +114,9 @@ class PairBatchSampler(Sampler[list[int]]):
 
     def order(self, epoch: int) -> list[int]:
         """All example numbers in the order of `epoch`; those of an incomplete last step are drawn before sorting."""
+        if self.anew:
+            first = epoch * self.num_examples
+            return list(range(first, first + self.num_examples))
         if self.seed is None:
             return list(range(self.num_examples))
         # an odd factor keeps (seed, epoch) apart from (seed + 1, epoch - 1)
@@ -112,11 +124,30 @@ class PairBatchSampler(Sampler[list[int]]):
         order: list[int] = torch.randperm(self.num_examples, generator=generator).tolist()
         if not self.window:
             return order
-        whole = self.num_examples // self.step_size * self.step_size
-        for first in range(0, whole, self.window * self.step_size):
-            end = min(first + self.window * self.step_size, whole)
-            alike = sorted(order[first:end], key=self.length)
-            steps = [alike[start : start + self.step_size] for start in range(0, end - first, self.step_size)]
-            drawn = torch.randperm(len(steps), generator=generator).tolist()
-            order[first:end] = [number for step in drawn for number in steps[step]]
-        return order
+
+        def permuted(size: int) -> list[int]:
+            return torch.randperm(size, generator=generator).tolist()
+
+        return in_windows(order, self.step_size, self.window, self.length, permuted)
+
+
+def in_windows(
+    order: Sequence[T], step_size: int, window: int, length: Callable[[T], int], permuted: Callable[[int], list[int]]
+) -> list[T]:
+    """Examples in an order in which those of a step have similar lengths; those of an incomplete last step stay.
+
+    Args:
+        order: The examples.
+        step_size: Examples of a step.
+        window: Steps in a row whose examples are sorted by length and cut into steps again, which come in random order.
+        length: Length of an example.
+        permuted: The numbers below a size in random order.
+    """
+    order = list(order)
+    whole = len(order) // step_size * step_size
+    for first in range(0, whole, window * step_size):
+        end = min(first + window * step_size, whole)
+        alike = sorted(order[first:end], key=length)
+        steps = [alike[start : start + step_size] for start in range(0, end - first, step_size)]
+        order[first:end] = [example for step in permuted(len(steps)) for example in steps[step]]
+    return order

@@ -13,49 +13,49 @@ from edgeprune.models.gated_weights import logits_with
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.sharding import storage_key
 
-GATE_TENSORS = 4  # float32 tensors of the size of the gated weights: logits, two gradients, expected density
+GATE_TENSORS = 4  # float32 tensors with a number for each gate: logits, two gradients, expected density
 MOMENTS = 2  # of AdamW, likewise
 ALL_LOGITS = 2  # of all positions, in the model's dtype: the library's forward makes them, and their gradient
 
 
-def training_terms(model: MaskedModel, names: Sequence[str], shape: BatchShape, activations: int) -> dict[str, int]:
+def training_terms(
+    model: MaskedModel, names: Sequence[str], gates: int, shape: BatchShape, activations: int
+) -> dict[str, int]:
     """Bytes at the peak of a training step.
 
     Args:
         model: The model.
         names: Of the gated parameters.
+        gates: How many there are.
         shape: Of the batch; `masks` groups of it are run one after the other.
         activations: Bytes per example that autograd keeps: see `activations_per_example`.
     """
     group = -(-shape.batch // shape.masks)
     return {
-        **_gates(model, names),
-        "gradients": (GATE_TENSORS - 1) * _floats(model, names),
-        "noise": _floats(model, names),
+        **_gates(gates),
+        "gradients": (GATE_TENSORS - 1) * 4 * gates,
+        "noise": 4 * gates,
         "gated weights": 2 * _weights(model, names),  # and the gradient
         "activations": activations * group,
         "logits": _logits(model, replace(shape, batch=group), LOSS_LOGITS),
     }
 
 
-def evaluation_terms(model: MaskedModel, names: Sequence[str], shape: BatchShape, activations: int) -> dict[str, int]:
+def evaluation_terms(
+    model: MaskedModel, names: Sequence[str], gates: int, shape: BatchShape, activations: int
+) -> dict[str, int]:
     """Bytes at the peak of a run without gradients; arguments as in `training_terms`."""
     return {
-        **_gates(model, names),
+        **_gates(gates),
         "gated weights": _weights(model, names),
         "activations": activations * shape.batch // model.graph.arch.num_layers,
         "logits": _logits(model, shape, EVALUATION_LOGITS),
     }
 
 
-def _gates(model: MaskedModel, names: Sequence[str]) -> dict[str, int]:
+def _gates(number: int) -> dict[str, int]:
     """What stays from step to step."""
-    return {"gates": _floats(model, names), "optimizer": MOMENTS * _floats(model, names)}
-
-
-def _floats(model: MaskedModel, names: Sequence[str]) -> int:
-    named = dict(model.hf.named_parameters())
-    return 4 * sum(named[name].numel() for name in names)
+    return {"gates": 4 * number, "optimizer": MOMENTS * 4 * number}
 
 
 def _weights(model: MaskedModel, names: Sequence[str]) -> int:

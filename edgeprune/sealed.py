@@ -110,6 +110,14 @@ def format_of(path: Path) -> str:
         raise EdgepruneError(f"{path} is not a whole file of edgeprune; write it again") from None
 
 
+def says(path: str | Path, kind: str) -> bool:
+    """Whether a file says that it holds a format whose name begins so."""
+    try:
+        return format_of(Path(path)).startswith(kind)
+    except EdgepruneError:
+        return False
+
+
 def check_identity(path: Path, found: Mapping[str, Any], identity: Mapping[str, Any], elsewhere: str) -> None:
     """Refuse the state of another run than the one that is to go on.
 

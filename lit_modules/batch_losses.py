@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
+from edgeprune.errors import EdgepruneError
 from edgeprune.methods.base import differentiated
 from edgeprune.methods.flips import GatedError
 from edgeprune.metrics.functional import uniform_cross_entropy
@@ -19,16 +20,27 @@ PAIRS = 8  # that are checked at once
 
 
 def check_pairs(module: Any, data: Any) -> None:
-    """Refuse training pairs without the answers that a module's objective, or the complement's loss, compares.
+    """Refuse training pairs that an ablation cannot take values from, or without the answers that a loss compares.
+
+    All pairs are looked at once only, however often this is called. Of a stream, those of its training split are.
 
     Args:
         module: The module that trains, with its model loaded.
         data: Its data module, if it has one.
 
     Raises:
-        EdgepruneError: A pair has no right or no wrong answer, or the model a single output.
+        EdgepruneError: A pair has no right or no wrong answer, or the model a single output; or pairs that are drawn
+            anew shall take values from one another.
     """
+    if getattr(data, "stream", False) and module.runs is not None and module.runs.spec.kind == "resample":
+        raise EdgepruneError(
+            f"ablation {module.ablation!r} takes values from another pair of the split, and stream: true has no such "
+            "split: choose another ablation, or leave stream out"
+        )
     if data is None or (module.objective in OBJECTIVES and not module.complement_weight):
+        return
+    losses_of = module.objective, bool(module.complement_weight)
+    if getattr(data, "checked_for", None) == losses_of:
         return
     for batch in every_batch(data.pairs("train"), data.ordered_dataloader("train").collate_fn, PAIRS):
         logits = torch.zeros(*batch.positions.shape, module.masked.num_outputs)
@@ -37,6 +49,7 @@ def check_pairs(module: Any, data: Any) -> None:
         if module.complement_weight:
             values = uniform_cross_entropy(logits, batch)
             require_defined(values, "the complement's loss", "leave complement_weight out")
+    data.checked_for = losses_of
 
 
 def _losses(

@@ -1,5 +1,6 @@
 """What a run will need of memory: batch sizes that were left open are settled, and what cannot fit is refused."""
 
+import sys
 from bisect import bisect_left
 from dataclasses import replace
 from typing import Any, cast
@@ -75,6 +76,8 @@ class _Needs:
         self.model, self.device, self.num_processes = module.masked, trainer.strategy.root_device, trainer.num_devices
         masks = getattr(module.recipe, "masks_per_batch", 1)
         self.num_pairs = {split: len(data.pairs(split)) for split in ("train", "validation")}
+        if data.stream:  # each batch is full
+            self.num_pairs["train"] = sys.maxsize
         seq, positions = data.extent("train")
         self._training = BatchShape(batch=1, seq=seq, positions=positions, masks=masks)
         seq, positions = data.extent("validation")
@@ -113,17 +116,19 @@ class _WeightNeeds(_Needs):
     remedy = "gate fewer weights with model.recipe.tensors, or set model.dtype to bfloat16"
 
     def _probe(self, module: PruningModule) -> int:
-        names = self._names = cast("WeightPruningModule", module).gates.names
+        gates = cast("WeightPruningModule", module).gates
+        names = gates.names
+        self._gated = names, gates.num_gates
         loss = OBJECTIVES[module.error]
         return memory_weights.activations_per_example(self.model, names, self._training, loss)
 
     def training(self, batch: int) -> MemoryPlan:
         shape = replace(self._training, batch=min(batch, self.num_pairs["train"]))
-        return self._plan(memory_weights.training_terms(self.model, self._names, shape, self._activations))
+        return self._plan(memory_weights.training_terms(self.model, *self._gated, shape, self._activations))
 
     def evaluation(self, batch: int, trained_with: int) -> MemoryPlan:
         shape = replace(self._evaluation, batch=min(batch, self.num_pairs["validation"]))
-        return self._plan(memory_weights.evaluation_terms(self.model, self._names, shape, self._activations))
+        return self._plan(memory_weights.evaluation_terms(self.model, *self._gated, shape, self._activations))
 
     def _plan(self, terms: dict[str, int]) -> MemoryPlan:
         if self.device.type == "cpu":
@@ -136,7 +141,7 @@ def _most_kept(module: PruningModule, data: Any) -> int:
     room, needed = int(module.cache_gb * 1e9), 0
     if not room:
         return 0
-    for split in ("train", "validation"):
+    for split in ("validation",) if data.stream else ("train", "validation"):
         for pair in data.pairs(split):
             needed += module.runs.bytes_of(len(pair.clean), len(pair.positions))
             if needed >= room:

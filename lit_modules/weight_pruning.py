@@ -1,4 +1,4 @@
-"""The LightningModule that trains gates on the weights of a frozen model: DiscoGP's first phase."""
+"""The LightningModule that trains gates on the weights of a frozen model: DiscoGP's first phase, node pruning."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
-from edgeprune.methods import DiscoGPWeights
+from edgeprune.methods.weight_gates import WeightGates
 from edgeprune.metrics.functional import uniform_cross_entropy
 from edgeprune.metrics.losses import TrainingObjective, losses
 from edgeprune.models.gated_weights import logits_with
@@ -37,7 +37,7 @@ class WeightPruningModule(PruningModule):
 
     Args:
         name: Model: hub id, local folder, `smollm2`, `compiled:reverse`, or a ground-truth folder.
-        recipe: How gates are learned.
+        recipe: Which gates, and how they are learned: `DiscoGPWeights` on weights, `NodePruning` on heads and neurons.
         objective: Of the model with the kept weights: `"nll_answers"` (published), the right answer among the right and
             wrong ones; `"kl"` or `"squared_error"` against the full model; or another metric of `edgeprune discover`.
         complement_weight: Of the loss of the model with the other weights alone, whose right and wrong answers shall be
@@ -54,7 +54,7 @@ class WeightPruningModule(PruningModule):
     def __init__(
         self,
         name: str,
-        recipe: DiscoGPWeights,
+        recipe: WeightGates,
         *,
         objective: TrainingObjective = "nll_answers",
         complement_weight: float = 1.0,
@@ -86,7 +86,7 @@ class WeightPruningModule(PruningModule):
         self._written = False
 
     @property
-    def gates(self) -> DiscoGPWeights:
+    def gates(self) -> WeightGates:
         """The recipe."""
         return cast("Any", self.recipe)
 
@@ -177,7 +177,8 @@ class WeightPruningModule(PruningModule):
 
     def mask(self) -> WeightMask:
         """The mask that the gates stand for now."""
-        return WeightMask.of(self.masked, self.gates.kept(), self.header())
+        about = {"graph": self.gates.graph.to_dict(), **self.gates.about_kept(), **self.header()}
+        return WeightMask.of(self.masked, self.gates.kept(), about)
 
     def on_train_end(self) -> None:
         """Write the mask, and show how dense it is where."""
@@ -208,5 +209,5 @@ class WeightPruningModule(PruningModule):
         theirs = checkpoint["edgeprune"].get("tensors")
         if theirs != self.gates.names:
             raise EdgepruneError(
-                f"the checkpoint has gates on {theirs}, this run on {self.gates.names}: set recipe.tensors back"
+                f"the checkpoint has gates on {theirs}, this run on {self.gates.names}: set the recipe back"
             )

@@ -5,7 +5,7 @@ import inspect
 import sys
 import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SPLITS = ("train", "validation", "test")
+Pairs = Sequence["PromptPair"] | Sequence["TokenPair"]
+Draw = Callable[[int, str], Pairs]  # so many different pairs, a function of a text
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,17 @@ class AbstractTask(ABC):
         self, tokenizer: "PreTrainedTokenizerBase | None"
     ) -> Mapping[str, Sequence[PromptPair] | Sequence[TokenPair]]:
         """Pairs of the splits `train`, `validation` and `test`: a function of settings and tokenizer."""
+
+    def stream(self, tokenizer: "PreTrainedTokenizerBase | None") -> Draw:
+        """What draws new training pairs, none of them a validation or test pair; it can go to other processes.
+
+        Raises:
+            EdgepruneError: The task has no other pairs than those of its splits.
+        """
+        raise EdgepruneError(
+            f"stream: true draws new pairs of generated tasks, and {type(self).__name__} has only those of its "
+            "splits: leave stream out"
+        )
 
     @property
     def needs_tokenizer(self) -> bool:

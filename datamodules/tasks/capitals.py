@@ -6,7 +6,8 @@ and its capital is the distractor. The list of countries and the sentences are o
 
 import random
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, final, get_args
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Direction = Literal["country_to_capital", "capital_to_country"]
+AnswerSet = Literal["pair", "all"]
 Question = tuple[str, str]  # subject of the prompt, answer
 MIN_QUESTIONS = 2  # of each length in every split: one to ask, one to corrupt with
 
@@ -36,9 +38,11 @@ class Countries:
 
     Attributes:
         groups: Questions whose subjects have the same number of tokens; at least two each.
+        answer_ids: Token of every answer, of all splits.
     """
 
     groups: tuple[tuple[Question, ...], ...]
+    answer_ids: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @property
     def questions(self) -> list[Question]:
@@ -67,6 +71,8 @@ class Capitals(GeneratedTask[Countries]):
     Attributes:
         direction: `"country_to_capital"` or `"capital_to_country"`.
         templates: Use the first so many templates; None for all.
+        answer_set: `"pair"`: the distractor is the only wrong answer. `"all"`: every other answer in use is
+            wrong, those of other splits too.
     """
 
     num_train: int = 80
@@ -74,10 +80,12 @@ class Capitals(GeneratedTask[Countries]):
     num_test: int = 80
     direction: Direction = "country_to_capital"
     templates: int | None = None
+    answer_set: AnswerSet = "pair"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("direction", self.direction, get_args(Direction))
+        check_choice("answer_set", self.answer_set, get_args(AnswerSet))
         check_templates(self.templates, len(self._forms))
 
     def vocabulary(self, tokenizer: "PreTrainedTokenizerBase") -> Countries:
@@ -92,12 +100,14 @@ class Capitals(GeneratedTask[Countries]):
             if subject and len(answer) == 1:
                 by_length[len(subject)].append(question)
         groups = [tuple(group) for _, group in sorted(by_length.items()) if len(group) >= MIN_QUESTIONS]
+        ids = dict(zip((answer for _, answer in questions), answers, strict=True))
+        used = {answer: ids[answer][0] for group in groups for _, answer in group}
         if not groups:
             raise EdgepruneError(
                 f"no two of the {len(CAPITALS)} answers of {self.direction} are single tokens for this tokenizer: "
                 "choose a model with a larger vocabulary, or give your own pairs as JSONL"
             )
-        return Countries(tuple(groups))
+        return Countries(tuple(groups), used)
 
     def share_out(self, vocabulary: Countries, rng: random.Random) -> list[Countries]:
         """Countries of each split; a length with fewer than two for every split is left out."""
@@ -109,7 +119,8 @@ class Capitals(GeneratedTask[Countries]):
                 f"{len(vocabulary.questions)} countries cannot be shared out among {num_splits} splits of at least "
                 f"{MIN_QUESTIONS}: set entities to 'shared', or use a model with a larger vocabulary"
             )
-        return [Countries(tuple(filter(None, groups))) for groups in zip(*shared, strict=True)]
+        ids = vocabulary.answer_ids
+        return [Countries(tuple(filter(None, groups)), ids) for groups in zip(*shared, strict=True)]
 
     def generate(self, vocabulary: Countries, count: int, rng: random.Random) -> list[PromptPair]:
         """Different pairs, going round the templates."""
@@ -133,11 +144,17 @@ class Capitals(GeneratedTask[Countries]):
             answer=f" {answer}",
             distractor=f" {other_answer}",
             corrupted_answer=f" {other_answer}",
+            wrong_ids=self._wrong(answer, words),
             roles=clean.spans,
             corrupted_roles=corrupted.spans,
             source=f"Capitals template {template} {subject}",
             labels={"template": str(template), "subject": subject, "other": other},
         )
+
+    def _wrong(self, answer: str, words: Countries) -> tuple[tuple[int, ...], ...]:
+        if self.answer_set == "pair":
+            return ()
+        return (tuple(token for other, token in words.answer_ids.items() if other != answer),)
 
 
 # -------------------------------------------------------------------- sentences and words

@@ -2,11 +2,12 @@
 
 import random
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from types import ModuleType
-from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeVar, final
 
 from datamodules.tasks import continuations, wording
 from datamodules.tasks.base import SPLITS, AbstractTask, PromptPair, TokenPair
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 Entities = Literal["disjoint", "shared"]
 MAX_PAIRS = 5_000_000  # of all splits; they are made in memory, at some 2 kB each
+ROUNDS = 50  # of drawing as many new pairs as are asked for, before the task gives up
 T = TypeVar("T")
 Pair = TypeVar("Pair", PromptPair, TokenPair)
 Vocabulary = TypeVar("Vocabulary")
@@ -71,10 +73,7 @@ class GeneratedTask(AbstractTask, Generic[Vocabulary]):
 
     def splits(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, list[PromptPair]]:
         """Pairs of each split."""
-        if tokenizer is None:
-            raise NoTokenizerError(f"the {type(self).__name__} task makes text: give the data module a tokenizer")
-        rng = random.Random(self.seed)
-        vocabulary = self.vocabulary(tokenizer)
+        vocabulary, rng = self._vocabulary(tokenizer), random.Random(self.seed)
         if self.entities == "shared":
             splits = in_splits(self.generate(vocabulary, sum(self.sizes), rng), self.sizes)
             for part in splits.values():
@@ -82,6 +81,63 @@ class GeneratedTask(AbstractTask, Generic[Vocabulary]):
             return splits
         parts = zip(SPLITS, self.share_out(vocabulary, rng), self.sizes, strict=True)
         return {split: self.generate(part, size, rng) if size else [] for split, part, size in parts}
+
+    def stream(self, tokenizer: "PreTrainedTokenizerBase | None") -> "NewPairs[PromptPair]":
+        """What draws new training pairs, of the training split's words."""
+        vocabulary = self._vocabulary(tokenizer)
+        if self.entities == "disjoint":
+            vocabulary = self.share_out(vocabulary, random.Random(self.seed))[0]
+        return NewPairs.beside(self.splits(tokenizer), partial(self.generate, vocabulary), self.seed)
+
+    def _vocabulary(self, tokenizer: "PreTrainedTokenizerBase | None") -> Vocabulary:
+        if tokenizer is None:
+            raise NoTokenizerError(f"the {type(self).__name__} task makes text: give the data module a tokenizer")
+        return self.vocabulary(tokenizer)
+
+
+@final
+@dataclass(frozen=True)
+class NewPairs(Generic[Pair]):
+    """Draws training pairs whose clean prompts are none of the validation and test pairs'.
+
+    Attributes:
+        generate: Makes so many pairs whose clean prompts differ.
+        held_out: Clean prompts that must not occur.
+        seed: Of the task.
+    """
+
+    generate: Callable[[int, random.Random], list[Pair]]
+    held_out: frozenset[str | tuple[int, ...]]
+    seed: int
+
+    @classmethod
+    def beside(
+        cls, splits: Mapping[str, Sequence[Pair]], generate: Callable[[int, random.Random], list[Pair]], seed: int
+    ) -> "NewPairs[Pair]":
+        """For a task with these splits."""
+        held_out = chain.from_iterable(splits[split] for split in SPLITS[1:])
+        return cls(generate, frozenset(pair.clean for pair in held_out), seed)
+
+    def __call__(self, count: int, name: str) -> list[Pair]:
+        """`count` pairs whose clean prompts differ, in random order; other ones for every `name`.
+
+        Raises:
+            EdgepruneError: New prompts no longer turn up.
+        """
+        rng = random.Random(f"{self.seed} {name}")
+        found: dict[str | tuple[int, ...], Pair] = {}
+        for _ in range(ROUNDS):
+            drawn = self.generate(count, rng)
+            rng.shuffle(drawn)
+            for pair in drawn:
+                if pair.clean not in self.held_out:
+                    found.setdefault(pair.clean, pair)
+            if len(found) >= count:
+                return list(found.values())[:count]
+        raise EdgepruneError(
+            f"{count} new training prompts were asked for at once, only {len(found)} turned up that are no validation "
+            "or test prompts: set entities to 'disjoint', lower num_train, or leave stream out"
+        )
 
 
 def check_sizes(sizes: tuple[int, int, int]) -> None:

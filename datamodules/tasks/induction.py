@@ -11,13 +11,14 @@ framework for transformer circuits" (2021), and Olsson et al., arXiv 2209.11895.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar, Literal, cast, final, get_args
 
 from datamodules.tasks import generated, wording
 from datamodules.tasks.base import AbstractTask, TokenPair
-from datamodules.tasks.generated import check_sizes, distinct, in_splits
+from datamodules.tasks.generated import NewPairs, check_sizes, distinct, in_splits
 from datamodules.tasks.wording import check_choice
 from edgeprune.errors import EdgepruneError, NoTokenizerError
 
@@ -95,6 +96,20 @@ class Induction(AbstractTask):
 
     def splits(self, tokenizer: "PreTrainedTokenizerBase | None") -> dict[str, list[TokenPair]]:
         """Pairs of each split; without `vocab_size` a tokenizer is needed."""
+        pairs = self._generate(*self._alphabet(tokenizer), sum(self._sizes()), random.Random(self.seed))
+        return in_splits(pairs, self._sizes())
+
+    def stream(self, tokenizer: "PreTrainedTokenizerBase | None") -> NewPairs[TokenPair]:
+        """What draws new training pairs."""
+        return NewPairs.beside(self.splits(tokenizer), partial(self._generate, *self._alphabet(tokenizer)), self.seed)
+
+    def _generate(
+        self, tokens: Sequence[int], start: tuple[int, ...], count: int, rng: random.Random
+    ) -> list[TokenPair]:
+        return distinct(lambda _: self._pair(tokens, start, rng), count, "induction")
+
+    def _alphabet(self, tokenizer: "PreTrainedTokenizerBase | None") -> tuple[Sequence[int], tuple[int, ...]]:
+        """Tokens to draw from, and what stands in front."""
         if tokenizer is not None:
             self._check_ids(len(tokenizer))
         bos = self._bos(tokenizer)
@@ -105,10 +120,7 @@ class Induction(AbstractTask):
                 f"{len(tokens)} tokens to draw from are too few: corruption {self.corruption!r} with "
                 f"length={self.length} needs {needed}; make sequences shorter or the vocabulary larger"
             )
-        rng = random.Random(self.seed)
-        start = () if bos is None else (bos,)
-        pairs = distinct(lambda _: self._pair(tokens, start, rng), sum(self._sizes()), "induction")
-        return in_splits(pairs, self._sizes())
+        return tokens, () if bos is None else (bos,)
 
     def _check_ids(self, num_tokens: int) -> None:
         """Refuse ids that the tokenizer does not have."""

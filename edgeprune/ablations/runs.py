@@ -16,9 +16,10 @@ from edgeprune.ablations.constants import LearningOptions, learn_constants
 from edgeprune.ablations.files import load_states
 from edgeprune.ablations.fixed_batches import FixedBatches, KeepingPlan
 from edgeprune.ablations.means import mean_of_pairs, zero
-from edgeprune.ablations.positions import aligned
+from edgeprune.ablations.positions import aligned, merged
 from edgeprune.ablations.reference_cache import ALIGNMENT, PLACES, Place, ReferenceCache, Values
 from edgeprune.ablations.resampling import SourceExamples
+from edgeprune.ablations.same_weights import SameWeights
 from edgeprune.ablations.spec import Ablation
 from edgeprune.batch import PairBatch, at_positions
 from edgeprune.console import Progress, no_progress
@@ -83,6 +84,7 @@ class ReferenceRuns:
         room: dict[Place, int] = {"memory": int(budget_gb * 1e9), "disk": int(disk_gb * 1e9)}
         self._dtype = None if cache_dtype is None else getattr(torch, cache_dtype)
         self.store = ReferenceCache(room, cache_root(disk_folder) / "frozen", self._dtype)
+        self._weights = SameWeights(model)
         self._plans: dict[str, KeepingPlan] = {}
         self._sources: dict[str, SourceExamples] = {}
         self._shared: WriterStates | None = None  # what closed edges carry in every example
@@ -122,6 +124,7 @@ class ReferenceRuns:
         """
         if not self.wants(split):
             return
+        self._weights.check(kept=len(self.store) > 0)
         with torch.inference_mode(False):  # what is kept must serve later steps that need gradients
             if self.spec.kind == "resample":
                 assert self.spec.source != "both"
@@ -161,16 +164,18 @@ class ReferenceRuns:
     def plan(self, splits: Mapping[str, FixedBatches]) -> None:
         """Decide, before the first run, which examples are kept and where: whole fixed batches in their order.
 
-        Splits other than the training split choose first, from a quarter of the room; training pairs get all that is
-        left. Fixed batches go to memory as long as there is room, then to disk, up to the first for which there is
-        none. Examples that are not kept are run whenever they are met. A split that has a plan keeps it.
+        Splits other than the training split choose first, from a quarter of the room, or from all of it where no
+        training pair has a fixed batch; training pairs get all that is left. Fixed batches go to memory as long as
+        there is room, then to disk, up to the first for which there is none. Examples that are not kept are run
+        whenever they are met. A split that has a plan keeps it.
 
         Args:
             splits: Fixed batches by split.
         """
         new = {split: fixed for split, fixed in splits.items() if split not in self._plans}
         free = self.store.free
-        share: dict[Place, int] = {place: num_bytes // OTHERS for place, num_bytes in free.items()}
+        parts = OTHERS if TRAIN not in new or new[TRAIN].batches else 1
+        share: dict[Place, int] = {place: num_bytes // parts for place, num_bytes in free.items()}
         for split in sorted(new, key=lambda split: split == TRAIN):
             plan = KeepingPlan(new[split], self.bytes_of, dict(free) if split == TRAIN else share)
             self._reserve(split, plan)
@@ -193,12 +198,8 @@ class ReferenceRuns:
         """Room that one example takes at most, from the tokens of its clean prompt and its scored positions."""
         total = num_positions * self.model.num_outputs * min(self.model.dtype.itemsize, torch.float32.itemsize)
         if self._per_example:
-            total += num_tokens * self.model.layer_states * self._state_bytes
+            total += num_tokens * self.model.layer_states * (self._dtype or self.model.dtype).itemsize
         return total + len(Values._fields) * ALIGNMENT
-
-    @property
-    def _state_bytes(self) -> int:
-        return (self._dtype or self.model.dtype).itemsize
 
     @property
     def _per_example(self) -> bool:
@@ -215,8 +216,10 @@ class ReferenceRuns:
             split: Which numbering `index` belongs to.
 
         Raises:
-            EdgepruneError: The pairs are made for another model, or `prepare` was forgotten.
+            EdgepruneError: The pairs or what is kept are of another model or weight mask, or `prepare` was forgotten.
         """
+        learned = self._shared is not None and self.spec.kind in ("mean", "optimal")
+        self._weights.check(kept=len(self.store) > 0 or learned)
         if not bool(batch.attention_mask[:, 0].all()):
             return self._run(batch, split)
         if split not in self._plans:
@@ -293,10 +296,10 @@ class ReferenceRuns:
         full, states = self._read(batch.rows(old), split)
         other_full, other = self._run(batch.rows(new), split)
         places = torch.cat([old, new]).argsort()  # of each example among those that were read, then those that were run
-        full = _merged(full, other_full, places, axis=0)
+        full = merged(full, other_full, places, axis=0)
         if not self._per_example:
             return full, self._common_states(batch)
-        return full, states.combine(partial(_merged, places=places, axis=1), other)
+        return full, states.combine(partial(merged, places=places, axis=1), other)
 
     def like_batch(self, batch: PairBatch) -> bool:
         """Whether closed edges carry a run of the model on prompts laid out like the clean ones; see `EmptyRun`."""
@@ -343,8 +346,3 @@ class ReferenceRuns:
         states, alike = self.states(), bool(mask[:, 0].all())  # no padding on the left: one row for all, not copied
         places = position_ids(mask, None if alike else mask).clamp(max=states.heads.shape[2] - 1)  # of padding alone
         return states.map(lambda field: field[:, 0, places].expand(-1, len(mask), *[-1] * (field.dim() - 2)))
-
-
-def _merged(read: Tensor, run: Tensor, places: Tensor, axis: int) -> Tensor:
-    """Two parts along `axis`, put in order: `places` long `[n]` counts in the first, then in the second."""
-    return torch.cat([read, run], axis).index_select(axis, places)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edgeprune.models.weight_mask import WeightMask
 
 
+MASK = "edgeprune-weight-mask/"  # what files of masks on weights say that they hold
 HOLDS = ("scores", "circuit")  # as `edgeprune.formats.Holds`, which is slow to import
 
 
@@ -41,10 +42,22 @@ def circuit_row(path: str, circuit: "Circuit") -> dict[str, Any]:
     }
 
 
+def _native(path: str) -> "Circuit":
+    """The circuit of a file of ours; of a mask on weights, all edges on the weights that it keeps."""
+    from edgeprune.circuit import Circuit
+    from edgeprune.sealed import says
+
+    if not says(path, MASK):
+        return Circuit.load(path)
+    from edgeprune.models.mask_circuit import mask_circuit
+
+    return mask_circuit(path)
+
+
 @final
 @dataclass(frozen=True)
 class CircuitFiles:
-    """Circuit files. Native ones are read at once; others need a graph, and so perhaps the model.
+    """Circuit files. Native ones, and masks on weights, are read at once; others need a graph, and perhaps the model.
 
     Attributes:
         paths: As given.
@@ -63,7 +76,6 @@ class CircuitFiles:
         Raises:
             EdgepruneError: One is damaged or has roles, or any path is missing or a folder without just one circuit.
         """
-        from edgeprune.circuit import Circuit
         from edgeprune.formats import is_native
         from edgeprune.formats.plain_values import load_values
 
@@ -72,7 +84,7 @@ class CircuitFiles:
                 raise EdgepruneError(f"no circuit file at {path}")
             if Path(path).is_dir():
                 load_values(Path(path))  # refuses a folder that does not stand for one circuit
-        native = {path: Circuit.load(path) for path in paths if is_native(path)}
+        native = {path: _native(path) for path in paths if is_native(path)}
         for path, circuit in native.items():
             circuit.require_no_roles(f"{path}: this command")
         return cls(paths, native, holds)
@@ -93,21 +105,23 @@ class CircuitFiles:
             raise EdgepruneError(f"{self.paths[0]} does not say which model it is of; give {option}")
         return str(name)
 
-    def load_model(self, name: str, device: str, *, split_embedding: bool = False) -> "MaskedModel":
+    def load_model(self, name: str, device: str, *, split_embedding: bool = False, runs: bool = True) -> "MaskedModel":
         """The model, wired as the first native circuit is; warns of circuits that were found on other weights.
 
         Args:
             name: Of the model.
             device: Where to put it.
             split_embedding: Token and position embedding apart, whatever circuits say.
+            runs: Circuits will be run, so that the weights matter.
 
         Raises:
-            EdgepruneError: A circuit does not fit it.
+            EdgepruneError: A circuit does not fit it, or circuits that will be run name different weight masks.
         """
         from edgeprune.console import warn
         from edgeprune.models.loading import fingerprint, load_model
 
         loading: dict[str, Any] = {"device": device}
+        first = next(iter(self.native), None)
         for circuit in list(self.native.values())[:1]:
             arch = circuit.graph.arch
             loading = {**circuit.header.get("model_options", {}), **loading}
@@ -115,12 +129,14 @@ class CircuitFiles:
         if split_embedding:
             loading["split_embedding"] = True
         model = load_model(name, **loading)
-        if (mask := self.weight_mask()) is not None:
+        if runs and (mask := self.weight_mask()) is not None:
             mask.apply(model)
+            for path in (path for path in self.paths if path not in self.native):
+                warn(f"{path} names no weight mask, so it was found on other weights; it runs with that of {first}")
         weights = fingerprint(model)
         for path, circuit in self.native.items():
             circuit.check_fits(model.graph, f"{name!r}, asked to run {path},")
-            if circuit.header.get("model_fingerprint", weights) != weights:
+            if runs and circuit.header.get("model_fingerprint", weights) != weights:
                 warn(f"{path} was found on other weights than those of {name!r}")
         return model
 

@@ -65,7 +65,8 @@ def compare_files(options: argparse.Namespace) -> dict[str, Any]:
     name, model = "", None
     if options.config or options.model or options.split_embedding or not files.native:
         name = files.model_name(options.model)
-        model = files.load_model(name, options.device, split_embedding=options.split_embedding)
+        runs = bool(options.config)
+        model = files.load_model(name, options.device, split_embedding=options.split_embedding, runs=runs)
     circuits = files.circuits(model)
     matched = {pair: _match(circuits[pair[0]], circuits[pair[1]]) for pair in combinations(range(len(circuits)), 2)}
     result: dict[str, Any] = {
@@ -94,13 +95,14 @@ def compare_files(options: argparse.Namespace) -> dict[str, Any]:
 def _weight_masks(files: "CircuitFiles") -> dict[str, Any]:
     """Of circuits that were found on masked weights: the share that is kept, and what every two masks have in common.
 
-    `kept` has one value per circuit, None without a mask; `pairs` the Jaccard index of the kept weights.
+    `kept` has one value per circuit, None without a mask; `pairs` the Jaccard index of the kept weights, None where the
+    masks are of different weights.
     """
     from edgeprune.models.weight_mask import mask_named_in
 
     masks = [mask_named_in(files.native[path].header, path) if path in files.native else None for path in files.paths]
     pairs = [
-        {"a": left, "b": right, "jaccard": first.jaccard(second)}
+        {"a": left, "b": right, "jaccard": first.jaccard(second) if first.weights == second.weights else None}
         for (left, first), (right, second) in combinations(enumerate(masks), 2)
         if first is not None and second is not None
     ]
@@ -205,10 +207,13 @@ def _notes_on_weights(found: dict[str, Any]) -> list[str]:
         for place, share in enumerate(found["kept"])
         if share is not None
     ]
-    return [
-        *kept,
-        *(f"{_pair_name(pair)}: Jaccard index of the weights {pair['jaccard']:.3f}" for pair in found["pairs"]),
-    ]
+    return [*kept, *map(_note_on_masks, found["pairs"])]
+
+
+def _note_on_masks(pair: dict[str, Any]) -> str:
+    if pair["jaccard"] is None:
+        return f"{_pair_name(pair)}: only edges are compared, for the weight masks are of different models' weights"
+    return f"{_pair_name(pair)}: Jaccard index of the weights {pair['jaccard']:.3f}"
 
 
 def _unmatched(pair: dict[str, Any], circuits: list[dict[str, Any]]) -> str | None:

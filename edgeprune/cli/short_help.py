@@ -23,6 +23,7 @@ its name: {inside}; {example} tells them.
 """
 EXAMPLES = {
     "fit": ("--data.task.num_train 100", "--data.task.help IOI"),
+    "fit-weights": ("--model.recipe.learning_rate 0.1", "--data.task.help IOI"),
     "discover": ("--method.samples 4", "--method.help EAP"),
 }
 SEEDED = ("model.seed", "data.seed")  # of training: they follow from seed_everything
@@ -31,6 +32,7 @@ BASES = {  # of the classes that an option may name
     "data.task": ("datamodules.tasks.base", "AbstractTask"),
     "method": ("edgeprune.methods.discovery", "AbstractDiscovery"),
 }
+WEIGHT_GATES = ("edgeprune.methods.weight_gates", "WeightGates")  # what `model.recipe` of `fit-weights` is made from
 
 
 @final
@@ -81,8 +83,8 @@ def groups(command: str) -> list[Group]:
         return [Group("run", [*run, Option("print_config", "", PRINT)]), Group("model", model), Group("data", data)]
     if command == "fit-weights":
         model = _of_class("model", "lit_modules.weight_pruning", "WeightPruningModule")
-        model = [one for one in model if one.name != "model.recipe"]
-        model += _of_class("model.recipe", "edgeprune.methods.disco_gp", "DiscoGPWeights")
+        which = f"which gates, and how they are learned: {', '.join(_kinds(*WEIGHT_GATES))}"
+        model = [one if one.name != "model.recipe" else Option(one.name, "NAME", which) for one in model]
     else:
         trained = _of_class("model", "lit_modules.pruning", "PruningModule")
         model = [*trained, *(one for one in model if one.name not in ("model.name", "model.device"))]
@@ -220,10 +222,13 @@ def _folder(name: str) -> Path:
     return Path(spec.origin).parent.joinpath(*inside)
 
 
-@cache
 def kinds(option: str) -> tuple[str, ...]:
     """Names of the classes that an option may name, in order: those that no other class is made from."""
-    home, base = BASES[option]
+    return _kinds(*BASES[option])
+
+
+@cache
+def _kinds(home: str, base: str) -> tuple[str, ...]:
     above = {
         node.name: {re.split(r"[\[.]", ast.unparse(item))[0] for item in node.bases}
         for file in sorted(_folder(home).glob("*.py"))

@@ -205,6 +205,26 @@ def _seed(value: Any) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
+class CheckedCLI(EdgepruneCLI):
+    """Builds what a config names, and loads its pairs, but neither a model nor loggers' runs, and trains nothing."""
+
+    def before_instantiate_classes(self) -> None:
+        """Where no tokenizer is named, use the model's own."""
+        config = self.config[str(self.subcommand)]
+        if config.data.tokenizer is None:
+            config.data.tokenizer = config.model.name
+
+    def instantiate_classes(self) -> None:
+        """Refuse what constructors, folders and pairs refuse."""
+        with refused_options(self.config[str(self.subcommand)], ValueError, TypeError, ImportError, OSError):
+            LightningCLI.instantiate_classes(self)
+        check_folders(self.trainer)
+        self.datamodule.setup(str(self.subcommand))
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Do nothing."""
+
+
 CHECKPOINT_DEFAULTS: dict[str, Any] = {
     "save_last": True,
     "save_top_k": 1,
@@ -229,12 +249,15 @@ def run(arguments: list[str]) -> None:
     train(arguments, PruningModule)
 
 
-def train(arguments: list[str], module: type[PruningModule]) -> EdgepruneCLI | None:
+def train(
+    arguments: list[str], module: type[PruningModule], cli: type[EdgepruneCLI] = EdgepruneCLI
+) -> EdgepruneCLI | None:
     """Build everything from the arguments and run the subcommand; return what did it, if it came to its end.
 
     Args:
         arguments: The subcommand and its options.
         module: What is trained.
+        cli: What builds and runs.
     """
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -247,7 +270,7 @@ def train(arguments: list[str], module: type[PruningModule]) -> EdgepruneCLI | N
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # the frozen model stays so
     warnings.filterwarnings("ignore", message=".*`tensorboardX` has been removed.*")  # `logger: true` is a CSV log
     try:
-        return EdgepruneCLI(
+        return cli(
             module,
             PairDataModule,
             args=with_paths(arguments),

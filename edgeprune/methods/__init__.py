@@ -16,6 +16,7 @@ from edgeprune.methods.exact import ExactEdgePatching as ExactEdgePatching
 from edgeprune.methods.hisp import HISP as HISP
 from edgeprune.methods.information_flow import InformationFlowRoutes as InformationFlowRoutes
 from edgeprune.methods.matryoshka import Matryoshka as Matryoshka
+from edgeprune.methods.node_pruning import NodePruning as NodePruning
 from edgeprune.methods.polish import Polisher as Polisher
 from edgeprune.methods.polish import Polishing as Polishing
 from edgeprune.methods.problem import Problem as Problem

@@ -6,26 +6,24 @@ The rules and settings called published are those of the authors' code. Two phas
 2. Edges (`DiscoGP`, `edgeprune fit`): the masked model, on the weights that the first phase kept where a file is named.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.gates import LogisticGates, uniform_noise
 from edgeprune.gates.logistic import check_settings
 from edgeprune.gates.logistic import sample as sample_gates
 from edgeprune.graph import EdgeGraph
-from edgeprune.methods.base import AbstractRecipe, TrainedGates, sample_stream
+from edgeprune.methods.base import AbstractRecipe, sample_stream
+from edgeprune.methods.weight_gates import WeightGates, Weights
 from edgeprune.models.gated_weights import gated_names
 from edgeprune.models.masked import MaskedModel
 from edgeprune.objectives.pace import Pace
 from edgeprune.objectives.ramp import RampPenalty
 from edgeprune.objectives.sparsity import AbstractSparsityTerm
-
-Weights = dict[str, Tensor]  # by name of the parameter
 
 
 @final
@@ -119,7 +117,7 @@ class DiscoGP(AbstractRecipe):
 
 
 @final
-class DiscoGPWeights(TrainedGates):
+class DiscoGPWeights(WeightGates):
     """One straight-through logistic gate per weight of the chosen parameters; closed weights are 0.
 
     Deviations from the published code: weights are those of the model's files, neither folded nor centred; keys and
@@ -186,15 +184,7 @@ class DiscoGPWeights(TrainedGates):
             self.logits.append(self.init_mean + self.init_std * noise)
 
     def sample(self, weights: Weights, seed: int, step: int, number: int = 0, *, reverse: bool = False) -> Weights:
-        """The gated parameters with one sample of the gates on them, each `[...]`; differentiable in the logits.
-
-        Args:
-            weights: The model's own parameters by name, each `[...]`.
-            seed: Of the noise.
-            step: Of the run.
-            number: Which of the samples of the step.
-            reverse: Keep what the sample closes, and close what it keeps.
-        """
+        """As in `WeightGates`: each gated parameter `[...]` times gates of 0 or 1."""
         gated: Weights = {}
         for place, (name, logits) in enumerate(zip(self.names, self.logits, strict=True)):
             noise = uniform_noise(seed, step, logits.numel(), stream=number * len(self.names) + place)
@@ -202,41 +192,9 @@ class DiscoGPWeights(TrainedGates):
             gated[name] = weights[name] * gates.to(weights[name].dtype)
         return gated
 
-    def expected_loss(
-        self,
-        weights: Weights,
-        loss_of: Callable[[Weights, PairBatch], Tensor],
-        batch: PairBatch,
-        seed: int,
-        step: int,
-        *,
-        first: int = 0,
-        reverse: bool = False,
-    ) -> Tensor:
-        """Mean loss (scalar) over a batch, each group of which has a sample of its own; differentiable in the logits.
-
-        Each group's backward is done at once, so that the memory is that of one sample.
-
-        Args:
-            weights: The model's own parameters by name, each `[...]`.
-            loss_of: Mean loss (scalar) of some examples with given parameters in the place of the model's.
-            batch: The examples.
-            seed: Of the noise.
-            step: Of the run.
-            first: Number of the first sample.
-            reverse: Of the complements of the samples.
-        """
-        logits = list(self.logits)
-        total, slopes = torch.zeros((), device=logits[0].device), [torch.zeros_like(part) for part in logits]
-        for number, group in enumerate(batch.parts(-(-len(batch) // self.masks_per_batch)), start=first):
-            gated = self.sample(weights, seed, step, number, reverse=reverse)
-            loss = loss_of(gated, group) * (len(group) / len(batch))
-            del gated
-            for slope, own in zip(slopes, torch.autograd.grad(loss, logits, materialize_grads=True), strict=True):
-                slope += own
-            total = total + loss.detach()
-        pull = torch.stack([(slope * part).sum() for slope, part in zip(slopes, logits, strict=True)]).sum()
-        return total + (pull - pull.detach())
+    def trained(self) -> list[nn.Parameter]:
+        """The logits, one tensor for each gated parameter."""
+        return list(self.logits)
 
     def penalty(self, progress: float) -> Tensor:
         """The sparsity term (scalar) of the expected share of kept weights."""
@@ -253,11 +211,6 @@ class DiscoGPWeights(TrainedGates):
     def kept(self) -> Weights:
         """Weights whose gate without noise is open: by name of the parameter, bool `[...]`."""
         return {name: part > 0 for name, part in zip(self.names, self.logits, strict=True)}
-
-    @property
-    def sparsity(self) -> float:
-        """Closed weights / gated weights, without noise."""
-        return 1 - sum(int(part.sum()) for part in self.kept().values()) / self.num_gates
 
     def target(self, progress: float) -> float | None:
         """Sparsity that the term aims at, if it aims."""

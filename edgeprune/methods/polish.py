@@ -30,7 +30,6 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.methods.loss_model import LossModel, Swap
 from edgeprune.methods.polish_state import State
 from edgeprune.methods.problem import Problem
-from edgeprune.metrics.measure import logits_of_each
 
 WHAT = "polishing, passes"
 SKIPPED = 8  # swaps at the head of a line, each of which alone did not help
@@ -294,7 +293,7 @@ class Polisher:
     def _losses(self, circuits: Sequence[Tensor]) -> list[float]:
         """Mean losses over the training pairs of circuits, bool `[reader, writer]`."""
         self.state.evaluated += len(circuits)
-        found = mean_losses(self.problem, circuits)
+        found = self.problem.mean_losses(circuits)
         self._spend(FORWARD * len(circuits))
         return found
 
@@ -309,7 +308,7 @@ class Polisher:
         return Better(circuit, loss, held_out) if self._is_lower(held_out, state.held_out) else None
 
     def _held_out_loss(self, held_out: Problem, circuit: Tensor) -> float:
-        (loss,) = mean_losses(held_out, [circuit])
+        loss = held_out.mean_loss(circuit)
         self._spend(FORWARD * held_out.num_examples / self.problem.num_examples)
         return loss
 
@@ -317,17 +316,6 @@ class Polisher:
         self.state.passes += passes
         total = math.ceil(self.settings.max_passes)
         self._report(WHAT, min(int(self.state.passes), total - 1), total)
-
-
-@torch.no_grad()
-def mean_losses(problem: Problem, circuits: Sequence[Tensor]) -> list[float]:
-    """Mean loss over all pairs of each circuit, bool `[reader, writer]` on the CPU."""
-    totals = [0.0] * len(circuits)
-    for batch, full, ablated in problem.batches_with_runs():
-        like_batch = problem.runs.like_batch(batch)
-        for place, logits in enumerate(logits_of_each(problem.model, batch, circuits, ablated, like_batch=like_batch)):
-            totals[place] += problem.losses(full, logits, batch).double().sum().item()
-    return [total / problem.num_examples for total in totals]
 
 
 def polished(circuit: Circuit, polisher: Polisher) -> Circuit:

@@ -13,7 +13,7 @@ from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.metrics import losses, registry
 from edgeprune.metrics.losses import Metric
-from edgeprune.metrics.measure import gated_logits
+from edgeprune.metrics.measure import logits_of_each
 from edgeprune.models.loading import fingerprint
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.states import WriterStates
@@ -91,11 +91,16 @@ class Problem:
         losses.require_defined(values, f"metric {self.metric!r}", "choose another metric")
         return values
 
-    @torch.no_grad()
     def mean_loss(self, gates: Tensor) -> float:
         """Mean loss over all examples of the model with these gates `[reader, writer]`."""
-        total = 0.0
+        return self.mean_losses([gates])[0]
+
+    @torch.no_grad()
+    def mean_losses(self, gates: Sequence[Tensor]) -> list[float]:
+        """Mean loss over all examples of the model with each of several gates `[reader, writer]`, of any dtype."""
+        totals = [0.0] * len(gates)
         for batch, full, ablated in self.batches_with_runs():
-            circuit = gated_logits(self.model, batch, gates.to(self.model.device), ablated)
-            total += self.losses(full, circuit, batch).double().sum().item()
-        return total / self.num_examples
+            each = logits_of_each(self.model, batch, gates, ablated, like_batch=self.runs.like_batch(batch))
+            for place, circuit in enumerate(each):
+                totals[place] += self.losses(full, circuit, batch).double().sum().item()
+        return [total / self.num_examples for total in totals]

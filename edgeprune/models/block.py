@@ -55,6 +55,21 @@ class NormSpec(NamedTuple):
         return (exact.square().mean(-1) + self.eps).rsqrt()
 
 
+class OutputWeight(NamedTuple):
+    """The matrix with which attention or MLP writes, in the model's own layout; one of its axes is the stream's.
+
+    Attributes:
+        weight: The parameter.
+        inputs: Its shape with 1 for the stream's axis, so that one number for each head dimension or neuron, of this
+            shape, broadcasts over it.
+        bias: What is added to its products, or None.
+    """
+
+    weight: Tensor
+    inputs: tuple[int, ...]
+    bias: Tensor | None
+
+
 class Block(nn.Module, ABC):
     """One layer of a model: its own modules, never copies of them, behind names that all families share.
 
@@ -144,6 +159,10 @@ class Block(nn.Module, ABC):
     def projection_weight(self) -> Tensor:
         """View of its weight by head, `[H, C, D]`."""
 
+    @abstractmethod
+    def attention_output(self) -> OutputWeight:
+        """The parameter of the output projection; its inputs are the heads one after the other."""
+
     def write(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """What heads write.
 
@@ -191,6 +210,10 @@ class Block(nn.Module, ABC):
     @abstractmethod
     def feed_forward(self, normed: Tensor) -> Tensor:
         """The MLP between its norms, `[..., D]` to `[..., D]`."""
+
+    @abstractmethod
+    def mlp_output(self) -> OutputWeight | None:
+        """The parameter behind the MLP's neurons; None without an MLP, or where there are several (experts)."""
 
     def mlp(self, stream: Tensor) -> Tensor:
         """What the MLP adds to the stream, its norms included, `[..., D]` to `[..., D]`."""

@@ -242,9 +242,11 @@ def applied_mask(model: Any) -> AppliedMask | None:
 def mask_header(model: Any) -> dict[str, Any]:
     """What the header of a circuit says of the mask on its model's weights; nothing where there is none."""
     applied = applied_mask(model)
-    if applied is None:
-        return {}
-    mask = applied.mask
+    return {} if applied is None else named_in_header(applied.mask)
+
+
+def named_in_header(mask: WeightMask) -> dict[str, Any]:
+    """What the header of a circuit says of a mask."""
     about = {"file": mask.header.get("file"), "digest": mask.digest, "density": mask.density, "nodes": mask.nodes}
     return {"weight_mask": about}
 

@@ -16,6 +16,7 @@ _IN_LAYER = re.compile(r"^(?:.*?\.)(\d+)\.(.+?)(?:\.weight)?$")
 _NODE = re.compile(r"^a(\d+)\.(h\d+)$|^(m)(\d+)$")
 _BY_TENSOR, _BY_NODE = "Weights kept, by tensor", "Weights kept, of each head's and MLP's own"
 _OUTSIDE = "Weights kept outside of the layers"
+_UNITS = "Units that still write something"
 _PARTS = ("edges", "weights")
 
 
@@ -61,6 +62,18 @@ def density_tables(mask: WeightMask) -> Iterator[rich_table.Table]:
         if outside:
             others: list[list[tables.Value]] = [[name, 100 * share] for name, share in outside.items()]
             yield tables.table(_OUTSIDE, ["tensor", tables.Numbers("%", 2)], others)
+    if units := mask.header.get("units"):
+        yield _units_table(units)
+
+
+def _units_table(units: Mapping[str, Mapping[str, list[int]]]) -> rich_table.Table:
+    """How many units of each kind still write something, one line a layer."""
+    of_layer = {kind: dict(zip(own["layer"], own["kept"], strict=True)) for kind, own in units.items()}
+    totals = [f"{kind.replace('_', ' ')} (of {sum(own['of']):,})" for kind, own in units.items()]
+    layers = sorted({layer for own in of_layer.values() for layer in own})
+    rows: list[list[tables.Value]] = [[str(layer), *(own.get(layer) for own in of_layer.values())] for layer in layers]
+    rows.append(["all", *(sum(own.values()) for own in of_layer.values())])
+    return tables.table(_UNITS, ["layer", *(tables.Numbers(total, 0) for total in totals)], rows)
 
 
 # -------------------------------------------------------------------- the page

@@ -12,6 +12,7 @@ import pytest
 
 from edgeprune.cli import COMMANDS, circuits, evaluate, main, short_help
 from edgeprune.formats import Holds
+from edgeprune.methods.weight_gates import WeightGates
 from edgeprune.report.evaluate import TESTS
 
 # Lightning's own command-line class calls jsonargparse in a way that jsonargparse is about to drop.
@@ -116,8 +117,13 @@ def test_a_short_page_names_the_classes_that_there_are(command: str, capsys: pyt
 def test_the_page_of_gates_on_weights_has_their_options(capsys: pytest.CaptureFixture[str]) -> None:
     every = set(entries(printed(capsys, "fit-weights", "--help-all")))
     shown = re.findall(r"^  --([\w.]+)", printed(capsys, "fit-weights", "--help"), re.MULTILINE)
-    assert {"model.recipe.tensors", "model.complement_step", "then"} <= set(shown)
+    assert {"model.recipe", "model.complement_step", "then"} <= set(shown)
     assert set(shown) - {"then"} <= every
+
+
+def test_the_page_of_gates_on_weights_names_their_kinds(capsys: pytest.CaptureFixture[str]) -> None:
+    page = entries(printed(capsys, "fit-weights", "--help"))
+    assert page["model.recipe"].endswith(", ".join(sorted(kind.__name__ for kind in WeightGates.__subclasses__())))
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in (*LISTED, *ALIKE)])

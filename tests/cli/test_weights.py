@@ -11,10 +11,12 @@ import torch
 
 import edgeprune as ep
 from edgeprune.cli import main
-from edgeprune.models.weight_mask import WeightMask
+from edgeprune.cli.circuits import CircuitFiles
+from edgeprune.models.weight_mask import WeightMask, applied_mask
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 WEIGHTS, EDGES = CONFIGS / "weights" / "disco_induction.yaml", CONFIGS / "disco_induction.yaml"
+NODES = CONFIGS / "weights" / "nodes_reverse.yaml"
 TERM = "--model.recipe.sparsity_term.init_args"
 FAST = (f"{TERM}.start", "0.1", "--model.recipe.learning_rate", "0.3")
 
@@ -112,6 +114,44 @@ def test_what_cannot_be_trained_is_refused_in_one_line(
     assert not list(tmp_path.iterdir())
 
 
+# ------------------------------------------------------------------ node pruning
+def test_a_mask_of_units_is_judged_as_a_circuit_of_all_edges(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = ("--model.recipe.learning_rate", "0.3", "--model.recipe.mlp_blocks", "null")
+    assert main(arguments(tmp_path, 12, *recipe, config=NODES)) == 0
+    assert "Units that still write something" in capsys.readouterr().out
+    path = tmp_path / "nodes_reverse" / "version_0" / "weight_mask.safetensors"
+    mask = WeightMask.load(path)
+    assert mask.header["method"] == "node_pruning"
+    assert mask.header["prices"] == {"heads": 0.01, "head_dimensions": 0.1, "neurons": 0.1}
+    units, width = mask.header["units"]["neurons"], mask.keep["layers.0.mlp.fc_out.weight"].shape[0]
+    assert units["of"] == [15] * 4
+    assert sum(units["kept"]) * width == sum(int(part.sum()) for name, part in mask.keep.items() if "fc_out" in name)
+    assert not any("bias" in name for name in mask.keep)
+    command = ["evaluate", str(path), "--config", str(NODES), "--tests", "functional", "--limit", "8", "--draws", "20"]
+    assert main([*command, "--json", str(tmp_path / "x.json")]) == 0
+    assert "other weights" not in capsys.readouterr().err
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert found["about"]["model"] == "compiled:reverse"
+    assert found["about"]["ablation"] == "zero"
+    own = found["circuits"][0]["functional"]
+    assert own["weights"]["share"] == pytest.approx(mask.density)
+    assert own["edges"]["share"] == 1
+    accuracy = own["weights"]["circuit"]["value"]
+    assert own["edges"]["circuit"]["value"] == accuracy, "every edge on the kept weights is the kept weights"
+    assert found["weights"]["digest"] == mask.digest
+
+
+def test_a_mask_that_does_not_say_its_graph_is_one_line(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mask = WeightMask.load(weights / "weight_mask.safetensors")
+    del mask.header["graph"]
+    line = error_line(capsys, ["evaluate", str(mask.save(tmp_path / "old.safetensors")), "--config", str(EDGES)])
+    assert "does not say how its model's edges are counted" in line
+
+
 # ------------------------------------------------------------------ both phases
 def test_edges_are_found_on_the_weights_that_were_kept(weights: Path, edges: Path) -> None:
     circuit, mask = ep.Circuit.load(edges), WeightMask.load(weights / "weight_mask.safetensors")
@@ -129,6 +169,26 @@ def test_one_command_trains_both_in_turn(tmp_path: Path, monkeypatch: pytest.Mon
     assert main(arguments(tmp_path, 3, "--then", "edges.yaml")) == 0
     circuit = ep.Circuit.load(next(tmp_path.rglob("circuits/final.safetensors")))
     assert circuit.header["weight_mask"]["file"] == str(next(tmp_path.rglob("weight_mask.safetensors")).resolve())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("init_mean:", "init_maen:"), "init_maen"),
+        (("max_steps: 300", "max_steps: many"), "max_steps"),
+        (("compiled:induction", "compiled:reverse"), "is for model 'compiled:reverse', the weights are those of"),
+        (("program: induction", "program: inductoin"), "inductoin"),
+    ],
+)
+def test_a_second_phase_that_cannot_begin_is_refused_before_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: Any, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = EDGES.read_text()
+    assert change[0] in text
+    (tmp_path / "edges.yaml").write_text(text.replace(*change))
+    assert message in error_line(capsys, arguments(tmp_path, 3, "--then", "edges.yaml"))
+    assert [path.name for path in tmp_path.iterdir()] == ["edges.yaml"]
 
 
 def test_a_circuit_is_evaluated_on_its_weights_and_both_by_what_they_answer(
@@ -218,3 +278,50 @@ def test_a_mask_of_another_model_is_one_line(weights: Path, tmp_path: Path, caps
     line = error_line(capsys, arguments(tmp_path, 2, *more, command="fit", config=EDGES))
     assert "which the model has not; load the model it was made for, compiled:induction" in line
     assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------ masks of different weights, and none
+def on_mask(folder: Path, name: str, weights: str | None = None) -> Path:
+    """A circuit of 8 edges with a mask that keeps half of a tensor; `weights`: the mask says it is of other ones."""
+    model = ep.load_model("compiled:induction")
+    tensor = next(item for item, value in model.hf.named_parameters() if value.ndim == 2 and ".0." in item)
+    keep = torch.arange(dict(model.hf.named_parameters())[tensor].numel()) % 2 == 0
+    mask = WeightMask.of(model, {tensor: keep.view_as(dict(model.hf.named_parameters())[tensor])}, {})
+    if weights is not None:
+        mask = WeightMask(mask.keep, weights, mask.nodes, mask.header)
+    path = mask.save(folder / f"{name}-mask.safetensors")
+    circuit = ep.Circuit.random(model.graph, 8)
+    about = {"file": str(path), "digest": mask.digest, "density": mask.density, "nodes": mask.nodes}
+    circuit.header.update({"model": "compiled:induction", "weight_mask": about})
+    return circuit.save(folder / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize("more", [[], ["--model", "compiled:induction"]])
+def test_of_masks_of_different_weights_edges_alone_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    first, second = on_mask(tmp_path, "first"), on_mask(tmp_path, "second", "0" * 16)
+    assert main(["compare", str(first), str(second), *more, "--json", str(tmp_path / "x.json")]) == 0
+    captured = capsys.readouterr()
+    assert "A, B: only edges are compared, for the weight masks are of different models' weights" in captured.out
+    assert "warning" not in captured.err
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert found["weight_masks"]["pairs"] == [{"a": 0, "b": 1, "jaccard": None}]
+    assert found["pairs"][0]["both"] == 8
+    line = error_line(capsys, ["compare", str(first), str(second), "--config", str(EDGES)])
+    assert "do not have the same weight mask; run them apart" in line
+
+
+def test_a_file_that_names_no_mask_runs_with_one_after_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files of other tools; a native one is refused, for it would say so."""
+    own, other = on_mask(tmp_path, "own"), tmp_path / "other.json"
+    other.write_text("{}")
+    files = CircuitFiles.open([str(other), str(own)])
+    for runs, expected in ((True, 1), (False, 0)):
+        model = files.load_model("compiled:induction", "cpu", runs=runs)
+        assert (applied_mask(model) is not None) == runs
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == expected
+        assert all(f"{other} names no weight mask, so it was found on other weights" in line for line in lines)

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from datamodules.tasks.compiled import CompiledTask
 from edgeprune.methods import UGS, EdgePruning
 from edgeprune.objectives.sparsity import GeometricPenalty
 from lit_modules.pruning import PruningModule
+from tests.lit_modules.trainers import quiet_trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*"),
@@ -37,18 +37,7 @@ def learned(recipe: Any, batch_size: int, parts: int, num_train: int = 28) -> li
         CompiledTask("reverse", num_train=num_train, num_validation=4, num_test=4), batch_size=batch_size, cache=False
     )
     module = PruningModule("compiled:reverse", recipe, objective="squared_error", seed=3)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=STEPS,
-        accumulate_grad_batches=parts,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
-    trainer.fit(module, data)
+    quiet_trainer(STEPS, accumulate_grad_batches=parts).fit(module, data)
     assert module.global_step == STEPS
     assert module.progress == 1
     return [parameter.detach().clone() for parameter in recipe.parameters()]

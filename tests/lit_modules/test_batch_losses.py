@@ -23,8 +23,10 @@ from edgeprune.metrics.losses import TrainingObjective, cmd
 from edgeprune.models.loading import load_model
 from edgeprune.models.masked import MaskedModel
 from edgeprune.objectives.sparsity import GeometricPenalty
+from lit_modules import batch_losses
 from lit_modules.batch_losses import BatchLosses
 from lit_modules.pruning import PruningModule
+from tests.lit_modules.trainers import quiet_trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*"),
@@ -60,17 +62,7 @@ def recipe() -> EdgePruning:
 
 def trained(module: PruningModule, *, steps: int = 1, batch_size: int = 8, parts: int = 1, **task: Any) -> pl.Trainer:
     data = PairDataModule(Contrasted(**task), batch_size=batch_size, cache=False)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        accumulate_grad_batches=parts,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
+    trainer = quiet_trainer(steps, accumulate_grad_batches=parts)
     trainer.fit(module, data)
     return trainer
 
@@ -161,6 +153,20 @@ def test_every_recipe_can_have_a_complement_s_term(own: AbstractRecipe) -> None:
 def test_pairs_without_a_wrong_answer_are_refused(options: dict[str, Any], named: str) -> None:
     with pytest.raises(EdgepruneError, match=named):
         trained(PruningModule("compiled:reverse", recipe(), **options), wrong=False)
+
+
+def test_all_pairs_are_looked_at_once_for_each_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    monkeypatch.setattr(batch_losses, "require_defined", lambda values, what, remedy: looked.append(what))
+    data = PairDataModule(Contrasted(), cache=False)
+    first, second = (PruningModule("compiled:reverse", recipe(), objective=name) for name in ("nll", "cmd"))
+    for module in (first, second):
+        module.configure_model()
+    for module in (first, first):
+        batch_losses.check_pairs(module, data)
+    assert looked == ["objective 'nll'"] * 2  # 16 pairs, eight at once
+    batch_losses.check_pairs(second, data)
+    assert looked[2:] == ["objective 'cmd'"] * 2
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])

@@ -13,7 +13,7 @@ from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.brute_force import brute_force
-from edgeprune.methods.polish import Polisher, Polishing, mean_losses, polished
+from edgeprune.methods.polish import Polisher, Polishing, polished
 from edgeprune.methods.polish_state import FILE, State
 from edgeprune.methods.problem import Problem
 from edgeprune.objectives.losses import squared_error
@@ -101,7 +101,7 @@ def test_polishing_ends_where_no_swap_helps() -> None:
         for other in found.keep.nonzero().tolist():
             keep = found.keep.clone()
             keep[reader, writer], keep[tuple(other)] = True, False
-            (loss,) = mean_losses(question, [keep])
+            loss = question.mean_loss(keep)
             assert loss >= found.loss - 1e-6 * max(1.0, found.loss)
 
 
@@ -127,11 +127,11 @@ def test_a_swap_stays_only_if_it_helps_on_held_out_pairs_too(monkeypatch: pytest
     monkeypatch.setattr(polisher, "_save", lambda: seen.append((polisher.state.loss, polisher.state.held_out)))
     found = polisher.run()
     assert found.accepted > 1
-    assert mean_losses(other, [found.keep])[0] == pytest.approx(found.held_out)
-    assert mean_losses(question, [found.keep])[0] == pytest.approx(found.loss)
+    assert other.mean_loss(found.keep) == pytest.approx(found.held_out)
+    assert question.mean_loss(found.keep) == pytest.approx(found.loss)
     for losses in zip(*seen, strict=True):
         assert list(losses) == sorted(losses, reverse=True)  # neither ever rises
-    assert mean_losses(other, [alone.keep])[0] > found.held_out  # swaps that fit the training pairs alone
+    assert other.mean_loss(alone.keep) > found.held_out  # swaps that fit the training pairs alone
     assert alone.loss < found.loss
 
 

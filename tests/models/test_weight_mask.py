@@ -9,12 +9,16 @@ from torch import Tensor
 from torch.func import functional_call
 
 import edgeprune as ep
+from edgeprune.ablations.runs import ReferenceRuns
+from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.family import registry
 from edgeprune.models.gated_weights import gated_names
 from edgeprune.models.loading import fingerprint, load_model
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.weight_mask import WeightMask, applied_mask
+from tests.ablations.cases import batch_of
+from tests.methods.small_problems import random_pairs
 from tests.models.test_conformance import CASES, VOCAB, WIRED, build
 
 IDS = torch.randint(0, VOCAB, (3, 6), generator=torch.Generator().manual_seed(0))
@@ -215,3 +219,53 @@ def test_two_masks_are_compared_weight_by_weight() -> None:
     assert first.jaccard(second) == both / either
     assert first.jaccard(first) == 1
     assert first.densities() == {name: part.double().mean().item() for name, part in first.keep.items()}
+
+
+# ------------------------------------------------------------------ reference runs
+ABLATIONS = {"interchange": 0.1, "mean": 0.0}  # and GB for kept runs: a mean is kept whatever room there is
+
+
+def runs_of(of: MaskedModel, ablation: str) -> tuple[ReferenceRuns, PairBatch]:
+    """With something kept."""
+    runs, batch = ReferenceRuns(of, ablation, ABLATIONS[ablation]), batch_of(random_pairs(3))
+    runs.prepare([batch])
+    runs(batch, "train")
+    return runs, batch
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_runs_kept_without_a_mask_are_not_used_with_one(ablation: str) -> None:
+    of = model()
+    runs, batch = runs_of(of, ablation)
+    mask = random_mask(of)
+    with (
+        mask(of),
+        pytest.raises(EdgepruneError, match=f"kept with weight mask None, on the model is now {mask.digest}"),
+    ):
+        runs(batch, "train")
+    full, _ = runs(batch, "train")  # what was kept is good again
+    assert torch.equal(full, of.full(batch.clean, batch.attention_mask, batch.positions).float())
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_runs_kept_with_a_mask_are_not_used_with_another_or_none(ablation: str) -> None:
+    of = model()
+    first, second = random_mask(of), random_mask(of, seed=1)
+    with first(of):
+        runs, batch = runs_of(of, ablation)
+    with pytest.raises(EdgepruneError, match=f"kept with weight mask {first.digest}, on the model is now None"):
+        runs(batch, "train")
+    with second(of), pytest.raises(EdgepruneError, match=f"is now {second.digest}: make new ReferenceRuns"):
+        runs(batch, "train")
+    with first(of):  # put on again
+        runs(batch, "train")
+
+
+def test_runs_of_which_nothing_is_kept_follow_the_weights() -> None:
+    of = model()
+    runs, batch = ReferenceRuns(of, "interchange"), batch_of(random_pairs(3))
+    full, _ = runs(batch, "train")
+    with random_mask(of)(of):
+        masked, _ = runs(batch, "train")
+        assert torch.equal(masked, of.full(batch.clean, batch.attention_mask, batch.positions).float())
+    assert not torch.equal(masked, full)

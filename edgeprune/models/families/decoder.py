@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.pytorch_utils import Conv1D
 
 from edgeprune.graph import KVReaders
-from edgeprune.models.block import Block, NormSpec, Projected
+from edgeprune.models.block import Block, NormSpec, OutputWeight, Projected
 from edgeprune.models.family import AbstractFamily, by_head, require_plain
 from edgeprune.models.lean import lean
 
@@ -27,6 +28,7 @@ class DecoderBlock(Block):
         post_norm_name: Of the norm behind the attention.
         mlp_norm_name: Of the norm before the MLP.
         mlp_post_norm_name: Of the norm behind the MLP.
+        mlp_output_names: Of the linear layer behind the MLP's neurons; the first that the layer has.
     """
 
     attention_name: str = "self_attn"
@@ -35,6 +37,9 @@ class DecoderBlock(Block):
     post_norm_name: str | None = None
     mlp_norm_name: str | None = "post_attention_layernorm"
     mlp_post_norm_name: str | None = None
+    mlp_output_names: tuple[str, ...] = tuple(
+        f"mlp.{name}" for name in ("down_proj", "c_proj", "fc_out", "fc2", "dense_4h_to_h")
+    )
 
     def __init__(self, module: nn.Module, layer: int, config: Any) -> None:
         super().__init__(module, layer)
@@ -107,6 +112,9 @@ class DecoderBlock(Block):
         weight = self.output.weight
         return weight.view(weight.shape[0], self.config.num_attention_heads, -1).permute(1, 2, 0)
 
+    def attention_output(self) -> OutputWeight:
+        return _linear(self.output)
+
     @property
     def mlp_norm(self) -> nn.Module | None:
         return self._named(self.mlp_norm_name)
@@ -117,6 +125,17 @@ class DecoderBlock(Block):
 
     def feed_forward(self, normed: Tensor) -> Tensor:
         return lean(self.module.mlp)(normed)
+
+    def mlp_output(self) -> OutputWeight | None:
+        modules = dict(self.module.named_modules())
+        found = next((modules[name] for name in self.mlp_output_names if name in modules), None)
+        return None if found is None else _linear(found)
+
+
+def _linear(module: Any) -> OutputWeight:
+    """The weight of a linear layer, or of one that is stored transposed."""
+    size = module.weight.shape[0] if isinstance(module, Conv1D) else module.weight.shape[1]
+    return OutputWeight(module.weight, (size, 1) if isinstance(module, Conv1D) else (1, size), module.bias)
 
 
 def num_kv_heads(config: Any) -> int:

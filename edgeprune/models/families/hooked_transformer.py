@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutput
 
 from edgeprune.graph import KVReaders
-from edgeprune.models.block import Block, NormSpec, Projected
+from edgeprune.models.block import Block, NormSpec, OutputWeight, Projected
 from edgeprune.models.family import AbstractFamily, dense, require
 
 # Flags of its config, of all versions, that change what a layer computes, with the values that change nothing.
@@ -157,12 +157,22 @@ class HookedBlock(Block):
     def projection_weight(self) -> Tensor:
         return self.module.attn.W_O
 
+    def attention_output(self) -> OutputWeight:
+        weight = self.projection_weight()
+        return OutputWeight(weight, (*weight.shape[:2], 1), self.module.attn.b_O)
+
     @property
     def mlp_norm(self) -> nn.Module | None:
         return None if isinstance(self.module.ln2, nn.Identity) else self.module.ln2
 
     def feed_forward(self, normed: Tensor) -> Tensor:
         return self.module.mlp(normed)
+
+    def mlp_output(self) -> OutputWeight | None:
+        if not self.has_mlp:
+            return None
+        mlp = self.module.mlp
+        return OutputWeight(mlp.W_out, (mlp.W_out.shape[0], 1), mlp.b_out)
 
 
 @final

@@ -18,6 +18,7 @@ class OPTBlock(DecoderBlock):
     output_name = "out_proj"
     input_norm_name = "self_attn_layer_norm"
     mlp_norm_name = "final_layer_norm"
+    mlp_output_names = ("fc2",)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: Any) -> Tensor:
         q, k, v = (dense(part).transpose(1, 2) for part in (q * self.attention.scaling, k, v))

@@ -41,6 +41,18 @@ def test_conforms(task_tokenizer: PreTrainedTokenizerBase, direction: Any, entit
         assert pair.corrupted == pair.clean.replace(subject, other)
 
 
+@pytest.mark.parametrize("entities", ["disjoint", "shared"])
+def test_all_other_answers_may_be_wrong(gpt2: PreTrainedTokenizerBase, entities: Any) -> None:
+    splits = Capitals(answer_set="all", entities=entities).splits(gpt2)
+    known = {ids[0] for _, capital in CAPITALS if len(ids := gpt2(f" {capital}")["input_ids"]) == 1}
+    for pairs in splits.values():
+        for pair, tokens in zip(pairs, encode_pairs(pairs, gpt2), strict=True):
+            (wrong,) = pair.wrong_ids
+            assert {*wrong, *tokens.targets} == known  # of all splits
+            assert len(wrong) == len(known) - 1
+            assert tokens.distractors[0] in wrong
+
+
 def test_lists_are_long_and_without_repetition() -> None:
     assert len(set(CAPITALS)) == len(CAPITAL_OF) == len(COUNTRY_OF) == len(CAPITALS) >= 60
     for forms in (TO_CAPITAL, TO_COUNTRY):
