@@ -1,8 +1,8 @@
 """Backward rules: a run whose values are the model's own, and whose gradients follow rules of relevance propagation.
 
 A rule gives a step a *stand-in*, another function of the same inputs, whose gradient is taken in place of the step's.
-Runs inside `BackwardRules.on(model)` have them: blocks' `attend` and `feed_forward` say where the run is, and what torch
-computes there is looked at function by function, so that no family needs code of its own.
+Runs inside `BackwardRules.on(model)` have them: blocks' `attend` and `feed_forward` say where the run is, and what
+torch computes there is looked at function by function, so that no family needs code of its own.
 """
 
 from collections.abc import Iterator, Sequence
