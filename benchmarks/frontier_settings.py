@@ -155,6 +155,9 @@ SCORED: dict[str, Entry] = {
     "eap_ig_inputs_ld": _scored(
         "EAP-IG-inputs, logit difference", "EAPIG", "logit_difference", *PATHS, passes=STEPS * BATCH
     ),
+    "eap_ig_local": _scored(
+        "EAP-IG, local increments, KL", "EAPIG", "kl", *PATHS, "--method.variant=local", passes=STEPS * BATCH
+    ),
     "eap_ig_activations": _scored(
         "EAP-IG-activations, KL", "EAPIG", "kl", "--method.steps=5", "--method.variant=activations", "--limit=16"
     ),
@@ -167,7 +170,7 @@ SCORED: dict[str, Entry] = {
 POLISHED = {
     f"{name}_polished": Entry(f"{entry.label}, polished", "polish", ((),), seeds=entry.seeds, of=name)
     for name, entry in (SCORED | TRAINED).items()
-    if name in ("edge_pruning", "matryoshka", "eap_ig_inputs")
+    if name in ("edge_pruning", "matryoshka", "eap_ig_inputs", "eap_ig_local")
 }
 ENTRIES: dict[str, Entry] = {**SCORED, **TRAINED, **POLISHED}
-STRONGEST = ("random", "eap_ig_inputs", "edge_pruning", "sp_edges", "ugs", "matryoshka", *POLISHED)
+STRONGEST = ("random", "eap_ig_inputs", "eap_ig_local", "edge_pruning", "sp_edges", "ugs", "matryoshka", *POLISHED)
