@@ -28,7 +28,7 @@ from typing import Any
 import lightning
 import torch
 import transformers
-from frontier_settings import ENTRIES, PROBLEMS, RECIPE, ROOT, SPARSITIES, STRONGEST, Entry, Problem
+from frontier_settings import ENTRIES, PROBLEMS, RECIPE, ROOT, SPARSITIES, STRONGEST, Entry, Problem, Tries
 from frontier_tables import plot, tables
 from rich.console import Console
 from rich.progress import track
@@ -55,20 +55,27 @@ def run(options: argparse.Namespace) -> None:
     """Run what is missing: seed after seed, so that what is there can be compared at any time."""
     place: Path = options.folder.resolve() / options.problem
     place.mkdir(parents=True, exist_ok=True)
+    problem = PROBLEMS[options.problem].placed(place, options.model)
     for name in (CONFIG, BARE):
-        PROBLEMS[options.problem].write(place / name, recipe=name == CONFIG)
+        problem.write(place / name, recipe=name == CONFIG)
     for seed in options.seeds:
-        for name in options.only or (ENTRIES if PROBLEMS[options.problem].all_methods else STRONGEST):
-            entry = ENTRIES[name]
+        for name in options.only or (ENTRIES if problem.all_methods else STRONGEST):
+            count = len(tries(problem, name))
             if seed == options.seeds[0]:
-                for number in range(len(entry.tries)):
-                    run_one(place, name, number, seed, options)
-                choose(place, name, seed)
-            elif entry.seeds and (place / name / CHOSEN).exists():
-                run_one(place, name, json.loads((place / name / CHOSEN).read_text())["number"], seed, options)
+                for number in range(count):
+                    run_one(problem, place, name, number, seed, options.threads)
+                choose(place, name, seed, count)
+            elif ENTRIES[name].seeds and (place / name / CHOSEN).exists():
+                number = json.loads((place / name / CHOSEN).read_text())["number"]
+                run_one(problem, place, name, number, seed, options.threads)
 
 
-def run_one(place: Path, name: str, number: int, seed: int, options: argparse.Namespace) -> None:
+def tries(problem: Problem, name: str) -> Tries:
+    """The settings that a method may choose from."""
+    return problem.tries.get(name, ENTRIES[name].tries)
+
+
+def run_one(problem: Problem, place: Path, name: str, number: int, seed: int, threads: int) -> None:
     """One setting with one seed."""
     own = place / name / f"{number}-s{seed}"
     if (own / DONE).exists():
@@ -78,16 +85,17 @@ def run_one(place: Path, name: str, number: int, seed: int, options: argparse.Na
     (own / "circuits" if entry.of else own).mkdir(parents=True)
     print(f"{time.strftime('%H:%M')} {name}, setting {number}, seed {seed} ...", flush=True)
     record = {"minutes": 0.0, "processor_minutes": 0.0, "peak_gb": 0.0}
-    for line in lines(PROBLEMS[options.problem], place, entry, number, seed, own):
-        took = timed(line, own.parent / f"{own.name}.log", options.threads)
+    for line in lines(problem, place, name, number, seed, own):
+        took = timed(line, own.parent / f"{own.name}.log", threads)
         record = {key: (max if key == "peak_gb" else sum)((record[key], took[key])) for key in record}
     (own / DONE).write_text(json.dumps({key: round(value, 2) for key, value in record.items()}, indent=1) + "\n")
     print(f"    {record['processor_minutes']:.1f} minutes of one core", flush=True)
 
 
-def lines(problem: Problem, place: Path, entry: Entry, number: int, seed: int, own: Path) -> Iterator[list[str]]:
+def lines(problem: Problem, place: Path, name: str, number: int, seed: int, own: Path) -> Iterator[list[str]]:
     """The commands of a run."""
-    more = [part.format(seed=seed, place=place) for part in entry.tries[number]]
+    entry = ENTRIES[name]
+    more = [part.format(seed=seed, place=place) for part in tries(problem, name)[number]]
     own_recipe = any(part.startswith(f"{RECIPE}=") for part in more)
     config = str(place / (BARE if own_recipe else CONFIG))
     if entry.command == "fit":
@@ -115,10 +123,10 @@ def best(place: Path, name: str, seed: int) -> Path:
     return place / name / f"{chosen['number']}-s{seed if ENTRIES[name].seeds else chosen['seed']}"
 
 
-def choose(place: Path, name: str, seed: int) -> None:
-    """Keep the setting whose circuits have the lowest mean KL on the validation pairs."""
+def choose(place: Path, name: str, seed: int, count: int) -> None:
+    """Of `count` settings, keep the one whose circuits have the lowest mean KL on the validation pairs."""
     found: dict[int, float] = {}
-    for number in range(len(ENTRIES[name].tries) if len(ENTRIES[name].tries) > 1 else 0):
+    for number in range(count if count > 1 else 0):
         circuits = [Circuit.load(path) for path in (place / name / f"{number}-s{seed}").rglob(WRITTEN)]
         found[number] = sum(circuit.header["metrics"]["kl"] for circuit in circuits) / len(circuits)
     record = {"number": min(found, key=lambda number: found[number], default=0), "seed": seed, "validation": found}
@@ -193,7 +201,7 @@ class Judge:
 def judge(options: argparse.Namespace) -> None:
     """Measure the circuits of every chosen run that is done."""
     place: Path = options.folder.resolve() / options.problem
-    problem = PROBLEMS[options.problem]
+    problem = PROBLEMS[options.problem].placed(place, options.model)
     measured = Judge(problem, place)
     methods: dict[str, Any] = {}
     pairs: dict[tuple[str, str], list[torch.Tensor]] = {}  # by method and sparsity: of each seed, KL of each pair
@@ -213,7 +221,7 @@ def judge(options: argparse.Namespace) -> None:
                 for (sparsity, circuit), values in zip(picked.items(), found, strict=True)
             }
             rows[path.parent.name.rpartition("-s")[2]] = {**json.loads(path.read_text()), "circuits": circuits}
-        command = next(lines(problem, place, entry, chosen["number"], chosen["seed"], Path("OUT")))
+        command = next(lines(problem, place, name, chosen["number"], chosen["seed"], Path("OUT")))
         if entry.of is not None:  # it took what its circuits took, and more
             for seed, own in rows.items():
                 of_start = json.loads((best(place, entry.of, int(seed)) / DONE).read_text())
@@ -222,7 +230,7 @@ def judge(options: argparse.Namespace) -> None:
         methods[name] = {
             "label": entry.label,
             "passes": entry.passes,
-            "tries": len(entry.tries),
+            "tries": len(tries(problem, name)),
             "validation": chosen["validation"],
             "command": " ".join(["edgeprune", *command]).replace(str(place), f"runs/frontier/{options.problem}"),
             "seeds": rows,
@@ -297,6 +305,7 @@ def main() -> None:
     part = parts.add_parser("run", help="find circuits")
     part.add_argument("problem", choices=PROBLEMS)
     part.add_argument("--folder", type=Path, default=Path("runs/frontier"))
+    part.add_argument("--model", help="model of `stories`, such as stories260K of karpathy/tinyllamas as a folder")
     part.add_argument("--only", nargs="+", choices=ENTRIES, help="default: all")
     part.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     part.add_argument("--threads", type=int, default=1)
@@ -304,6 +313,7 @@ def main() -> None:
     part = parts.add_parser("judge", help="measure them on the test pairs")
     part.add_argument("problem", choices=PROBLEMS)
     part.add_argument("--folder", type=Path, default=Path("runs/frontier"))
+    part.add_argument("--model", help="model of `stories`, such as stories260K of karpathy/tinyllamas as a folder")
     part.add_argument("--out", type=Path, required=True)
     part.add_argument("--against", choices=ENTRIES, default="edge_pruning", help="method that others are compared with")
     part.set_defaults(work=judge)

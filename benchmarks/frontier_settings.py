@@ -1,19 +1,21 @@
 """Problems and methods of `frontier.py`, with the settings that each method may choose from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from schedule_settings import write_stories
 
 ROOT = Path(__file__).resolve().parents[1]
 SPARSITIES = (0.90, 0.95, 0.98, 0.99, 0.995)
+Tries = tuple[tuple[str, ...], ...]
 RECIPE = "--model.recipe"
 STEPS, BATCH = 600, 8  # of methods that train: 4,800 passes, forward and backward, of one pair
 
 
-# -------------------------------------------------------------------- problems
+# -------------------------------------------------------------------- a problem
 @dataclass(frozen=True)
 class Problem:
     """A model with a task.
@@ -24,6 +26,8 @@ class Problem:
         task: Class of another task than the config's.
         options: Settings of the task in place of the config's.
         all_methods: Run every method by default, not only `STRONGEST`.
+        own_model: Another model than the config's; `--model`: from the command line.
+        tries: Settings that a method may choose from here, in place of its entry's.
     """
 
     title: str
@@ -31,11 +35,25 @@ class Problem:
     task: str | None
     options: Mapping[str, Any]
     all_methods: bool = False
+    own_model: str | None = None
+    tries: Mapping[str, Tries] = field(default_factory=dict[str, Tries])
 
     @property
     def settings(self) -> dict[str, Any]:
         """Of the task."""
-        return {"num_train": 1600, "num_validation": 200, "num_test": 1000, **self.options}
+        drawn = {} if self.task == "JSONLTask" else {"num_train": 1600, "num_validation": 200, "num_test": 1000}
+        return {**drawn, **self.options}
+
+    def placed(self, place: Path, model: str | None) -> "Problem":
+        """The problem with its model and, where they lie in a file, its pairs, which are written to `place`."""
+        if self.own_model != "--model":
+            return self
+        if model is None:
+            raise SystemExit(f"{self.title}: name its model with --model")
+        pairs = place / "pairs.jsonl"
+        if not pairs.exists():
+            write_stories(pairs, model, validation=100)
+        return replace(self, own_model=model, options={"path": str(pairs)})
 
     def arguments(self) -> list[str]:
         """The task, for any command."""
@@ -48,28 +66,19 @@ class Problem:
     @property
     def model(self) -> str:
         """Its name."""
-        return self._shipped()["model"]["name"]
+        return self.own_model or self._shipped()["model"]["name"]
 
     def write(self, path: Path, *, recipe: bool) -> None:
         """Write the shipped config, or all but its recipe, with this problem's pairs and sparsities."""
         config, shipped = self._shipped(), self._shipped()["data"]["task"]
         own = {**shipped["init_args"], **self.settings} if self.task is None else self.settings
+        config["model"]["name"] = self.model
         config["data"]["task"] = {"class_path": self.task or shipped["class_path"], "init_args": own}
         if not recipe:
             del config["model"]["recipe"]
         (snapshots,) = config["trainer"]["callbacks"]
         snapshots["init_args"]["sparsities"] = list(SPARSITIES)
         path.write_text(yaml.safe_dump(config, sort_keys=False))
-
-
-PROBLEMS: dict[str, Problem] = {
-    "ioi": Problem("IOI, four sentences, SmolLM2-135M", "ioi_smollm2", None, {"templates": 4}),
-    "pronoun": Problem(
-        "Gendered pronoun, SmolLM2-135M", "ioi_smollm2", "GenderedPronoun", {"entities": "shared", "templates": 4}
-    ),
-    "gemma": Problem("IOI, four sentences, Gemma-3-270M", "ioi_gemma3", None, {"templates": 4}),
-    "ioi_one": Problem("IOI, one sentence, SmolLM2-135M", "ioi_smollm2", None, {"templates": 1}, all_methods=True),
-}
 
 
 # -------------------------------------------------------------------- methods
@@ -90,7 +99,7 @@ class Entry:
 
     label: str
     command: str
-    tries: tuple[tuple[str, ...], ...]
+    tries: Tries
     seeds: bool = True
     cut: bool = False
     of: str | None = None
@@ -105,7 +114,7 @@ def _method(name: str, metric: str, *more: str) -> tuple[str, ...]:
     return (f"--method={name}", f"--metric={metric}", *more)
 
 
-def _each(base: tuple[str, ...], option: str, *values: float) -> tuple[tuple[str, ...], ...]:
+def _each(base: tuple[str, ...], option: str, *values: float) -> Tries:
     return tuple((*base, f"{RECIPE}.init_args.{option}={value}") for value in values)
 
 
@@ -123,6 +132,9 @@ RANKING = _recipe("Matryoshka", draw="log", shares=[0.005, 1.0], masks_per_batch
 WARM = {"path": "{place}/eap_ig_inputs/0-s0/scores.safetensors", "magnitude": "true", "keep_below": 0.3}
 TRAINED: dict[str, Entry] = {
     "edge_pruning": _trained("Edge Pruning", ()),
+    "edge_pruning_long": _trained(
+        "Edge Pruning, twice the steps", (f"--trainer.max_steps={2 * STEPS}",), passes=2 * STEPS * BATCH
+    ),
     "sp_edges": _trained("SP, edges", *_each(EDGES, "penalty_weight", 100, 300, 1000)),
     "ugs": _trained("UGS", *_each(SAMPLES, "edge_weight", 0.005, 0.014, 0.04)),
     "matryoshka": _trained("Matryoshka (sigmoid top-k)", *_each(RANKING, "learning_rate", 0.03, 0.1, 0.3), cut=False),
@@ -167,10 +179,40 @@ SCORED: dict[str, Entry] = {
     "acdc": _scored("ACDC", "ACDC", "kl", "--method.taus=[0.1,0.03,0.01]", *FEW),
     "acdc_fine": _scored("ACDC, fine", "ACDC", "kl", "--method.taus=[0.002]", *FEW),
 }
+# As many passes again as training has, in equal parts for the circuits of all sparsities.
+POLISH = ("--limit=64", "--held-out=64", f"--max-passes={STEPS * BATCH // len(SPARSITIES) // 64}", "--probes=1")
 POLISHED = {
-    f"{name}_polished": Entry(f"{entry.label}, polished", "polish", ((),), seeds=entry.seeds, of=name)
+    f"{name}_polished": Entry(
+        *(f"{entry.label}, polished", "polish", ((*POLISH, "--batch-size=16", "--overshoot=0"),)),
+        seeds=entry.seeds,
+        of=name,
+        passes=2 * STEPS * BATCH,
+    )
     for name, entry in (SCORED | TRAINED).items()
     if name in ("edge_pruning", "matryoshka", "eap_ig_inputs", "eap_ig_local")
 }
 ENTRIES: dict[str, Entry] = {**SCORED, **TRAINED, **POLISHED}
-STRONGEST = ("random", "eap_ig_inputs", "eap_ig_local", "edge_pruning", "sp_edges", "ugs", "matryoshka", *POLISHED)
+STRONGEST = (
+    *("random", "eap_ig_inputs", "eap_ig_local", "edge_pruning", "edge_pruning_long", "sp_edges", "ugs", "matryoshka"),
+    *POLISHED,
+)
+
+
+# -------------------------------------------------------------------- problems
+PROBLEMS: dict[str, Problem] = {
+    "ioi": Problem("IOI, four sentences, SmolLM2-135M", "ioi_smollm2", None, {"templates": 4}),
+    "pronoun": Problem(
+        "Gendered pronoun, SmolLM2-135M", "ioi_smollm2", "GenderedPronoun", {"entities": "shared", "templates": 4}
+    ),
+    "gemma": Problem("IOI, four sentences, Gemma-3-270M", "ioi_gemma3", None, {"templates": 4}),
+    "ioi_one": Problem("IOI, one sentence, SmolLM2-135M", "ioi_smollm2", None, {"templates": 1}, all_methods=True),
+    "stories": Problem(
+        *("Pronoun, stories of 260,000 parameters", "ioi_smollm2", "JSONLTask", {}),
+        own_model="--model",
+        tries={
+            "sp_edges": _each(EDGES, "penalty_weight", 10, 30, 100),
+            "ugs": _each(SAMPLES, "edge_weight", 0.0005, 0.0014, 0.004),
+            "eap_ig_inputs": (_method("EAPIG", "kl", "--method.steps=15", "--limit=320"),),
+        },
+    ),
+}

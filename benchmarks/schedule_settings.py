@@ -208,10 +208,10 @@ STORIES = (  # sentence, words, whether the pronoun begins a sentence
 )
 
 
-def write_stories(path: Path, tokenizer: str) -> None:
+def write_stories(path: Path, tokenizer: str, *, validation: int = 20) -> None:
     """Pairs for `JSONLTask`: a name, and a pronoun that fits; corrupted: a name of the other gender and equal length.
 
-    No clean prompt occurs twice. A fifth of the pairs is for testing, a small part for validation.
+    No clean prompt occurs twice. The first 100 are for testing, the next ones for validation.
     """
     words = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     length = {name: len(words.tokenize(f" {name}")) for name in (*GIRLS, *BOYS)}
@@ -232,5 +232,5 @@ def write_stories(path: Path, tokenizer: str) -> None:
                 )
     rng.shuffle(lines)
     for number, line in enumerate(lines):
-        line["split"] = "test" if number < NUM_TEST else "validation" if number < NUM_TEST + 20 else "train"
+        line["split"] = "test" if number < NUM_TEST else "validation" if number < NUM_TEST + validation else "train"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -5,7 +5,7 @@ Runs inside `BackwardRules.on(model)` have them: blocks' `attend` and `feed_forw
 torch computes there is looked at function by function, so that no family needs code of its own.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -73,7 +73,7 @@ class BackwardRules:
         return "plain" == self.norm == self.activation == self.product == self.attention
 
     @contextmanager
-    def on(self, model: MaskedModel) -> Iterator[None]:
+    def on(self, model: MaskedModel) -> Generator[None]:
         """Runs of the model in here, and their backwards, follow the rules.
 
         Raises:
@@ -189,7 +189,7 @@ class _Functions(TorchFunctionMode):
                 cast("Any", module).act_fn = partial(self._call, own)
 
     @contextmanager
-    def _at(self, place: Literal["attention", "mlp"]) -> Iterator[None]:
+    def _at(self, place: Literal["attention", "mlp"]) -> Generator[None]:
         self._place = place
         try:
             yield

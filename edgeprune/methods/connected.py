@@ -63,7 +63,10 @@ def connected(
     def matrix(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sparse.csr_array:
         return sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=shape)
 
-    edges, eye = np.arange(count), sparse.eye_array(count, format="csr")
+    def eye_of(size: int) -> sparse.csr_array:
+        return matrix(np.arange(size), np.arange(size), (size, size))
+
+    edges = np.arange(count)
     into, out_of = (
         matrix(ends, edges, (size, count)) for ends, size in ((readers, num_readers), (writers, num_writers))
     )
@@ -72,19 +75,13 @@ def connected(
 
     # unknowns: is the edge kept, is the writer fed, does the reader lead to the logits; each row is at most 0
     inner, early = writers >= graph.arch.num_embeddings, readers < num_readers - 1
-    none_fed, none_leads = (sparse.csr_array((count, size)) for size in (num_writers, num_readers))
-    rows = sparse.vstack(
+    fed, leads = eye_of(num_writers)[graph.arch.num_embeddings :], eye_of(num_readers)[:-1]
+    rows = sparse.block_array(
         [
-            sparse.hstack([eye, -out_of.T, none_leads], format="csr")[inner],
-            sparse.hstack([eye, none_fed, -into.T], format="csr")[early],
-            sparse.hstack(
-                [-(crosses @ into), sparse.eye_array(num_writers), sparse.csr_array((num_writers, num_readers))],
-                format="csr",
-            )[graph.arch.num_embeddings :],
-            sparse.hstack(
-                [-(crosses.T @ out_of), sparse.csr_array((num_readers, num_writers)), sparse.eye_array(num_readers)],
-                format="csr",
-            )[:-1],
+            [eye_of(count)[inner], -out_of.T.tocsr()[inner], None],
+            [eye_of(count)[early], None, -into.T.tocsr()[early]],
+            [-(fed @ crosses @ into), fed, None],
+            [-(leads @ crosses.T @ out_of), None, leads],
         ]
     )
     others = np.zeros(num_writers + num_readers)

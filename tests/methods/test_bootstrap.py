@@ -54,12 +54,12 @@ def test_intervals_hold_the_truth_as_often_as_they_say_and_do_not_shrink_with_re
 
 def test_scores_rank_by_the_end_that_is_nearer_to_zero() -> None:
     values = torch.randn(6, GRAPH.num_edges, generator=torch.Generator().manual_seed(1)) / 10
-    values[:, 0], values[:, 1], values[:, 2] = 1.0, -2.0, torch.tensor([9.0, -1, 9, -1, 9, -1])
+    values[:, 0], values[:, 1], values[:, 2] = 1.0, -2.0, torch.tensor([20.0, -1, -1, -1, -1, -1])
     samples, bootstrap = samples_of(values), Bootstrap(500)
     cautious = GRAPH.to_vector(bootstrap.cautious(GRAPH, samples))
-    assert cautious[:3].tolist() == [1, -2, 0]
+    assert cautious[:3].tolist() == pytest.approx([1, -2, 0])
     mean = GRAPH.to_vector(samples.scores.mean(0))
-    assert mean[2] == 4  # the highest, and yet it may be chance
+    assert mean[2] == 2.5  # the highest, and yet it may be chance
     order = filled(cautious, mean)
     sure = cautious != 0
     assert torch.equal(order[sure], cautious[sure])
@@ -70,7 +70,7 @@ def test_scores_rank_by_the_end_that_is_nearer_to_zero() -> None:
 
 def test_circuits_take_sure_edges_first_and_thresholds_those_alone() -> None:
     values = torch.zeros(6, GRAPH.num_edges)
-    values[:, 5], values[:, 6], values[:, 7] = -1.0, 2.0, torch.tensor([9.0, -1, 9, -1, 9, -1])
+    values[:, 5], values[:, 6], values[:, 7] = -1.0, 2.0, torch.tensor([20.0, -1, -1, -1, -1, -1])
     samples = samples_of(values)
     mean = samples.scores.mean(0)
     for rule, absolute, expected in (("top_n", True, [5, 6]), ("top_n", False, [6, 7])):

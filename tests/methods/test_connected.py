@@ -17,11 +17,11 @@ from edgeprune.methods.connected import connected
 from tests.methods.small_problems import compiled_problem
 
 SMALL = [
-    ArchSpec(num_layers=1, num_heads=2, num_kv_heads=2),
+    ArchSpec(num_layers=1, num_heads=2, num_kv_heads=2, has_mlp=False),
     ArchSpec(num_layers=1, num_heads=2, num_kv_heads=1, kv_readers="group", coupled_heads=True),
     ArchSpec(num_layers=1, num_heads=2, num_kv_heads=1, kv_readers="group", parallel_blocks=True),
-    ArchSpec(num_layers=2, num_heads=1, num_kv_heads=1),
-    ArchSpec(num_layers=2, num_heads=1, num_kv_heads=1, has_mlp=False, split_embedding=True),
+    ArchSpec(num_layers=2, num_heads=1, num_kv_heads=1, has_mlp=False),
+    ArchSpec(num_layers=1, num_heads=1, num_kv_heads=1, split_embedding=True),
 ]
 
 
@@ -108,6 +108,10 @@ def test_a_search_that_runs_out_of_time_says_so(capsys: pytest.CaptureFixture[st
     line = capsys.readouterr().err
     assert "not proven to be the best within 0.5 s" in line
     assert "0.25 of itself" in line
-    monkeypatch.setattr(optimize, "milp", lambda *_, **__: optimize.OptimizeResult(x=None, status=1))
+
+    def without_result(*arguments: Any, **options: Any) -> Any:
+        return optimize.OptimizeResult(x=None, status=1)
+
+    monkeypatch.setattr(optimize, "milp", without_result)
     with pytest.raises(EdgepruneError, match=r"found within 2 s; raise selection\.seconds"):
         connected(graph, noise(graph, 1), 5, seconds=2)
