@@ -1,7 +1,8 @@
 """Edge attribution patching (Syed, Rager and Conmy 2023, arXiv 2310.10348): gradients at the full model score edges."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
@@ -43,14 +44,14 @@ class EAP(AbstractDiscovery):
     Attributes:
         samples: Random functions per example; of use under `kl` and `squared_error` alone.
         seed: Of those functions, which depend on it and on the number of the example in its split alone.
-        rules: Of norms, activations, products and attention; without any, gradients are the model's.
+        rules: Of norms, activations, products and attention; None: gradients are the model's.
     """
 
     name = "eap"
 
     samples: int = 4
     seed: int = 0
-    rules: BackwardRules = field(default_factory=BackwardRules)
+    rules: BackwardRules | None = None
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -62,7 +63,7 @@ class EAP(AbstractDiscovery):
         first_order = problem.metric not in FLAT
 
         def score(batch: PairBatch, full: Tensor, ablated: WriterStates) -> Tensor:
-            with self.rules.on(problem.model):
+            with nullcontext() if self.rules is None else self.rules.on(problem.model):
                 if first_order:
                     return closing_effects(problem, batch, full, ablated, gates)
                 return closing_curvatures(problem, batch, full, ablated, gates, self._signs) / self.samples
