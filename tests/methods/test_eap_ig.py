@@ -77,9 +77,11 @@ def test_local_scores_are_steps_of_outputs_times_gradients_halfway(name: str) ->
         return other.embeddings + share * (own.embeddings - other.embeddings)
 
     ends = [question.model.record(batch.clean, batch.attention_mask, between(k / steps)) for k in range(steps + 1)]
+    real = batch.attention_mask.bool()
     for field in ("embeddings", "heads", "mlps"):
-        assert torch.equal(getattr(ends[-1], field), getattr(own, field))
-        torch.testing.assert_close(getattr(ends[0], field), getattr(other, field).double(), rtol=1e-5, atol=1e-6)
+        first, last = (getattr(end, field)[:, real] for end in (ends[0], ends[-1]))
+        torch.testing.assert_close(first, getattr(other, field)[:, real].double(), rtol=1e-5, atol=1e-6)
+        assert torch.equal(last, getattr(own, field)[:, real])
     expected = torch.zeros(gates.shape, dtype=torch.float64)
     for k in range(steps):
         fixed = FixedOutputs(embeddings=between((k + 0.5) / steps))
@@ -110,22 +112,26 @@ def extrapolated(values: list[Tensor]) -> Tensor:
     return values[0]
 
 
-SMOOTH = [
-    case for case in WIRED if not any(name in str(case.id) for name in ("Mixtral", "Olmoe", "GptOss", "Compiled"))
-]
+# On these pairs a token of Olmoe changes experts on the way, where the loss jumps, and a unit of Nemotron has its kink.
+SMOOTH = [case for case in WIRED if not str(case.id).startswith(("Olmoe", "Nemotron"))]
 
 
-@pytest.mark.parametrize("ablation", ["interchange", "zero"])
 @pytest.mark.parametrize(("family", "index"), SMOOTH)
-def test_local_scores_across_every_cut_sum_to_the_effect_of_the_embeddings(
-    family: Any, index: int, ablation: str
-) -> None:
-    question = problem(build(family, index), random_pairs(1), cuts=(), ablation=ablation)
-    graph = question.model.graph
-    sums = [torch.tensor(cuts(graph, scores_of(EAPIG("local", 2**level), question))) for level in range(7)]
+def test_local_scores_across_every_cut_sum_to_the_effect_of_the_embeddings(family: Any, index: int) -> None:
+    """In the limit of many steps; tokens are close to each other here, so that 1, 2, 4 and 8 steps tell it."""
+    model = build(family, index)
+    tokens = model.hf.get_input_embeddings().weight.data
+    tokens.lerp_(tokens[:1].clone(), 0.95)
+    question = problem(model, random_pairs(1), cuts=())
     whole = effect_of_embeddings(question)
-    assert (extrapolated(sums) - whole).abs().max() < 1e-9
-    assert (sums[5] - whole).abs().max() < 1e-2 * max(1, abs(whole))  # without extrapolation, 32 steps
+    sums = [
+        torch.tensor(cuts(model.graph, scores_of(EAPIG("local", steps), question)), dtype=torch.float64)
+        for steps in (1, 2, 4, 8)
+    ]
+    errors = [(found - whole).abs().max().item() for found in (*sums, extrapolated(sums))]
+    assert errors[-1] < 1e-9
+    assert errors[-1] < 1e-5 * errors[0]
+    assert errors[3] < errors[2] / 3.5 < errors[1] / 12  # by the square of the steps
 
 
 def test_local_increments_are_nearer_to_complete_than_whole_differences() -> None:
