@@ -157,7 +157,7 @@ EXPERTS = ("Mixtral", "Moe", "Olmoe", "GptOss")  # what a router gives is no pro
 def test_relevance_is_conserved_from_layer_to_layer(family: Any, index: int) -> None:
     """With constant scales, patterns and slopes a model without biases is linear: every cut carries the whole loss."""
     model = without_biases(build(family, index))
-    model.hf.config.final_logit_softcapping = None
+    model.hf.config.final_logit_softcapping = model.hf.config.clip_qkv = None
     question = problem(model, random_pairs(3), cuts=(), ablation="zero")
     loss = question.mean_loss(model.graph.all_open(torch.float64))
     scores = scores_of(question, BackwardRules("detach", "secant", "half", "detach"))
