@@ -179,14 +179,14 @@ SCORED: dict[str, Entry] = {
     "acdc": _scored("ACDC", "ACDC", "kl", "--method.taus=[0.1,0.03,0.01]", *FEW),
     "acdc_fine": _scored("ACDC, fine", "ACDC", "kl", "--method.taus=[0.002]", *FEW),
 }
-# As many passes again as training has, in equal parts for the circuits of all sparsities.
-POLISH = ("--limit=64", "--held-out=64", f"--max-passes={STEPS * BATCH // len(SPARSITIES) // 64}", "--probes=1")
+# For each circuit as many passes again as training has for all sparsities.
+POLISH = ("--limit=160", "--held-out=200", f"--max-passes={STEPS * BATCH // 160}", "--probes=1")
 POLISHED = {
     f"{name}_polished": Entry(
         *(f"{entry.label}, polished", "polish", ((*POLISH, "--batch-size=16", "--overshoot=0"),)),
         seeds=entry.seeds,
         of=name,
-        passes=2 * STEPS * BATCH,
+        passes=(1 + len(SPARSITIES)) * STEPS * BATCH,
     )
     for name, entry in (SCORED | TRAINED).items()
     if name in ("edge_pruning", "matryoshka", "eap_ig_inputs", "eap_ig_local")

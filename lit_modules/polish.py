@@ -28,8 +28,8 @@ FOLDER = "polished"  # in the run's folder
 class Polish(pl.Callback):
     """Polish every snapshot when training is over, as `edgeprune polish` does.
 
-    Swaps are chosen on the first training pairs; the validation pairs decide when to stop, so that a polished circuit's
-    figures on them are somewhat too good: `edgeprune evaluate` judges it on the test pairs. A run that is killed
+    Swaps are chosen on the first training pairs and must help on the validation pairs too, so that a polished circuit's
+    figures on these are somewhat too good: `edgeprune evaluate` judges it on the test pairs. A run that is killed
     meanwhile goes on from its last checkpoint with the circuit that it was at. Files, in the run's folder:
     `polished/*.safetensors`. To be listed after `SnapshotCircuits`.
 
@@ -37,7 +37,6 @@ class Polish(pl.Callback):
         limit: Training pairs to polish on, the first ones.
         sparsities: Of the snapshots to polish; None: all of those that were asked for by their sparsity.
         max_passes: Stop after so many forward and backward passes over these pairs.
-        patience: Stop after so many accepted rounds without a new low on the validation pairs.
         probes: Backward passes per pair for the curvature of the loss.
         overshoot: The most edges to open before as many are closed by measured effects.
         seed: Of the curvature's random functions.
@@ -48,7 +47,6 @@ class Polish(pl.Callback):
         limit: int = 128,
         sparsities: list[float] | None = None,
         max_passes: float = 100.0,
-        patience: int = 3,
         probes: int = 2,
         overshoot: int = 32,
         seed: int = 0,
@@ -57,7 +55,7 @@ class Polish(pl.Callback):
         if limit < 1:
             raise EdgepruneError(f"limit must be at least 1, got {limit}: circuits are polished on training pairs")
         self.limit, self.sparsities = limit, sparsities
-        self.settings = Polishing(max_passes, patience, probes, overshoot=overshoot, seed=seed)
+        self.settings = Polishing(max_passes, probes, overshoot=overshoot, seed=seed)
         self.circuits: dict[float, Circuit] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

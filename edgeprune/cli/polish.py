@@ -40,7 +40,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="replace that file, and begin anew where a run was interrupted")
     add("--split", choices=["train", "validation", "test"], default="train", help="pairs to polish on (default: train)")
     add("--limit", type=int, default=128, help="the first so many of them, or all if there are no more (default: 128)")
-    add("--held-out", type=int, default=128, help="validation pairs that decide when to stop; 0: none (default: 128)")
+    add(
+        "--held-out",
+        type=int,
+        default=128,
+        help="validation pairs on which a swap must help too; 0: none (default: 128)",
+    )
     add("--batch-size", type=int, help="pairs in one run; default: the config's batch_size")
     add("--metric", help="what the loss is, such as kl or squared_error; default: the circuit's objective, or else kl")
     add("--ablation", help="such as interchange, zero or mean; default: the circuit's")
@@ -49,9 +54,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--cache-gb", type=float, default=2.0, help="memory for runs that are kept (default: 2)")
     add_reading_options(parser)
     add("--max-passes", type=float, default=100.0, help="forward and backward passes over the pairs (default: 100)")
-    add("--patience", type=int, default=3, help="rounds without a gain on held-out pairs before it stops (default: 3)")
     add("--probes", type=int, default=2, help="backward passes per pair for the curvature of the loss (default: 2)")
-    add("--step", type=int, help="edges to swap at once at first; default: one in eight")
+    add("--step", type=int, help="edges to swap at once at first; default: one in 64")
     add("--overshoot", type=int, default=32, help="most edges opened before as many close, measured (default: 32)")
     add("--seed", type=int, default=0, help="of the curvature's random functions (default: 0)")
     options = parser.parse_args(arguments)
@@ -133,19 +137,19 @@ def _polish(options: argparse.Namespace, state: Path) -> "tuple[Circuit, Polishe
 def _settings(options: argparse.Namespace) -> "Polishing":
     from edgeprune.methods.polish import Polishing
 
-    names = ("max_passes", "patience", "probes", "step", "overshoot", "seed")
+    names = ("max_passes", "probes", "step", "overshoot", "seed")
     return Polishing(**{name: getattr(options, name) for name in names})
 
 
 def _held_out(options: argparse.Namespace, data: "PairDataModule") -> "list[PairBatch]":
-    """Pairs that decide when to stop, none of which is polished on."""
+    """Pairs on which swaps must help too, none of which they are made from."""
     from edgeprune.cli.pairs import pair_batches
 
     if not options.held_out:
         return []
     if options.split == "validation":
         raise EdgepruneError(
-            "--split validation: these pairs decide when to stop, so others must be polished on; or give --held-out 0"
+            "--split validation: on these pairs swaps must help too, so polish on others; or give --held-out 0"
         )
     return pair_batches(data, "validation", options.held_out, options.batch_size or data.eval_batch_size)
 
@@ -193,7 +197,7 @@ def _write(options: argparse.Namespace, state: Path, circuit: "Circuit", polishe
     shutil.rmtree(state)
     found = polisher.state
     metric = polisher.problem.metric
-    rows = [[f"{polisher.problem.split} pairs", about["num_examples"], found.start, found.best_loss]]
+    rows = [[f"{polisher.problem.split} pairs", about["num_examples"], found.start, found.loss]]
     if polisher.held_out is not None:
         rows.append(["held-out pairs", about["num_held_out"], found.held_out_start, found.held_out])
     columns = ["", Numbers("pairs"), Numbers(f"{metric} before", 4), Numbers("after", 4)]

@@ -1,13 +1,14 @@
 """Polishing: at a fixed number of edges, swap open edges for closed ones as long as the loss falls.
 
 A round looks around the circuit (`LossModel`), lines up swaps, each the best given those before it, and runs the
-circuit after the first m of them, the first m/2, ...: the best of these stays if its loss over all training pairs is
-lower. m grows where the longest step was the best, and shrinks where none helped. When not even one swap of the model's
-helps, effects are measured instead: open the n edges that promise most, then close n, one after the other, each the one
-that costs least. Costs are kept in a heap, those of the model to begin with, and only the least is measured again after
-each closing (as in lazy greedy search, Minoux 1978). n is 1, 2, 4, ..., and one success leads back to the model.
-
-The circuit with the lowest loss over held-out pairs is the result.
+circuit after the first m of them, the first m/2, ...: those that lower the loss over all training pairs are run on
+held-out pairs too, and the one that is best there stays if it is lower there as well. The model was made from the
+training pairs, so that long lines of swaps fit these and no others. m grows where the longest step was the best, and
+shrinks where none helped. A first swap that alone does not help is left out, and the line goes on from the next one,
+eight times at most. After that effects are measured instead: open the n edges that promise most, then close n, one
+after the other, each the one that costs least. Costs are kept in a heap, those of the model to begin with, and only the
+least is measured again after each closing (as in lazy greedy search, Minoux 1978). n is 1, 2, 4, ..., and one success
+leads back to the model.
 """
 
 import hashlib
@@ -32,8 +33,9 @@ from edgeprune.methods.problem import Problem
 from edgeprune.metrics.measure import logits_of_each
 
 WHAT = "polishing, passes"
+SKIPPED = 8  # swaps at the head of a line, each of which alone did not help
 LENGTHS = 3  # of a line of swaps, run together: all, a half, a quarter
-FIRST_STEP = 8  # one in so many edges is swapped at first
+FIRST_STEP = 64  # one in so many edges is swapped at first
 MEASURED_TOGETHER = 4  # circuits without one of their edges
 ROUNDING = {torch.float64: 1e-9}  # relative: a lower loss is one that is lower by more
 ROUNDING_ELSE = 1e-6
@@ -50,16 +52,14 @@ class Polishing:
     Attributes:
         max_passes: Stop after so many forward and backward passes over the training pairs; a circuit that is run
             counts a third of one.
-        patience: Stop after so many accepted rounds in which the loss over the held-out pairs found no new low.
         probes: Random functions of the logits for each pair, from which the model of the loss has its curvature.
-        step: Edges to swap at once at first; None: one in eight.
+        step: Edges to swap at once at first; None: one in 64.
         overshoot: The most edges to open before as many are closed by exact effects; 0: none.
         seed: Of the random functions.
         memory_gb: For the model of the loss, in 1e9 bytes.
     """
 
     max_passes: float = 100.0
-    patience: int = 3
     probes: int = 2
     step: int | None = None
     overshoot: int = 32
@@ -67,7 +67,7 @@ class Polishing:
     memory_gb: float = 1.0
 
     def __post_init__(self) -> None:
-        least = {"patience": 1, "probes": 0, "step": 1, "overshoot": 0}
+        least = {"probes": 0, "step": 1, "overshoot": 0}
         for name, lowest in least.items():
             value = getattr(self, name)
             if value is not None and value < lowest:
@@ -82,6 +82,21 @@ class Polishing:
 
 
 @final
+@dataclass(frozen=True, eq=False)
+class Better:
+    """A circuit, bool `[reader, writer]`, its loss over the training pairs, and that over the held-out pairs if any."""
+
+    keep: Tensor
+    loss: float
+    held_out: float | None
+
+    @property
+    def deciding(self) -> float:
+        """The loss by which one of several is chosen."""
+        return self.loss if self.held_out is None else self.held_out
+
+
+@final
 class Polisher:
     """Polishes one circuit.
 
@@ -89,8 +104,8 @@ class Polisher:
         problem: Model, training pairs, ablation, metric.
         keep: The circuit, bool `[reader, writer]`.
         settings: How.
-        held_out: The same with other pairs, which decide when to stop and which circuit is the result; None: the
-            training pairs do.
+        held_out: The same with other pairs, on which a circuit must be better too, and which decide between those that
+            are better on the training pairs; None: the training pairs decide.
         folder: Where the state is kept after each round; None keeps none.
 
     Attributes:
@@ -122,7 +137,7 @@ class Polisher:
         self.margin = ROUNDING.get(problem.model.dtype, ROUNDING_ELSE)
         self.identity = self._identity(self.start)
         found = None if folder is None else State.load(folder, self.identity)
-        self.state = found or State(self.start, self.start, self.settings.step or max(1, num_open // FIRST_STEP))
+        self.state = found or State(self.start, self.settings.step or max(1, num_open // FIRST_STEP))
         self._begun = time.monotonic() - self.state.seconds
         self._model: LossModel | None = None  # of the loss around the present circuit
         self._report = no_progress
@@ -140,7 +155,7 @@ class Polisher:
 
     # ---------------------------------------------------------------- rounds
     def run(self, report: Progress = no_progress) -> State:
-        """Polish until nothing helps, held-out pairs say that it is enough, or the passes are spent.
+        """Polish until nothing helps or the passes are spent.
 
         Args:
             report: Called with the passes so far, and the most there may be.
@@ -165,9 +180,9 @@ class Polisher:
     def _begin(self) -> None:
         state = self.state
         (state.start,) = self._losses([self.start])
-        state.loss = state.best_loss = state.start
+        state.loss = state.start
         if self.held_out is not None:
-            state.held_out = state.held_out_start = self._held_out_loss(self.start)
+            state.held_out = state.held_out_start = self._held_out_loss(self.held_out, self.start)
         for loss, pairs in ((state.start, "pairs to polish on"), (state.held_out, "held-out pairs")):
             if loss is not None and not math.isfinite(loss):
                 raise EdgepruneError(
@@ -180,27 +195,17 @@ class Polisher:
         state.rounds += 1
         better = self._measured_swaps(state.overshoot) if state.overshoot else self._line_of_swaps()
         if better is not None:
-            state.keep, state.loss = better
+            state.keep, state.loss, state.held_out = better.keep, better.loss, better.held_out
             state.accepted += 1
-            state.overshoot, self._model = 0, None
-            self._judge()
+            state.overshoot, state.skipped, self._model = 0, 0, None
+        elif not state.overshoot and state.skipped < SKIPPED and state.swaps_left:
+            state.skipped, state.step = state.skipped + 1, 2 ** (LENGTHS - 1)
         elif state.overshoot < self.most_opened:
             state.overshoot, state.step = min(max(1, 2 * state.overshoot), self.most_opened), 1
         else:
             state.stopped = "no swap helps"
         if not state.stopped and state.passes >= self.settings.max_passes:
             state.stopped = "passes are spent"
-
-    def _judge(self) -> None:
-        """Is the new circuit the best so far?"""
-        state = self.state
-        held_out = None if self.held_out is None else self._held_out_loss(state.keep)
-        if held_out is None or state.held_out is None or self._is_lower(held_out, state.held_out):
-            state.best, state.best_loss, state.held_out, state.since_best = state.keep, state.loss, held_out, 0
-            return
-        state.since_best += 1
-        if state.since_best >= self.settings.patience:
-            state.stopped = "held-out pairs no longer gain"
 
     def _save(self) -> None:
         self.state.seconds = time.monotonic() - self._begun
@@ -225,17 +230,21 @@ class Polisher:
                 self._spend(self._model.passes)
         return self._model
 
-    def _line_of_swaps(self) -> tuple[Tensor, float] | None:
-        """A circuit with a lower loss along a line of swaps, and that loss; None if no length helps."""
-        swaps = self._look().swaps(self.state.step)
+    def _line_of_swaps(self) -> Better | None:
+        """A better circuit along a line of swaps; None if no length helps."""
+        skipped, step = self.state.skipped, self.state.step
+        swaps = self._look().swaps(skipped + step)[skipped:]
         length = len(swaps)
+        self.state.swaps_left = length == step
         while length:
             lengths = [size for size in (length >> shift for shift in range(LENGTHS)) if size]
             circuits = [self._swapped(swaps[:size]) for size in lengths]
-            loss, place = min(zip(self._losses(circuits), range(len(lengths)), strict=True))
-            if self._is_lower(loss, self.state.loss):
-                self.state.step = 2 * lengths[place]
-                return circuits[place], loss
+            found = [self._better(*each) for each in zip(circuits, self._losses(circuits), strict=True)]
+            better = [(each.deciding, size, each) for size, each in zip(lengths, found, strict=True) if each]
+            if better:
+                _, size, best = min(better)
+                self.state.step = 2 * size
+                return best
             length = lengths[-1] // 2
         return None
 
@@ -246,8 +255,8 @@ class Polisher:
         return self.graph.to_matrix(keep)
 
     # ---------------------------------------------------------------- swaps by measured effects
-    def _measured_swaps(self, number: int) -> tuple[Tensor, float] | None:
-        """A circuit with a lower loss by opening `number` edges, then closing as many, and that loss; or None."""
+    def _measured_swaps(self, number: int) -> Better | None:
+        """A better circuit by opening `number` edges, then closing as many; or None."""
         model, keep = self._look(), self.graph.to_vector(self.state.keep)
         keep[model.best_openings(number)] = True
         (loss,) = self._losses([self.graph.to_matrix(keep)])
@@ -260,8 +269,7 @@ class Polisher:
             cost, place = self._cheapest(heap, keep, loss, closing)
             keep[place] = False
             loss += cost
-        circuit = self.graph.to_matrix(keep)
-        return (circuit, loss) if self._is_lower(loss, self.state.loss) else None
+        return self._better(self.graph.to_matrix(keep), loss)
 
     def _cheapest(self, heap: list[Cost], keep: Tensor, loss: float, closing: int) -> tuple[float, int]:
         """Take the edge that costs least from the heap, once its cost was measured in the present circuit `[edge]`."""
@@ -290,10 +298,19 @@ class Polisher:
         self._spend(FORWARD * len(circuits))
         return found
 
-    def _held_out_loss(self, circuit: Tensor) -> float:
-        assert self.held_out is not None
-        (loss,) = mean_losses(self.held_out, [circuit])
-        self._spend(FORWARD * self.held_out.num_examples / self.problem.num_examples)
+    def _better(self, circuit: Tensor, loss: float) -> Better | None:
+        """A circuit with its losses, the one over the training pairs given, if they are lower than those so far."""
+        state = self.state
+        if not self._is_lower(loss, state.loss):
+            return None
+        if self.held_out is None or state.held_out is None:
+            return Better(circuit, loss, None)
+        held_out = self._held_out_loss(self.held_out, circuit)
+        return Better(circuit, loss, held_out) if self._is_lower(held_out, state.held_out) else None
+
+    def _held_out_loss(self, held_out: Problem, circuit: Tensor) -> float:
+        (loss,) = mean_losses(held_out, [circuit])
+        self._spend(FORWARD * held_out.num_examples / self.problem.num_examples)
         return loss
 
     def _spend(self, passes: float) -> None:
@@ -316,11 +333,11 @@ def mean_losses(problem: Problem, circuits: Sequence[Tensor]) -> list[float]:
 def polished(circuit: Circuit, polisher: Polisher) -> Circuit:
     """The circuit that a polisher made of another; the header of that one, and under `polished` what became of it."""
     state, problem, held_out = polisher.state, polisher.problem, polisher.held_out
-    names = ("start", "best_loss", "held_out_start", "held_out", "rounds", "accepted", "passes", "seconds", "stopped")
+    names = ("start", "loss", "held_out_start", "held_out", "rounds", "accepted", "passes", "seconds", "stopped")
     about = {
         **polisher.settings.describe(),
         **{name: getattr(state, name) for name in names},
-        "swaps": int((state.best & ~circuit.keep).sum()),
+        "swaps": int((state.keep & ~circuit.keep).sum()),
         "metric": problem.metric,
         "ablation": problem.runs.ablation,
         "split": problem.split,
@@ -329,4 +346,4 @@ def polished(circuit: Circuit, polisher: Polisher) -> Circuit:
         "from_sha256": circuit.header.get("sha256"),
         "key": polisher.key,
     }
-    return circuit.with_edges(state.best, {"polished": about})
+    return circuit.with_edges(state.keep, {"polished": about})

@@ -11,8 +11,8 @@ from torch import Tensor
 from edgeprune.sealed import SealedFile, check_identity
 
 FILE = "polish.safetensors"
-_TENSORS = {"keep": torch.bool, "best": torch.bool}
-_FILE = SealedFile("edgeprune-polish-state/1", "state of polishing", _TENSORS, "remove it to begin anew")
+_TENSORS = {"keep": torch.bool}
+_FILE = SealedFile("edgeprune-polish-state/2", "state of polishing", _TENSORS, "remove it to begin anew")
 
 
 @dataclass
@@ -20,16 +20,15 @@ class State:
     """A circuit that is being polished, after some rounds.
 
     Attributes:
-        keep: It, bool `[reader, writer]`.
-        best: The one with the lowest loss over the held-out pairs so far; without such pairs, the last one.
+        keep: The best one so far, bool `[reader, writer]`.
         step: Edges to swap at once in the next round.
+        skipped: Swaps at the head of the model's line to leave out in the next round.
+        swaps_left: Whether the model had as many swaps as it was asked for.
         overshoot: Edges to open in the next round before as many are closed, by exact effects; 0: swap by the model.
         start: Loss of the circuit to begin with, over the training pairs.
         loss: Of `keep`, likewise.
-        best_loss: Of `best`, likewise.
         held_out_start: Loss of the circuit to begin with over the held-out pairs; None without any.
-        held_out: Of `best`, likewise.
-        since_best: Accepted rounds since `best`.
+        held_out: Of `keep`, likewise.
         rounds: Rounds so far.
         accepted: Those that lowered the loss.
         looks: Models of the loss that were made.
@@ -40,15 +39,14 @@ class State:
     """
 
     keep: Tensor
-    best: Tensor
     step: int
+    skipped: int = 0
+    swaps_left: bool = True
     overshoot: int = 0
     start: float = 0.0
     loss: float = 0.0
-    best_loss: float = 0.0
     held_out_start: float | None = None
     held_out: float | None = None
-    since_best: int = 0
     rounds: int = 0
     accepted: int = 0
     looks: int = 0

@@ -56,7 +56,7 @@ def test_a_circuit_is_polished_and_written_beside_the_other(capsys: pytest.Captu
     assert about["from"] == "start.safetensors"
     assert about["from_sha256"] == start.header["sha256"]
     assert about["start"] > 0.01
-    assert about["best_loss"] == pytest.approx(0, abs=1e-6)
+    assert about["loss"] == pytest.approx(0, abs=1e-6)
     assert (about["num_examples"], about["num_held_out"], about["ablation"]) == (12, 8, "zero")
     assert made.header["model"] == MODEL
     assert "metrics" not in made.header
@@ -100,10 +100,10 @@ def test_mistakes_are_one_line_and_nothing_is_written(capsys: pytest.CaptureFixt
     assert "arguments are required: --config; see edgeprune polish --help" in capsys.readouterr().err
     assert "no circuit file at missing.safetensors" in mistake(capsys, circuit="missing.safetensors")
     assert "--limit must be at least 1, got 0" in mistake(capsys, "--limit", "0")
-    assert "patience must be at least 1, got 0" in mistake(capsys, "--patience", "0")
+    assert "probes must be at least 0, got -1" in mistake(capsys, "--probes", "-1")
     assert "is the circuit to polish; choose another file" in mistake(capsys, "--out", "start.safetensors")
     assert "circuit files end in .safetensors" in mistake(capsys, "--out", "made.pt")
-    assert "others must be polished on" in mistake(capsys, "--split", "validation")
+    assert "so polish on others" in mistake(capsys, "--split", "validation")
     assert "metric must be one of" in mistake(capsys, "--metric", "loss")
     graph = load_model(MODEL).graph
     circuit_of(graph, []).save("empty.safetensors")

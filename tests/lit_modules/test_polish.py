@@ -61,7 +61,7 @@ def test_snapshots_are_polished_when_training_is_over(capsys: pytest.CaptureFixt
     for name, circuit in made.items():
         about = circuit.header["derived"][-1]["polished"]
         assert circuit.num_edges == taken[name].num_edges
-        assert about["best_loss"] <= about["start"]
+        assert about["loss"] <= about["start"]
         assert (
             about["held_out"]
             <= about["held_out_start"]

@@ -51,9 +51,9 @@ def test_the_best_circuit_of_every_size_is_found(ablation: str) -> None:
     for point in exhaustive.front()[1:-1]:
         keep = start(question, point.num_edges, seed=point.num_edges)
         found = polish(question, keep, max_passes=400)
-        assert int(found.best.sum()) == point.num_edges
-        assert found.best_loss == pytest.approx(point.error, rel=1e-5, abs=1e-6)
-        assert found.best_loss <= found.start
+        assert int(found.keep.sum()) == point.num_edges
+        assert found.loss == pytest.approx(point.error, rel=1e-5, abs=1e-6)
+        assert found.loss <= found.start
 
 
 def test_a_wrong_edge_is_swapped_for_the_one_that_is_missing() -> None:
@@ -74,7 +74,7 @@ def test_a_wrong_edge_is_swapped_for_the_one_that_is_missing() -> None:
     for missing in best.circuits[0]:
         keep = graph.keep_matrix([*(edge for edge in best.circuits[0] if edge != missing), wrong])
         found = polish(question, keep)
-        assert set(Circuit(graph, found.best).edges()) == set(best.circuits[0])
+        assert set(Circuit(graph, found.keep).edges()) == set(best.circuits[0])
 
 
 @pytest.mark.parametrize("metric", ["kl", "squared_error", "logit_difference"])
@@ -83,11 +83,11 @@ def test_the_loss_falls_and_the_number_of_edges_stays(metric: Any, ablation: str
     question = tiny_problem(metric, ablation=ablation)
     keep = start(question)
     found = polish(question, keep, max_passes=30, overshoot=4)
-    assert int(found.best.sum()) == int(keep.sum())
-    assert not (found.best & ~question.model.graph.exists).any()
-    before, after = question.mean_loss(keep.double()), question.mean_loss(found.best.double())
+    assert int(found.keep.sum()) == int(keep.sum())
+    assert not (found.keep & ~question.model.graph.exists).any()
+    before, after = question.mean_loss(keep.double()), question.mean_loss(found.keep.double())
     assert found.start == pytest.approx(before, rel=1e-5)
-    assert found.best_loss == pytest.approx(after, rel=1e-5)
+    assert found.loss == pytest.approx(after, rel=1e-5)
     assert after < before - 0.05 * abs(before)
 
 
@@ -96,40 +96,76 @@ def test_polishing_ends_where_no_swap_helps() -> None:
     question = program("hist", "interchange")
     found = polish(question, start(question, 3, seed=2), max_passes=400)
     assert found.stopped == "no swap helps"
-    closed = (question.model.graph.exists & ~found.best).nonzero().tolist()
+    closed = (question.model.graph.exists & ~found.keep).nonzero().tolist()
     for reader, writer in closed:
-        for other in found.best.nonzero().tolist():
-            keep = found.best.clone()
+        for other in found.keep.nonzero().tolist():
+            keep = found.keep.clone()
             keep[reader, writer], keep[tuple(other)] = True, False
             (loss,) = mean_losses(question, [keep])
-            assert loss >= found.best_loss - 1e-6 * max(1.0, found.best_loss)
+            assert loss >= found.loss - 1e-6 * max(1.0, found.loss)
 
 
 def test_passes_are_counted_and_bounded() -> None:
     question = tiny_problem()
     few, more = (polish(question, start(question), max_passes=most) for most in (5, 20))
     assert few.stopped == "passes are spent"
-    assert few.best_loss >= more.best_loss
+    assert few.loss >= more.loss
     assert 5 <= few.passes < 5 + 8
     looks = few.looks * (1 + 2 * 2 / 3)
     assert few.passes == pytest.approx(looks + few.evaluated / 3)
 
 
 # -------------------------------------------------------------------- held-out pairs
-def test_held_out_pairs_choose_the_circuit_and_the_end() -> None:
+def test_a_swap_stays_only_if_it_helps_on_held_out_pairs_too(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny()
-    question = problem(model, random_pairs(4), metric="kl")
-    other = dataclasses.replace(problem(model, random_pairs(4, seed=9), metric="kl"), split="validation")
+    question = problem(model, random_pairs(12), metric="kl")
+    other = dataclasses.replace(problem(model, random_pairs(12, seed=9), metric="kl"), split="validation")
     other = dataclasses.replace(other, runs=ReferenceRuns(model, "interchange"))
-    found = polish(question, start(question), other, patience=1, max_passes=200)
-    assert found.held_out is not None
-    assert found.held_out_start is not None
-    assert found.stopped == "held-out pairs no longer gain"
-    assert mean_losses(other, [found.best])[0] == pytest.approx(found.held_out)
-    assert mean_losses(other, [found.keep])[0] > found.held_out  # the last one was accepted, and is not the result
-    assert mean_losses(question, [found.best])[0] == pytest.approx(found.best_loss)
-    assert found.loss < found.best_loss < found.start
-    assert found.held_out < found.held_out_start
+    alone = polish(question, start(question), max_passes=60)
+    seen: list[tuple[float, float | None]] = []
+    polisher = Polisher(question, start(question), Polishing(max_passes=60), other)
+    monkeypatch.setattr(polisher, "_save", lambda: seen.append((polisher.state.loss, polisher.state.held_out)))
+    found = polisher.run()
+    assert found.accepted > 1
+    assert mean_losses(other, [found.keep])[0] == pytest.approx(found.held_out)
+    assert mean_losses(question, [found.keep])[0] == pytest.approx(found.loss)
+    for losses in zip(*seen, strict=True):
+        assert list(losses) == sorted(losses, reverse=True)  # neither ever rises
+    assert mean_losses(other, [alone.keep])[0] > found.held_out  # swaps that fit the training pairs alone
+    assert alone.loss < found.loss
+
+
+def test_of_a_line_of_swaps_the_length_that_is_best_on_held_out_pairs_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    question = tiny_problem()
+    polisher = Polisher(question, start(question), Polishing(step=4), question)
+    polisher.state.loss = polisher.state.held_out = 1.0
+    rising = {4: (0.1, 0.9), 2: (0.2, 0.5), 1: (0.3, 0.7)}  # by length: loss on training pairs, and held out
+
+    def swaps_of(circuit: Tensor) -> int:
+        return int((circuit & ~polisher.start).sum())
+
+    monkeypatch.setattr(polisher, "_losses", lambda circuits: [rising[swaps_of(each)][0] for each in circuits])
+    monkeypatch.setattr(polisher, "_held_out_loss", lambda _, circuit: rising[swaps_of(circuit)][1])
+    polisher._round()
+    assert swaps_of(polisher.state.keep) == 2
+    assert (polisher.state.loss, polisher.state.held_out, polisher.state.step) == (0.2, 0.5, 4)
+
+
+def test_a_swap_that_does_not_help_is_left_out_of_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    question = tiny_problem()
+    polisher = Polisher(question, start(question), Polishing(step=1, overshoot=0))
+    polisher.state.loss = 1.0
+    first, second = polisher._look().swaps(2)
+
+    def loss(circuit: Tensor) -> float:
+        keep = question.model.graph.to_vector(circuit)
+        return 2.0 if keep[first.opened] else 0.5 if keep[second.opened] else 3.0
+
+    monkeypatch.setattr(polisher, "_losses", lambda circuits: list(map(loss, circuits)))
+    polisher._round()
+    assert (polisher.state.accepted, polisher.state.skipped, polisher.state.stopped) == (0, 1, "")
+    polisher._round()
+    assert (polisher.state.accepted, polisher.state.skipped, polisher.state.loss) == (1, 0, 0.5)
 
 
 # -------------------------------------------------------------------- interruptions
@@ -180,9 +216,9 @@ def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
 def test_runs_with_one_seed_agree_and_seeds_differ() -> None:
     question = tiny_problem()
     one, same, other = (polish(question, start(question), max_passes=12, seed=seed) for seed in (0, 0, 1))
-    assert torch.equal(one.best, same.best)
+    assert torch.equal(one.keep, same.keep)
     assert one.loss == same.loss
-    assert not torch.equal(one.best, other.best)
+    assert not torch.equal(one.keep, other.keep)
 
 
 # -------------------------------------------------------------------- results and mistakes
@@ -202,7 +238,7 @@ def test_the_header_says_where_a_polished_circuit_comes_from(tmp_path: Path) -> 
     about = how["polished"]
     assert about["from_sha256"] == first.header["sha256"]
     assert about["swaps"] == int((made.keep & ~first.keep).sum()) > 0
-    assert about["start"] > about["best_loss"] == pytest.approx(question.mean_loss(made.keep.double()), rel=1e-5)
+    assert about["start"] > about["loss"] == pytest.approx(question.mean_loss(made.keep.double()), rel=1e-5)
     assert made.header["model"] == "tiny"
     assert "metrics" not in made.header
     assert made.scores is None
@@ -219,7 +255,6 @@ def test_circuits_without_a_swap_are_refused() -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"patience": 0},
         {"probes": -1},
         {"step": 0},
         {"overshoot": -1},
