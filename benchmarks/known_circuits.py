@@ -208,8 +208,8 @@ one counts. Edge Pruning is in [ground_truth.md](ground_truth.md), what to concl
 ## Methods that score edges
 
 F1 of the known circuit and the same number of edges with the highest absolute scores: first {pairs} training pairs,
-squared error. `EAP` (second order, {samples} samples), `RelP`, `GIM` and `random`: mean over {seeds} seeds. `RelP` and
-`GIM` are `EAP` by backward rules, `RelP` with constant attention weights: without them it is `EAP` here, for these
+squared error. `EAP` (second order, {samples} samples) and `random`: mean over {seeds} seeds, `RelP` and `GIM` over
+{ruled}. These two are `EAP` by backward rules, `RelP` with constant attention weights: without them it is `EAP` here, for these
 programs have neither norms nor activations other than ReLU. `inputs` to `gates` are the variants of `EAPIG`, 5 steps
 (`gates`: 20).
 
@@ -238,6 +238,7 @@ def page(record: dict[str, Any]) -> str:
         pairs=NUM_PAIRS,
         samples=max((row["settings"]["samples"] for row in eap), default=0),
         seeds=len({row["seed"] for row in eap}),
+        ruled=len({row["seed"] for row in scored if row["method"] == "RelP"}),
         attribution=table(scored, COLUMNS, score_cell),
         minutes=sum(row["seconds"] for row in scored) / 60,
         prices=", ".join(recipe.price.split("=")[1] for recipe in TRAINED.values() if recipe.price),
