@@ -9,7 +9,8 @@ Each run is one command, `edgeprune fit`, `discover` or `polish`, in a process o
 method with settings to choose from tries all of them with the first seed and keeps the one whose circuits have the
 lowest mean KL on the validation pairs. Time is that of the whole process: model, pairs, search, validation;
 `core-minutes` is its processor time, which says what it takes where nothing else uses the machine. `judge` runs every
-circuit on the test pairs, which no method saw, and compares methods pair by pair.
+circuit on the test pairs, which no method saw, and compares methods pair by pair; areas over all sizes of a method, and
+nestedness, are in `frontier_merits.py`.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from typing import Any
 import lightning
 import torch
 import transformers
+from frontier_merits import MEASURES, Found, merits
 from frontier_settings import ENTRIES, PROBLEMS, RECIPE, ROOT, SPARSITIES, STRONGEST, Entry, Problem, Tries
 from frontier_tables import plot, tables
 from rich.console import Console
@@ -48,6 +50,7 @@ DONE, CHOSEN = "done.json", "chosen.json"
 CONFIG, BARE = "fit.yaml", "bare.yaml"  # with the shipped recipe, and without: others would inherit its settings
 WRITTEN = "circuits/*-*.safetensors"  # sparsity-0.9500, tau-0.01; not the final gates'
 KEPT = ("kl", "logit_difference", "accuracy", "exact_match")
+SHOWN = [KEPT.index(name) for name in MEASURES]  # over sizes
 
 
 # -------------------------------------------------------------------- run
@@ -207,6 +210,7 @@ def judge(options: argparse.Namespace) -> None:
     problem = PROBLEMS[options.problem].placed(place, options.model)
     measured = Judge(problem, place)
     methods: dict[str, Any] = {}
+    runs: dict[str, list[Found]] = {}  # of each method, those of its seeds
     pairs: dict[tuple[str, str], list[torch.Tensor]] = {}  # by method and sparsity: of each seed, KL of each pair
     for name, entry in ENTRIES.items():
         if not (place / name / CHOSEN).exists():
@@ -217,6 +221,7 @@ def judge(options: argparse.Namespace) -> None:
         for path in seeds:
             picked = picked_circuits(path.parent, entry, measured)
             found = measured.values(list(picked.values()), "test")
+            runs.setdefault(name, []).append(Found(list(picked.values()), torch.stack(found)[:, SHOWN]))
             for (sparsity, _), values in zip(picked.items(), found, strict=True):
                 pairs.setdefault((name, sparsity), []).append(values[KEPT.index("kl")])
             circuits = {
@@ -238,6 +243,8 @@ def judge(options: argparse.Namespace) -> None:
             "command": " ".join(["edgeprune", *command]).replace(str(place), f"runs/frontier/{options.problem}"),
             "seeds": rows,
         }
+    graph = measured.model.graph
+    ends = measured.values([Circuit(graph, graph.exists), Circuit.from_edges(graph, [])], "test")
     result = {
         "problem": problem.title,
         "num_examples": next(iter(pairs.values()))[0].shape[0],
@@ -248,6 +255,7 @@ def judge(options: argparse.Namespace) -> None:
             "transformers": transformers.__version__,
         },
         "methods": methods,
+        "merits": merits(runs, torch.stack(ends)[:, SHOWN], options.against),
         "differences": list(differences(pairs, options.against)),
     }
     options.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -1,6 +1,6 @@
 """Tables and plot of a result file of `frontier.py`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -29,7 +29,7 @@ def _circuits(result: Values) -> Iterator[tuple[str, str, str, Values]]:
 
 
 def tables(result: Values) -> Iterator[str]:
-    """KL and cost, KL of each seed, answers, differences, and commands."""
+    """KL and cost, KL of each seed, answers, differences, areas over sizes, and commands."""
     shown = sparsities(result)
     methods = {name: own for name, own in result["methods"].items() if any(figures(own, each, "kl") for each in shown)}
     percent = [f"{100 * float(sparsity):g} %" for sparsity in shown]
@@ -61,6 +61,7 @@ def tables(result: Values) -> Iterator[str]:
             if any((name, sparsity) in found for sparsity in shown)
         ],
     )
+    yield from _merits(result["merits"], {name: own["label"] for name, own in result["methods"].items()})
     yield markdown(
         ["circuit of a size of its own", "seed", "edges", "sparsity", "KL", "logit diff., accuracy"],
         [
@@ -98,6 +99,38 @@ def _answers(own: Values, sparsity: str) -> str:
 
 def _difference(found: Values | None) -> str:
     return "" if found is None else f"{found['value']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})"
+
+
+def _merits(found: Values, labels: Mapping[str, str]) -> Iterator[str]:
+    """Areas over sizes with nestedness, and areas minus those of Edge Pruning."""
+    areas = {"cpr": "CPR", "cmd": "CMD", "accuracy_area": "accuracy over log size"}
+    yield markdown(
+        ["over all sizes", *areas.values(), "nested in the next larger", "by chance"],
+        [
+            [labels[name], *(_interval(own["areas"][area]) for area in areas), *_nested(own["nested"])]
+            for name, own in found.items()
+        ],
+    )
+    yield markdown(
+        ["minus that of Edge Pruning", *areas.values()],
+        [
+            [labels[name], *(_difference(own["minus"][area]) for area in areas)]
+            for name, own in found.items()
+            if own["minus"]
+        ],
+    )
+
+
+def _interval(found: Values) -> str:
+    return f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+
+
+def _nested(seeds: Sequence[Values]) -> Iterator[str]:
+    """Means over seeds, with the least and the most where there are several; empty for circuits of a single size."""
+    shares = [seed["share"] for seed in seeds if seed["share"] is not None]
+    spread = f" ({min(shares):.3f} to {max(shares):.3f})" if len(shares) > 1 else ""
+    yield f"{mean(shares):.3f}{spread}" if shares else ""
+    yield f"{mean(seed['expected'] for seed in seeds if seed['expected'] is not None):.3f}" if shares else ""
 
 
 def plot(result: Values, path: Path) -> None:

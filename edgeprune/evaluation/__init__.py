@@ -15,19 +15,21 @@ if TYPE_CHECKING:
     from edgeprune.evaluation.evaluator import open_edges as open_edges
     from edgeprune.evaluation.hypothesis import HypothesisOptions as HypothesisOptions
     from edgeprune.evaluation.hypothesis import run_hypothesis_tests as run_hypothesis_tests
-    from edgeprune.evaluation.mib import mib_areas as mib_areas
     from edgeprune.evaluation.mib import mib_curve as mib_curve
     from edgeprune.evaluation.mib import mib_curves as mib_curves
     from edgeprune.evaluation.minimality import marginal_effects as marginal_effects
+    from edgeprune.evaluation.size_areas import accuracy_area as accuracy_area
+    from edgeprune.evaluation.size_areas import mib_areas as mib_areas
     from edgeprune.evaluation.suffix import ablate_suffix as ablate_suffix
 
 _DEFINED_IN = {
     "Evaluator": "edgeprune.evaluation.evaluator",
     "HypothesisOptions": "edgeprune.evaluation.hypothesis",
     "ablate_suffix": "edgeprune.evaluation.suffix",
+    "accuracy_area": "edgeprune.evaluation.size_areas",
     "find_completeness": "edgeprune.evaluation.completeness",
     "marginal_effects": "edgeprune.evaluation.minimality",
-    "mib_areas": "edgeprune.evaluation.mib",
+    "mib_areas": "edgeprune.evaluation.size_areas",
     "mib_curve": "edgeprune.evaluation.mib",
     "mib_curves": "edgeprune.evaluation.mib",
     "open_edges": "edgeprune.evaluation.evaluator",

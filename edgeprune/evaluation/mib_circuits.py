@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from edgeprune.circuit import Circuit
+from edgeprune.circuit import Circuit, edges_at
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
 from edgeprune.methods.selection import greedy, prune_dangling, top_n
@@ -22,7 +22,7 @@ class ShareCircuit(NamedTuple):
 
     Attributes:
         requested: The share of edges that was asked for.
-        num_asked: int(requested x edges of the graph).
+        num_asked: requested x edges of the graph, rounded down; to the nearest for circuits that were given.
         keep: Edges that are run, bool `[reader, writer]`.
         circuit: Number of the circuit given; None if it is none of them.
         stands_in: The empty circuit, because none given was small enough.
@@ -79,9 +79,9 @@ def chosen_edges(
 
 
 def largest_fitting(graph: EdgeGraph, circuits: Sequence[Circuit]) -> Iterator[ShareCircuit]:
-    """For each share the largest circuit that is small enough."""
+    """For each share the largest circuit that is small enough; a share is rounded as circuits of a sparsity are."""
     for share in SHARES[:-1]:
-        limit = int(share * graph.num_edges)
+        limit = edges_at(graph, 1 - share)
         fitting = [number for number, circuit in enumerate(circuits) if circuit.num_edges <= limit]
         if fitting:
             best = max(fitting, key=lambda number: circuits[number].num_edges)

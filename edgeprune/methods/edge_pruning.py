@@ -67,8 +67,9 @@ class EdgePruning(AbstractRecipe):
         node_gates: Add one gate per writer (published: always, and trained by the KL even without a node loss).
         node_sparsity_term: Pushes node gates shut (published: off in the GPT-2 scripts, `--disable_node_loss`).
         node_learning_rate: Of the node gates (published: 0.8); None for `learning_rate`.
-        warm_start: Start the edges' log-alphas from a circuit or score file, around `init_mean`, and close for good
-            what it ranks low (`keep_below`). Frozen edges have gate 0, get no gradient, and count as closed edges.
+        warm_start: Start the edges' log-alphas from a circuit or score file, around `init_mean` or at a sparsity asked
+            for in each layer (`layer_sparsity`), and close for good what it ranks low (`keep_below`). Frozen edges have
+            gate 0, get no gradient, and count as closed edges.
     """
 
     def __init__(
@@ -156,8 +157,10 @@ class EdgePruning(AbstractRecipe):
         if self.node_gates:
             self.nodes = HardConcrete(len(graph.writers), **self._gate_options)
         if self.warm_start is not None:
-            self.start = Start(self.warm_start, graph)
-            if self.start.offsets is not None:
+            self.start = Start(self.warm_start, graph, self.edges.temperature, self.edges.stretch)
+            if self.start.locations is not None:
+                self.edges.log_alpha.data.copy_(self.start.locations)
+            elif self.start.offsets is not None:
                 self.edges.log_alpha.data += self.start.offsets
         if self.pace is not None:
             self.pace.build(graph.num_edges, graph.num_edges)
@@ -180,7 +183,8 @@ class EdgePruning(AbstractRecipe):
         """
         if self.estimator == "local":
             check_one_process()
-        distance = self._gate_options["init_mean"]
+        calibrated = None if self.start is None else self.start.highest
+        distance = self._gate_options["init_mean"] if calibrated is None else calibrated
         if self._free_rate:
             self.learning_rate = rate_for(steps, distance, least=RATE)
         if self.pace is not None:

@@ -1,13 +1,15 @@
-"""Sections on the output vector, hypothesis tests, and MIB's curves."""
+"""Sections on the output vector, hypothesis tests, MIB's curves, and the circuits of one run."""
 
 from dataclasses import replace
+from itertools import pairwise
 from statistics import stdev
+from typing import Any
 
 from edgeprune.report import plots
 from edgeprune.report.axes import axis
 from edgeprune.report.blocks import CIRCUIT, Block, Cell, Column, Facts, Plots, Row, Section, Table
 from edgeprune.report.result import Json, Result, cell, circuits_with, entries, items, part
-from edgeprune.report.text import UNDEFINED, counted, finite, number, percent, plain, probability, words
+from edgeprune.report.text import UNDEFINED, chance, counted, finite, number, percent, plain, probability, words
 
 # Methods whose scores say how much an edge wants to be open: a negative one is not an effect of the other sign.
 _TRAINED = ("edge_pruning", "subnetwork_probing", "ugs", "matryoshka", "disco_gp")
@@ -143,12 +145,14 @@ _MIB = {
     "cpr_pruned_size": Column("CPR ↑", "pruned size", "The same with the edges that are left without dangling ones"),
     "cmd_pruned_size": Column("CMD ↓", "pruned size", "The same with the edges that are left without dangling ones"),
     "average": Column("average", "of the points", "Mean faithfulness of the points"),
+    "accuracy_area": Column("accuracy ↑", "mean over log size", "Area under accuracy by the logarithm of the share"),
 }
 _POINTS = {
     "num_asked": Column("edges asked for"),
     "num_kept": Column("edges kept", title="Without dangling ones"),
     "value": Column("figure"),
     "faithfulness": Column("faithfulness"),
+    "accuracy": Column("accuracy"),
 }
 
 
@@ -188,8 +192,19 @@ def mib(result: Result) -> Section | None:
 def _areas(result: Result, name: str, ranking: str, curve: Json, trained: bool) -> Row:
     void = trained and ranking == "absolute"
     order = cell(ranking, small="no meaning for a trained mask" if void else "")
-    cells = [order, cell(result.heading(curve.get("measure") or UNDEFINED)), *(cell(curve.get(area)) for area in _MIB)]
+    cells = [order, cell(result.heading(curve.get("measure") or UNDEFINED)), *_area_cells(curve)]
     return Row(name, cells, "control" if void else "circuit")
+
+
+def _area_cells(curve: Json) -> list[Cell]:
+    """The areas of a curve with their intervals."""
+    return [_with_interval(curve.get(name), part(curve, "intervals", name)) for name in _MIB]
+
+
+def _with_interval(value: Any, found: Json) -> Cell:
+    low, high = found.get("low"), found.get("high")
+    known = finite(low) is not None and finite(high) is not None
+    return cell(value, small=f"[{number(low)}, {number(high)}]" if known else "")
 
 
 def _mib_points(name: str, ranking: str, curve: Json) -> list[Row]:
@@ -224,3 +239,63 @@ def _mib_plot(result: Result, ranking: str) -> plots.Plot | None:
     y = axis("faithfulness", [1.0, *(point.y for one in series for point in one.points)], zero=True)
     rules = [plots.Rule("full model", y=1.0)]
     return plots.draw(f"{ranking} scores", x, y, series, rules=rules) if series else None
+
+
+# -------------------------------------------------------------------- circuits of one run
+_NESTED = {
+    "share": Column("nested", "in the next larger", "Share of a circuit's edges that the next larger one has; mean"),
+    "expected": Column("by chance", title="The same for edges drawn at random"),
+    "every_two": Column("nested", "in every larger", "Mean over every two sizes"),
+}
+
+
+def runs(result: Result) -> Section | None:
+    """The circuits of each run: areas over their sizes, and how far the smaller lie inside the larger ones."""
+    found = [(_run_name(run), run) for run in entries(result.data, "runs")]
+    intro = (
+        "Circuits of several sizes that one run gave, as they are: each of MIB's ten shares takes the largest that "
+        "fits it, the empty circuit where none does, and 100 % is the full model. Nested: the share of a circuit's "
+        "edges that the next larger one has too."
+    )
+    heads = [Column.words("run"), Column("sizes"), Column.words("measure"), *_MIB.values(), *_NESTED.values()]
+    rows = [
+        Row(
+            name,
+            [
+                cell(len(items(run, "circuits"))),
+                cell(result.heading(part(run, "mib").get("measure") or UNDEFINED)),
+                *_area_cells(part(run, "mib")),
+                *(cell(part(run, "nested").get(key)) for key in _NESTED),
+            ],
+        )
+        for name, run in found
+    ]
+    steps = [row for name, run in found for row in _steps(result, name, run)]
+    step_heads = [Column.words("run"), Column.words("circuit"), Column.words("inside"), *list(_NESTED.values())[:2]]
+    blocks: list[Block] = [
+        Table("Areas over the sizes of a run, and nestedness", heads, rows),
+        Table("Each circuit in the next larger", [*step_heads, Column("p-value")], steps, folded=True),
+    ]
+    return Section.of("runs", "Circuits of one run", intro, blocks)
+
+
+def _run_name(run: Json) -> str:
+    seed = finite(run.get("seed"))
+    return f"{plain(run.get('method'))}{'' if seed is None else f', seed {seed:.0f}'}"
+
+
+def _steps(result: Result, name: str, run: Json) -> list[Row]:
+    names = [result.name_at(place) for place in items(run, "circuits")]
+    steps = entries(part(run, "nested"), "steps")
+    return [
+        Row(
+            name,
+            [
+                *map(cell, between),
+                cell(step.get("share"), heat=finite(step.get("share"))),
+                cell(step.get("expected")),
+                cell(step.get("log10_p_value"), chance),
+            ],
+        )
+        for between, step in zip(pairwise(names), steps, strict=False)
+    ]

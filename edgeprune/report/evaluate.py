@@ -29,6 +29,7 @@ from edgeprune.metrics.examples import ExampleValues
 from edgeprune.metrics.normalise import normalise
 from edgeprune.metrics.registry import measure_named
 from edgeprune.models.weight_mask import applied_mask
+from edgeprune.report.ladders import sections_of_runs
 from edgeprune.report.weights import describe_mask
 from edgeprune.statistics.paired import paired_differences
 from edgeprune.statistics.seeds import over_seeds, spread_of_seeds
@@ -88,8 +89,8 @@ def evaluate_circuits(
         options: What to do with each circuit.
 
     Returns:
-        `schema`, `measures`, `ends`, `circuits`, `pairs` and `seeds`, and where a mask lies on the weights `weights`;
-        the caller adds `about`.
+        `schema`, `measures`, `ends`, `circuits`, `pairs`, `seeds` and `runs`, and where a mask lies on the weights
+        `weights`; the caller adds `about`.
     """
     rows: list[Json] = [{"name": name, **_about(circuit)} for name, circuit in circuits.items()]
     chosen = list(circuits.values())
@@ -101,6 +102,8 @@ def evaluate_circuits(
     _add_labels(rows, found[main].values, options)
     progress = evaluators[main].progress
     pairs = list(_pairs(chosen, found[main].values, options.resampling, progress)) if options.pairs else []
+    about = evaluators[main].split, evaluators[main].runs.ablation
+    runs = sections_of_runs(chosen, found[main].values.circuits(slice(2 + len(chosen))), about, options.resampling)
     tested = evaluators[main].limited(options.num_test_examples)
     for row, circuit in zip(rows, chosen, strict=True):
         row["known"] = {name: against_known(circuit, truth).to_dict() for name, truth in options.known.items()}
@@ -113,6 +116,7 @@ def evaluate_circuits(
         "circuits": rows,
         "pairs": pairs,
         "seeds": list(spread_of_seeds(chosen, rows)),
+        "runs": list(runs),
         **_weights(tested),
     }
 
@@ -260,7 +264,9 @@ def _hypothesis(evaluator: Evaluator, circuit: Circuit, options: EvaluationOptio
 
 
 def _mib(evaluator: Evaluator, circuit: Circuit, options: EvaluationOptions) -> Json | None:
-    return None if circuit.scores is None else mib_curves(evaluator, circuit, answer_measure(evaluator)).to_dict()
+    if circuit.scores is None:
+        return None
+    return mib_curves(evaluator, circuit, answer_measure(evaluator), resampling=options.resampling).to_dict()
 
 
 TESTS: dict[str, Callable[[Evaluator, Circuit, EvaluationOptions], Json | None]] = {

@@ -37,6 +37,12 @@ _TERMS = (
     ("reading", "other tokens", "All positions of a prompt on which no role lies."),
     ("mib", "CPR", "Area below normalised faithfulness by share of edges; higher is better (arXiv 2504.13151)."),
     ("mib", "CMD", "Area between that curve and 1; lower is better (arXiv 2504.13151)."),
+    (
+        "mib",
+        "accuracy area",
+        "Area below accuracy by the logarithm of the share, over the length of that axis (arXiv 2609.25518).",
+    ),
+    ("runs", "nested", "|S and L| / |S| of a circuit S and a larger one L: 1 where L has all edges of S."),
     ("known", "pessimistic AUC", "Area of the staircase below a ROC curve: between two points, the lower one."),
     (
         "known",

@@ -30,6 +30,7 @@ SECTIONS: tuple[Callable[[Result], Section | None], ...] = (
     weights.functional,
     weights.weights,
     analyses.mib,
+    analyses.runs,
     structure.known,
     structure.overlap,
     variations.breakdown,

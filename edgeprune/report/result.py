@@ -75,6 +75,10 @@ class Result:
         names = [path if Counter(names)[name] > 1 else name for name, path in zip(names, paths, strict=True)]
         return [f"{name} ({place + 1})" if Counter(names)[name] > 1 else name for place, name in enumerate(names)]
 
+    def name_at(self, place: Any) -> str:
+        """The name of the circuit at a place."""
+        return self.names[place] if isinstance(place, int) and 0 <= place < len(self.names) else UNDEFINED
+
     @cached_property
     def named(self) -> list[tuple[str, Json]]:
         """Each circuit with its name."""

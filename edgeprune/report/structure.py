@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from edgeprune.comparison.overlap import scientific
 from edgeprune.report import plots
 from edgeprune.report.axes import Axis
 from edgeprune.report.blocks import CIRCUIT, Block, Cell, Column, Plots, Row, Section, Table
 from edgeprune.report.result import Json, Result, cell, circuits_with, entries, items, numbers, part
-from edgeprune.report.text import UNDEFINED, finite, number, percent, probability, words
+from edgeprune.report.text import UNDEFINED, chance, finite, number, percent, probability, words
 
 _NATIVE = "own"  # the key of this graph's own convention
 _RATES = {
@@ -114,7 +113,7 @@ def _shared(result: Result, name: str) -> Table:
     rows = [
         Row(
             circuit_name,
-            [cell(values.get(key), _chance if key == "log10_p_value" else number) for key in shown],
+            [cell(values.get(key), chance if key == "log10_p_value" else number) for key in shown],
         )
         for circuit_name, values in found
     ]
@@ -173,12 +172,6 @@ def overlap(result: Result) -> Section | None:
     return Section.of("overlap", "Each two circuits", intro, tables) if pairs else None
 
 
-def _name(result: Result, place: Any) -> str:
-    if isinstance(place, int) and 0 <= place < len(result.names):
-        return result.names[place]
-    return str(place)
-
-
 def _overlap_table(result: Result, pairs: list[Json]) -> Table:
     columns = [CIRCUIT, Column.words("and")]
     columns += [Column("edge Jaccard"), Column("shared edges"), Column("by chance", title="Expected shared edges")]
@@ -187,19 +180,14 @@ def _overlap_table(result: Result, pairs: list[Json]) -> Table:
     for pair in pairs:
         edges, nodes = finite(pair.get("jaccard")), finite(part(pair, "nodes").get("jaccard"))
         cells = [
-            cell(_name(result, pair.get("b"))),
+            cell(result.name_at(pair.get("b"))),
             cell(edges, heat=edges),
             *(cell(pair.get(key)) for key in ("both", "expected")),
-            cell(pair.get("log10_p_value"), _chance),
+            cell(pair.get("log10_p_value"), chance),
             cell(nodes, heat=nodes),
         ]
-        rows.append(Row(_name(result, pair.get("a")), cells))
+        rows.append(Row(result.name_at(pair.get("a")), cells))
     return Table("Edges and nodes that two circuits share", columns, rows)
-
-
-def _chance(log10: Any) -> str:
-    known = finite(log10)
-    return UNDEFINED if known is None else scientific(known)
 
 
 def _matrix(result: Result, pairs: list[Json]) -> Table:
@@ -218,8 +206,8 @@ def _difference_table(result: Result, pairs: list[Json]) -> Table:
     columns = [CIRCUIT, Column.words("minus"), *map(result.column, measures)]
     rows = [
         Row(
-            _name(result, pair.get("a")),
-            [cell(_name(result, pair.get("b"))), *(_difference(result, differences, measure) for measure in measures)],
+            result.name_at(pair.get("a")),
+            [cell(result.name_at(pair.get("b"))), *(_difference(result, differences, measure) for measure in measures)],
         )
         for pair in pairs
         if (differences := part(pair, "differences"))

@@ -12,13 +12,14 @@ GRID = ("kl", "squared_error", "logit_difference")  # by ablation
 MOST_PAIRS = 30  # more pairs of circuits than that are not all in the table
 MOST_NODES = 10
 ANSWERS = ("logit_difference", "probability_difference", "accuracy")
+AREAS = {"cpr": "CPR", "cmd": "CMD", "accuracy_area": "accuracy area"}
 ENDS = {"full": "(full model)", "empty": "(no edges)"}
 _SIDES = ("circuit", "complement")
 Json = dict[str, Any]
 
 
 def tables(result: Json) -> Iterator[Table]:
-    """The circuits, then ablations side by side and controls where there are any."""
+    """The circuits, then ablations side by side, controls, pairs and runs where there are any."""
     yield circuit_table(result)
     if len(result["about"]["ablations"]) > 1:
         yield from (ablation_table(result, name) for name in GRID if name in _main(result))
@@ -28,6 +29,8 @@ def tables(result: Json) -> Iterator[Table]:
         yield weight_table(result["weights"])
     if result["pairs"]:
         yield pair_table(result)
+    if result["runs"]:
+        yield run_table(result)
 
 
 def _main(result: Json) -> list[str]:
@@ -127,6 +130,22 @@ def pair_table(result: Json) -> Table:
     return table(title, columns, rows)
 
 
+def run_table(result: Json) -> Table:
+    """What the circuits of each run are worth together, over their sizes."""
+    rows: list[list[Value]] = []
+    for run in result["runs"]:
+        nested, curve = run["nested"], run["mib"]
+        sizes = f"{len(run['circuits'])}: {number(run['edges'][0])} to {number(run['edges'][-1])} edges"
+        areas = [_figure(curve["intervals"][name]) if curve else "" for name in AREAS]
+        seed = "" if run["seed"] is None else f", seed {run['seed']}"
+        rows.append([f"{run['method']}{seed}", sizes, *areas, nested["share"], nested["expected"], nested["every_two"]])
+    columns = ["run", "circuits", *map(Numbers, AREAS.values())]
+    columns += [Numbers("nested (in the next larger)"), Numbers("by chance"), Numbers("in every larger")]
+    measures = dict.fromkeys(run["mib"]["measure"] for run in result["runs"] if run["mib"])
+    of = ", ".join(result["measures"][name]["heading"] for name in measures)
+    return table(f"Circuits of one run over their sizes{f' ({of})' if of else ''}", columns, rows)
+
+
 # -------------------------------------------------------------------- lines
 def notes(result: Json) -> Iterator[str]:
     """One line for circuits that differ in their seed, for each test of each circuit and for each known circuit."""
@@ -154,17 +173,21 @@ def _seeds(group: Json, result: Json) -> str:
 
 
 def _mib(found: Json) -> str:
-    """Both areas by both rankings: that by absolute score means nothing for scores without a meaningful zero."""
+    """The areas by both rankings: those by absolute score mean nothing for scores without a meaningful zero."""
     rankings = {"score": found["signed"], "absolute score": found["absolute"]}
-    return "; ".join(
-        f"CPR {number(curve['cpr'])} and CMD {number(curve['cmd'])} by {name}" for name, curve in rankings.items()
-    )
+    return "; ".join(f"{_areas(curve['intervals'])} by {name}" for name, curve in rankings.items())
+
+
+def _areas(intervals: Json) -> str:
+    return ", ".join(f"{heading} {_plain(intervals[name])}" for name, heading in AREAS.items())
+
+
+def _plain(figure: Json) -> str:
+    return f"{number(figure['value'])} [{number(figure['low'])}, {number(figure['high'])}]"
 
 
 def _functional(what: str, part: Json, found: Json) -> str:
-    with_it, without = (
-        f"{number(part[side]['value'])} [{number(part[side]['low'])}, {number(part[side]['high'])}]" for side in _SIDES
-    )
+    with_it, without = (_plain(part[side]) for side in _SIDES)
     return (
         f"functional, {what} ({number(100 * part['share'], 2)} % kept): accuracy {with_it} with, {without} without; "
         f"full model {number(found['full']['value'])}, chance {number(found['chance'])}"

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from edgeprune.comparison.overlap import scientific
+
 UNDEFINED = "\u2013"  # a dash
 _LIST_LENGTH = 8  # values of a list that are written out
 
@@ -60,6 +62,16 @@ def probability(value: Any) -> str:
     if known == 0:
         return "< 1e-300"  # below the smallest float
     return f"{known:.3f}" if known >= 0.001 else f"{known:.1e}"
+
+
+def chance(log10: Any) -> str:
+    """A p-value from its logarithm.
+
+    >>> chance(-1234.0), chance(None)
+    ('1.0e-1234', '–')
+    """
+    known = finite(log10)
+    return UNDEFINED if known is None else scientific(known)
 
 
 def words(name: Any) -> str:

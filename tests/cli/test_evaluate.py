@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from datamodules.collate import collate
@@ -16,6 +17,7 @@ from edgeprune.circuit import Circuit
 from edgeprune.cli import main
 from edgeprune.cli.evaluate import EVERY_ABLATION
 from edgeprune.comparison.overlap import compare_circuits
+from edgeprune.evaluation.size_areas import mib_areas
 from edgeprune.methods.selection import top_n
 from edgeprune.metrics.measure import measure_examples
 from edgeprune.metrics.registry import MEASURES
@@ -25,6 +27,7 @@ from edgeprune.report.evaluate import SCHEMA, TESTS
 from tests.cli.test_compare import error_line
 
 TASK = {"class_path": "CompiledTask", "init_args": {"program": "reverse", "lengths": [3]}}
+OTHERS = ["tok_embed->a3.h0.v", "tok_embed->a3.h0.q"]  # one of the published circuit's
 QUICK = ["--seeds", "2", "--draws", "20", "--random", "2", "--test-limit", "5", "--minimality-edges", "8"]
 
 
@@ -107,8 +110,12 @@ def test_everything_at_once(folder: Path, tmp_path: Path, capsys: pytest.Capture
     for text in ("KL by ablation", "Controls, first 5 pairs", "good: minimality: ", "good: equivalence: ", "against "):
         assert text in shown
     signed, absolute = (scored["mib"][ranking] for ranking in ("signed", "absolute"))
-    assert f"scored: CPR {signed['cpr']:.3f} and CMD {signed['cmd']:.3f} by score; " in shown
-    assert f"and CMD {absolute['cmd']:.3f} by absolute score\n" in shown
+    cpr, cmd = signed["intervals"]["cpr"], absolute["intervals"]["cmd"]
+    assert f"scored: CPR {signed['cpr']:.3f} [{cpr['low']:.3f}, {cpr['high']:.3f}], CMD {signed['cmd']:.3f} [" in shown
+    assert f"CMD {absolute['cmd']:.3f} [{cmd['low']:.3f}, {cmd['high']:.3f}], accuracy area " in shown
+    assert signed["resampling"] == result["about"]["resampling"]
+    (run,) = result["runs"]
+    assert (run["circuits"], run["nested"]["share"]) == ([0, 1], 1)
     assert page.read_text() == report_html(result)
 
 
@@ -213,6 +220,37 @@ def test_seeds_of_one_method(folder: Path, tmp_path: Path, capsys: pytest.Captur
     shown = capsys.readouterr()
     assert "seed-0, seed-1: random, 2 seeds: " in shown.out
     assert "seed-2.safetensors was found under ablation mean and is run under zero" in shown.err
+
+
+def test_circuits_of_one_run(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three sizes, of which the smallest is not inside the next; the areas are those of the figures in the rows."""
+    graph, out, page = load_model("compiled:reverse").graph, tmp_path / "out.json", tmp_path / "page.html"
+    good = Circuit.load(folder / "good.safetensors")
+    header = {"model": "compiled:reverse", "ablation": "zero", "method": "edge_pruning", "seed": 4}
+    keeps = {"b": good.keep, "c": good.keep | Circuit.random(graph, 40).keep, "a": graph.keep_matrix(OTHERS)}
+    for step, (name, keep) in enumerate(keeps.items()):
+        Circuit(graph, keep, None, {**header, "step": step}).save(tmp_path / f"{name}.safetensors")
+    files = [str(path) for path in sorted(tmp_path.glob("*.safetensors"))]
+    more = ["--json", str(out), "--report", str(page)]
+    assert main(["evaluate", *files, "--config", str(folder / "data.yaml"), *QUICK, *more]) == 0
+    result = json.loads(out.read_text())
+    (run,) = result["runs"]
+    assert (run["method"], run["seed"], run["circuits"]) == ("edge_pruning", 4, [0, 1, 2])
+    assert [step["share"] for step in run["nested"]["steps"]] == [1 / 2, 1]
+    assert run["nested"]["share"] == pytest.approx(3 / 4)
+    curve = run["mib"]
+    ends = [result["ends"]["zero"][end][curve["measure"]]["value"] for end in ("full", "empty")]
+    rows = [row["ablations"]["zero"]["measures"] for row in result["circuits"]]
+    taken = [point["circuit"] for point in curve["points"]]
+    assert set(taken) == {None, 0, 1, 2}
+    figures = [ends[1] if place is None else rows[place][curve["measure"]]["value"] for place in taken[:-1]]
+    expected = mib_areas(torch.tensor([*ends, *figures, ends[0]], dtype=torch.float64)).tolist()
+    assert [curve[name] for name in ("cpr", "cmd", "average")] == pytest.approx(expected, rel=1e-9)
+    assert curve["num_examples"] == result["about"]["num_examples"], "all pairs, not those of the tests alone"
+    shown = capsys.readouterr().out
+    assert "Circuits of one run over their sizes" in shown
+    assert "edge_pruning, seed 4" in shown
+    assert "Circuits of one run" in page.read_text()
 
 
 def test_a_circuit_named_twice(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,8 @@ from edgeprune.comparison.mib_roc import mib_roc
 from edgeprune.compiled import true_circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.evaluator import Evaluator
-from edgeprune.evaluation.mib import mib_areas, mib_curve, mib_curves, mib_faithfulness
-from edgeprune.evaluation.mib_circuits import SHARES, Rule, counted_edges, mib_graph
+from edgeprune.evaluation.mib import AREAS, measured_curve, mib_curve, mib_curves
+from edgeprune.evaluation.mib_circuits import SHARES, Rule, counted_edges, largest_fitting, mib_graph
 from edgeprune.graph import ArchSpec, EdgeGraph
 from edgeprune.methods.selection import greedy, prune_dangling, top_n
 from tests.methods.small_problems import compiled_problem, problem, random_pairs, tiny
@@ -40,50 +40,6 @@ def noise(graph: EdgeGraph, seed: int = 0) -> Tensor:
 
 def scored(graph: EdgeGraph, scores: Tensor, **header: Any) -> Circuit:
     return Circuit(graph, graph.exists, scores, header)
-
-
-def figures(*faithfulness: float) -> Tensor:
-    """Of a full model with 5 and an empty circuit with 2."""
-    return torch.tensor([5.0, 2.0, *(2 + 3 * value for value in faithfulness)], dtype=torch.float64)
-
-
-# ---------------------------------------------------------------- areas
-@pytest.mark.parametrize(
-    ("values", "cpr", "cmd", "average"),
-    [
-        ([1.0] * 10, 0.999, 0, 1),
-        ([0.0] * 10, 0, 0.999, 0),
-        ([2.0] * 10, 1.998, 0.999, 2),
-        (SHARES, 0.4999995, 0.4990005, sum(SHARES) / 10),  # (1 - .001^2) / 2 and (1 - .001)^2 / 2
-        ([0.0] * 9 + [1.0], 0.25, 0.749, 0.1),
-        ([1.5] * 9 + [1.0], 0.499 * 1.5 + 0.5 * 1.25, 0.499 * 0.5 + 0.5 * 0.25, 1.45),
-    ],
-)
-def test_closed_forms(values: Sequence[float], cpr: float, cmd: float, average: float) -> None:
-    assert mib_areas(figures(*values)).tolist() == pytest.approx([cpr, cmd, average], abs=1e-12)
-
-
-def test_a_measure_that_falls_has_the_same_areas() -> None:
-    """KL is 0 for the full model: f = 1 - m / c."""
-    kl = torch.tensor([0.0, 4.0, *(4 * (1 - share) for share in SHARES)], dtype=torch.float64)
-    torch.testing.assert_close(mib_areas(kl), mib_areas(figures(*SHARES)))
-
-
-def test_an_axis_of_its_own() -> None:
-    areas = mib_areas(figures(0, 0.5, 1), (0.1, 0.3, 1.0))
-    assert areas.tolist() == pytest.approx([0.2 * 0.25 + 0.7 * 0.75, 0.2 * 0.75 + 0.7 * 0.25, 0.5], abs=1e-12)
-
-
-def test_many_samples_at_once() -> None:
-    samples = torch.rand(4, 3, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    together = mib_areas(samples)
-    assert together.shape == (4, 3, 3)
-    for place in ((0, 0), (3, 2)):
-        assert torch.equal(together[place], mib_areas(samples[place]))
-
-
-def test_ends_that_do_not_differ() -> None:
-    assert mib_areas(torch.ones(12, dtype=torch.float64)).isnan().all()
 
 
 # ---------------------------------------------------------------- scores
@@ -211,17 +167,6 @@ def test_information_flow_routes_grow_from_the_logits() -> None:
     assert [point.num_kept for point in grown.points] != [point.num_kept for point in cut.points]
 
 
-def test_intervals_from_the_values_of_examples() -> None:
-    judge = evaluator()
-    curve = mib_curve(judge, scored(judge.graph, noise(judge.graph)))
-    values, weights = curve.values.terms
-    draws = torch.ones(1, judge.num_examples, dtype=torch.float64)
-    sampled = torch.einsum("de,cme->dcm", draws, values) / torch.einsum("de,cme->dcm", draws, weights)
-    expected = [curve.areas[name] for name in ("cpr", "cmd", "average")]
-    assert mib_areas(sampled[..., 0])[0].tolist() == pytest.approx(expected, rel=1e-9)
-    assert mib_faithfulness(curve.figures).shape == (10,)
-
-
 # ---------------------------------------------------------------- circuits of their own sizes
 def sized(judge: Evaluator, *sizes: int) -> list[Circuit]:
     return [Circuit.random(judge.graph, size, seed) for seed, size in enumerate(sizes)]
@@ -243,6 +188,31 @@ def test_circuits_take_the_shares_that_they_fit() -> None:
         value = judge([given[point.circuit].keep]).figure("logit_difference")  # pyright: ignore[reportArgumentType]
         assert point.value == pytest.approx(value, rel=1e-5)  # dangling edges and all
     assert (curve.rule, curve.ranking) == ("circuits", None)
+
+
+def test_measured_circuits_have_the_curve_of_a_run() -> None:
+    """Of the same circuits with the same values, in any order."""
+    judge = evaluator()
+    given = sized(judge, 40, 10, 20)
+    values = judge(
+        [None, judge.graph.all_closed(), *(one.keep for one in given)], measures=["logit_difference", "accuracy"]
+    )
+    found = measured_curve(values, given, "logit_difference", (judge.split, "interchange")).to_dict()
+    expected = mib_curve(judge, given).to_dict()
+    assert found.keys() == expected.keys()
+    assert [point["circuit"] for point in found["points"]] == [point["circuit"] for point in expected["points"]]
+    for name in AREAS:
+        assert found[name] == pytest.approx(expected[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995])
+def test_a_circuit_of_a_sparsity_fits_the_share_that_is_left(sparsity: float) -> None:
+    """Also where the number of edges was rounded up, as 3,533 of 70,651 for 95 %."""
+    graph = EdgeGraph(ArchSpec(num_layers=30, num_heads=9, num_kv_heads=3))
+    assert graph.num_edges == 70_651
+    place = next(number for number, share in enumerate(SHARES) if share == pytest.approx(1 - sparsity))
+    chosen = list(largest_fitting(graph, [Circuit.from_scores(graph, noise(graph), sparsity=sparsity)]))
+    assert [one.stands_in for one in chosen] == [True] * place + [False] * (10 - place)
 
 
 def test_of_equals_the_first_and_a_circuit_for_several_shares() -> None:
@@ -290,6 +260,7 @@ def test_what_is_written() -> None:
         "circuit",
         "value",
         "faithfulness",
+        "accuracy",
     }
 
 

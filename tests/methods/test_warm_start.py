@@ -204,6 +204,11 @@ def test_a_share_of_one_freezes_nothing(scores: Path) -> None:
         ({"spread": float("inf")}, "got inf"),
         ({"keep_below": 0.0}, r"keep_below must lie in \(0, 1\], got 0.0"),
         ({"keep_below": 1.5}, "got 1.5"),
+        ({"layer_sparsity": 1.0}, r"layer_sparsity must lie in \(0, 1\), got 1.0"),
+        ({"layer_sparsity": 0.0}, "got 0.0"),
+        ({"softness": 0.0}, "softness must be a finite number > 0, got 0.0"),
+        ({"softness": float("inf")}, "got inf"),
+        ({"calibrated": "median"}, "calibrated must be 'open' or 'mean', got 'median'"),
     ],
 )
 def test_impossible_settings_are_refused(options: dict[str, Any], named: str) -> None:

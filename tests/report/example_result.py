@@ -217,8 +217,13 @@ def hypothesis() -> Json:
 
 def curve(ranking: str) -> Json:
     shares = ((0.001, 3.0, 0.0), (0.01, 1.2, 0.6), (0.1, 0.3, 0.9), (1.0, 0.0, 1.0))
-    return {
+    areas = {
         "cpr": 0.94, "cmd": 0.06, "average": 0.63, "cpr_pruned_size": 0.95, "cmd_pruned_size": 0.05,
+        "accuracy_area": 0.75,
+    }  # fmt: skip
+    return {
+        **areas,
+        "intervals": {name: figure(value, num_examples=NUM_TESTED) for name, value in areas.items()},
         "smallest_share": 0.0,
         "measure": "logit_difference",
         "full": 3.0,
@@ -233,10 +238,11 @@ def curve(ranking: str) -> Json:
         "edges": "one embedding; MIB counts otherwise",
         "missing": [],
         "unused": [],
+        "resampling": {"method": "percentile bootstrap over examples", "draws": 1000, "level": 0.95, "seed": 0},
         "points": [
             {
                 "requested": share, "num_asked": int(800 * share), "num_kept": int(700 * share), "kept": share * 0.875,
-                "circuit": None, "value": value, "faithfulness": faithfulness,
+                "circuit": None, "value": value, "faithfulness": faithfulness, "accuracy": 0.5 + faithfulness / 2,
             }
             for share, value, faithfulness in shares
         ],
@@ -244,7 +250,22 @@ def curve(ranking: str) -> Json:
 
 
 def mib() -> Json:
-    return {"cpr": 0.94, "cmd": 0.06, "signed": curve("signed"), "absolute": curve("absolute")}
+    published = {"cpr": 0.94, "cmd": 0.06, "accuracy_area": 0.75}
+    return {**published, "signed": curve("signed"), "absolute": curve("absolute")}
+
+
+def run() -> Json:
+    """The two circuits of Edge Pruning."""
+    step = {"share": 0.875, "expected": 0.05, "log10_p_value": -12.0}
+    return {
+        "method": "edge_pruning",
+        "seed": 0,
+        "objective": "kl",
+        "circuits": [1, 0],
+        "edges": [16, 40],
+        "nested": {"share": 0.875, "expected": 0.05, "every_two": 0.8125, "steps": [step]},
+        "mib": {**curve("signed"), "rule": "circuits", "ranking": None, "unused": []},
+    }
 
 
 def functional() -> Json:
@@ -478,4 +499,5 @@ def example() -> Json:
             circuit("eap", "eap", 40, 0.9, mib=None),
         ],
         "pairs": [pair(0, 1, 0.4), pair(0, 2, 0.25), pair(1, 2, 0.125)],
+        "runs": [run()],
     }  # fmt: skip

@@ -47,6 +47,7 @@ SECTIONS: dict[str, Callable[[Json], Any]] = {
     "hypothesis": lambda data: [circuit.pop("hypothesis", None) for circuit in data["circuits"]],
     "functional": lambda data: [circuit.pop("functional", None) for circuit in data["circuits"]],
     "mib": lambda data: [circuit.pop("mib", None) for circuit in data["circuits"]],
+    "runs": lambda data: data.pop("runs"),
     "known": lambda data: [circuit.pop("known") for circuit in data["circuits"]],
     "overlap": lambda data: data.pop("pairs"),
     "breakdown": lambda data: [circuit.pop(name) for circuit in data["circuits"] for name in LABELS],
@@ -459,13 +460,14 @@ def test_a_mask_on_weights_is_shown_by_layer() -> None:
 def test_mib_has_both_orders_of_the_scores(page: Node) -> None:
     section = page.one("section", id="mib")
     lines = [[cell.text for cell in row.all("td")] for row in table(page, "mib").one("tbody").all("tr")]
-    areas = ["logit diff.", "0.940", "0.060", "0.950", "0.050", "0.630"]
+    values = [(0.94, "0.940"), (0.06, "0.060"), (0.95, "0.950"), (0.05, "0.050"), (0.63, "0.630"), (0.75, "0.750")]
+    areas = ["logit diff.", *(f"{text} [{value - 0.02:.3f}, {value + 0.02:.3f}]" for value, text in values)]
     assert lines[:2] == [["signed", *areas], ["absolute no meaning for a trained mask", *areas]]
     assert len(lines) == 4, "a circuit without scores has no line"
     plots = [len(list(plot.all("path"))) for plot in section.all("svg", role="img")]
     assert plots == [8, 8]
     points = rows(table(page, "mib", 1))["pruned_95"]
-    assert [cell.text for cell in points] == ["signed", "0.1 %", "0", "0", "3.000", "0"]
+    assert [cell.text for cell in points] == ["signed", "0.1 %", "0", "0", "3.000", "0", "0.500"]
     assert "800 (one embedding; MIB counts otherwise: 900)" in section.text
 
 
@@ -479,6 +481,14 @@ def test_absolute_order_of_trained_masks_means_nothing(method: str, trained: boo
     found = read(report_html(data)).one("section", id="mib")
     assert ("pruned_95: scores of trained masks" in found.text) == trained
     assert ("no meaning for a trained mask" in found.text) == trained
+
+
+def test_circuits_of_one_run(page: Node) -> None:
+    cells = [cell.text for cell in rows(table(page, "runs"))["edge_pruning, seed 0"]]
+    assert cells[:4] == ["2", "logit diff.", "0.940 [0.920, 0.960]", "0.060 [0.040, 0.080]"]
+    assert cells[-4:] == ["0.750 [0.730, 0.770]", "0.875", "0.050", "0.812"]
+    steps = [cell.text for cell in rows(table(page, "runs", 1))["edge_pruning, seed 0"]]
+    assert steps == ["pruned_98", "pruned_95", "0.875", "0.050", "1.0e-12"]
 
 
 def test_known_circuits(page: Node) -> None:
