@@ -208,14 +208,14 @@ one counts. Edge Pruning is in [ground_truth.md](ground_truth.md), what to concl
 ## Methods that score edges
 
 F1 of the known circuit and the same number of edges with the highest absolute scores: first {pairs} training pairs,
-squared error. `EAP` (second order, {samples} samples) and `random`: mean over {seeds} seeds, `RelP` and `GIM` over
+squared error. `EAP` (second order, {samples} samples) and `random`: mean over {seeds} seeds. `RelP` and `GIM`: over
 {ruled}. These two are `EAP` by backward rules, `RelP` with constant attention weights: without them it is `EAP` here,
 for these programs have neither norms nor activations other than ReLU. `inputs` to `gates` are the variants of `EAPIG`,
 5 steps (`gates`: 20).
 
 {attribution}
 
-These runs took {minutes:.1f} minutes together, one thread.
+These runs took {minutes:.1f} minutes together, one thread (other work used the machine beside some of them).
 
 ## Methods that train
 
