@@ -167,6 +167,9 @@ SCORED: dict[str, Entry] = {
     "eap_ig_inputs_ld": _scored(
         "EAP-IG-inputs, logit difference", "EAPIG", "logit_difference", *PATHS, passes=STEPS * BATCH
     ),
+    "eap_ig_local": _scored(
+        "EAP-IG, local increments, KL", "EAPIG", "kl", *PATHS, "--method.variant=local", passes=STEPS * BATCH
+    ),
     "eap_ig_activations": _scored(
         "EAP-IG-activations, KL", "EAPIG", "kl", "--method.steps=5", "--method.variant=activations", "--limit=16"
     ),
@@ -186,11 +189,11 @@ POLISHED = {
         passes=(1 + len(SPARSITIES)) * STEPS * BATCH,
     )
     for name, entry in (SCORED | TRAINED).items()
-    if name in ("edge_pruning", "matryoshka", "eap_ig_inputs")
+    if name in ("edge_pruning", "matryoshka", "eap_ig_inputs", "eap_ig_local")
 }
 ENTRIES: dict[str, Entry] = {**SCORED, **TRAINED, **POLISHED}
 STRONGEST = (
-    *("random", "eap_ig_inputs", "edge_pruning", "edge_pruning_long", "sp_edges", "ugs", "matryoshka"),
+    *("random", "eap_ig_inputs", "eap_ig_local", "edge_pruning", "edge_pruning_long", "sp_edges", "ugs", "matryoshka"),
     *POLISHED,
 )
 

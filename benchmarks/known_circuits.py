@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,17 +45,23 @@ PARTS = ("attribution", "training")
 Row = dict[str, Any]
 
 # Column -> the method for a seed.
-SEEDED: dict[str, Callable[..., AbstractDiscovery]] = {"EAP": methods.EAP, "random": methods.RandomScores}
+SEEDED: dict[str, Callable[..., AbstractDiscovery]] = {
+    "EAP": methods.EAP,
+    "RelP": partial(methods.EAP, rules=methods.BackwardRules("detach", "secant", "half", "detach")),
+    "GIM": partial(methods.EAP, rules=methods.BackwardRules("detach", "plain", "half", "temperature")),
+    "random": methods.RandomScores,
+}
 FIXED: dict[str, AbstractDiscovery] = {
     "inputs": methods.EAPIG("inputs", 5),
     "activations": methods.EAPIG("activations", 5),
     "clean_corrupted": methods.EAPIG("clean_corrupted"),
+    "local": methods.EAPIG("local", 5),
     "gates": methods.EAPIG("gates", 20),
     "exact": methods.ExactEdgePatching(),
     "flow": methods.InformationFlowRoutes(),
     "magnitude": methods.ActivationMagnitude(),
 }
-COLUMNS = ("EAP", *FIXED, "random")
+COLUMNS = ("EAP", "RelP", "GIM", *FIXED, "random")
 
 
 class Trained(NamedTuple):
@@ -201,12 +208,14 @@ one counts. Edge Pruning is in [ground_truth.md](ground_truth.md), what to concl
 ## Methods that score edges
 
 F1 of the known circuit and the same number of edges with the highest absolute scores: first {pairs} training pairs,
-squared error. `EAP` (second order, {samples} samples) and `random`: mean over {seeds} seeds. `inputs` to `gates` are
-the variants of `EAPIG`, 5 steps (`gates`: 20).
+squared error. `EAP` (second order, {samples} samples) and `random`: mean over {seeds} seeds. `RelP` and `GIM`: over
+{ruled}. These two are `EAP` by backward rules, `RelP` with constant attention weights: without them it is `EAP` here,
+for these programs have neither norms nor activations other than ReLU. `inputs` to `gates` are the variants of `EAPIG`,
+5 steps (`gates`: 20).
 
 {attribution}
 
-These runs took {minutes:.1f} minutes together, one thread.
+These runs took {minutes:.1f} minutes together, one thread (other work used the machine beside some of them).
 
 ## Methods that train
 
@@ -229,6 +238,7 @@ def page(record: dict[str, Any]) -> str:
         pairs=NUM_PAIRS,
         samples=max((row["settings"]["samples"] for row in eap), default=0),
         seeds=len({row["seed"] for row in eap}),
+        ruled=len({row["seed"] for row in scored if row["method"] == "RelP"}),
         attribution=table(scored, COLUMNS, score_cell),
         minutes=sum(row["seconds"] for row in scored) / 60,
         prices=", ".join(recipe.price.split("=")[1] for recipe in TRAINED.values() if recipe.price),

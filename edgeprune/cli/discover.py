@@ -25,6 +25,7 @@ from edgeprune.cli.pairs import pair_batches, prepare_runs
 from edgeprune.cli.strict_parser import StrictParser, check_numbers
 from edgeprune.console import Progress, ProgressReporter, counted, print_report
 from edgeprune.errors import EdgepruneError
+from edgeprune.methods.bootstrap import Samples, discover_by_batch
 from edgeprune.methods.discovery import AbstractDiscovery, DiscoveryResult
 from edgeprune.methods.problem import Metric, Problem
 from edgeprune.methods.selection import Selection
@@ -132,10 +133,10 @@ class DiscoverCommand:
             report = bars.report
             self._prepare_runs(runs, (*batches, *validation), report)
             start = time.perf_counter()
-            found = self.method.discover(problem, self._going_on(report), self.folder / STATE)
+            found, samples = self._discover(problem, report)
             seconds = time.perf_counter() - start if found.seconds is None else found.seconds
             header = self._header(problem, found, seconds)
-            circuits = self._circuits(problem, found, header)
+            circuits = self._circuits(problem, found, header, samples)
             rows = self._evaluate(problem, validation, circuits, report)
             self._finish(problem, found, header, rows)
         self._show(rows)
@@ -145,6 +146,12 @@ class DiscoverCommand:
         prepare_runs(runs, self.data, self.split, "validation", report=report, objective=error_measure(self.metric))
         for batch in batches:
             runs.check(batch)
+
+    def _discover(self, problem: Problem, report: Progress) -> tuple[DiscoveryResult, Samples | None]:
+        """What the method finds, and its scores of single batches where the selection wants them."""
+        if self.selection is not None and self.selection.bootstrap is not None:
+            return discover_by_batch(self.method, problem, report)
+        return self.method.discover(problem, self._going_on(report), self.folder / STATE), None
 
     def _going_on(self, report: Progress) -> Progress:
         """Where the method has a state to go on from, print so on stderr with its first report, which has how far."""
@@ -218,11 +225,13 @@ class DiscoverCommand:
             "torch": str(torch.__version__),
         }
 
-    def _circuits(self, problem: Problem, found: DiscoveryResult, header: dict[str, Any]) -> dict[str, Circuit]:
+    def _circuits(
+        self, problem: Problem, found: DiscoveryResult, header: dict[str, Any], samples: Samples | None
+    ) -> dict[str, Circuit]:
         """The method's own circuits, and those that are cut from its scores if it has none or a selection is given."""
         circuits = dict(found.circuits)
         if found.scores is not None and (self.selection is not None or not circuits):
-            circuits |= (self.selection or Selection()).circuits(problem.model.graph, found.scores)
+            circuits |= (self.selection or Selection()).circuits(problem.model.graph, found.scores, samples)
         if not circuits:
             raise EdgepruneError(f"method {type(self.method).__name__} found neither scores nor circuits")
         return {name: replace(one, header={**header, **one.header}) for name, one in circuits.items()}

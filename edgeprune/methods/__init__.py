@@ -1,6 +1,7 @@
 """Methods: recipes that learn gates, and discoveries that find circuits without training."""
 
 from edgeprune.methods.acdc import ACDC as ACDC
+from edgeprune.methods.backward_rules import BackwardRules as BackwardRules
 from edgeprune.methods.base import AbstractRecipe as AbstractRecipe
 from edgeprune.methods.baselines import ActivationMagnitude as ActivationMagnitude
 from edgeprune.methods.baselines import RandomScores as RandomScores

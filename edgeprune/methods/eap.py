@@ -1,6 +1,7 @@
 """Edge attribution patching (Syed, Rager and Conmy 2023, arXiv 2310.10348): gradients at the full model score edges."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -12,6 +13,7 @@ from edgeprune.console import Progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.gates import uniform_noise
 from edgeprune.methods.attribution import closing_curvatures, closing_effects, mean_over_examples, open_gates
+from edgeprune.methods.backward_rules import BackwardRules
 from edgeprune.methods.discovery import AbstractDiscovery, DiscoveryResult
 from edgeprune.methods.problem import FLAT, Problem
 from edgeprune.models.states import WriterStates
@@ -36,15 +38,20 @@ class EAP(AbstractDiscovery):
     an edge that does nothing to first order in the logits scores exactly 0. One forward pass per example and `samples`
     backward passes.
 
+    With `rules`, every gradient is one by backward rules (deviation: RelP's demonstration takes it at the corrupted
+    run, and none of the sources has them for losses without a slope).
+
     Attributes:
         samples: Random functions per example; of use under `kl` and `squared_error` alone.
         seed: Of those functions, which depend on it and on the number of the example in its split alone.
+        rules: Of norms, activations, products and attention; None: gradients are the model's.
     """
 
     name = "eap"
 
     samples: int = 4
     seed: int = 0
+    rules: BackwardRules | None = None
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -56,9 +63,10 @@ class EAP(AbstractDiscovery):
         first_order = problem.metric not in FLAT
 
         def score(batch: PairBatch, full: Tensor, ablated: WriterStates) -> Tensor:
-            if first_order:
-                return closing_effects(problem, batch, full, ablated, gates)
-            return closing_curvatures(problem, batch, full, ablated, gates, self._signs) / self.samples
+            with nullcontext() if self.rules is None else self.rules.on(problem.model):
+                if first_order:
+                    return closing_effects(problem, batch, full, ablated, gates)
+                return closing_curvatures(problem, batch, full, ablated, gates, self._signs) / self.samples
 
         scores = mean_over_examples(problem, score, report, "EAP")
         passes = len(problem.batches) if first_order else self.samples * problem.num_examples

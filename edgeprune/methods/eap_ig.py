@@ -16,7 +16,7 @@ from edgeprune.methods.discovery import AbstractDiscovery, DiscoveryResult
 from edgeprune.methods.problem import Problem
 from edgeprune.models.states import FixedOutputs, WriterStates
 
-Variant = Literal["inputs", "activations", "clean_corrupted", "gates"]
+Variant = Literal["inputs", "activations", "clean_corrupted", "gates", "local"]
 
 
 @final
@@ -24,7 +24,7 @@ Variant = Literal["inputs", "activations", "clean_corrupted", "gates"]
 class EAPIG(AbstractDiscovery):
     """EAP with the gradient averaged over runs between the ablated and the clean one.
 
-    In all variants but `"gates"` the score of an edge is (ablated - own output of its writer in the *clean* run) times
+    In the first three variants the score of an edge is (ablated - own output of its writer in the *clean* run) times
     the average over runs of the gradient at its reader's input, every edge open. The runs:
 
     - `"inputs"`: embeddings `ablated + k/m (own - ablated)` for k = 0 ... m-1, as published: the ablated end is in, the
@@ -37,6 +37,15 @@ class EAPIG(AbstractDiscovery):
     - `"gates"`: all gates of the masked model together at (k - 1/2)/m, k = 1 ... m (midpoint rule); the score is minus
       the average gate gradient. As m grows, the scores sum to the loss with every edge closed minus that with every
       edge open.
+    - `"local"`: embeddings move as for `"inputs"`, and each step counts with what every writer's output moves by *in
+      it*: the sum over k of (output at k-1 - output at k) times the gradient at the reader's input halfway between,
+      outputs those of runs from `ablated + k/m (own - ablated)`, k = 0 ... m. Outputs of later writers do not move in a
+      straight line, so that `"inputs"`, the whole difference times the average gradient, counts too much or too little.
+      As m grows, the scores of all edges that cross a cut between embeddings and logits, such as all edges into the
+      logits, sum to the loss from ablated embeddings minus that from clean ones; the error falls with the square of m.
+      Source: the authors' code of arXiv 2609.25518, for nodes. Deviations: it takes the gradient at k, with an error
+      that falls with m; outputs at k = 0 are those of a run from ablated embeddings, which under `interchange` are what
+      closed edges carry.
 
     "Ablated" is what closed edges carry: the corrupted run's values, or zero. Deviations from the published code:
     scores do not depend on the batch size; the position embedding moves too where the ablated run has another one.
@@ -91,8 +100,25 @@ class EAPIG(AbstractDiscovery):
             return
         own = problem.model.record(batch.clean, batch.attention_mask)
         difference = ablated.minus(own)
+        if self.variant == "local":
+            yield from self._increments(problem, batch, full, own.embeddings, difference.embeddings, gates)
+            return
         for fixed in self._runs(own, difference):
             yield closing_effects(problem, batch, full, difference, gates, fixed=fixed, relative=True)
+
+    def _increments(
+        self, problem: Problem, batch: PairBatch, full: Tensor, own: Tensor, difference: Tensor, gates: Tensor
+    ) -> Iterator[Tensor]:
+        """Summed scores of each step, from embeddings `own` and what they lack, `[num_embeddings, batch, seq, d]`."""
+        model, before = problem.model, None
+        for k in range(self.steps + 1):
+            share = 1 - k / self.steps  # 1: ablated, 0: clean
+            here = model.record(batch.clean, batch.attention_mask, own + share * difference)
+            if before is not None:
+                halfway = FixedOutputs(embeddings=own + (share + 0.5 / self.steps) * difference)
+                moved = before.minus(here).map(lambda field: field * self.steps)  # scores are means over runs
+                yield closing_effects(problem, batch, full, moved, gates, fixed=halfway, relative=True)
+            before = here
 
     def _runs(self, own: WriterStates, difference: WriterStates) -> Iterator[FixedOutputs]:
         """What is given in each run: outputs moved from the clean run's by a share of `difference`."""

@@ -98,15 +98,16 @@ class MaskedModel(nn.Module):
 
     # ---------------------------------------------------------------- runs without gates
     @torch.no_grad()
-    def record(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> WriterStates:
-        """Run the full model on `input_ids` `[batch, seq]` and keep what every writer wrote. No gradients."""
-        heads: list[Tensor] = []
-        mlps: list[Tensor] = []
+    def record(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, embeddings: Tensor | None = None
+    ) -> WriterStates:
+        """Run the full model on `input_ids` `[batch, seq]`, keep what every writer wrote; no gradients. See `start`."""
+        heads, mlps = list[Tensor](), list[Tensor]()
         edits: Edits = {"head_out" if self.sums_to_stream else "z": keeping(heads), "mlp_out": keeping(mlps)}
-        embeddings, stream, context = self.start(input_ids, attention_mask)
+        parts, stream, context = self.start(input_ids, attention_mask, embeddings)
         walk(self.blocks, stream, context, edits)
         return WriterStates(
-            embeddings=torch.stack(embeddings),
+            embeddings=torch.stack(parts),
             heads=torch.stack(heads) if heads else stream.new_empty(0),
             mlps=torch.stack(mlps) if mlps else None,
         )

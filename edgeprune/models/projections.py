@@ -25,6 +25,7 @@ class Projection(NamedTuple):
         eps: The norm's; None: there is no norm.
         centred: The norm takes the mean over the width away.
         stays: The weight is not overwritten when another layer's is asked for.
+        detached: In the backward, the norm's scale is a constant.
     """
 
     weight: Tensor
@@ -32,6 +33,7 @@ class Projection(NamedTuple):
     eps: float | None
     centred: bool
     stays: bool
+    detached: bool = False
 
 
 class _Kept(NamedTuple):
@@ -53,13 +55,16 @@ class Projections:
     Args:
         blocks: The model's layers.
         arch: Its graph's shape.
+
+    Attributes:
+        detach_scale: Make projections `detached`.
     """
 
     def __init__(self, blocks: Sequence[Block], arch: ArchSpec) -> None:
         self._blocks, self._arch = blocks, arch
         self._kept: dict[int, _Kept] = {}
         self._room: Tensor | None = None
-        self._may_keep = True
+        self._may_keep, self.detach_scale = True, False
         _, head_dim, width = blocks[0].projection_weight().shape
         self._shape = (arch.num_attention_readers, width, head_dim + blocks[0].input_spec().centred)  # of one layer's
 
@@ -101,7 +106,8 @@ class Projections:
         norm, like = block.input_spec(), block.qkv_weights()[0]
         zero = like.new_zeros((1, 1, like.shape[1])) if norm.bias is None else norm.bias[None, None]
         offset = torch.cat(repeat_kv(block.project(zero), self._arch.kv_readers_per_head), 2)
-        return Projection(self._weight(layer), offset.view(self._shape[0], -1), norm.eps, norm.centred, self._keeps)
+        offset = offset.view(self._shape[0], -1)
+        return Projection(self._weight(layer), offset, norm.eps, norm.centred, self._keeps, self.detach_scale)
 
     def _sources(self, layer: int) -> tuple[Tensor, ...]:
         """What a layer's weights are made from: those of q, k and v by head, and the norm's if it has any."""

@@ -152,9 +152,12 @@ class ReadOps:
         head.copy_(grad.transpose(0, 1))
         if projection.eps is not None:
             scale, mean = (part.expand(len(inputs), -1) for part in (scale, mean))
+            head.mul_(scale[..., None])
+            if projection.centred:
+                scaled[..., -1] = 0
+        if projection.eps is not None and not projection.detached:
             along = (grad * (out - projection.offset)).sum(-1).T  # through the scale: along the input
             pull = scale.square() * along / inputs.shape[-1]
-            head.mul_(scale[..., None])
             if projection.centred:
                 scaled[..., -1] = pull * mean
             pull = pull.neg_().to(inputs.dtype)[..., None]

@@ -93,7 +93,7 @@ class TritonReadOps(CudaReadOps):
         scale, mean = (part.expand(readers, -1) for part in (scale, mean))
         wide = grad.to(exact)
         along = (wide * (out - projection.offset)).sum(-1).T
-        pull = (scale.square() * along / width).contiguous()
+        pull = (scale.square() * along * (not projection.detached) / width).contiguous()
         centre = (pull * mean).contiguous()
         if projection.eps is not None:
             wide = wide * scale.T[..., None]

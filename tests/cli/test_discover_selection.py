@@ -10,6 +10,7 @@ from edgeprune.cli import main
 ROOT = Path(__file__).parents[2]
 ACDC = ROOT / "configs" / "discover" / "acdc_reverse.yaml"
 EXACT = ROOT / "configs" / "discover" / "exact.yaml"
+LOCAL = ROOT / "configs" / "discover" / "eap_ig_local.yaml"
 
 
 def circuits(config: Path, out: Path, *more: str) -> list[str]:
@@ -37,3 +38,32 @@ def test_scores_alone_are_cut_as_by_default(tmp_path: Path) -> None:
     assert circuits(EXACT, tmp_path / "out", *more) == [
         f"sparsity-{value}" for value in ("0.5000", "0.8000", "0.9000", "0.9500", "0.9800", "0.9900")
     ]
+
+
+def test_connected_circuits_of_scores_with_intervals(tmp_path: Path) -> None:
+    more = ("--data.batch_size", "2", "--selection.rule", "connected", "--selection.sparsities", "[0.9]")
+    more = (*more, "--selection.bootstrap.resamples", "50", "--selection.prune_dangling", "false")
+    assert circuits(LOCAL, tmp_path / "out", *more) == ["sparsity-0.9000"]
+    circuit = Circuit.load(tmp_path / "out" / "circuits" / "sparsity-0.9000.safetensors")
+    assert circuit.num_dangling == 0
+    assert circuit.header["backward_passes"] == 15  # three batches, five steps
+    selection = circuit.header["selection"]
+    assert (selection["gap"], selection["edges"]) == (0, circuit.num_edges)
+    assert (selection["bootstrap"]["batches"], selection["bootstrap"]["resamples"]) == (3, 50)
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["--selection.bootstrap.resamples=50"], "lower data.batch_size"),
+        (["--selection.bootstrap.confidence=2"], "confidence must lie in"),
+        (["--selection.positive_first=0.5", "--selection.absolute=false"], "absolute=true"),
+        (["--selection.seconds=0"], "seconds must be above 0"),
+        (["--method=EAP", "--method.rules.norm=frozen"], "frozen"),
+    ],
+)
+def test_mistakes_are_one_line(more: list[str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["discover", "--config", str(LOCAL), "--limit", "6", "--out", str(tmp_path / "out"), *more]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert named in error
+    assert not (tmp_path / "out").exists()

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from datamodules.collate import collate
 from datamodules.tasks.base import TokenPair
 from datamodules.tasks.compiled import CompiledTask
 from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.compiled import CompiledConfig, CompiledTransformer
+from edgeprune.graph import EdgeGraph
 from edgeprune.methods.problem import Metric, Problem
 from edgeprune.models.family import registry
 from edgeprune.models.loading import load_model
@@ -81,3 +83,10 @@ def compiled_problem(name: str, ablation: str = "interchange", number: int = 40)
     pairs = CompiledTask(name).splits(None)["train"][:number]
     model = load_model(f"compiled:{name}")
     return problem(model, pairs, cuts=(16, 32), metric="squared_error", ablation=ablation)
+
+
+def cuts(graph: EdgeGraph, scores: Tensor) -> list[float]:
+    """Sums of scores over all edges that cross from before a layer to it and behind it, and into the logits."""
+    layers = range(graph.arch.num_layers)
+    found = [scores[graph.first_reader(layer) :, : graph.first_writer(layer)].sum().item() for layer in layers]
+    return [*found, scores[-1].sum().item()]

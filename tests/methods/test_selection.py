@@ -9,7 +9,7 @@ from torch import Tensor
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import ArchSpec, EdgeGraph
-from edgeprune.methods.selection import Selection, above, greedy, prune_dangling, top_n
+from edgeprune.methods.selection import Selection, above, greedy, positive_first, prune_dangling, top_n
 
 GRAPHS = [
     EdgeGraph(ArchSpec(num_layers=3, num_heads=4, num_kv_heads=4)),
@@ -84,6 +84,33 @@ def test_what_greedy_keeps_leads_to_the_logits(graph: EdgeGraph) -> None:
     heard = graph.reaching_logits(keep)
     assert heard[keep.any(1)].all()
     assert not graph.reaching_logits(top_n(graph, noise(graph, 2), 25))[top_n(graph, noise(graph, 2), 25).any(1)].all()
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_positive_first_goes_from_absolute_values_to_scores(graph: EdgeGraph) -> None:
+    scores = noise(graph, 3)
+    values, positive = graph.to_vector(scores), int((graph.to_vector(scores) > 0).sum())
+    for count in (1, 10, positive // 2):
+        assert torch.equal(positive_first(graph, scores, count, 0), top_n(graph, scores, count, absolute=True))
+        assert torch.equal(positive_first(graph, scores, count, 1), top_n(graph, scores, count))
+    keep = graph.to_vector(positive_first(graph, scores, 10, 0.65))
+    first = values.argsort(descending=True)[:6]
+    others = [edge for edge in values.abs().argsort(descending=True).tolist() if edge not in first]
+    assert set(keep.nonzero().flatten().tolist()) == {*first.tolist(), *others[:4]}
+    keep = positive_first(graph, scores - 10, 7, 1)  # none is above 0
+    assert torch.equal(keep, top_n(graph, scores - 10, 7, absolute=True))
+
+
+def test_a_selection_that_takes_positive_scores_first() -> None:
+    graph, scores = GRAPHS[0], noise(GRAPHS[0]) - 2
+    settings: dict[str, Any] = {"absolute": True, "sparsities": (0.9,), "positive_first": 0.5}
+    (circuit,) = Selection(**settings).circuits(graph, scores).values()
+    least = min(circuit.num_edges // 2, int((graph.to_vector(scores) > 0).sum()))
+    assert (scores[circuit.keep] > 0).sum() >= least > 0
+    assert circuit.header["selection"]["positive_first"] == 0.5
+    (joined,) = Selection(rule="connected", **settings).circuits(graph, scores).values()
+    assert (scores[joined.keep] > 0).sum() >= least
+    assert (joined.num_dangling, joined.num_edges) == (0, circuit.num_edges)
 
 
 def test_above_a_threshold() -> None:
@@ -171,6 +198,10 @@ def test_a_selection_by_thresholds() -> None:
         ({"sparsities": (0.5, 1.5)}, "1.5"),
         ({"sparsities": ()}, "sparsities"),
         ({"rule": "threshold"}, "thresholds"),
+        ({"positive_first": 1.5, "absolute": True}, "1.5"),
+        ({"positive_first": 0.5}, "absolute=true"),
+        ({"positive_first": 0.5, "absolute": True, "rule": "greedy"}, "'greedy'"),
+        ({"seconds": 0}, "got 0"),
     ],
 )
 def test_mistakes_are_named(settings: dict[str, Any], named: str) -> None:
