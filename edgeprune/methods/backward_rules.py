@@ -8,7 +8,7 @@ torch computes there is looked at function by function, so that no family needs 
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any, Literal, cast, final, get_args
 
 import torch
@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.models.block import Block
+from edgeprune.models.lean import activation_classes
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.read_functions import ScaleGradient
 
@@ -97,14 +98,6 @@ class BackwardRules:
             yield
 
 
-@cache
-def _activation_classes() -> tuple[type[nn.Module], ...]:
-    """Of the modules that the library makes of names such as `"silu"`."""
-    from transformers.activations import ACT2CLS
-
-    return tuple({entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values()})
-
-
 class _StandIn(torch.autograd.Function):
     """Values `[...]` as they are; their gradient goes to the stand-in, of the same shape."""
 
@@ -178,7 +171,7 @@ class _Functions(TorchFunctionMode):
     def hook(self, model: nn.Module, stack: ExitStack) -> None:
         """Let a model's activations say when they run, until the stack closes."""
         for module in model.modules():
-            if isinstance(module, _activation_classes()):
+            if isinstance(module, activation_classes()):
                 for handle in (
                     module.register_forward_pre_hook(self._enter),
                     module.register_forward_hook(self._leave),

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,6 +24,14 @@ def lean(mlp: nn.Module) -> nn.Module:
     made = copy.copy(mlp)
     made._modules = {**own, **dict.fromkeys(found, LeanNewGELU())}
     return made
+
+
+@cache
+def activation_classes() -> tuple[type[nn.Module], ...]:
+    """Of the modules that the library makes of names such as `"silu"`."""
+    from transformers.activations import ACT2CLS
+
+    return tuple({entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values()})
 
 
 class LeanNewGELU(nn.Module):
