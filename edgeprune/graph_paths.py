@@ -85,4 +85,4 @@ def _sees(graph: "EdgeGraph") -> Tensor:
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """Where a product of matrices of zeros and ones, `[a, b]` and `[b, c]`, is not 0."""
-    return left.float() @ right.float() > 0
+    return left.to(torch.float32) @ right.to(torch.float32) > 0
