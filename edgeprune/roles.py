@@ -85,7 +85,7 @@ def observed_roles(batches: Sequence[PairBatch], names: Sequence[str] | None = N
         roles, real = role_of(batch, names), batch.attention_mask.bool()
         is_of = torch.nn.functional.one_hot(roles, len(names)).bool() & real[..., None]
         before = is_of.cumsum(1) > 0  # or there
-        sees |= torch.einsum("bsq,bsk->qk", is_of.float(), before.float()).cpu() > 0
+        sees |= torch.einsum("bsq,bsk->qk", is_of.to(torch.float32), before.to(torch.float32)).cpu() > 0
         scored[roles.gather(1, batch.positions)[batch.position_mask].cpu()] = True
     return RoleSpec(
         names,
