@@ -52,14 +52,13 @@ def test_with_all_edges_the_circuit_is_the_model_and_its_complement_the_corrupte
 
 def test_weights_are_judged_apart_and_are_afterwards_what_they_were() -> None:
     model = tiny("gpt2")
-    judge, before = evaluator(model), values(model)
-    named = dict(model.hf.named_parameters())
+    before, named = values(model), dict(model.hf.named_parameters())
     whole = {name: torch.ones_like(named[name], dtype=torch.bool) for name in gated_names(model)}
     for keep, accuracy in ((whole, 1.0), ({name: ~part for name, part in whole.items()}, None)):
         mask = WeightMask.of(model, keep)
         with mask(model):
             inside = values(model)
-            found = functional_test(judge, judge.graph.exists, DRAWS)
+            found = functional_test(evaluator(model), model.graph.exists, DRAWS)
             assert all(map(torch.equal, values(model), inside))
         assert found.weights is not None
         assert found.full.value == 1, "of the full model with all its weights"
