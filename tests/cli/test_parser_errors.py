@@ -36,7 +36,10 @@ SAID: dict[str, tuple[list[str], str]] = {
     "no number": (["--method.steps", "x"], "method.steps must be a whole number, got x"),
     "no number where none may be": (["--limit", "x"], "limit must be a whole number, got x"),
     "no list": (["--method", "ACDC", "--method.taus", "0.1"], "method.taus must be a list such as [1, 2], got 0.1"),
-    "a rule that is none": (["--selection.rule", "x"], "selection.rule must be one of top_n, greedy, connected, threshold, got x"),
+    "a rule that is none": (
+        ["--selection.rule", "x"],
+        "selection.rule must be one of top_n, greedy, connected, threshold, got x",
+    ),
     "an option of selection that is none": (["--selection.depth", "1"], "selection has no option 'depth'"),
     "a selection that is none": (["--selection", "greedy"], "selection cannot be 'greedy'"),
     "an unknown option": (["--depth", "3"], "unrecognized arguments: --depth 3; see --help"),

@@ -53,12 +53,14 @@ def test_with_all_edges_the_circuit_is_the_model_and_its_complement_the_corrupte
 def test_weights_are_judged_apart_and_are_afterwards_what_they_were() -> None:
     model = tiny("gpt2")
     before, named = values(model), dict(model.hf.named_parameters())
+    judges = [evaluator(model) for _ in range(2)]  # runs that are kept are of one mask
     whole = {name: torch.ones_like(named[name], dtype=torch.bool) for name in gated_names(model)}
-    for keep, accuracy in ((whole, 1.0), ({name: ~part for name, part in whole.items()}, None)):
+    none = {name: ~part for name, part in whole.items()}
+    for judge, keep, accuracy in zip(judges, (whole, none), (1.0, None), strict=True):
         mask = WeightMask.of(model, keep)
         with mask(model):
             inside = values(model)
-            found = functional_test(evaluator(model), model.graph.exists, DRAWS)
+            found = functional_test(judge, model.graph.exists, DRAWS)
             assert all(map(torch.equal, values(model), inside))
         assert found.weights is not None
         assert found.full.value == 1, "of the full model with all its weights"
