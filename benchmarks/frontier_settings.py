@@ -210,9 +210,10 @@ PROBLEMS: dict[str, Problem] = {
         *("Pronoun, stories of 260,000 parameters", "ioi_smollm2", "JSONLTask", {}),
         own_model="--model",
         tries={
-            "sp_edges": _each(EDGES, "penalty_weight", 10, 30, 100),
-            "ugs": _each(SAMPLES, "edge_weight", 0.0005, 0.0014, 0.004),
+            "sp_edges": _each(EDGES, "penalty_weight", 30, 100, 300),
+            "ugs": _each(SAMPLES, "edge_weight", 0.0014, 0.004, 0.0125),
             "eap_ig_inputs": (_method("EAPIG", "kl", "--method.steps=15", "--limit=320"),),
+            "eap_ig_local": (_method("EAPIG", "kl", "--method.steps=15", "--limit=320", "--method.variant=local"),),
         },
     ),
 }
