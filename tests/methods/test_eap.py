@@ -242,6 +242,6 @@ def test_a_metric_that_is_not_defined_is_refused() -> None:
 
 
 def test_settings() -> None:
-    assert EAP(samples=2).describe() == {"method": "eap", "samples": 2, "seed": 0}
+    assert EAP(samples=2).describe() == {"method": "eap", "samples": 2, "seed": 0, "rules": None}
     with pytest.raises(EdgepruneError, match="samples must be at least 1, got 0"):
         EAP(samples=0)
