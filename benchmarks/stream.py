@@ -67,7 +67,7 @@ def data_of(model: str, options: argparse.Namespace, num_train: int, *, stream: 
 
 def run(options: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     """Train once, and judge the circuits."""
-    arm = {"stream": False, "cache_gb": 2.0, **ARMS[name]}
+    arm: dict[str, Any] = {"stream": False, "cache_gb": 2.0, **ARMS[name]}
     held_out = data_of(options.model, options, 1, stream=False, seed=10_000 + seed)
     data = data_of(options.model, options, arm["num_train"], stream=arm["stream"], seed=seed)
     start, begin = time.perf_counter(), time.process_time()
