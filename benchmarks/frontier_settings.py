@@ -119,6 +119,7 @@ def _each(base: tuple[str, ...], option: str, *values: float) -> Tries:
 
 
 FEW = ("--limit=4", "--data.batch_size=4", "--selection=null")
+ALL_PAIRS = ("--method.steps=15", "--limit=320")  # of the stories: 4,800 passes, as training
 PATHS = ("--method.steps=5", f"--limit={STEPS * BATCH // 5}")  # as many passes as training has
 
 
@@ -212,8 +213,8 @@ PROBLEMS: dict[str, Problem] = {
         tries={
             "sp_edges": _each(EDGES, "penalty_weight", 30, 100, 300),
             "ugs": _each(SAMPLES, "edge_weight", 0.0014, 0.004, 0.0125),
-            "eap_ig_inputs": (_method("EAPIG", "kl", "--method.steps=15", "--limit=320"),),
-            "eap_ig_local": (_method("EAPIG", "kl", "--method.steps=15", "--limit=320", "--method.variant=local"),),
+            "eap_ig_inputs": (_method("EAPIG", "kl", *ALL_PAIRS),),
+            "eap_ig_local": (_method("EAPIG", "kl", *ALL_PAIRS, "--method.variant=local"),),
         },
     ),
 }

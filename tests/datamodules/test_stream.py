@@ -29,14 +29,8 @@ from datamodules.tasks import (
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
 from tests.datamodules.test_resume import Recorder
+from tests.datamodules.test_resume import pytestmark as pytestmark  # the same warnings of Lightning's
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec.*"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
-    pytest.mark.filterwarnings("ignore:.*worker processes in total.*"),  # on a single core
-    pytest.mark.filterwarnings("ignore:.*exists and is not empty.*"),
-    pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint.*"),
-]
 Prompt = tuple[int, ...]
 REPEATED = Induction(num_train=14, num_validation=5, num_test=6, length=4, vocab_size=40)
 
