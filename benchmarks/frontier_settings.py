@@ -200,12 +200,14 @@ STRONGEST = (
 
 
 # -------------------------------------------------------------------- problems
+LONG: dict[str, Tries] = {"matryoshka": _each(RANKING, "learning_rate", 0.03)}  # lowest of three on the stories
 PROBLEMS: dict[str, Problem] = {
-    "ioi": Problem("IOI, four sentences, SmolLM2-135M", "ioi_smollm2", None, {"templates": 4}),
+    "ioi": Problem("IOI, four sentences, SmolLM2-135M", "ioi_smollm2", None, {"templates": 4}, tries=LONG),
     "pronoun": Problem(
-        "Gendered pronoun, SmolLM2-135M", "ioi_smollm2", "GenderedPronoun", {"entities": "shared", "templates": 4}
+        *("Gendered pronoun, SmolLM2-135M", "ioi_smollm2", "GenderedPronoun", {"entities": "shared", "templates": 4}),
+        tries=LONG,
     ),
-    "gemma": Problem("IOI, four sentences, Gemma-3-270M", "ioi_gemma3", None, {"templates": 4}),
+    "gemma": Problem("IOI, four sentences, Gemma-3-270M", "ioi_gemma3", None, {"templates": 4}, tries=LONG),
     "ioi_one": Problem("IOI, one sentence, SmolLM2-135M", "ioi_smollm2", None, {"templates": 1}, all_methods=True),
     "stories": Problem(
         *("Pronoun, stories of 260,000 parameters", "ioi_smollm2", "JSONLTask", {}),
