@@ -52,6 +52,11 @@ class EdgeGraph:
         """The graph of the same architecture with these roles; None: without any."""
         return type(self)(self.arch, roles)
 
+    @cached_property
+    def without_roles(self) -> Self:
+        """The graph of the same architecture without roles, the same object each time."""
+        return self if self.roles is None else self.with_roles(None)
+
     # ---------------------------------------------------------------- names
     @cached_property
     def writers(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
-from edgeprune.graph import RoleSpec
+from edgeprune.graph import EdgeGraph, RoleSpec
 
 OTHER = "other tokens"
 REST = "rest"  # the same as a role of a graph
@@ -58,6 +58,11 @@ def role_of(batch: PairBatch, names: Sequence[str]) -> Tensor:
     """
     parts = positions_by_part(batch, names[:-1])
     return torch.where(parts.any(0), parts.long().argmax(0), len(names) - 1)
+
+
+def roles_in(graph: EdgeGraph, batch: PairBatch) -> Tensor | None:
+    """The number of each token's role in a graph with roles, long `[batch, seq]`; None in one without."""
+    return None if graph.roles is None else role_of(batch, graph.roles.names)
 
 
 def observed_roles(batches: Sequence[PairBatch], names: Sequence[str] | None = None) -> RoleSpec:

@@ -12,13 +12,14 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.methods.problem import FLAT, Metric, Problem
 from edgeprune.models.masked import COMPUTED, MaskedModel
 from edgeprune.models.states import FixedOutputs, WriterStates
+from edgeprune.roles import roles_in
 
 BatchScores = Callable[[PairBatch, Tensor, WriterStates], Tensor]
 Noise = Callable[[int, tuple[int, int]], Iterable[Tensor]]  # number of the example, shape -> tensors of that shape
 
 
 def open_gates(model: MaskedModel) -> Tensor:
-    """Gates `[reader, writer]`, all open, on the model's device; in double precision if the model is."""
+    """Gates `[..., reader, writer]`, all open, on the model's device; in double precision if the model is."""
     dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
     return model.graph.all_open(dtype, model.device)
 
@@ -33,7 +34,7 @@ def closing_effects(
     fixed: FixedOutputs = COMPUTED,
     relative: bool = False,
 ) -> Tensor:
-    """Minus the gradient of the summed loss of a batch with respect to the gates, float64 `[reader, writer]`.
+    """Minus the gradient of the summed loss of a batch with respect to the gates, float64 `[..., reader, writer]`.
 
     Positive: closing the edge raises the loss, to first order. One forward and one backward pass.
 
@@ -42,14 +43,17 @@ def closing_effects(
         batch: Pairs on the model's device.
         full: Logits of the full model at the scored positions.
         ablated: What closed edges carry, or with `relative` its difference from what open ones carry.
-        gates: Float `[reader, writer]`, where the gradient is taken.
+        gates: Float `[..., reader, writer]`, where the gradient is taken.
         fixed: Outputs of writers that are taken as given.
         relative: See `MaskedModel.forward`.
     """
     gates = gates.detach().clone().requires_grad_()
     with torch.enable_grad():
         logits = problem.model(
-            batch.clean, gates, ablated, batch.attention_mask, batch.positions, fixed=fixed, relative=relative
+            *(batch.clean, gates, ablated, batch.attention_mask, batch.positions),
+            role_of=roles_in(problem.model.graph, batch),
+            fixed=fixed,
+            relative=relative,
         )
         loss = problem.losses(full, logits.float(), batch).sum()
         (gradient,) = torch.autograd.grad(loss, gates)
@@ -71,15 +75,16 @@ def closing_curvatures(
         batch: Pairs on the model's device.
         full: Logits of the full model at the scored positions.
         ablated: What closed edges carry.
-        gates: Every edge open, float `[reader, writer]`.
+        gates: Every edge open, float `[..., reader, writer]`.
         noise: From the number of an example in its split and (scored positions, outputs), noise of mean 0 and
             covariance 1.
 
     Returns:
-        Float64 `[reader, writer]`, nowhere negative.
+        Float64 `[..., reader, writer]`, nowhere negative.
     """
     problem.losses(full, full, batch)  # refuses pairs for which the metric is not defined
     total = torch.zeros(gates.shape, dtype=torch.float64, device=gates.device)
+    roles = roles_in(problem.model.graph, batch)
     for row, index in enumerate(batch.index.tolist()):
         real, length = int(batch.position_mask[row].sum()), int(batch.attention_mask[row].nonzero().max()) + 1
         clean, mask, positions = (
@@ -87,9 +92,10 @@ def closing_curvatures(
             for field, size in ((batch.clean, length), (batch.attention_mask, length), (batch.positions, real))
         )
         states = ablated.map(lambda field, row=row, length=length: _of_example(field, row, length))
+        own = None if roles is None else roles[row : row + 1, :length]
         leaf = gates.detach().clone().requires_grad_()
         with torch.enable_grad():
-            logits = problem.model(clean, leaf, states, mask, positions)[0].float()
+            logits = problem.model(clean, leaf, states, mask, positions, role_of=own)[0].float()
         for draw in noise(index, (real, full.shape[-1])):
             probe = curvature_probe(problem.metric, full[row, :real], draw.to(full))
             (slope,) = torch.autograd.grad((logits * probe).sum(), leaf, retain_graph=True)
@@ -128,12 +134,12 @@ def mean_over_examples(
 
     Args:
         problem: Where batches come from.
-        score: Scores `[reader, writer]` of a batch (pairs, full logits, ablated states), summed over its examples.
+        score: Scores `[..., reader, writer]` of a batch (pairs, full logits, ablated states), summed over its examples.
         report: Gets `what`, the number of batches done, and of all.
         what: Names the work in its reports.
 
     Returns:
-        Float64 `[reader, writer]` on the CPU.
+        Float64 `[..., reader, writer]` on the CPU.
     """
     total = torch.zeros(problem.model.graph.shape, dtype=torch.float64)
     for done, (batch, full, ablated) in enumerate(problem.batches_with_runs(), start=1):

@@ -14,6 +14,7 @@ from edgeprune.models.masked import MaskedModel
 from edgeprune.models.read_ops import exact_dtype
 from edgeprune.models.sparse_run import EmptyRun
 from edgeprune.models.states import WriterStates
+from edgeprune.roles import roles_in
 
 TOKENS_AT_ONCE = 512  # of several circuits in one run; more tokens than this make a run no faster per token
 FEW_EDGES = 0.1  # share of open edges up to which it is faster to run only what they change
@@ -28,12 +29,16 @@ def gated_logits(
     Args:
         model: The masked model.
         batch: On its device.
-        gates: `[reader, writer]`, or `[group, reader, writer]`.
+        gates: Of the graph's shape, or one more axis before: of groups. `[reader, writer]` fits a graph with roles too.
         ablated: What closed edges carry in this batch.
         sampled: They are a sample, of which some are closed: a GPU is then not asked, and waited for.
     """
     all_open = False if sampled and model.device.type != "cpu" else None
-    return model(batch.clean, gates, ablated, batch.attention_mask, batch.positions, all_open=all_open).float()
+    role_of = None if gates.ndim == 2 else roles_in(model.graph, batch)
+    logits = model(
+        batch.clean, gates, ablated, batch.attention_mask, batch.positions, role_of=role_of, all_open=all_open
+    )
+    return logits.float()
 
 
 def logits_of_each(
@@ -53,7 +58,7 @@ def logits_of_each(
     Args:
         model: The masked model.
         batch: On the model's device.
-        gates: Matrices `[reader, writer]`, of any dtype.
+        gates: Matrices of the graph's shape, of any dtype; `[reader, writer]` fits a graph with roles too.
         ablated: What closed edges carry in this batch.
         head: False: what the logits read, `[batch, positions, d_model]`, instead of logits.
         like_batch: See `EmptyRun`.
@@ -69,6 +74,8 @@ def logits_of_each(
 
 def _few_edges(model: MaskedModel, gates: Tensor) -> Tensor | None:
     """The open edges, bool `[reader, writer]`, if they are few and no gate lies between open and closed."""
+    if model.graph.roles is not None:
+        return None
     exists = model.graph.exists
     found = gates.cpu().where(exists, 0)
     keep = found == 1
@@ -79,14 +86,17 @@ def _dense_logits(
     model: MaskedModel, batch: PairBatch, gates: Sequence[Tensor], ablated: WriterStates, head: bool
 ) -> Iterator[Tensor]:
     """As `logits_of_each`, every reader run."""
+    roles = roles_in(model.graph, batch)
     at_once, dtype = max(1, TOKENS_AT_ONCE // batch.clean.numel()), exact_dtype(model.dtype)
     for start in range(0, len(gates), at_once):
-        group = torch.stack([matrix.to(model.device, dtype) for matrix in gates[start : start + at_once]])
+        some = [matrix.expand(model.graph.shape) for matrix in gates[start : start + at_once]]
+        group = torch.stack([matrix.to(model.device, dtype) for matrix in some])
         clean, mask, positions = (
             part.repeat(len(group), 1) for part in (batch.clean, batch.attention_mask, batch.positions)
         )
         states = ablated.map(partial(_repeat, times=len(group)))
-        logits = model(clean, group, states, mask, positions, head=head).float()
+        role_of = None if roles is None else roles.repeat(len(group), 1)
+        logits = model(clean, group, states, mask, positions, role_of=role_of, head=head).float()
         yield from logits.split(len(batch))
 
 
@@ -104,13 +114,14 @@ def measure_examples(
     split: str,
     measures: Sequence[str] = STANDARD,
 ) -> ExampleValues:
-    """Measures of each gate matrix `[reader, writer]` on every example of all batches; `as_dicts` gives the figures.
+    """Measures of each gate matrix on every example of all batches; `as_dicts` gives the figures.
 
     Args:
         model: The masked model.
         runs: Its full and ablated runs; made once per batch for all circuits.
         batches: Pairs of `split`.
-        gates: One matrix per circuit; None stands for the full model, which needs no further run.
+        gates: One matrix per circuit, `[..., reader, writer]`; see `logits_of_each`. None stands for the full model,
+            which needs no further run.
         split: Which split the pairs are of.
         measures: Names in `edgeprune.metrics.registry`.
     """

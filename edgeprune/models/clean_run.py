@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
+from edgeprune.errors import EdgepruneError
 from edgeprune.models.block import Edits, Site, keeping, walk
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.places import rows_of
@@ -42,6 +43,8 @@ class StartingRun:
 
     def __init__(self, model: MaskedModel, batch: PairBatch, what: str) -> None:
         model.require_sums(what)
+        if model.graph.roles is not None:
+            raise EdgepruneError(f"{what} is of circuits without roles; take the union, `Circuit.union`")
         self.model, self.batch = model, batch
         self.embeddings, self.embedded, self.first_context = model.start(batch.clean, batch.attention_mask)
         self.tokens = rows_of(batch.positions, batch.clean.shape[1])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.graph import EdgeGraph, KVReaders
+from edgeprune.graph import EdgeGraph, KVReaders, RoleSpec
 from edgeprune.models.block import NO_EDITS, Block, Edits, Projected, keeping, walk
 from edgeprune.models.family import find_family
 from edgeprune.models.limits import Limits
@@ -95,6 +95,10 @@ class MaskedModel(nn.Module):
         """Numbers per token that the layers leave in `record`'s states: heads before their projection, and MLPs."""
         arch, (heads, head_dim, width) = self.graph.arch, self.head_shape
         return arch.num_layers * (heads * head_dim + width * arch.has_mlp)
+
+    def use_roles(self, roles: RoleSpec | None) -> None:
+        """Make `graph` that of edges at roles, whose gates `forward` then takes with `role_of`; None: without roles."""
+        self.graph = self.graph.with_roles(roles)
 
     # ---------------------------------------------------------------- runs without gates
     @torch.no_grad()
@@ -222,7 +226,7 @@ class MaskedModel(nn.Module):
         Returns:
             `[batch, seq, vocab]`, or `[batch, n, vocab]` with `positions`; d_model instead of vocab without `head`.
         """
-        check_gates(gates, role_of, input_ids, self.graph.shape)
+        check_gates(gates, role_of, input_ids, self.graph)
         ablated.check_fits(input_ids)
         with self.sharding.keeping():
             inputs = self._last_inputs(
@@ -245,7 +249,7 @@ class MaskedModel(nn.Module):
     ) -> Tensor:
         """What the logits read, `[batch, seq or n, d]`; the arguments are those of `forward`."""
         batch, seq = input_ids.shape
-        graph = self.graph
+        graph = self.graph.without_roles
         embeddings, stream, context = self.start(input_ids, attention_mask, fixed.embeddings)
         stream = stream.flatten(0, 1)
         closed = (1 - gates).to(stream.device, exact_dtype(stream.dtype)).reshape(-1, *graph.shape)

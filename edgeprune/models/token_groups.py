@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from edgeprune.errors import EdgepruneError
+from edgeprune.graph import EdgeGraph
 
 
 @final
@@ -118,19 +119,21 @@ def groups_of(gates: Tensor, role_of: Tensor | None, input_ids: Tensor) -> tuple
     return groups, None if len(present) == parts * num_roles else present
 
 
-def check_gates(gates: Tensor, role_of: Tensor | None, input_ids: Tensor, shape: tuple[int, ...]) -> None:
+def check_gates(gates: Tensor, role_of: Tensor | None, input_ids: Tensor, graph: EdgeGraph) -> None:
     """Refuse gates that do not fit a run.
 
     Args:
         gates: As in `MaskedModel.forward`.
         role_of: Likewise.
         input_ids: Long `[batch, seq]`.
-        shape: Readers and writers of the graph.
+        graph: Of the model; gates without roles fit one with roles too.
 
     Raises:
         EdgepruneError: They have another shape, or name roles that there are no gates for.
     """
-    by_role = role_of is not None
+    by_role, shape = role_of is not None, graph.without_roles.shape
+    if graph.roles is not None and not by_role and gates.ndim == 3:
+        raise EdgepruneError(f"gates of shape {tuple(gates.shape)} are those of roles here: give role_of with them")
     if tuple(gates.shape[-2:]) != shape or gates.ndim not in ((3, 4) if by_role else (2, 3, 4)):
         wanted = "[role, reader, writer], the last two" if by_role else "[reader, writer]"
         raise EdgepruneError(f"gates have shape {tuple(gates.shape)}, this model's graph needs {wanted} = {shape}")

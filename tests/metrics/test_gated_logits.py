@@ -18,7 +18,7 @@ class Spy:
         self.device = torch.device(device)
         self.all_open: bool | None = True
 
-    def __call__(self, *args: Any, all_open: bool | None = None) -> Tensor:
+    def __call__(self, *args: Any, role_of: Tensor | None, all_open: bool | None = None) -> Tensor:
         self.all_open = all_open
         return torch.zeros(1, dtype=torch.float64)
 
@@ -29,7 +29,7 @@ class Spy:
 def test_a_gpu_is_not_asked_about_samples(device: str, sampled: bool, expected: bool | None) -> None:
     spy: Any = Spy(device)
     batch = problem(tiny("gpt2")).batches[0]
-    assert gated_logits(spy, batch, torch.zeros(1), None, sampled=sampled).dtype == torch.float32  # pyright: ignore
+    assert gated_logits(spy, batch, torch.zeros(1, 1), None, sampled=sampled).dtype == torch.float32  # pyright: ignore
     assert spy.all_open is expected
 
 
