@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def fed_by_embedding(graph: "EdgeGraph", keep: Tensor) -> Tensor:
     """Bool `[R, writer]`: a path of kept edges, `[R, reader, writer]`, leads from an embedding to the writer there."""
-    sees = _sees(graph)
+    sees = seen_roles(graph)
     fed = torch.zeros(len(keep), len(graph.writers), dtype=torch.bool)
     fed[:, : graph.arch.num_embeddings] = True
     for layer in range(graph.arch.num_layers):
@@ -29,8 +29,7 @@ def fed_by_embedding(graph: "EdgeGraph", keep: Tensor) -> Tensor:
 
 def reaching_logits(graph: "EdgeGraph", keep: Tensor) -> Tensor:
     """Bool `[R, reader]`: a path of kept edges `[R, reader, writer]` leads from the reader there to scored logits."""
-    sees = _sees(graph)
-    scored = torch.ones(1, dtype=torch.bool) if graph.roles is None else graph.roles.is_scored
+    sees, scored = seen_roles(graph), scored_roles(graph)
     reaching = torch.zeros(len(keep), len(graph.readers), dtype=torch.bool)
     reaching[:, -1] = scored
     heard = keep[:, -1] & scored[:, None]  # writers that a reader which reaches the logits reads, by role
@@ -79,8 +78,20 @@ def _cross(graph: "EdgeGraph", layer: int, rows: slice, at: Tensor, sees: Tensor
     return torch.cat([at[:, :num_q], _product(sees, at[:, num_q:])], 1)
 
 
-def _sees(graph: "EdgeGraph") -> Tensor:
+def scored_roles(graph: "EdgeGraph") -> Tensor:
+    """Bool `[R]`: whether logits are scored there."""
+    return torch.ones(1, dtype=torch.bool) if graph.roles is None else graph.roles.is_scored
+
+
+def seen_roles(graph: "EdgeGraph") -> Tensor:
+    """Bool `[R, R]`: whether a token of the first may attend to one of the second."""
     return torch.ones(1, 1, dtype=torch.bool) if graph.roles is None else graph.roles.sees_matrix
+
+
+def is_key_or_value(graph: "EdgeGraph", reader: int) -> bool:
+    """Whether a reader is k or v, of which heads hear at other tokens too."""
+    layer = graph.layer_of(reader)
+    return layer < graph.arch.num_layers and graph.rows(layer).k.start <= reader < graph.rows(layer).v.stop
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
