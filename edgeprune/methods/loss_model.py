@@ -161,7 +161,7 @@ def _slopes(
     seed: int,
     streams: Sequence[int],
 ) -> Iterator[Tensor]:
-    """Slopes of a batch's losses in the gates, `[batch or 1, ..., reader, writer]`, then of a random function per stream."""
+    """Slopes of a batch's losses in the gates, `[batch or 1, *gates.shape]`, then of a random function per stream."""
     leaf = (gates.expand(len(batch), *gates.shape) if streams else gates).detach().clone().requires_grad_()
     with torch.enable_grad():
         roles = roles_in(problem.model.graph, batch)

@@ -83,7 +83,7 @@ class Polishing:
 @final
 @dataclass(frozen=True, eq=False)
 class Better:
-    """A circuit, bool of the graph's shape, its loss over the training pairs, and that over the held-out pairs if any."""
+    """A circuit, bool of the graph's shape, its loss over the training pairs, and over the held-out pairs if any."""
 
     keep: Tensor
     loss: float

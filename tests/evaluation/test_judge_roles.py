@@ -10,7 +10,7 @@ from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.brute_force import brute_force
-from edgeprune.evaluation.controls import complement, run_controls
+from edgeprune.evaluation.controls import complement, rewire, run_controls
 from edgeprune.evaluation.evaluator import Evaluator
 from edgeprune.evaluation.minimality import marginal_effects
 from edgeprune.evaluation.random_paths import RandomPaths, inflated_circuits, path_circuit, useful_edges
@@ -131,8 +131,6 @@ def test_controls_close_nodes_at_all_tokens(judge: Evaluator) -> None:
 
 
 def test_rewired_circuits_keep_the_degrees_of_readers_at_roles(judge: Evaluator) -> None:
-    from edgeprune.evaluation.controls import rewire
-
     keep = circuit_of(judge.graph).keep
     found = rewire(judge.graph, keep, 1)
     assert found.num_swaps > 0
@@ -196,7 +194,7 @@ def test_matrices_of_another_graph_are_refused(judge: Evaluator) -> None:
         run_controls(judge, circuit_of(judge.graph.without_roles).keep)
     by_role = circuit_of(judge.graph).keep
     judge.model.use_roles(None)
-    with pytest.raises(EdgepruneError, match="MaskedModel.use_roles"):
+    with pytest.raises(EdgepruneError, match=r"MaskedModel\.use_roles"):
         judge([by_role])
 
 
