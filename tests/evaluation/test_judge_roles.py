@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from edgeprune.ablations.runs import ReferenceRuns
+from edgeprune import ablations
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.brute_force import brute_force
@@ -203,4 +203,4 @@ def test_brute_force_is_of_circuits_without_roles() -> None:
     judge = evaluator(tiny("gpt2"))
     model.use_roles(observed_roles(judge.batches))
     with pytest.raises(EdgepruneError, match="without roles"):
-        brute_force(model, judge.batches[0], ReferenceRuns(model, "zero")(judge.batches[0], "test")[1])
+        brute_force(model, judge.batches[0], ablations.zero(model))
