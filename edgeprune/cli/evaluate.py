@@ -241,12 +241,20 @@ def _add_readings(
     data: "PairDataModule",
 ) -> None:
     """What each circuit does on the first pairs, under the main ablation."""
+    from edgeprune.console import warn
     from edgeprune.reading import interpret_circuit
 
     first = evaluator.limited(options.reading)
     for row, circuit in zip(rows, circuits, strict=True):
-        found = interpret_circuit(first, circuit, data.tokenizer_object, max_exact=options.reading_edges)
-        row["reading"] = found.to_dict()
+        try:
+            with first.on_graph_of(circuit):
+                found = interpret_circuit(first, circuit, data.tokenizer_object, max_exact=options.reading_edges)
+        except EdgepruneError as error:
+            if not circuit.roles:
+                raise
+            warn(f"{row['name']} has no reading: {error}")
+        else:
+            row["reading"] = found.to_dict()
 
 
 def versions() -> dict[str, str]:

@@ -243,10 +243,11 @@ def _pairs(
     evaluated = values.circuits(slice(2, 2 + len(circuits)))
     differences = paired_differences(evaluated, **vars(resampling), report=progress)
     places = combinations(range(len(circuits)), 2)
-    for (a, b), overlap, found in zip(
-        places, compare_every_two([one.union() for one in circuits]), differences, strict=True
-    ):
-        yield {"a": a, "b": b, **overlap, "differences": {name: one.to_dict() for name, one in found.items()}}
+    of_unions = any(circuit.roles for circuit in circuits)
+    shared = compare_every_two([circuit.union() for circuit in circuits])
+    for (a, b), overlap, found in zip(places, shared, differences, strict=True):
+        about = {"a": a, "b": b, **({"of_unions": True} if of_unions else {})}
+        yield {**about, **overlap, "differences": {name: one.to_dict() for name, one in found.items()}}
 
 
 # -------------------------------------------------------------------- tests

@@ -122,6 +122,7 @@ def pair_table(result: Json) -> Table:
         every = f"{len(pairs):,}"
         pairs = [pair for pair in pairs if pair["b"] == pair["a"] + 1]
         title = f"Each circuit and the next on the same pairs ({len(pairs)} of {every}; --json and --report have all)"
+    title += "; edges shared by their unions" if any(pair.get("of_unions") for pair in pairs) else ""
     rows: list[list[Value]] = []
     for pair in pairs:
         names = (result["circuits"][pair[side]]["name"] for side in ("a", "b"))

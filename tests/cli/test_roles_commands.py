@@ -49,7 +49,8 @@ def test_evaluate_judges_them_beside_their_union(
     circuit.union().save(union)
     page = tmp_path / "page.html"
     more = ["--config", str(folder.parent / "data.yaml"), "--split", "validation", *QUICK, "--tests", "all"]
-    assert main(["evaluate", str(path), str(union), *more, "--json", str(out), "--report", str(page)]) == 0
+    more += ["--json", str(out), "--report", str(page)]
+    assert main(["evaluate", str(path), str(union), *more]) == 0
     result = json.loads(out.read_text(), parse_constant=pytest.fail)
     first, second = result["circuits"]
     figures = first["ablations"]["interchange"]["measures"]
@@ -59,6 +60,8 @@ def test_evaluate_judges_them_beside_their_union(
     assert first["mib"]["cmd"] is not None
     shown = capsys.readouterr().out
     assert "union's" in shown
+    assert "edges shared by their unions" in shown
+    assert result["pairs"][0]["both"] == second["edges"]
     assert f"{circuit.num_edges}" in shown
     assert f"union {circuit.union().num_edges}" in page.read_text()
 

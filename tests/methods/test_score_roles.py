@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from edgeprune.circuit import Circuit
 from edgeprune.console import no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods import (
@@ -25,6 +26,8 @@ from edgeprune.methods.acdc import is_read
 from edgeprune.methods.acdc_order import receivers_at_roles, sender_order
 from edgeprune.methods.backward_rules import BackwardRules
 from edgeprune.methods.discovery import AbstractDiscovery
+from edgeprune.methods.loss_model import LossModel
+from edgeprune.methods.polish import Polisher, Polishing, polished
 from edgeprune.methods.problem import Problem
 from edgeprune.metrics.measure import gated_logits
 from edgeprune.roles import observed_roles, role_of, roles_of_option
@@ -181,6 +184,35 @@ def test_the_problem_is_another_with_roles() -> None:
     plain = without(given).identity()
     assert plain == {name: with_them[name] for name in plain}
     assert "roles" not in plain
+
+
+def test_the_model_of_the_loss_around_a_circuit_adds_up() -> None:
+    """What polishing goes by: slopes and probed slopes of edges at roles."""
+    given = with_roles(metric="kl")
+    graph = given.model.graph
+    plain = graph.without_roles.exists & (torch.rand(graph.shape[1:], generator=torch.Generator().manual_seed(0)) < 0.5)
+    found = LossModel.around(given, plain.expand(graph.shape) & graph.exists, probes=2)
+    whole = LossModel.around(without(given), plain, probes=2)
+    for name in ("slopes", "rows"):
+        by_role, expected = getattr(found, name), getattr(whole, name)
+        added = by_role.view(*by_role.shape[:-1], len(graph.exists), -1).sum(-2)
+        torch.testing.assert_close(added, expected, rtol=1e-6, atol=1e-9)
+    assert len(found.rows) == 2 * given.num_examples
+
+
+@pytest.mark.parametrize("probes", [0, 1])
+def test_polishing_swaps_edges_at_roles_and_lowers_the_loss(probes: int, tmp_path: Path) -> None:
+    given = with_roles(metric="kl")
+    start = Circuit.random(given.model.graph, 300, 0)
+    polisher = Polisher(given, start.keep, Polishing(max_passes=12, probes=probes), None, tmp_path)
+    state = polisher.run()
+    made = polished(start, polisher)
+    assert made.num_edges == 300
+    assert made.roles == start.roles
+    assert state.loss < state.start
+    assert given.mean_loss(made.gates()) == pytest.approx(state.loss, rel=1e-6)
+    with pytest.raises(EdgepruneError, match="another"):
+        Polisher(with_roles(metric="kl", roles={**SPANS, "IO": (0, 1)}), start.keep, polisher.settings, None, tmp_path)
 
 
 # -------------------------------------------------------------------- ACDC by its slow definition
