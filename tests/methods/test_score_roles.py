@@ -1,6 +1,8 @@
 """Methods that score edges, on graphs with roles: what they find beside what they find without, and by slow sums."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from datamodules.tasks.compiled import CompiledTask
 from edgeprune.circuit import Circuit
+from edgeprune.compiled import true_circuit
 from edgeprune.console import no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods import (
@@ -30,6 +34,7 @@ from edgeprune.methods.loss_model import LossModel
 from edgeprune.methods.polish import Polisher, Polishing, polished
 from edgeprune.methods.problem import Problem
 from edgeprune.metrics.measure import gated_logits
+from edgeprune.models.loading import load_model
 from edgeprune.roles import observed_roles, role_of, roles_of_option
 from tests.methods.small_problems import problem, tiny
 from tests.methods.test_acdc import small
@@ -275,6 +280,50 @@ def test_acdc_equals_its_slow_definition(family: str, tau: float, evaluations: A
         about = found.about[f"tau-{tau!r}"]
         assert about["largest_free_change"] < 1e-6
         assert about["free"] > 0
+
+
+# -------------------------------------------------------------------- programs whose positions are known
+def of_positions(program: str, ablation: str, lengths: tuple[int, ...] | None = None) -> Problem:
+    task = CompiledTask(program) if lengths is None else CompiledTask(program, lengths=lengths)
+    found = task.splits(None)["train"][:12]
+    model = load_model(f"compiled:{program}", dtype="float64")
+    given = problem(model, found, cuts=(), metric="squared_error", ablation=ablation)
+    given.model.use_roles(roles_of_option("positions", given.batches))
+    return given
+
+
+def named_at(positions: Sequence[int], *edges: str) -> set[str]:
+    return {f"{edge}@p{position}" for edge in edges for position in positions}
+
+
+def acdc_edges(given: Problem) -> set[str]:
+    circuit = ACDC((1e-6,)).discover(given, no_progress).circuits["tau-1e-06"]
+    assert given.mean_loss(circuit.gates()) == pytest.approx(0, abs=1e-9)
+    return set(circuit.edges())
+
+
+def test_acdc_finds_at_which_positions_a_program_reads() -> None:
+    """The value that heads count by is at the first token alone; that token is asked for nothing itself."""
+    tokens = range(1, 4)
+    everywhere = {*true_circuit("reverse", "zero")} - {"tok_embed->a0.h0.v"}
+    expected = named_at(tokens, *everywhere) | {"tok_embed->a0.h0.v@p0"}
+    assert acdc_edges(of_positions("reverse", "zero", (3,))) == expected
+
+    tokens = range(1, 6)
+    read = ("tok_embed->a0.h0.q", "tok_embed->m0", "a0.h0->m0", "m0->logits")
+    expected = named_at(tokens, *read) | named_at((0, *tokens), "tok_embed->a0.h0.k") | {"tok_embed->a0.h0.v@p0"}
+    assert acdc_edges(of_positions("hist", "zero")) == expected
+
+
+def test_no_smaller_circuit_of_positions_does_what_the_program_does() -> None:
+    given = of_positions("reverse", "interchange", (3,))
+    graph, union = given.model.graph, sorted(true_circuit("reverse", "interchange"))
+    edges = sorted(named_at(range(4), *union))
+    circuits = [set(some) for size in range(len(edges) + 1) for some in combinations(edges, size)]
+    losses = given.mean_losses([graph.keep_matrix(some).double() for some in circuits])
+    good = [some for some, loss in zip(circuits, losses, strict=True) if loss < 1e-6]
+    minimal = [some for some in good if not any(other < some for other in good)]
+    assert minimal == [acdc_edges(given)] == [named_at((1, 2, 3), *union)]
 
 
 def test_what_is_read_of_a_receiver_depends_on_its_role() -> None:
