@@ -283,9 +283,8 @@ def test_acdc_equals_its_slow_definition(family: str, tau: float, evaluations: A
 
 
 # -------------------------------------------------------------------- programs whose positions are known
-def of_positions(program: str, ablation: str, lengths: tuple[int, ...] | None = None) -> Problem:
-    task = CompiledTask(program) if lengths is None else CompiledTask(program, lengths=lengths)
-    found = task.splits(None)["train"][:12]
+def of_positions(program: str, ablation: str, lengths: tuple[int, ...]) -> Problem:
+    found = CompiledTask(program, lengths=lengths).splits(None)["train"][:12]
     model = load_model(f"compiled:{program}", dtype="float64")
     given = problem(model, found, cuts=(), metric="squared_error", ablation=ablation)
     given.model.use_roles(roles_of_option("positions", given.batches))
@@ -312,7 +311,7 @@ def test_acdc_finds_at_which_positions_a_program_reads() -> None:
     tokens = range(1, 6)
     read = ("tok_embed->a0.h0.q", "tok_embed->m0", "a0.h0->m0", "m0->logits")
     expected = named_at(tokens, *read) | named_at((0, *tokens), "tok_embed->a0.h0.k") | {"tok_embed->a0.h0.v@p0"}
-    assert acdc_edges(of_positions("hist", "zero")) == expected
+    assert acdc_edges(of_positions("hist", "zero", (5,))) == expected
 
 
 def test_no_smaller_circuit_of_positions_does_what_the_program_does() -> None:
