@@ -285,11 +285,11 @@ def smallest_taus(runs: list[ThresholdRun]) -> Tensor:
 
 def _together(graph: EdgeGraph, receiver: Receiver) -> list[Receiver]:
     """The receivers of a layer's heads in the order of tests, if this is the first of them; else none."""
-    if receiver[-1] == len(graph.readers) - 1:
+    layer = graph.layer_of(receiver[-1])
+    if layer == graph.arch.num_layers or receiver[-1] != (rows := graph.rows(layer).attention).stop - 1:
         return []
-    rows = graph.rows(graph.layer_of(receiver[-1])).attention
     found = [other for other in receivers_at_roles(graph) if rows.start <= other[-1] < rows.stop]
-    return found if found[:1] == [receiver] else []
+    return found if found[0] == receiver else []
 
 
 def num_ahead(rate: float, waste: float, most: int) -> int:
