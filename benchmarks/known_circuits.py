@@ -223,7 +223,8 @@ These runs took {minutes:.1f} minutes together, one thread (other work used the 
 
 Needed edges found, edges too many, and in brackets how many seeds, for edges whose gate ends above one half (lowest to
 highest where seeds differ). The shipped configs `subnetwork_probing.yaml`, `edge_probing.yaml`, `ugs.yaml`, and
-`disco_induction.yaml` with a price of 0.1; for `xproportion` 200 steps, squared error and prices {prices}. The last two columns start from the published initial
+`disco_induction.yaml` with a price of 0.1; for `xproportion` 200 steps, squared error and prices {prices}. The last two
+columns start from the published initial
 values instead of open gates. Slowest run: {slowest:.0f} s, one thread (other work may have used the machine beside it).
 
 {training}
