@@ -132,24 +132,6 @@ def observed_roles(batches: Sequence[PairBatch], names: Sequence[str] | None = N
     return _spec(batches, (*names, REST))
 
 
-def roles_named(names: Sequence[str], batches: Sequence[PairBatch]) -> RoleSpec:
-    """The roles of a graph, such as a circuit's, as they lie in other prompts.
-
-    Args:
-        names: Of the graph's roles, `REST` last, or all positions.
-        batches: Of all prompts.
-
-    Raises:
-        EdgepruneError: The prompts lack one, or are not of that length; or the last one is neither.
-    """
-    if tuple(names) == _position_names(len(names)):
-        _check_lengths(batches, len(names))
-        return _spec(batches, tuple(names))
-    if names[-1] != REST:
-        raise EdgepruneError(f"the last role of a graph is {REST!r}, that of other tokens, got {names[-1]!r}")
-    return observed_roles(batches, names[:-1])
-
-
 def _spec(batches: Sequence[PairBatch], names: tuple[str, ...]) -> RoleSpec:
     """Roles of these names, `REST` last or positions, with what the prompts say of them."""
     sees = torch.zeros(len(names), len(names), dtype=torch.bool)
@@ -179,3 +161,23 @@ def _check_lengths(batches: Sequence[PairBatch], length: int) -> None:
             f"roles that are positions need prompts of one length, got {length} and {int(other[0])} tokens; "
             "choose a task whose prompts have one, or its own roles"
         )
+
+
+def roles_named(names: Sequence[str], batches: Sequence[PairBatch]) -> RoleSpec:
+    """The roles of a graph, such as a circuit's, as they lie in other prompts.
+
+    Args:
+        names: Of the graph's roles, `REST` last, or all positions.
+        batches: Of all prompts.
+
+    Raises:
+        EdgepruneError: The prompts lack one, or are not of that length; or the last one is neither.
+    """
+    if tuple(names) == _position_names(len(names)):
+        _check_lengths(batches, len(names))
+        found = roles_of_option(POSITIONS, batches)
+        assert found is not None
+        return found
+    if names[-1] != REST:
+        raise EdgepruneError(f"the last role of a graph is {REST!r}, that of other tokens, got {names[-1]!r}")
+    return observed_roles(batches, names[:-1])
