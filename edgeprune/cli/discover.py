@@ -117,7 +117,7 @@ class DiscoverCommand:
         self.data: PairDataModule = options.data
         self.split: str = options.split
         self.limit: int | None = options.limit
-        self.roles: RoleOption = options.roles
+        self.roles: RoleOption = _roles(options)
         self.selection: Selection | None = options.selection
         self.control_seed: int = options.control_seed
         self.overwrite: bool = options.overwrite
@@ -276,6 +276,18 @@ class DiscoverCommand:
         named = any(not str(row["asked"]).startswith("sparsity-") for row in rows)  # else a column says it
         table = frontier_table(title, rows, error_measure(self.metric), named=named)
         print_report(table, f"scores, circuits, frontier.csv and frontier.png are in {self.folder}")
+
+
+def _roles(options: Any) -> RoleOption:
+    """Those of the command, or of its section `model`, which `fit` has them in.
+
+    Raises:
+        EdgepruneError: Both are given, and differ.
+    """
+    own, of_model = options.roles, getattr(options.model, "roles", None)
+    if None not in (own, of_model) and own != of_model:
+        raise EdgepruneError(f"--roles is {own} and --model.roles is {of_model}; give one of them")
+    return of_model if own is None else own
 
 
 def _without(config: str, keys: Sequence[str]) -> str:

@@ -139,7 +139,7 @@ def rewire(graph: EdgeGraph, keep: Tensor, seed: int = 0, attempts: int = ATTEMP
 
     Args:
         graph: The graph.
-        keep: Bool of the graph's shape.
+        keep: Bool `[..., reader, writer]`.
         seed: Fixes the draws.
         attempts: Swaps tried per edge.
     """

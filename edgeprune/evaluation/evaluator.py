@@ -110,7 +110,7 @@ class Evaluator:
 
 
 def open_edges(evaluator: Evaluator, keep: Tensor) -> Tensor:
-    """Bool of the graph's shape on the CPU, without entries that do not exist.
+    """Bool `[..., reader, writer]` on the CPU, without entries that do not exist.
 
     Raises:
         EdgepruneError: The matrix is of another graph.

@@ -83,7 +83,7 @@ class RandomPaths:
 
 
 def useful_edges(graph: EdgeGraph) -> Tensor:
-    """Bool of the graph's shape: edges that lie on a path to scored logits if all are open; without roles all."""
+    """Bool `[..., reader, writer]`: edges that lie on a path to scored logits if all are open; without roles all."""
     return graph.exists & graph.reaching_logits(graph.exists)[..., None]
 
 
@@ -94,7 +94,7 @@ def _shuffled(edges: Tensor, generator: torch.Generator) -> list[Place]:
 
 
 def path_circuit(graph: EdgeGraph, num_edges: int, seed: int = 0) -> Tensor:
-    """A random circuit of whole paths, bool of the graph's shape, without dangling edges.
+    """A random circuit of whole paths, bool `[..., reader, writer]`, without dangling edges.
 
     Paths through random edges that are not there yet are added until there are enough edges; the last one may bring a
     few more than were asked for, at most a path's length.
@@ -133,7 +133,7 @@ class InflatedCircuits:
     Attributes:
         edges: For each inflated circuit the edge that is removed, long `[number, 2]`: reader, writer; with roles
             `[number, 3]`.
-        gates: The inflated circuits, then each of them without its edge, bool of the graph's shape: what is to be run.
+        gates: The inflated circuits, then each without its edge, bool `[..., reader, writer]`: what is to be run.
     """
 
     edges: Tensor

@@ -261,7 +261,7 @@ def _what(run: ThresholdRun) -> str:
 
 
 def is_read(graph: EdgeGraph, keep: Tensor, receiver: Receiver) -> bool:
-    """Whether a kept edge leaves the node of `receiver`; of k and v, a head that it serves.
+    """Whether an edge of `[..., reader, writer]` leaves the node of `receiver`; of k and v, a head that it serves.
 
     With roles, at the receiver's role; of k and v, at a role that sees it. The logits are read where they are scored.
     """

@@ -24,12 +24,12 @@ class AbstractLosses(ABC):
         self.problem = problem
 
     def exact(self, keep: Tensor) -> float:
-        """Loss of the circuit `keep`, bool of the graph's shape, by the masked model."""
+        """Loss of the circuit `keep`, bool `[..., reader, writer]`, by the masked model."""
         return self.problem.mean_loss(keep.to(self.problem.model.dtype))
 
     @abstractmethod
     def begin(self, keep: Tensor, receiver: Receiver) -> float:
-        """Loss of the circuit `keep`, of which `prefixes` closes further edges into `receiver`."""
+        """Loss of the circuit `[..., reader, writer]`, of which `prefixes` closes further edges into `receiver`."""
 
     @abstractmethod
     def prefixes(self, closed: Sequence[int], candidates: Sequence[int]) -> list[float]:
@@ -41,7 +41,7 @@ class PlainLosses(AbstractLosses):
     """One run of the whole masked model for every question."""
 
     def begin(self, keep: Tensor, receiver: Receiver) -> float:
-        """Loss of the circuit."""
+        """Loss of the circuit `[..., reader, writer]`."""
         self.keep, self.receiver = keep.clone(), receiver
         return self.exact(keep)
 
@@ -77,7 +77,7 @@ class DownstreamLosses(AbstractLosses):
         self.runs_from_reader: dict[int, tuple[DownstreamRun, Tensor]] = {}
 
     def begin(self, keep: Tensor, receiver: Receiver) -> float:
-        """Loss of the circuit."""
+        """Loss of the circuit `[..., reader, writer]`."""
         self.keep, self.receiver = keep.clone(), receiver
         self.runs_from_reader.clear()
         runs = (self._downstream(number) for number in self._numbers())

@@ -62,7 +62,7 @@ class LossModel:
 
         Args:
             problem: Model, pairs, ablation, metric.
-            keep: The circuit, bool of the graph's shape.
+            keep: The circuit, bool `[..., reader, writer]`.
             probes: Random functions of the logits of each pair; 0: no rows.
             seed: Of these functions, which depend on it, on `draw` and on the number of the pair in its split alone.
             draw: Others with each number.

@@ -104,12 +104,12 @@ class Problem:
         return values
 
     def mean_loss(self, gates: Tensor) -> float:
-        """Mean loss over all examples of the model with these gates, of the graph's shape."""
+        """Mean loss over all examples of the model with these gates `[..., reader, writer]`."""
         return self.mean_losses([gates])[0]
 
     @torch.no_grad()
     def mean_losses(self, gates: Sequence[Tensor]) -> list[float]:
-        """Mean loss over all examples of the model with each of several gates, of the graph's shape, of any dtype."""
+        """Mean loss over all examples of the model with each of several gates `[..., reader, writer]`, of any dtype."""
         totals = [0.0] * len(gates)
         for batch, full, ablated in self.batches_with_runs():
             each = logits_of_each(self.model, batch, gates, ablated, like_batch=self.runs.like_batch(batch))

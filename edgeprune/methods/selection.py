@@ -44,7 +44,7 @@ def positive_first(graph: EdgeGraph, scores: Tensor, num_edges: int, share: floa
 
 
 def num_positive(graph: EdgeGraph, scores: Tensor, num_edges: int, share: float) -> int:
-    """The share of `num_edges`, rounded down, or as many edges as score above 0 if fewer do."""
+    """The share of `num_edges`, rounded down, or the edges above 0 in `[..., reader, writer]` if fewer."""
     return min(int(share * num_edges), int((graph.to_vector(scores) > 0).sum()))
 
 
