@@ -9,6 +9,7 @@ import yaml
 
 from edgeprune.circuit import ROLE_FORMAT, Circuit
 from edgeprune.cli import main
+from edgeprune.comparison.nested import circuits_of_runs
 from edgeprune.sealed import says
 from tests.cli.test_discover import arguments, error_line
 
@@ -39,6 +40,11 @@ def test_scores_and_circuits_are_of_edges_at_roles(folder: Path) -> None:
     assert circuit.num_dangling == 0  # the config drops those
     assert 0 < circuit.num_edges <= 0.1 * everything.graph.num_edges
     assert torch.equal(circuit.scores, everything.scores)  # pyright: ignore[reportArgumentType]
+
+
+def test_circuits_of_one_run_are_known_as_such(folder: Path) -> None:
+    circuits = [Circuit.load(folder / "circuits" / f"sparsity-{name}.safetensors") for name in ("0.9000", "0.9500")]
+    assert circuits_of_runs(circuits) == [[1, 0]]
 
 
 def test_evaluate_judges_them_beside_their_union(
