@@ -43,7 +43,7 @@ def test_scores_and_circuits_are_of_edges_at_roles(folder: Path) -> None:
 
 
 def test_circuits_of_one_run_are_known_as_such(folder: Path) -> None:
-    circuits = [Circuit.load(folder / "circuits" / f"sparsity-{name}.safetensors") for name in ("0.9000", "0.9500")]
+    circuits = [Circuit.load(folder / "circuits" / f"sparsity-{name}.safetensors") for name in ("0.8000", "0.9000")]
     assert circuits_of_runs(circuits) == [[1, 0]]
 
 
