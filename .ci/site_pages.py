@@ -1,7 +1,8 @@
 """What the documentation's site holds beside `docs/`: the API, the notebooks, the changelog; hooks of MkDocs.
 
-Pages under `docs/` are written so that they also read well as files in a checkout. Here links that leave `docs/` go to the page
-that the site has instead, and a list or a table may follow a line of text, as everywhere but in Python-Markdown.
+Pages under `docs/` are written so that they also read well as files in a checkout. Here links that leave `docs/` go to
+the page that the site has instead, and a list or a table may follow a line of text, as everywhere but in
+Python-Markdown.
 """
 
 import ast
@@ -26,6 +27,7 @@ BROUGHT = {
 }
 # Modules of `edgeprune` itself whose names are the ones to start from.
 CORE = ("circuit", "graph", "graph_arch", "batch", "runs", "nodes", "roles", "costs", "errors")
+WIDE = ("methods.md",)  # pages of one wide table, which needs the room of the columns beside it
 NOT_API = ("cli", "_configs")
 LINK = re.compile(r"(\]\()([^)\s#:]+)((?:#[^)\s]*)?\))")
 ITEM = re.compile(r"([-*]|\d+\.) ")
@@ -170,5 +172,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Links lead to pages of the site; lists and tables are told from paragraphs."""
     place = page.file.src_uri
     source = ROOT / BROUGHT.get(place, f"docs/{place}")
+    if place in WIDE:
+        page.meta["hide"] = ["navigation", "toc"]
     text = LINK.sub(lambda found: found[1] + moved_link(found[2], source, place) + found[3], markdown)
     return with_blank_lines(text)
