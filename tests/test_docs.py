@@ -74,7 +74,7 @@ BLOCKS = marked("python")
 def test_pages_have_what_is_looked_for() -> None:
     assert len(SCRIPTS) == 3
     assert len(BLOCKS) == 5
-    assert len(COMMANDS) > 40
+    assert len(COMMANDS) >= 34
     assert {"fit", "discover", "sweep", "convert", "polish"} <= {command.words[0] for command in COMMANDS}
 
 
@@ -131,6 +131,16 @@ def test_the_template_of_a_metric() -> None:
     torch.testing.assert_close(gap, torch.tensor([0.25]))
 
 
+def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command that only tells something prints; argparse ends the process where it has."""
+    try:
+        status = main(arguments)
+    except SystemExit as end:
+        status = end.code
+    assert status == 0
+    return capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=[command.name for command in COMMANDS])
 def test_commands_can_be_given(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -139,12 +149,10 @@ def test_commands_can_be_given(
     for name, text in FILES.findall(command.page.read_text()):
         (tmp_path / name).write_text(text)
     words = command.words
-    if words[0] in PARSED and "last" not in words:
-        assert main([*words, "--print_config"]) == 0
-        assert yaml.safe_load(capsys.readouterr().out)["data"]
+    if words[0] in PARSED:
+        assert yaml.safe_load(said([*words, "--print_config"], capsys))["data"]
         return
-    assert main([words[0], "--help"]) == 0
-    known = capsys.readouterr().out
+    known = said([words[0], "--help"], capsys)
     for word in words[1:]:
         if word.startswith("--"):
             assert re.search(rf"{re.escape(word.partition('=')[0])}(?![\w-])", known), word
