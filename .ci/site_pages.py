@@ -6,6 +6,7 @@ Python-Markdown.
 """
 
 import ast
+import base64
 import json
 import os
 import re
@@ -77,7 +78,8 @@ def cell_text(cell: dict[str, Any]) -> Iterator[str]:
         if "image/png" in data:
             yield f"![output](data:image/png;base64,{''.join(data['image/png']).strip()})"
         elif "image/svg+xml" in data:
-            yield "".join(data["image/svg+xml"]).strip()
+            drawn = base64.b64encode("".join(data["image/svg+xml"]).encode()).decode()
+            yield f"![output](data:image/svg+xml;base64,{drawn})"
         else:
             text = "".join(output.get("text", data.get("text/plain", ""))).rstrip()
             yield f"```text\n{text}\n```" if text else ""
