@@ -210,10 +210,10 @@ one counts. Edge Pruning is in [ground_truth.md](ground_truth.md), what to concl
 ## Methods that score edges
 
 F1 of the known circuit and the same number of edges with the highest absolute scores: first {pairs} training pairs,
-squared error. `EAP` (second order, {samples} samples), `random`, `RelP` and `GIM`: mean over {seeds} seeds. The
-last two are `EAP` by backward rules, `RelP` with constant attention weights: without them it is `EAP` here,
-for these programs have neither norms nor activations other than ReLU. `inputs` to `gates` are the variants of `EAPIG`,
-5 steps (`gates`: 20); `CD` is contextual decomposition at its defaults.
+squared error. `EAP` (second order, {samples} samples), `random`, `RelP` and `GIM`: mean over {seeds} seeds. The last two
+are `EAP` by backward rules, `RelP` with constant attention weights: without them it is `EAP` here, for these programs
+have neither norms nor activations other than ReLU. `inputs` to `gates` are the variants of `EAPIG`, 5 steps
+(`gates`: 20); `CD` is contextual decomposition at its defaults.
 
 {attribution}
 
@@ -223,9 +223,9 @@ These runs took {minutes:.1f} minutes together, one thread (other work used the 
 
 Needed edges found, edges too many, and in brackets how many seeds, for edges whose gate ends above one half (lowest to
 highest where seeds differ). The shipped configs `subnetwork_probing.yaml`, `edge_probing.yaml`, `ugs.yaml`, and
-`disco_induction.yaml` with a price of 0.1; for `xproportion` 200 steps, squared error and prices {prices}. The last two
-columns start from the published initial
-values instead of open gates. Slowest run: {slowest:.0f} s, one thread (other work may have used the machine beside it).
+`disco_induction.yaml` with a price of 0.1; for `xproportion` 200 steps, squared error and prices {prices}.
+The last two columns start from the published initial values instead of open gates. Slowest run: {slowest:.0f} s, one
+thread (other work may have used the machine beside it).
 
 {training}
 
