@@ -221,9 +221,7 @@ def test_what_cannot_take_roles_says_so_in_one_line(what: str, circuit: Circuit,
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "command", ["evaluate C --config none.yaml", "compare C C", "draw C", "convert C c.json --to eap-ig-json"]
-)
+@pytest.mark.parametrize("command", ["compare C C", "draw C", "convert C c.json --to eap-ig-json"])
 def test_commands_refuse_them_in_one_line(
     command: str, circuit: Circuit, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
