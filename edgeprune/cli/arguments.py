@@ -77,6 +77,17 @@ def short_names(paths: list[str]) -> list[str]:
     return paths  # they differ in nothing but the suffix
 
 
+def versions() -> dict[str, str]:
+    """Of Python and of what figures depend on."""
+    import platform
+    from importlib.metadata import version
+
+    from edgeprune import __version__
+
+    others = {package: version(package) for package in ("torch", "transformers")}
+    return {"python": platform.python_version(), "edgeprune": __version__, **others}
+
+
 def show(text: str) -> None:
     """Print a page; in silence if whoever reads it, such as `head`, has seen enough."""
     try:

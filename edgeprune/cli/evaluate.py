@@ -166,6 +166,7 @@ def _listed(texts: list[str], every: tuple[str, ...] = ()) -> tuple[str, ...]:
 # -------------------------------------------------------------------- figures
 def evaluate_files(options: argparse.Namespace) -> dict[str, Any]:
     """All figures, as plain values (schema `edgeprune-evaluation/1`)."""
+    from edgeprune.cli.arguments import versions
     from edgeprune.cli.circuits import CircuitFiles
     from edgeprune.cli.data import read_data_config
     from edgeprune.cli.pairs import pair_batches
@@ -249,23 +250,11 @@ def _add_readings(
         try:
             with first.on_graph_of(circuit):
                 found = interpret_circuit(first, circuit, data.tokenizer_object, max_exact=options.reading_edges)
+            row["reading"] = found.to_dict()
         except EdgepruneError as error:
             if not circuit.roles:
                 raise
             warn(f"{row['name']} has no reading: {error}")
-        else:
-            row["reading"] = found.to_dict()
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of what figures depend on."""
-    import platform
-    from importlib.metadata import version
-
-    from edgeprune import __version__
-
-    others = {package: version(package) for package in ("torch", "transformers")}
-    return {"python": platform.python_version(), "edgeprune": __version__, **others}
 
 
 def _prepared(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.cli.arguments import Arguments, check_ablation, check_file, check_least
+from edgeprune.cli.arguments import Arguments, check_ablation, check_file, check_least, versions
 from edgeprune.cli.circuits import add_reading_options
 from edgeprune.errors import EdgepruneError
 
@@ -186,7 +186,6 @@ def _check_config(options: argparse.Namespace, files: "CircuitFiles") -> dict[st
 
 # -------------------------------------------------------------------- the result
 def _write(options: argparse.Namespace, state: Path, circuit: "Circuit", polisher: "Polisher") -> None:
-    from edgeprune.cli.evaluate import versions
     from edgeprune.console import duration, print_report
     from edgeprune.methods.polish import polished
     from edgeprune.tables import Numbers, table
