@@ -17,7 +17,7 @@ MAX_EDGES = 10_000
 
 
 class DrawnEdge(NamedTuple):
-    """One edge: row and column of the graph, its strength from 0 to 1, and the name of its colour."""
+    """One edge: row and column of a graph without roles, its strength from 0 to 1, and the name of its colour."""
 
     row: int
     column: int
@@ -68,16 +68,16 @@ def _part(named: NamedCircuit, circuit: Circuit) -> NamedCircuit:
     return NamedCircuit(named.name, circuit, named.whole or named.circuit)
 
 
-def ranked(circuit: Circuit) -> list[tuple[int, int]]:
-    """Kept edges (row, column), the strongest first; without scores, and among equals, in the graph's order."""
+def ranked(circuit: Circuit) -> list[tuple[int, ...]]:
+    """Places of kept edges, the strongest first; without scores, and among equals, in the graph's order."""
     kept = circuit.keep.nonzero()
     if circuit.ranking is not None:
         kept = kept[circuit.ranking[circuit.keep].double().argsort(descending=True, stable=True)]
-    return [(row, column) for row, column in kept.tolist()]
+    return [tuple(place) for place in kept.tolist()]
 
 
 def strengths(circuit: Circuit) -> Tensor:
-    """Strength of each kept edge in [0, 1], in a matrix `[reader, writer]`; 1 without scores, or if all are equal.
+    """Strength of each kept edge in [0, 1], in a matrix like `keep`; 1 without scores, or if all are equal.
 
     1 is the best score; 0 is a score of 0, or the worst one where that is below 0.
     """
@@ -92,15 +92,16 @@ def strengths(circuit: Circuit) -> Tensor:
 
 
 def edges_of(circuit: Circuit, other: Circuit | None = None) -> list[DrawnEdge]:
-    """What to draw, the weakest first, so that the strongest lie on top.
+    """What an image draws, the weakest first, so that the strongest lie on top.
 
     Args:
-        circuit: The circuit; an edge has the colour of its reader's kind.
+        circuit: A circuit without roles; an edge has the colour of its reader's kind.
         other: Draw the difference instead: edges of `circuit` alone (`first`), of this one alone (`second`), of both.
 
     Raises:
-        EdgepruneError: The circuits are of different graphs.
+        EdgepruneError: The circuits are of different graphs, or have roles.
     """
+    circuit.require_no_roles("an image")
     graph, strength = circuit.graph, strengths(circuit)
     if other is None:
         return [
@@ -125,9 +126,8 @@ def union(circuits: Sequence[Circuit]) -> tuple[EdgeGraph, Tensor]:
     """The graph of all circuits, and the edges that any of them keeps.
 
     Raises:
-        EdgepruneError: They are of different graphs, or have roles.
+        EdgepruneError: They are of different graphs.
     """
-    circuits[0].require_no_roles("drawing")
     graph, keep = circuits[0].graph, circuits[0].keep
     for circuit in circuits[1:]:
         circuit.check_fits(graph, "the circuit beside it")
