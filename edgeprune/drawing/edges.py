@@ -14,6 +14,7 @@ from edgeprune.graph import EdgeGraph
 from edgeprune.nodes import reader_kind
 
 MAX_EDGES = 10_000
+AT_ROLE = "at_role"  # in the header of a part: the role that its edges are at
 
 
 class DrawnEdge(NamedTuple):
@@ -61,6 +62,26 @@ def strongest_edges(named: NamedCircuit, max_edges: int) -> NamedCircuit:
 def on_paths(named: NamedCircuit) -> NamedCircuit:
     """The edges of a circuit that lie on a path of its edges from an embedding to the logits."""
     return _part(named, named.circuit.without_dangling()) if named.circuit.num_dangling else named
+
+
+def without_roles(named: NamedCircuit, role: str | None = None) -> NamedCircuit:
+    """The edges of a circuit with roles that it keeps at one of them, or at any; without roles it stays as it is.
+
+    Raises:
+        EdgepruneError: It has no such role.
+    """
+    circuit, roles = named.circuit, named.circuit.graph.roles
+    if roles is None:
+        if role is not None:
+            raise EdgepruneError(f"{named.name} has no roles, so none is {role!r}; leave --role out")
+        return named
+    if role is None:
+        return NamedCircuit(named.name, circuit.union(), None if named.whole is None else named.whole.union())
+    place = roles.index(role)
+    scores = None if circuit.scores is None else circuit.scores[place]
+    header = {**circuit.header, "derived": [*circuit.header.get("derived", []), {AT_ROLE: role}]}
+    at_role = Circuit(circuit.graph.without_roles, circuit.keep[place], scores, header)
+    return NamedCircuit(named.name, at_role, named.whole or circuit)
 
 
 def _part(named: NamedCircuit, circuit: Circuit) -> NamedCircuit:

@@ -76,17 +76,19 @@ class _Drawn:
     logits: bool
 
 
-def lay_out(graph: EdgeGraph, keep: Tensor) -> Layout:
+def lay_out(graph: EdgeGraph, keep: Tensor, only: int | None = None) -> Layout:
     """Places for all edges of `keep`, and nothing else but the embeddings and `logits`; with roles, scored ones alone.
 
     Args:
         graph: The graph.
         keep: Bool `[reader, writer]`, or `[role, reader, writer]`: every edge that may be drawn. Roles without an edge
             have no column.
+        only: Of all roles the one that is placed, with the room that a drawing without roles has.
     """
-    arch, roles, drawn = graph.arch, graph.roles, _drawn(graph, keep)
+    arch, drawn = graph.arch, [one for one in _drawn(graph, keep) if only in (None, one.role)]
+    abreast = graph.roles is not None and only is None
     layers = sorted({layer for one in drawn for layer in (*one.groups, *one.mlps)})
-    bow, pitch = (BOW if roles is None else ROLE_BOW), _pitch(drawn, layers, roles is not None)
+    bow, pitch = (ROLE_BOW if abreast else BOW), _pitch(drawn, layers, abreast)
     rises = [pitch * share for share in _rises(drawn, layers)]  # to the row above
     height = 2 * _MARGIN + pitch + sum(rises) + NODE_HEIGHT + 0.2 * pitch  # `logits` stands that much above its row
     aside = max(0.75 * furthest(sum(rises), bow) - HEAD_WIDTH / 2, 0.0)  # how far edges between MLPs bow beyond them
@@ -94,7 +96,7 @@ def lay_out(graph: EdgeGraph, keep: Tensor) -> Layout:
     heights = [bottom - pitch - sum(rises[:place]) for place in range(len(layers) + 1)]
     made, left = _Places(graph), _LABEL_WIDTH
     for one in drawn:
-        gap = _GROUP_GAP if roles else _stretch(one.groups, height - 0.2 * pitch)
+        gap = _GROUP_GAP if abreast else _stretch(one.groups, height - 0.2 * pitch)
         width = max(2 * HEAD_WIDTH * arch.num_embeddings, *(_width(row, gap) for row in one.groups.values()), 0.0)
         middle, mlp_x = left + width / 2, left + width + 40.0 + HEAD_WIDTH / 2
         right = mlp_x + HEAD_WIDTH / 2 + aside if one.mlps else left + width

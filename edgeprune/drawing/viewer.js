@@ -16,14 +16,23 @@
   let layout = data;
   let nodes = [], readers = [], heads = [], frames = [], edges = [], parts = [], labels = [];
 
+  let places = data;  // of what is shown: those of all roles side by side, or of a single one
+
   function load() {
+    places = layout.single?.[state.role] ?? layout;
     parts = layout.parts.map(([name, left, right, middle], place) => ({ name, left, right, middle, place }));
     nodes = layout.nodes.map(([name, kind, layer, x, y, width, part], place) => ({ name, kind, layer, x, y, width, place, part, label: name.split("@")[0], scored: !layout.scored || layout.scored.includes(parts[part].name) }));
     readers = layout.readers.map(([name, kind, x, y, of], place) => ({ name, kind, x, y, of, layer: nodes[of[0]].layer, part: nodes[of[0]].part, to: layout.leads ? layout.leads[place] : of }));
     heads = readers.filter((one) => "qkv".includes(one.kind));
-    frames = layout.boxes.map(([x, y, width, height]) => ({
+    if (places !== layout) {  // the same order as among all roles
+      const one = parts.find((part) => part.name === state.role);
+      [one.left, one.right, one.middle] = places.part;
+      nodes.filter((node) => node.part === one.place).forEach((node, at) => ([node.x, node.y] = places.nodes[at]));
+      readers.filter((reader) => reader.part === one.place).forEach((reader, at) => ([reader.x, reader.y] = places.readers[at]));
+    }
+    frames = places.boxes.map(([x, y, width, height]) => ({
       x, y, width, height,
-      of: nodes.filter((node) => node.x > x && node.x < x + width && node.y > y && node.y < y + height),
+      of: nodes.filter((node) => here(node.part) && node.x > x && node.x < x + width && node.y > y && node.y < y + height),
     }));
     edges = [];
     for (let at = 0; at < layout.edges.length; at += 2) {
@@ -37,7 +46,7 @@
     const x1 = writer.x, y1 = writer.y - NODE / 2;
     const x2 = reader.x, y2 = reader.y + ("qkv".includes(reader.kind) ? READER : NODE) / 2;
     const rise = y1 - y2, reach = Math.max(14, 0.42 * rise);
-    const size = layout.size[2] * (1 - Math.exp(-Math.max(rise - 60, 0) / 700)) * Math.exp(-Math.abs(x2 - x1) / 90);
+    const size = places.size[2] * (1 - Math.exp(-Math.max(rise - 60, 0) / 700)) * Math.exp(-Math.abs(x2 - x1) / 90);
     const bow = (x1 + x2) / 2 >= parts[writer.part].middle ? size : -size;
     return [x1, y1, x1 + bow, y1 - reach, x2 + bow, y2 + reach, x2, y2];
   }
@@ -57,7 +66,7 @@
   };
   const view = { scale: 1, x: 0, y: 0 };
   let shown = [];  // visible edges, the weakest first: {edge, share, score, part}
-  let leads = [];  // attention between roles: {reader, node, curve}
+  let ties = [], leads = [];  // attention between roles, {reader, node, curve}: of all edges, of visible ones
   let related = null;  // of the node in focus: Map from edge to 2 (touches it) or 1 (on a way from or to it), and nodes
   let colours = {};
   let waiting = false, drawn = view, settling = 0, resting = 0;
@@ -160,8 +169,8 @@
     document.querySelectorAll(".node").forEach((made, place) => (nodes[place].made = made));
     document.querySelectorAll(".reader").forEach((made, place) => (heads[place].made = made));
     byId("labels").replaceChildren();
-    const rows = placed("labels", layout.rows.map(([words]) => words), "row");
-    labels = layout.rows.map(([words, y], place) => ({ made: rows[place], y, words }));
+    const rows = placed("labels", places.rows.map(([words]) => words), "row");
+    labels = places.rows.map(([words, y], place) => ({ made: rows[place], y, words }));
     const headings = placed("labels", parts.map((one) => one.name), "heading");
     parts.forEach((one) => (one.made = headings[one.place]));
     [...nodes].reverse().find((node) => node.kind === "logits").made.setAttribute("tabindex", "0");
@@ -183,7 +192,9 @@
     used.forEach((reader) => reader.of.some((at) => active.has(nodes[at])) || reader.of.forEach((at) => active.add(nodes[at])));
     nodes.forEach((node) => node.made.classList.toggle("off", !(node.active = active.has(node))));
     heads.forEach((reader) => reader.made.classList.toggle("off", !used.has(reader)));
-    leads = [...used].flatMap((reader) => reader.to.map((at) => nodes[at]).filter((node) => node.part !== reader.part && links.out[node.place].length).map((node) => ({ reader, node, curve: lead(reader, node) })));
+    const writing = new Set(left.map((one) => one.edge.writer));
+    ties = [...new Set(left.map((one) => one.edge.reader))].flatMap((reader) => reader.to.map((at) => nodes[at]).filter((node) => node.part !== reader.part && writing.has(node)).map((node) => ({ reader, node, curve: lead(reader, node) })));
+    leads = ties.filter((one) => used.has(one.reader) && links.out[one.node.place].length);
     frames.forEach((frame) => frame.made.setAttribute("visibility", frame.of.some((node) => node.active) ? "visible" : "hidden"));
     if (state.held && !state.held.active) state.held = null;
     report(left, dangling, active);
@@ -293,9 +304,9 @@
     pen.setLineDash([]);
   }
 
-  const bands = () => parts.filter((one) => one.name && here(one.place)).map((one) => [one.left - 14, 0, one.right - one.left + 28, layout.size[1]]);
+  const bands = () => parts.filter((one) => one.name && here(one.place)).map((one) => [one.left - 14, 0, one.right - one.left + 28, places.size[1]]);
   const visibleLeads = () => (state.hidden.has("leads") ? [] : leads);
-  const faint = () => Math.min(4 / Math.sqrt(Math.max(leads.length, 1)), 0.6);
+  const faint = () => Math.min(4 / Math.sqrt(Math.max(leads.length, 1)), 0.6) * Math.min(2 * view.scale, 1);
 
   function paint() {
     waiting = false;
@@ -320,7 +331,10 @@
     canvas.style.opacity = related ? 0.1 : 1;
     const pen = prepared(near);
     if (!related) return;
-    dashes(pen, visibleLeads().filter((one) => related.readers.has(one.reader) && related.nodes.has(one.node)), 0.75);
+    const focus = state.hover ?? state.held, touches = (one) => one.node === focus || one.reader.of.includes(focus?.place);
+    const ways = visibleLeads().filter((one) => related.readers.has(one.reader) && related.nodes.has(one.node));
+    dashes(pen, ways.filter((one) => !touches(one)), 0.15);
+    dashes(pen, ways.filter(touches), 0.75);
     const dense = crowd(), paintKind = (kind) => shown.forEach((one) => related.edges.get(one) === kind && line(pen, one, opacity(one, dense)));
     paintKind(2);
     resting = setTimeout(() => { paintKind(1); paintKind(2); }, 90);
@@ -356,7 +370,7 @@
     const seen = nodes.filter((node) => node.active);
     const left = Math.min(...seen.map((node) => node.x - node.width / 2)), right = Math.max(...seen.map((node) => node.x + node.width / 2));
     const top = Math.min(...seen.map((node) => node.y)) - NODE, bottom = Math.max(...seen.map((node) => node.y)) + NODE;
-    const aside = seen.some((node) => node.kind === "mlp") ? Math.min(layout.size[0] - right, 0.09 * (bottom - top)) : 20;
+    const aside = seen.some((node) => node.kind === "mlp") ? Math.min(places.size[0] - right, 0.09 * (bottom - top)) : 20;
     const label = 66, above = parts[0].name ? 26 : 0, space = { wide: room.wide - label - 16, high: room.high - 24 - above };
     view.scale = Math.min(space.wide / (right + aside - left), space.high / (bottom - top), 1.6);
     view.x = label + (space.wide - view.scale * (right + aside - left)) / 2 - view.scale * left;
@@ -439,8 +453,8 @@
   // Which roles a head attends to, and which attend to it.
   function between(node) {
     const names = (found) => parts.filter((one) => found.has(one.place)).map((one) => one.name).join(", ");
-    const from = new Set(leads.filter((one) => one.node === node).map((one) => one.reader.part));
-    const to = new Set(leads.filter((one) => one.reader.of.includes(node.place)).map((one) => one.node.part));
+    const from = new Set(ties.filter((one) => one.node === node).map((one) => one.reader.part));
+    const to = new Set(ties.filter((one) => one.reader.of.includes(node.place)).map((one) => one.node.part));
     const texts = [from.size && `keys and values from ${names(from)}`, to.size && `keys and values for ${names(to)}`];
     return texts.filter(Boolean).map((words) => Object.assign(document.createElement("p"), { textContent: words }));
   }
@@ -604,7 +618,7 @@
   const marks = present.map((kind) => [kind, check(byId("kinds"), kind, KINDS[kind], kind)]);
   for (const part of ["first", "second", "both"]) check(byId("parts"), part, part, part);
 
-  if (data.union) check(byId("kinds"), "leads", "heads elsewhere, from k and v", "quiet").classList.add("dashed");
+  if (data.union) check(byId("kinds"), "leads", "heads at other roles", "quiet").classList.add("dashed");
 
   function compared() {
     byId("parts").hidden = state.compare === null;
@@ -628,11 +642,10 @@
     byId("role").dispatchEvent(new Event("input"));
   }
   byId("role").addEventListener("input", (event) => {
-    const before = layout;
     hold(null);
     state.found.clear();
     state.role = event.target.value === "" ? null : event.target.value;
-    if ((state.role === UNION) !== (before === data.union)) build();
+    build();
     choose();
     fit();
   });

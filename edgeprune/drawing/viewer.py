@@ -6,7 +6,7 @@ forbids the rest.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +76,30 @@ def _scene(circuits: Sequence[Circuit]) -> dict[str, Any]:
     places = [flat(graph, place) for place in keep.nonzero().tolist()]
     rows = {row: number for number, row in enumerate(sorted({row for row, _ in places}))}
     columns = {column: number for number, column in enumerate(sorted({column for _, column in places}))}
+    layout = lay_out(graph, keep)
+    found = _places(graph, layout, list(rows), list(columns))
+    if graph.roles is not None:
+        found["single"] = {
+            part.name: _single(lay_out(graph, keep, graph.roles.index(part.name)), rows) for part in layout.parts
+        }
     return {
-        **_places(graph, lay_out(graph, keep), list(rows), list(columns)),
+        **found,
         "edges": [part for row, column in places for part in (rows[row], columns[column])],
         **_order(graph, {place: number for number, place in enumerate(places)}, circuits),
         "existing": graph.num_edges,
+    }
+
+
+def _single(layout: Layout, rows: Container[int]) -> dict[str, Any]:
+    """Where everything of a role lies when it is shown alone, in the order that it has among all roles."""
+    (part,) = layout.parts
+    return {
+        "size": [round(layout.width, 1), round(layout.height, 1), layout.bow],
+        "part": _rounded(part.left, part.right, part.middle),
+        "nodes": [_rounded(one.x, one.y) for one in layout.nodes],
+        "readers": [_rounded(one.x, one.y) for row, one in layout.readers.items() if row in rows],
+        "boxes": [_rounded(*box) for box in layout.boxes],
+        "rows": [[label.text, round(label.y, 1)] for label in layout.rows],
     }
 
 
