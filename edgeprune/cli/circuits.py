@@ -70,8 +70,13 @@ class CircuitFiles:
     holds: "Holds | None" = None
 
     @classmethod
-    def open(cls, paths: list[str], holds: "Holds | None" = None) -> "CircuitFiles":
+    def open(cls, paths: list[str], holds: "Holds | None" = None, *, roles: bool = False) -> "CircuitFiles":
         """Read the native files.
+
+        Args:
+            paths: Of circuits.
+            holds: What is in files that do not say it themselves.
+            roles: The command knows circuits with roles.
 
         Raises:
             EdgepruneError: One is damaged or has roles, or any path is missing or a folder without just one circuit.
@@ -86,7 +91,8 @@ class CircuitFiles:
                 load_values(Path(path))  # refuses a folder that does not stand for one circuit
         native = {path: _native(path) for path in paths if is_native(path)}
         for path, circuit in native.items():
-            circuit.require_no_roles(f"{path}: this command")
+            if not roles:
+                circuit.require_no_roles(f"{path}: this command")
         return cls(paths, native, holds)
 
     @property
@@ -117,6 +123,7 @@ class CircuitFiles:
         Raises:
             EdgepruneError: A circuit does not fit it, or circuits that will be run name different weight masks.
         """
+        from edgeprune.circuit_roles import check_same
         from edgeprune.console import warn
         from edgeprune.models.loading import fingerprint, load_model
 
@@ -135,7 +142,7 @@ class CircuitFiles:
                 warn(f"{path} names no weight mask, so it was found on other weights; it runs with that of {first}")
         weights = fingerprint(model)
         for path, circuit in self.native.items():
-            circuit.check_fits(model.graph, f"{name!r}, asked to run {path},")
+            check_same(circuit.graph.without_roles, model.graph, f"{name!r}, asked to run {path},")
             if runs and circuit.header.get("model_fingerprint", weights) != weights:
                 warn(f"{path} was found on other weights than those of {name!r}")
         return model
@@ -155,22 +162,24 @@ class CircuitFiles:
         return next((mask_named_in(circuit.header, path) for path, circuit in self.native.items()), None)
 
     def circuits(self, model: "MaskedModel | None") -> "list[Circuit]":
-        """All circuits, on the graph of the model or of the first native file.
+        """All circuits, on the graph of the model or of the first native file; where that has roles, or without.
 
         Raises:
             EdgepruneError: A file is damaged or of another graph.
         """
+        from edgeprune.circuit_roles import check_same
         from edgeprune.reference import read_reference
 
         first = next(iter(self.native), "the model")
         graph = self.native[first].graph if model is None else model.graph
         for path, circuit in self.native.items():
             try:
-                circuit.check_fits(graph, first)
+                check_same(circuit.graph.without_roles, graph.without_roles, first)
             except EdgepruneError as error:
                 raise EdgepruneError(f"{path}: {error}") from None
         return [
-            self.native[path] if path in self.native else read_reference(path, graph, self.holds) for path in self.paths
+            self.native[path] if path in self.native else read_reference(path, graph.without_roles, self.holds)
+            for path in self.paths
         ]
 
     def warn_of_positions(self, model: "MaskedModel", circuits: "Sequence[Circuit]", ablations: Sequence[str]) -> None:
