@@ -129,7 +129,7 @@ def _draw(options: argparse.Namespace, circuits: "list[NamedCircuit]") -> Path:
     if len(circuits) > 1 and (options.diff is not None or out.suffix != ".html"):
         what = "--diff" if options.diff is not None else f"a {out.suffix} file"
         raise EdgepruneError(f"{what} is of one circuit, {first} and what follows are {len(circuits)}; name one file")
-    circuits = [*circuits, *_other(options, circuits[0], page=out.suffix == ".html")]
+    circuits = [*circuits, *_other(options, circuits[0])]
     circuits, role = _of_roles(circuits, options, page=out.suffix == ".html")
     circuits = [strongest_edges(one, most) for one in circuits]
     if options.without_dangling and role is None:
@@ -179,7 +179,7 @@ def _roles(named: "NamedCircuit") -> str:
     return f"the roles {', '.join(named.circuit.roles)}" if named.circuit.roles else "no roles"
 
 
-def _other(options: argparse.Namespace, first: "NamedCircuit", *, page: bool) -> "list[NamedCircuit]":
+def _other(options: argparse.Namespace, first: "NamedCircuit") -> "list[NamedCircuit]":
     """The circuit of `--diff`, in whatever format, if there is one."""
     if options.diff is None:
         return []
@@ -191,8 +191,7 @@ def _other(options: argparse.Namespace, first: "NamedCircuit", *, page: bool) ->
     if Path(options.diff).is_file() and is_native(options.diff):
         circuit = Circuit.load(options.diff)  # what differs in roles is drawn, or refused, later
     else:
-        graph = first.circuit.graph
-        circuit = read_reference(options.diff, graph if page and options.role != UNION else graph.without_roles)
+        circuit = read_reference(options.diff, first.circuit.graph)
     name = Path(options.diff).stem
     return [NamedCircuit(name if name != first.name else str(options.diff), circuit)]
 

@@ -17,7 +17,7 @@ from edgeprune.models.masked import MaskedModel
 from edgeprune.models.read_ops import ReadOps
 from edgeprune.reading import role_effects
 from edgeprune.reading.role_effects import ALL_POSITIONS, first_order_effects
-from edgeprune.roles import OTHER, positions_by_part
+from edgeprune.roles import REST, positions_by_part
 from tests.methods.small_problems import linear_model, tiny
 from tests.models.test_conformance import KV, WIRED, build, prompts
 from tests.reading.small import SPANS, circuit_of, evaluator, pairs, some_edges
@@ -141,7 +141,7 @@ def test_exact_effects_are_those_of_the_masked_model(family: Any, index: int, ab
     model = build(family, index)
     judge, circuit = evaluator(model, ablation), circuit_of(model)
     found = role_effects(judge, circuit, max_exact=6)
-    assert found.parts == (*ROLES, OTHER)
+    assert found.parts == (*ROLES, REST)
     assert found.exact.shape == (6, 5)
     gates = circuit.gates(torch.float64)
     before = _badness(judge, gates, (0, 0), 0, 0.0)
@@ -176,7 +176,7 @@ def test_the_largest_edges_are_run_and_come_first() -> None:
     assert len(table) == len(found.edges)
     assert [row["exact"] is not None for row in table[:5]] == [True] * 3 + [False] * 2
     first = table[0]
-    assert list(first["first_order"]) == list(first["exact"]) == [*ROLES, OTHER, ALL_POSITIONS]
+    assert list(first["first_order"]) == list(first["exact"]) == [*ROLES, REST, ALL_POSITIONS]
     assert first["first_order"][ALL_POSITIONS] == pytest.approx(sum(first["first_order"][part] for part in found.parts))
     frame = found.to_dataframe()
     assert len(frame) == 5 * len(found.edges)

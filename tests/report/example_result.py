@@ -295,7 +295,7 @@ def reading() -> Json:
     names = ("writer", "kind", "kept", "own", "ablated", "deviation", "full")
 
     def by_part(*values: float) -> Json:
-        return dict(zip(("IO", "END", "other tokens", "all positions"), values, strict=True))
+        return dict(zip(("IO", "END", "rest", "all positions"), values, strict=True))
 
     edges = [
         {
@@ -320,7 +320,7 @@ def reading() -> Json:
         "attention": {"heads": ["a1.h0", "a0.h0"], "prompts": [prompt]},
         "by_role": {
             "queries": ["scored position", "IO"],
-            "keys": ["IO", "other tokens"],
+            "keys": ["IO", "rest"],
             "heads": {"a1.h0": shares, "a0.h0": shares},
         },
         "direct": {
@@ -329,8 +329,8 @@ def reading() -> Json:
         },
         "effects": {
             "measure": "logit_difference", "better": "high", "figure": 1.125, "num_examples": 10, "num_edges": 40,
-            "num_exact": 1, "parts": ["IO", "END", "other tokens"],
-            "total": {"IO": 0.0, "END": 0.75, "other tokens": -0.1}, "edges": edges,
+            "num_exact": 1, "parts": ["IO", "END", "rest"],
+            "total": {"IO": 0.0, "END": 0.75, "rest": -0.1}, "edges": edges,
         },
     }  # fmt: skip
 
