@@ -29,7 +29,7 @@ from edgeprune.reading.prompts import Prompt, prompts_of, real_tokens
 
 
 def circuit_heads(circuit: Circuit) -> tuple[str, ...]:
-    """Heads that matter in the circuit: a path of kept edges leads from them to the logits, with roles to scored ones."""
+    """Heads that matter in the circuit: a path of kept edges leads from them to logits, with roles to scored ones."""
     graph, keep = circuit.graph, circuit.keep
     reaching = (keep & graph.reaching_logits(keep)[..., None]).flatten(0, -2).any(0).tolist()
     return tuple(

@@ -16,6 +16,7 @@ the whole edge. The exact effects (1) need not.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -237,6 +238,7 @@ def first_order_effects(evaluator: Evaluator, keep: Tensor, measure: Metric, rol
     model.use_roles(parts)
     try:
         each = gates.expand(len(parts), -1, -1)
-        return mean_over_examples(problem, lambda *of: closing_effects(problem, *of, each), evaluator.progress, _WHAT)
+        score = partial(closing_effects, problem, gates=each)
+        return mean_over_examples(problem, score, evaluator.progress, _WHAT)
     finally:
         model.use_roles(before)

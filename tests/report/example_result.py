@@ -421,6 +421,19 @@ def circuit(name: str, method: str, edges: int, kl: float, **parts: Any) -> Json
     }
 
 
+def seeds() -> Json:
+    spreads = {"kl": spread(0.55, 0.2, 2), "accuracy": spread(0.9, 0.01, 2)}
+    return {
+        "method": "edge_pruning",
+        "objective": "kl",
+        "ablation": "interchange",
+        "circuits": [0, 2],
+        "seeds": [0, 3],
+        "edges": [40, 42],
+        "ablations": {"interchange": {"measures": spreads, "normalised": spreads}},
+    }
+
+
 def pair(a: int, b: int, jaccard: float) -> Json:
     how = {"exact": False, "permutations": 10000, "draws": 1000, "level": 0.95, "seed": 0}
     return {
@@ -431,6 +444,8 @@ def pair(a: int, b: int, jaccard: float) -> Json:
         "log10_p_value": -1234.5,
         "p_value": 0.0,
         "nodes": shared(0.8),
+        "weights": {"ruzicka": 0.25, "same_sign": None},
+        "ranks": {"spearman_all": 0.75, "kendall_all": None, "spearman_kept": 0.5 if a else None, "kendall_kept": None},
         "kinds": {"embed->q": shared(0.25)},
         "layers": {"0": shared(0.25)},
         "differences": {
@@ -499,5 +514,6 @@ def example() -> Json:
             circuit("eap", "eap", 40, 0.9, mib=None),
         ],
         "pairs": [pair(0, 1, 0.4), pair(0, 2, 0.25), pair(1, 2, 0.125)],
+        "seeds": [seeds()],
         "runs": [run()],
     }  # fmt: skip

@@ -37,6 +37,7 @@ LABELS = ("labels", "labels_skipped")
 SECTIONS: dict[str, Callable[[Json], Any]] = {
     "summary": lambda data: None,
     "frontier": lambda data: [circuit.pop("all_edges") for circuit in data["circuits"]],
+    "seeds": lambda data: data.pop("seeds"),
     "ablations": lambda data: [circuit["ablations"].pop("mean") for circuit in data["circuits"]],
     "controls": lambda data: [circuit.pop("controls") for circuit in data["circuits"]],
     "layers": lambda data: [circuit.pop(name) for circuit in data["circuits"] for name in ("layers", "kinds")],
@@ -272,6 +273,34 @@ def test_summary_has_figures_intervals_and_controls(page: Node) -> None:
     assert lines["empty circuit"][place].text.startswith("4.000")
     assert [cell.text for cell in lines["pruned_95"][:5]] == ["edge_pruning", "40 of 800", "95 %", "3", "9"]
     assert "sq. error" not in " ".join(headings(found)), "a measure without any value takes no column"
+
+
+def test_seeds_have_their_mean_and_deviation(page: Node) -> None:
+    found = table(page, "seeds")
+    ((name, cells),) = rows(found).items()
+    assert name == "pruned_95, eap"
+    assert [cell.text for cell in cells[:3]] == ["edge_pruning", "2", "41.00 40 to 42"]
+    assert cells[1].attributes["title"] == "seeds 0, 3"
+    place = headings(found).index("KL nats ↓") - 1
+    assert cells[place].text == "0.550 ± 0.200"
+    assert cells[place].attributes["title"] == "mean KL (nats) 0.55, from 0.150 to 0.950, 2 seeds"
+
+
+def test_scores_of_two_circuits_are_correlated_where_they_have_some(page: Node) -> None:
+    (found,) = (one for one in page.one("section", id="overlap").all("table") if "Scores" in one.one("caption").text)
+    assert headings(found)[2:] == ["Ružička of weights", "Spearman all edges", "Spearman kept edges"]
+    assert [cell.text for cell in next(iter(rows(found).values()))] == ["pruned_98", "0.250", "0.750", UNDEFINED]
+    data = example()
+    for pair in data["pairs"]:
+        del pair["ranks"], pair["weights"]
+    assert "Scores of two" not in report_html(data)
+
+
+def test_areas_over_sizes_have_intervals(page: Node) -> None:
+    for section in ("mib", "runs"):
+        found = table(page, section)
+        place = headings(found).index("CPR ↑ requested size") - 1
+        assert re.fullmatch(r"[\d.]+ \[[\d.]+, [\d.]+\]", next(iter(rows(found).values()))[place].text), section
 
 
 def test_measures_beyond_the_main_ones_are_folded() -> None:
