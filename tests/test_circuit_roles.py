@@ -10,7 +10,6 @@ from safetensors import safe_open
 
 from edgeprune.circuit import FORMAT, ROLE_FORMAT, Circuit
 from edgeprune.cli import main
-from edgeprune.comparison.overlap import compare_circuits
 from edgeprune.drawing import write_dot
 from edgeprune.errors import EdgepruneError
 from edgeprune.formats import read_circuit, write_circuit
@@ -199,7 +198,6 @@ def _warm_start(circuit: Circuit, folder: Path) -> None:
 
 
 REFUSALS: dict[str, Callable[[Circuit, Path], Any]] = {
-    "comparing": lambda circuit, _: compare_circuits(circuit, circuit),
     "drawing": lambda circuit, folder: write_dot(circuit, folder / "c.dot"),
     "another format": lambda circuit, folder: write_circuit(circuit, folder / "c.json", "eap-ig-json"),
     "a list of edges": lambda circuit, folder: write_circuit(circuit, folder / "d.json", "edges"),
@@ -221,9 +219,7 @@ def test_what_cannot_take_roles_says_so_in_one_line(what: str, circuit: Circuit,
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "command", ["evaluate C --config none.yaml", "compare C C", "draw C", "convert C c.json --to eap-ig-json"]
-)
+@pytest.mark.parametrize("command", ["evaluate C --config none.yaml"])
 def test_commands_refuse_them_in_one_line(
     command: str, circuit: Circuit, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

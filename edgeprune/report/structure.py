@@ -168,7 +168,7 @@ def overlap(result: Result) -> Section | None:
         "many edges or more. Differences are the first circuit's figure minus the second's on the same examples."
     )
     matrix = [_matrix(result, pairs)] if len(result.circuits) > 2 else []
-    tables = [*matrix, _overlap_table(result, pairs), _score_table(result, pairs), _difference_table(result, pairs)]
+    tables = [*matrix, _overlap_table(result, pairs), _difference_table(result, pairs), _score_table(result, pairs)]
     return Section.of("overlap", "Each two circuits", intro, tables) if pairs else None
 
 

@@ -27,12 +27,12 @@ def seeds(result: Result) -> Section | None:
 
 def _seed_cells(result: Result, group: Json) -> list[Cell]:
     names, edges = [str(seed) for seed in items(group, "seeds")], numbers(group, "edges")
-    sizes = f"{number(int(min(edges)))} to {number(int(max(edges)))}" if edges and min(edges) < max(edges) else ""
+    sizes = " to ".join(number(int(size)) for size in sorted({min(edges), max(edges)})) if edges else UNDEFINED
     found = part(group, "ablations", result.ablation, "measures")
     return [
         cell(plain(group["method"]) if group.get("method") else UNDEFINED),
         cell(len(names), title=f"seeds {', '.join(names)}"),
-        cell(mean(edges) if edges else None, small=sizes),
+        Cell(sizes, sort=mean(edges) if edges else None),
         *(result.spread(found, measure) for measure in result.main),
     ]
 
