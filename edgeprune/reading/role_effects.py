@@ -16,7 +16,6 @@ the whole edge. The exact effects (1) need not.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -32,9 +31,10 @@ from edgeprune.evaluation.evaluator import Evaluator
 from edgeprune.evaluation.leave_one_out import Edge, each_without_at
 from edgeprune.graph import EdgeGraph, RoleSpec
 from edgeprune.json_numbers import json_fields, json_numbers
-from edgeprune.methods.attribution import closing_effects, mean_over_examples
+from edgeprune.methods.attribution import closing_effects
 from edgeprune.methods.problem import Metric, Problem
 from edgeprune.metrics.registry import measure_named
+from edgeprune.models.circuit_run import state_bytes
 from edgeprune.roles import REST, parts_of, positions_by_part, role_names
 from edgeprune.tables import Numbers, table
 
@@ -45,6 +45,7 @@ ALL_POSITIONS = "all positions"
 MAX_EXACT = 40
 _SHOWN_ROWS = 20
 _WHAT = "effects by role, first order"
+_BACKWARD = 2  # times the memory of a circuit's state that a run and its gradient take, about
 
 
 @final
@@ -179,7 +180,7 @@ def role_effects(
         measure: What is measured: `"logit_difference"`, `"kl"`, or another that `edgeprune.methods.problem` has.
         max_exact: So many edges are also run exactly, those with the largest first-order effects; 0: none. One costs a
             partial run for each role and two more.
-        memory_gb: For exact runs, in 1e9 bytes.
+        memory_gb: For the runs, in 1e9 bytes.
 
     Raises:
         EdgepruneError: The circuit is of another graph, no prompt has a role, the measure is not defined for some pair,
@@ -197,7 +198,7 @@ def role_effects(
     circuit.require_no_roles("the effects of closing an edge at parts of the prompt")
     keep = circuit.keep
     edges: tuple[Edge, ...] = tuple((reader, writer) for reader, writer in keep.nonzero().tolist())
-    by_part = first_order_effects(evaluator, keep, measure, roles)[:, keep].T
+    by_part = first_order_effects(evaluator, keep, measure, roles, memory_gb)[:, keep].T
     chosen = by_size(by_part)[:max_exact].tolist()
 
     def places(batch: PairBatch) -> Tensor:
@@ -220,11 +221,20 @@ def role_effects(
     )
 
 
-def first_order_effects(evaluator: Evaluator, keep: Tensor, measure: Metric, roles: Sequence[str]) -> Tensor:
+def first_order_effects(
+    evaluator: Evaluator, keep: Tensor, measure: Metric, roles: Sequence[str], memory_gb: float = 2.0
+) -> Tensor:
     """(2) of every edge at a circuit's gates, mean over examples, float64 `[part, reader, writer]` on the CPU.
 
     Edges that are not kept have the effect of closing them further, which is no part of the circuit. The gates, and
     their gradient, take 4 * parts * readers * writers bytes each.
+
+    Args:
+        evaluator: Model, ablation and pairs.
+        keep: The circuit, bool `[reader, writer]`.
+        measure: What is measured.
+        roles: Of the task; all other tokens are the last part.
+        memory_gb: As many examples are run at once as this holds, in 1e9 bytes; one at least.
 
     Raises:
         EdgepruneError: A role is called `rest`, or the model's reads take no gates by role.
@@ -233,12 +243,21 @@ def first_order_effects(evaluator: Evaluator, keep: Tensor, measure: Metric, rol
     if REST in roles:
         raise EdgepruneError(f"a role of the task is called {REST!r}, the role of tokens without any; rename it")
     before, parts = model.graph.roles, RoleSpec(parts_of(roles))
-    gates = keep.to(model.device, torch.float64 if model.dtype == torch.float64 else torch.float32)
     problem = Problem(model, evaluator.batches, evaluator.runs, measure, evaluator.split)
+    gates = keep.to(model.device, torch.float64 if model.dtype == torch.float64 else torch.float32)
+    gates = gates.expand(len(parts), -1, -1)
+    total, done = torch.zeros(gates.shape, dtype=torch.float64), 0
     model.use_roles(parts)
     try:
-        each = gates.expand(len(parts), -1, -1)
-        score = partial(closing_effects, problem, gates=each)
-        return mean_over_examples(problem, score, evaluator.progress, _WHAT)
+        for batch in evaluator.batches:
+            at_once = max(1, int(memory_gb * 1e9 / (_BACKWARD * state_bytes(model) * batch.clean.shape[1])))
+            for start in range(0, len(batch), at_once):
+                evaluator.progress(_WHAT, done, evaluator.num_examples)
+                some = batch.rows(slice(start, start + at_once)).to(model.device)
+                full, ablated = evaluator.runs(some, evaluator.split)
+                total += closing_effects(problem, some, full, ablated, gates).cpu()
+                done += len(some)
     finally:
         model.use_roles(before)
+    evaluator.progress(_WHAT, done, evaluator.num_examples)
+    return total / done
