@@ -11,6 +11,9 @@ from edgeprune.cli.compare_tables import print_tables
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from edgeprune.batch import PairBatch
     from edgeprune.circuit import Circuit
     from edgeprune.cli.circuits import CircuitFiles
     from edgeprune.models.masked import MaskedModel
@@ -165,12 +168,12 @@ def _add_measures(
     data = read_data_config(options.config, tokenizer=name)
     data.setup()
     data.check(Limits.of(model), options.split)
-    model.use_roles(circuits[0].graph.roles)
+    loader: Any = data.ordered_dataloader(options.split)
+    _use_roles(model, circuits[0], loader)
     runs = ReferenceRuns(model, ablation)
     prepare_runs(runs, data, options.split)
     cuts = [circuit for pair in matched.values() if pair is not None for circuit in pair]
     gates = [model.graph.without_roles.all_open(), *(circuit.gates() for circuit in (*circuits, *cuts))]
-    loader: Any = data.ordered_dataloader(options.split)
     with ProgressReporter(stderr=True) as bars:
         batches = counted(loader, "running circuits", bars.report, len(loader))
         full, *measured = measure_examples(model, runs, batches, gates, options.split).as_dicts()
@@ -181,3 +184,17 @@ def _add_measures(
     for row in result["pairs"]:
         if row["matched"] is not None:
             row["matched"] |= {side: next(measures) for side in ("measures_a", "measures_b")}
+
+
+def _use_roles(model: "MaskedModel", circuit: "Circuit", batches: "Iterable[PairBatch]") -> None:
+    """Give the model the roles of the circuits, as they lie in these pairs.
+
+    Raises:
+        EdgepruneError: The pairs lack some.
+    """
+    from edgeprune.roles import POSITIONS, REST, roles_of_option
+
+    if names := circuit.roles:
+        wanted = [name for name in names if name != REST]
+        model.use_roles(roles_of_option(wanted if REST in names else POSITIONS, list(batches)))
+        circuit.check_fits(model.graph, "a circuit on these pairs")

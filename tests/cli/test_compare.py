@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from edgeprune.circuit import Circuit
 from edgeprune.cli import main
@@ -200,6 +201,32 @@ def test_with_a_circuit_without_roles_unions_are_compared_and_that_is_said(
         assert "roles" not in result["pairs"][0]
         assert result["unions"] == f"of circuits with roles, unions are compared, for {other} has no roles"
         assert result["unions"] in capsys.readouterr().out
+
+
+def test_circuits_with_roles_are_run_with_them(
+    tmp_path: Path, files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = {"class_path": "CompiledTask", "init_args": {"program": "reverse", "lengths": [3]}}
+    config = tmp_path / "data.yaml"
+    config.write_text(yaml.safe_dump({"data": {"task": task, "eval_batch_size": 8}}))
+    size = 4  # tokens of a prompt: three and the one that starts it
+    truth, roles = Circuit.load(files[0]), RoleSpec(tuple(f"p{place}" for place in range(size)))
+    everywhere = truth.with_roles(roles)
+    keep = everywhere.keep.clone()
+    keep[-1] = False
+    paths = [
+        str(one.save(tmp_path / f"{name}.safetensors"))
+        for name, one in (("everywhere", everywhere), ("some", everywhere.with_edges(keep, {})))
+    ]
+    here = ["--config", str(config), "--split", "validation"]
+    plain = compare(tmp_path, files[0], files[1], *here)["circuits"][0]
+    rows = compare(tmp_path, *paths, *here)["circuits"]
+    assert rows[0]["kl"] == pytest.approx(plain["kl"], abs=1e-9)
+    assert abs(rows[1]["kl"] - plain["kl"]) > 1e-3
+    with_rest = role_files(tmp_path)
+    capsys.readouterr()
+    assert main(["compare", *with_rest, *here]) == 2
+    assert "no prompt has a role 'IO'" in error_line(capsys)
 
 
 def test_other_roles_are_refused_unless_unions_are_asked_for(
