@@ -14,6 +14,7 @@ heads, K k (and v) readers, R roles, C head width, D width.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Self, final
 
 import torch
@@ -53,7 +54,7 @@ def attend(block: Block, qkv: Projected, context: Any, copies: int, all_open: bo
     return with_gradient(values, lambda: block.attend(*block.heads(*qkv), context))
 
 
-def with_gradient(values: Tensor, other: Any) -> Tensor:
+def with_gradient(values: Tensor, other: Callable[[], Tensor]) -> Tensor:
     """Values `[...]` with the gradient of others, `[...]`, that are the same but for rounding; `other` makes these."""
     if not torch.is_grad_enabled():
         return values
@@ -69,7 +70,7 @@ class AblatedKeys:
         blocks: The model's layers.
     """
 
-    def __init__(self, ablated: WriterStates, blocks: Any) -> None:
+    def __init__(self, ablated: WriterStates, blocks: Sequence[Block]) -> None:
         self._ablated, self._blocks, self._layer = ablated, blocks, 0
         self._stream = functools.reduce(torch.add, ablated.embeddings.unbind())
 
@@ -86,7 +87,7 @@ class AblatedKeys:
 
 
 @final
-class AttentionEdges:
+class GatedAttention:
     """Attention with gates on its edges, for one run.
 
     Args:
@@ -94,10 +95,6 @@ class AttentionEdges:
         role_of: Long `[B, S]`.
         keys: Of the ablated run.
         all_open: Whether every gate is.
-
-    Attributes:
-        examples: The example of each pair, long `[N]`.
-        context: What layers share, for these examples; to be set.
     """
 
     def __init__(self, gates: Tensor, role_of: Tensor, keys: AblatedKeys, all_open: bool) -> None:
@@ -105,12 +102,12 @@ class AttentionEdges:
         batch, seq = role_of.shape
         number = torch.arange(batch, device=role_of.device)
         pairs, self._pair_of = (number[:, None] * num_roles + role_of).unique(return_inverse=True)
-        self.examples, role = pairs // num_roles, pairs % num_roles
-        group = self.examples // (batch // num_groups)
-        self._places = ((group * num_roles + role)[:, None] * num_roles + role_of[self.examples]).flatten()
+        self._examples, role = pairs // num_roles, pairs % num_roles
+        group = self._examples // (batch // num_groups)
+        self._places = ((group * num_roles + role)[:, None] * num_roles + role_of[self._examples]).flatten()
         self._table = gates.permute(1, 0, 3, 4, 2).reshape(num_layers, -1, num_heads)
         self._keys, self._all_open, self._positions = keys, all_open, torch.arange(seq, device=role_of.device)
-        self.context: Any = None
+        self._context: Any = None  # of layers, for the examples of the pairs
 
     @classmethod
     def of(
@@ -139,19 +136,19 @@ class AttentionEdges:
         all_open = may_be_open and bool((gates == 1).all())
         if all_open and not needed:
             return None
-        gates = gates.to(model.device, exact_dtype(model.dtype))
-        gates = ScaleGradient.apply(gates, 1 / scale) if needed else gates
-        gates = gates if gates.ndim == 5 else gates[None]
-        return cls(gates, role_of.to(model.device), AblatedKeys(ablated, model.blocks), all_open)
+        exact: Tensor = gates.to(model.device, exact_dtype(model.dtype)).reshape(-1, *gates.shape[-4:])
+        exact = ScaleGradient.apply(exact, 1 / scale) if needed else exact  # pyright: ignore[reportAssignmentType]
+        return cls(exact, role_of.to(model.device), AblatedKeys(ablated, model.blocks), all_open)
 
     @property
     def requires_grad(self) -> bool:
         """Whether the gates get gradients."""
         return self._table.requires_grad
 
-    def rows(self, *values: Tensor | None) -> list[Tensor | None]:
-        """Values of examples `[B, ...]` for each pair, `[N, ...]`."""
-        return [None if part is None else part[self.examples] for part in values]
+    def begin(self, model: "MaskedModel", stream: Tensor, input_ids: Tensor, attention_mask: Tensor | None) -> None:
+        """What layers share is that of the run's prompts, `[B, S]`, and its embeddings `[B, S, D]`, once per pair."""
+        mask = None if attention_mask is None else attention_mask[self._examples]
+        self._context = model.context(stream[self._examples], input_ids[self._examples], mask)
 
     def __call__(self, block: Block, qkv: Projected, context: Any, copies: int, all_open: bool) -> Tensor:
         """Attention-weighted values of a layer, `[B, S, H, C]`; the arguments are those of `attend`."""
@@ -165,9 +162,9 @@ class AttentionEdges:
         """(1), and attention over it."""
         q, *own = block.heads(*qkv)
         gates = self._table[block.layer].index_select(0, self._places)
-        gates = gates.view(len(self.examples), -1, gates.shape[-1]).to(q.dtype)
-        k, v = (_Seen.apply(*pair, gates, self.examples) for pair in zip(own, self._keys(block.layer), strict=True))
-        values = block.attend(q[self.examples], k, v, self.context)
+        gates = gates.view(len(self._examples), -1, gates.shape[-1]).to(q.dtype)
+        k, v = (_Seen.apply(*pair, gates, self._examples) for pair in zip(own, self._keys(block.layer), strict=True))
+        values = block.attend(q[self._examples], k, v, self._context)
         return values[self._pair_of, self._positions]
 
 

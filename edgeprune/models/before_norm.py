@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
-from edgeprune.models.attention_edges import AttentionEdges
+from edgeprune.models.attention_edges import GatedAttention
 from edgeprune.models.block import Block, repeat_kv, weights_per_reader
 from edgeprune.models.masked import COMPUTED, MaskedModel
 from edgeprune.models.sharding import Whole
@@ -60,7 +60,7 @@ class EdgesBeforeNorm(MaskedModel):
         attention_mask: Tensor | None,
         positions: Tensor | None,
         role_of: Tensor | None,
-        edges: AttentionEdges | None,
+        edges: GatedAttention | None,
         fixed: FixedOutputs,
         relative: bool,
         all_open: bool | None,

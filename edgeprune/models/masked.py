@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph, KVReaders, RoleSpec
-from edgeprune.models.attention_edges import AttentionEdges, attend, check_attention_gates
+from edgeprune.models.attention_edges import GatedAttention, attend, check_attention_gates
 from edgeprune.models.block import NO_EDITS, Block, Edits, keeping, walk
 from edgeprune.models.family import find_family
 from edgeprune.models.limits import Limits
@@ -239,7 +239,7 @@ class MaskedModel(nn.Module):
         check_gates(gates, edge_roles, input_ids, self.graph)
         ablated.check_fits(input_ids)
         scale = self._gradient_scale(len(input_ids))
-        attention = AttentionEdges.of(self, attention_gates, role_of, ablated, scale, may_be_open=all_open is not False)
+        attention = GatedAttention.of(self, attention_gates, role_of, ablated, scale, may_be_open=all_open is not False)
         with self.sharding.keeping():
             inputs = self._last_inputs(
                 input_ids, gates, ablated, attention_mask, positions, edge_roles, attention, fixed, relative, all_open
@@ -256,7 +256,7 @@ class MaskedModel(nn.Module):
         attention_mask: Tensor | None,
         positions: Tensor | None,
         role_of: Tensor | None,
-        edges: AttentionEdges | None,
+        edges: GatedAttention | None,
         fixed: FixedOutputs,
         relative: bool,
         all_open: bool | None,
@@ -266,7 +266,7 @@ class MaskedModel(nn.Module):
         graph = self.graph.without_roles
         embeddings, stream, context = self.start(input_ids, attention_mask, fixed.embeddings)
         if edges is not None:
-            edges.context = self.context(stream[edges.examples], *edges.rows(input_ids, attention_mask))
+            edges.begin(self, stream, input_ids, attention_mask)
         stream = stream.flatten(0, 1)
         closed = (1 - gates).to(stream.device, exact_dtype(stream.dtype)).reshape(-1, *graph.shape)
         groups, present = groups_of(gates, role_of, input_ids)
