@@ -145,6 +145,13 @@ class GatedAttention:
         """Whether the gates get gradients."""
         return self._table.requires_grad
 
+    def tied(self, chain: Tensor) -> Tensor:
+        """The first link of a run's chain (scalar), from which the gates now get a gradient of 0.
+
+        A backward to them alone visits all of the chain then, and the run's gradients start anew in the next one.
+        """
+        return chain + 0 * self._table[0, 0, 0].to(chain.dtype)
+
     def begin(self, model: "MaskedModel", stream: Tensor, input_ids: Tensor, attention_mask: Tensor | None) -> None:
         """What layers share is that of the run's prompts, `[B, S]`, and its embeddings `[B, S, D]`, once per pair."""
         mask = None if attention_mask is None else attention_mask[self._examples]

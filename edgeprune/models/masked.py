@@ -277,8 +277,8 @@ class MaskedModel(nn.Module):
             graph, self.blocks, self.projections, closed, stream, self.workspace, all_open, self.read_ops, groups
         )
         stack = reads.stack
-        needed = gates.requires_grad or (edges is not None and edges.requires_grad)
-        chain = stream.new_zeros((), requires_grad=needed)
+        chain = stream.new_zeros((), requires_grad=gates.requires_grad)
+        chain = chain if edges is None else edges.tied(chain)
         for row, (own, other) in enumerate(zip(embeddings, ablated.embeddings, strict=True)):
             stack.delta[row] = groups.sort((other if relative else other - own).expand_as(own).flatten(0, 1))
         for layer, block in enumerate(self.blocks):
