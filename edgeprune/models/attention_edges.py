@@ -101,12 +101,13 @@ class GatedAttention:
         num_groups, num_layers, num_heads, num_roles, _ = gates.shape
         batch, seq = role_of.shape
         number = torch.arange(batch, device=role_of.device)
-        pairs, self._pair_of = (number[:, None] * num_roles + role_of).unique(return_inverse=True)
+        pairs, pair_of = (number[:, None] * num_roles + role_of).unique(return_inverse=True)
         self._examples, role = pairs // num_roles, pairs % num_roles
         group = self._examples // (batch // num_groups)
         self._places = ((group * num_roles + role)[:, None] * num_roles + role_of[self._examples]).flatten()
         self._table = gates.permute(1, 0, 3, 4, 2).reshape(num_layers, -1, num_heads)
-        self._keys, self._all_open, self._positions = keys, all_open, torch.arange(seq, device=role_of.device)
+        self._rows = (pair_of * seq + torch.arange(seq, device=role_of.device)).flatten()  # of each query, in N x S
+        self._keys, self._all_open = keys, all_open
         self._context: Any = None  # of layers, for the examples of the pairs
 
     @classmethod
@@ -171,8 +172,8 @@ class GatedAttention:
         gates = self._table[block.layer].index_select(0, self._places)
         gates = gates.view(len(self._examples), -1, gates.shape[-1]).to(q.dtype)
         k, v = (_Seen.apply(*pair, gates, self._examples) for pair in zip(own, self._keys(block.layer), strict=True))
-        values = block.attend(q[self._examples], k, v, self._context)
-        return values[self._pair_of, self._positions]
+        values = block.attend(q.index_select(0, self._examples), k, v, self._context)
+        return values.flatten(0, 1).index_select(0, self._rows).view(q.shape)
 
 
 @final
@@ -186,17 +187,19 @@ class _Seen(torch.autograd.Function):
     def forward(ctx: Any, own: Tensor, other: Tensor, gates: Tensor, examples: Tensor) -> Tensor:
         ctx.save_for_backward(own, other, gates, examples)
         own, other = (_of_heads(part, gates.shape[-1]) for part in (own, other))
-        other = other if len(other) == 1 else other[examples]
-        return torch.lerp(other.to(own.dtype), own[examples], gates[..., None])  # both ends are exact
+        other = other if len(other) == 1 else other.index_select(0, examples)
+        own = own.index_select(0, examples)
+        return torch.lerp(other.to(own.dtype), own, gates[..., None])  # both ends are exact
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         own, other, gates, examples = ctx.saved_tensors
         apart = _of_heads(own, gates.shape[-1]) - _of_heads(other, gates.shape[-1])
-        grad_gates = torch.einsum("nshc,nshc->nsh", grad, apart[examples])
-        shares = (grad * gates[..., None]).unflatten(2, (own.shape[2], -1)).sum(3)
-        return torch.zeros_like(own).index_add(0, examples, shares), None, grad_gates, None
+        grad_gates = apart.index_select(0, examples).mul_(grad).sum(-1)
+        shares = (grad * gates[..., None]).unflatten(2, (own.shape[2], -1))
+        shares = shares[:, :, :, 0] if shares.shape[3] == 1 else shares.sum(3)
+        return torch.zeros_like(own).index_add_(0, examples, shares), None, grad_gates, None
 
 
 def _of_heads(part: Tensor, num_heads: int) -> Tensor:
