@@ -1,8 +1,8 @@
 """The report of docs/results/ioi_report.html: circuits of SmolLM2 at one sparsity under every ablation.
 
     edgeprune get smollm2
-    python benchmarks/frontier.py run ioi_one --only edge_pruning eap_ig_inputs --seeds 0
-    python benchmarks/ioi_report.py --methods runs/frontier/ioi_one --folder runs/ioi_report --out OUT
+    python benchmarks/frontier.py run ioi --only edge_pruning eap_ig_inputs --seeds 0
+    python benchmarks/ioi_report.py --methods runs/frontier/ioi --folder runs/ioi_report --out OUT
 
 Learns the constants of optimal ablation, in fewer and longer steps than by default (`LEARNING`): the default would
 take hours here. Then it is one `edgeprune evaluate`, whose command is in the JSON and on the page.

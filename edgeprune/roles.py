@@ -1,9 +1,12 @@
 """The parts that prompts fall into: a task's position roles, and all other tokens.
 
 In a graph with roles every token of every prompt has one: the first of the task's roles that lies on it, else `REST`.
+Or each position is a role of its own, `p0`, `p1`, ..., without `REST`: then all prompts have as many tokens as there
+are roles.
 """
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +17,8 @@ from edgeprune.graph import EdgeGraph, RoleSpec
 
 OTHER = "other tokens"
 REST = "rest"  # the same as a role of a graph
+POSITIONS = "positions"
+RoleOption = bool | list[str] | Literal["positions"] | None
 
 
 def role_names(batches: Sequence[PairBatch]) -> tuple[str, ...]:
@@ -54,8 +59,14 @@ def role_of(batch: PairBatch, names: Sequence[str]) -> Tensor:
 
     Args:
         batch: Prompts.
-        names: Roles of the graph, `REST` last: it has tokens without any other, and padding.
+        names: Roles of the graph, `REST` last: it has tokens without any other, and padding. Or all positions.
+
+    Raises:
+        EdgepruneError: The roles are positions, and a prompt has another number of tokens.
     """
+    if tuple(names) == _position_names(len(names)):
+        _check_lengths([batch], len(names))
+        return (batch.attention_mask.long().cumsum(1) - 1).clamp(min=0)  # padding does nothing, whatever it is called
     parts = positions_by_part(batch, names[:-1])
     return torch.where(parts.any(0), parts.long().argmax(0), len(names) - 1)
 
@@ -63,6 +74,41 @@ def role_of(batch: PairBatch, names: Sequence[str]) -> Tensor:
 def roles_in(graph: EdgeGraph, batch: PairBatch) -> Tensor | None:
     """The number of each token's role in a graph with roles, long `[batch, seq]`; None in one without."""
     return None if graph.roles is None else role_of(batch, graph.roles.names)
+
+
+def check_option(option: Any) -> None:
+    """Refuse what says no roles: a name alone, or none.
+
+    Raises:
+        EdgepruneError: It is neither true nor false, nor names, nor `positions`.
+    """
+    names = list[Any](option) if isinstance(option, list | tuple) else []
+    named = bool(names) and all(isinstance(name, str) for name in names)
+    if not (option is None or isinstance(option, bool) or option == POSITIONS or named):
+        raise EdgepruneError(f"roles must be true, a list of the task's roles, or {POSITIONS!r}, got {option!r}")
+
+
+def roles_of_option(option: RoleOption, batches: Sequence[PairBatch]) -> RoleSpec | None:
+    """The roles that an option asks for, in the prompts of a task.
+
+    Args:
+        option: True: all of the task's roles. Names: these of them. `"positions"`: every position is one, which all
+            prompts have. None or False: no roles.
+        batches: Of all prompts that the graph is for.
+
+    Raises:
+        EdgepruneError: It is no such option; the prompts lack the roles; or they differ in length.
+    """
+    check_option(option)
+    if option is None or option is False:
+        return None
+    if option == POSITIONS:
+        if not batches:
+            raise EdgepruneError("roles are taken from the prompts of a task, and there are none")
+        length = int(batches[0].attention_mask[0].sum())
+        _check_lengths(batches, length)
+        return _spec(batches, _position_names(length))
+    return observed_roles(batches, None if isinstance(option, bool) else option)
 
 
 def observed_roles(batches: Sequence[PairBatch], names: Sequence[str] | None = None) -> RoleSpec:
@@ -83,7 +129,11 @@ def observed_roles(batches: Sequence[PairBatch], names: Sequence[str] | None = N
         raise EdgepruneError(f"no prompt has a role {lacking[0]!r}; this task's are {', '.join(known) or 'none'}")
     if REST in names:
         raise EdgepruneError(f"a role of the task is called {REST!r}, the role of tokens without any; rename it")
-    names = (*names, REST)
+    return _spec(batches, (*names, REST))
+
+
+def _spec(batches: Sequence[PairBatch], names: tuple[str, ...]) -> RoleSpec:
+    """Roles of these names, `REST` last or positions, with what the prompts say of them."""
     sees = torch.zeros(len(names), len(names), dtype=torch.bool)
     scored = torch.zeros(len(names), dtype=torch.bool)
     for batch in batches:
@@ -97,3 +147,17 @@ def observed_roles(batches: Sequence[PairBatch], names: Sequence[str] | None = N
         tuple(tuple(name for name, seen in zip(names, row, strict=True) if seen) for row in sees.tolist()),
         tuple(name for name, found in zip(names, scored.tolist(), strict=True) if found),
     )
+
+
+def _position_names(number: int) -> tuple[str, ...]:
+    return tuple(f"p{place}" for place in range(number))
+
+
+def _check_lengths(batches: Sequence[PairBatch], length: int) -> None:
+    """Refuse prompts that do not have `length` tokens."""
+    lengths = torch.cat([batch.attention_mask.sum(1).cpu() for batch in batches])
+    if (other := lengths[lengths != length]).numel():
+        raise EdgepruneError(
+            f"roles that are positions need prompts of one length, got {length} and {int(other[0])} tokens; "
+            "choose a task whose prompts have one, or its own roles"
+        )

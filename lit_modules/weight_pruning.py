@@ -44,7 +44,7 @@ class WeightPruningModule(PruningModule):
             equally likely (published: 1); 0: no such term.
         complement_step: `"own"` (published): the complement's loss has every second step to itself. `"joint"`: it is
             added to the others in every step, at twice the cost.
-        dtype: Of the frozen weights; gates stay float32.
+        dtype: Of the frozen weights, float16 excepted; gates stay float32.
         gguf_file: File inside `name` to dequantise.
         revision: Branch, tag or commit on the hub.
         attn_implementation: `sdpa`, `eager`, `flash_attention_2`; null for the library's choice.
@@ -67,6 +67,8 @@ class WeightPruningModule(PruningModule):
     ) -> None:
         if objective == "cmd":
             raise EdgepruneError("objective 'cmd' compares with closed edges, and no edge is closed here: choose kl")
+        if dtype == "float16":
+            raise EdgepruneError("gradients of single weights are rounded to 0 in float16: choose bfloat16 or float32")
         if complement_step not in (steps := get_args(ComplementStep)):
             raise EdgepruneError(f"complement_step must be one of {', '.join(steps)}, got {complement_step!r}")
         options: dict[str, Any] = {"dtype": dtype, "gguf_file": gguf_file, "revision": revision}

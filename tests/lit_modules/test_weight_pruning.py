@@ -136,3 +136,8 @@ def test_groups_of_a_batch_need_the_activations_of_one_of_them(monkeypatch: pyte
         plan_fit(*parts({}, {"batch_size": 8, "eval_batch_size": 1}, {"masks_per_batch": masks})) for masks in (1, 4)
     ]
     assert plans[0].terms["activations"] == 4 * plans[1].terms["activations"]
+
+
+def test_float16_is_refused() -> None:
+    with pytest.raises(EdgepruneError, match="choose bfloat16 or float32"):
+        WeightPruningModule("compiled:induction", DiscoGPWeights(), dtype="float16")
