@@ -77,13 +77,20 @@ class AblatedKeys:
     @torch.no_grad()
     def __call__(self, layer: int) -> tuple[Tensor, Tensor]:
         """K and v of a layer, `[B or 1, S or 1, key/value heads, C]`; a layer behind the one asked for before."""
-        states = self._ablated
-        for block in self._blocks[self._layer : layer]:
-            mlp = None if states.mlps is None else states.mlps[block.layer]
-            self._stream = block.join(self._stream, block.sum_heads(states.heads[block.layer]), mlp)
-        self._layer, block = layer, self._blocks[layer]
+        while self._layer < layer:
+            self._pass()
+        block = self._blocks[layer]
         _, k, v = block.heads(*block.project(block.norm(self._stream)))
+        self._pass()  # now, while the layer of a sharded model is whole
         return k, v
+
+    def _pass(self) -> None:
+        """Add what the present layer writes to the stream, and go on to the next."""
+        states, layer = self._ablated, self._layer
+        mlp = None if states.mlps is None else states.mlps[layer]
+        block = self._blocks[layer]
+        self._stream = block.join(self._stream, block.sum_heads(states.heads[layer]), mlp)
+        self._layer += 1
 
 
 @final
