@@ -8,8 +8,10 @@ from torch import Tensor
 
 from edgeprune import ablations
 from edgeprune.errors import EdgepruneError
+from edgeprune.graph import RoleSpec
 from edgeprune.models.before_norm import EdgesBeforeNorm
 from edgeprune.models.block import Edits, keeping
+from edgeprune.models.loading import load_model
 from edgeprune.models.masked import MaskedModel
 from tests.models.reference import slow_logits
 from tests.models.test_conformance import WIRED, build, prompts
@@ -158,8 +160,7 @@ def test_padding_does_not_matter(family: Any, index: int, side: str) -> None:
 
 
 # -------------------------------------------------------------------- both ends
-@pytest.mark.parametrize("kv_readers", ["group", "head"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "kv_readers"), [(torch.float32, "head"), (torch.bfloat16, "group")])
 @pytest.mark.parametrize(("family", "index"), WIRED)
 def test_open_attention_edges_are_none_bit_for_bit(
     family: Any, index: int, dtype: torch.dtype, kv_readers: str
@@ -283,6 +284,37 @@ def test_a_closed_edge_changes_its_queries_and_later_tokens(family: Any, index: 
         found = model(clean, gates, ablated, role_of=ROLE_OF, attention_gates=inside)
         change = (found - full).abs().amax(-1)[0]
         assert (change > 1e-9).nonzero().flatten().tolist() == moved
+
+
+# -------------------------------------------------------------------- a program whose attention is known
+@pytest.mark.parametrize("length", [3, 5])
+def test_the_attention_edges_that_a_program_needs(length: int) -> None:
+    """Reversing: position p takes the token of length + 1 - p. Lengths agree, so nothing else that attends differs."""
+    model, size = load_model("compiled:reverse", dtype="float64"), length + 1
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.randint(0, 3, (8, size), generator=generator)
+    corrupted = (clean + torch.randint(1, 3, (8, size), generator=generator)) % 3  # another token everywhere
+    clean[:, 0] = corrupted[:, 0] = 3
+    edges = model.graph.with_roles(RoleSpec(tuple(f"p{place}" for place in range(size)))).attention
+    needed = {f"a3.h0[p{place}<-p{size - place}]" for place in range(1, size)}
+    ablated, gates, role_of = model.record(corrupted), model.graph.all_open(), torch.arange(size).expand(8, -1)
+    full = model.full(clean)[:, 1:]
+
+    def moved(keep: Tensor) -> Tensor:
+        inside = edges.gates(keep, torch.float64)
+        found = model(clean, gates, ablated, role_of=role_of, attention_gates=inside)[:, 1:]
+        return (found - full).abs().amax((1, 2))
+
+    found = set[str]()
+    for place in edges.exists.nonzero().tolist():
+        keep = edges.exists.clone()
+        keep[tuple(place)] = False
+        change = moved(keep)
+        assert change.max() < 1e-4 or change.min() > 1
+        found |= {edges.edge_name(*place)} if change.max() > 1 else set()
+    assert found == needed
+    assert moved(edges.keep_matrix(needed)).max() < 1e-4
+    assert moved(edges.keep_matrix(sorted(needed)[1:])).min() > 1
 
 
 # -------------------------------------------------------------------- what does not fit
