@@ -34,7 +34,7 @@ def reaching_logits(graph: "EdgeGraph", keep: Tensor, attend: Tensor | None = No
 
     `attend` as in `fed_by_embedding`.
     """
-    scored = torch.ones(1, dtype=torch.bool) if graph.roles is None else graph.roles.is_scored
+    scored = scored_roles(graph)
     reaching = torch.zeros(len(keep), len(graph.readers), dtype=torch.bool)
     reaching[:, -1] = scored
     heard = keep[:, -1] & scored[:, None]  # writers that a reader which reaches the logits reads, by role
@@ -58,7 +58,7 @@ def on_a_path(graph: "EdgeGraph", keep: Tensor, attend: Tensor) -> Tensor:
     """
     fed, reaching = fed_by_embedding(graph, keep, attend), reaching_logits(graph, keep, attend)
     entered, heard = (keep & fed[:, None]).any(2), (keep & reaching[..., None]).any(1)
-    found = attend & _sees(graph)
+    found = attend & seen_roles(graph)
     for layer in range(graph.arch.num_layers):
         (rows, writers, inside), num_q = graph.links[layer][0], graph.arch.num_heads
         keys = _product(entered[:, rows][:, num_q:], inside[num_q:])
@@ -129,14 +129,20 @@ def _num_queries(graph: "EdgeGraph", layer: int, link: Link) -> int:
 
 def _seen(graph: "EdgeGraph", layer: int, attend: Tensor | None) -> Tensor:
     """Where the heads of a layer lead from key role to query role, bool `[1 or head, R, R]`: one for all heads."""
-    sees = _sees(graph)[None]
+    sees = seen_roles(graph)[None]
     if attend is None:
         return sees
     seen = attend[layer] & sees
     return seen.any(0, keepdim=True) if graph.arch.coupled_heads else seen
 
 
-def _sees(graph: "EdgeGraph") -> Tensor:
+def scored_roles(graph: "EdgeGraph") -> Tensor:
+    """Bool `[R]`: whether logits are scored there."""
+    return torch.ones(1, dtype=torch.bool) if graph.roles is None else graph.roles.is_scored
+
+
+def seen_roles(graph: "EdgeGraph") -> Tensor:
+    """Bool `[R, R]`: whether a token of the first may attend to one of the second."""
     return torch.ones(1, 1, dtype=torch.bool) if graph.roles is None else graph.roles.sees_matrix
 
 
