@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from edgeprune.models.weight_mask import WeightMask as WeightMask
     from edgeprune.runs import load_run as load_run
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _DEFINED_IN = {
     "ArchSpec": "edgeprune.graph_arch",
