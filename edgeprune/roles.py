@@ -1,4 +1,4 @@
-"""The parts that prompts fall into: a task's position roles, and all other tokens.
+"""The parts that prompts fall into: a task's position roles, and all other tokens, `REST`.
 
 In a graph with roles every token of every prompt has one: the first of the task's roles that lies on it, else `REST`.
 Or each position is a role of its own, `p0`, `p1`, ..., without `REST`: then all prompts have as many tokens as there
@@ -15,8 +15,7 @@ from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph, RoleSpec
 
-OTHER = "other tokens"
-REST = "rest"  # the same as a role of a graph
+REST = "rest"
 POSITIONS = "positions"
 RoleOption = bool | list[str] | Literal["positions"] | None
 
@@ -35,7 +34,7 @@ def role_tokens(span: Tensor | None, place: Tensor, real: Tensor) -> Tensor:
 
 def parts_of(roles: Sequence[str]) -> tuple[str, ...]:
     """The parts that every prompt falls into: its roles, and all other tokens."""
-    return (*roles, OTHER)
+    return (*roles, REST)
 
 
 def positions_by_part(batch: PairBatch, roles: Sequence[str]) -> Tensor:

@@ -188,13 +188,14 @@ class CircuitFiles:
         Raises:
             EdgepruneError: A file is damaged or of another graph.
         """
+        from edgeprune.circuit_roles import check_same
         from edgeprune.reference import read_reference
 
         first = next(iter(self.native), "the model")
         graph = self.native[first].graph if model is None else model.graph
         for path, circuit in self.native.items():
             try:
-                circuit.check_fits(graph if circuit.roles else graph.without_roles, first)
+                check_same(circuit.graph.without_roles, graph.without_roles, first)
             except EdgepruneError as error:
                 raise EdgepruneError(f"{path}: {error}") from None
         return [
