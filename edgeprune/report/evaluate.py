@@ -239,12 +239,12 @@ def _add_labels(rows: list[Json], values: ExampleValues, options: EvaluationOpti
 def _pairs(
     circuits: Sequence[Circuit], values: ExampleValues, resampling: Resampling, progress: Progress
 ) -> Iterator[Json]:
-    """Every two circuits: what they share, of circuits with roles their unions, and how their figures differ."""
+    """Every two circuits: what they share, unions if only some have roles, and how their figures differ."""
     evaluated = values.circuits(slice(2, 2 + len(circuits)))
     differences = paired_differences(evaluated, **vars(resampling), report=progress)
     places = combinations(range(len(circuits)), 2)
-    of_unions = any(circuit.roles for circuit in circuits)
-    shared = compare_every_two([circuit.union() for circuit in circuits])
+    of_unions = any(circuit.graph != circuits[0].graph for circuit in circuits)
+    shared = compare_every_two([circuit.union() for circuit in circuits] if of_unions else circuits)
     for (a, b), overlap, found in zip(places, shared, differences, strict=True):
         about = {"a": a, "b": b, **({"of_unions": True} if of_unions else {})}
         yield {**about, **overlap, "differences": {name: one.to_dict() for name, one in found.items()}}

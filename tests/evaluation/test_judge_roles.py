@@ -79,6 +79,15 @@ def test_circuits_with_and_without_roles_are_judged_together(judge: Evaluator) -
     assert [run["circuits"] for run in found["runs"]] == []
 
 
+def test_circuits_of_the_same_roles_share_edges_at_roles(judge: Evaluator) -> None:
+    circuits = {"small": circuit_of(judge.graph, 0.1), "large": circuit_of(judge.graph, 0.3)}
+    options = EvaluationOptions(seeds=1, resampling=Resampling(20))
+    (pair,) = evaluate_circuits({"interchange": judge}, circuits, options)["pairs"]
+    assert pair["both"] == circuits["small"].num_edges
+    assert pair["union"]["both"] == circuits["small"].union().num_edges
+    assert "of_unions" not in pair
+
+
 def test_a_circuit_without_roles_has_the_figures_that_it_has_alone(judge: Evaluator) -> None:
     plain = circuit_of(judge.graph.without_roles)
     beside = evaluate_circuits({"interchange": judge}, {"roles": circuit_of(judge.graph), "plain": plain}, QUICK)
