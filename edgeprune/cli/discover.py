@@ -284,7 +284,7 @@ def _roles(options: Any) -> RoleOption:
     Raises:
         EdgepruneError: Both are given, and differ.
     """
-    own, of_model = options.roles, getattr(options.model, "roles", None)
+    own, of_model = options.roles, options.model.roles
     if None not in (own, of_model) and own != of_model:
         raise EdgepruneError(f"--roles is {own} and --model.roles is {of_model}; give one of them")
     return of_model if own is None else own
