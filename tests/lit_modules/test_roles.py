@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from datamodules import PairDataModule
@@ -208,12 +209,21 @@ def test_other_refusals_are_one_line() -> None:
         module(roles="S2")
     with pytest.raises(EdgepruneError, match="granularity 'nodes' masks a node at all tokens"):
         learned(module(SubnetworkProbing(), roles=True))
-    polish = [SnapshotCircuits([0.5]), Polish()]
-    with pytest.raises(EdgepruneError, match="Polish takes circuits without roles"):
-        quiet_trainer(1, callbacks=polish).fit(module(roles=True), pairs())
     own, data = module(roles=True), pairs()
     with pytest.raises(EdgepruneError, match="give the trainer a data module"):
         quiet_trainer(1).fit(own, data.train_dataloader())
+
+
+@pytest.mark.filterwarnings("ignore:.*number of training batches.*")
+def test_snapshots_are_polished_at_roles(tmp_path: Path) -> None:
+    callbacks = [SnapshotCircuits([0.5]), Polish(limit=8, max_passes=5)]
+    quiet_trainer(2, callbacks=callbacks, logger=CSVLogger(tmp_path, "run", 0)).fit(module(roles=NAMES), pairs())
+    folder = tmp_path / "run" / "version_0"
+    (path,) = (folder / "polished").glob("sparsity*.safetensors")
+    before, after = Circuit.load(folder / "circuits" / path.name), Circuit.load(path)
+    assert list(after.roles) == [*NAMES, REST]
+    assert before.num_edges == after.num_edges
+    assert after.header["derived"][-1]["polished"]["loss"] <= after.header["derived"][-1]["polished"]["start"]
 
 
 # -------------------------------------------------------------------- going on, and starting
