@@ -8,6 +8,9 @@ folders of format `tracr-circuit-data/1` in `tests/data/ground_truth`, or in ano
 process: `edgeprune fit --config configs/ground_truth.yaml` with the model, the ablation, the seed and the estimator
 set. With `--here` all runs are made in this process, one after the other: the same steps without starting anew, logs,
 snapshots and reports; seconds are then those of a processor core. Runs that the output file has are not repeated.
+
+With `--positions` edges are those at positions, and so are circuits: inputs of one length each, the truth being the
+known circuit without what can be closed at single positions, in float64 (`edgeprune.evaluation.at_roles`).
 """
 
 import argparse
@@ -34,18 +37,22 @@ from datamodules.tasks.compiled import CompiledTask
 from datamodules.tasks.tracr import TracrTask
 from edgeprune.ablations import zero
 from edgeprune.circuit import Circuit
-from edgeprune.compiled import minimal_circuits, programs
+from edgeprune.compiled import cases, minimal_circuits, programs
 from edgeprune.compiled.tracr_format import known_edges
 from edgeprune.errors import EdgepruneError
+from edgeprune.evaluation.at_roles import closed_where_possible
 from edgeprune.evaluation.brute_force import brute_force
 from edgeprune.methods import EdgePruning
 from edgeprune.models.loading import load_model
 from edgeprune.objectives.sparsity import GeometricPenalty
+from edgeprune.roles import roles_of_option
 from lit_modules.pruning import PruningModule
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG, FOLDERS = ROOT / "configs" / "ground_truth.yaml", ROOT / "tests" / "data" / "ground_truth"
 ABLATIONS = ("zero", "interchange")
+SPLITS = ("train", "validation", "test")
+LONGEST = 3  # tokens beside BOS, of inputs whose positions are told apart
 DEEP = ("chain-10x1", "chain-10x2", "chain-10x3", "chain-20x1")
 # The pathwise estimator, at the best single setting that was found for it: smaller steps, more of them.
 RECIPE = "--model.recipe.init_args."
@@ -66,6 +73,7 @@ class Problem(NamedTuple):
     ablation: str
     arguments: list[str]
     truths: list[list[str]]
+    length: int | None = None  # of inputs, where edges are those at positions
 
 
 def of_folder(folder: Path) -> list[Problem]:
@@ -112,6 +120,31 @@ def of_program(name: str) -> list[Problem]:
     ]
 
 
+def at_positions(name: str) -> list[Problem]:
+    """A program under both ablations, edges by position: its longest inputs of up to `LONGEST` tokens beside BOS."""
+    length = max(size for ids, _ in cases(name) if (size := len(ids) - 1) <= LONGEST)
+    task, problems = task_of_length(name, length), list[Problem]()
+    arguments = [f"--model.name=compiled:{name}", f"--data.task.init_args.program={name}", "--model.roles=positions"]
+    arguments += [f"--data.task.init_args.lengths=[{length}]"]
+    arguments += [f"--data.task.init_args.num_{split}={getattr(task, f'num_{split}')}" for split in SPLITS]
+    batch = collate(list(enumerate(task.splits(None)["train"])))
+    for ablation in ABLATIONS:
+        model = load_model(f"compiled:{name}", dtype="float64")
+        graph = model.graph
+        model.use_roles(roles_of_option("positions", [batch]))
+        ablated = zero(model) if ablation == "zero" else model.record(batch.corrupted, batch.attention_mask)
+        known = [Circuit.from_edges(graph, edges) for edges in minimal_circuits(name, ablation)]
+        truths = [closed_where_possible(model, batch, ablated, circuit).edges() for circuit in known]
+        problems.append(Problem(f"compiled:{name} of {length}", ablation, arguments, truths, length))
+    return problems
+
+
+def task_of_length(name: str, length: int) -> CompiledTask:
+    """Its inputs of one length, all but two to train on."""
+    number = sum(len(ids) == length + 1 for ids, _ in cases(name))
+    return CompiledTask(name, lengths=(length,), num_train=number - 2, num_validation=1, num_test=1)
+
+
 def fit(config: Path, arguments: Sequence[str], folder: str) -> Circuit:
     """One process in `folder`, one thread; the circuit that the gates end at."""
     command = [sys.executable, "-m", "edgeprune", "fit", f"--config={config}", *arguments]
@@ -132,6 +165,8 @@ def fit_here(config: Path, problem: Problem, seed: int) -> Circuit:
     penalty = GeometricPenalty(**recipe.pop("sparsity_term")["init_args"])
     if "data.task" in given:
         task = TracrTask(given["data.task.path"], pairs=given["data.task.pairs"], held_out=False)  # pyright: ignore
+    elif problem.length is not None:
+        task = task_of_length(given["data.task.init_args.program"], problem.length)
     else:
         task = CompiledTask(given["data.task.init_args.program"])
     pl.seed_everything(seed, verbose=False)
@@ -141,6 +176,7 @@ def fit_here(config: Path, problem: Problem, seed: int) -> Circuit:
         objective=model["objective"],
         ablation=problem.ablation,
         seed=seed,
+        roles=None if problem.length is None else "positions",
     )
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
     trainer = pl.Trainer(
@@ -214,16 +250,20 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="names of problems, such as 'tracr sort' or compiled:sort")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time, one thread each")
     parser.add_argument("--here", action="store_true", help="the local estimator alone, all runs in this process")
+    parser.add_argument("--positions", action="store_true", help="edges at positions, of this project's programs")
     parser.add_argument("--out", type=Path, default=Path("ground_truth.json"))
     parser.add_argument("--print", type=Path, dest="shown", help="only print the table of a file")
     options = parser.parse_args()
     if options.shown:
         print(table(json.loads(options.shown.read_text())))
         return
-    folders = sorted(file.parent.resolve() for file in options.folder.glob("*/circuit.json"))
-    problems = [problem for folder in folders for problem in of_folder(folder)]
     names = [name for name in programs() if name != "trained_induction"]
-    problems += [problem for name in (*names, *DEEP) for problem in of_program(name)]
+    if options.positions:
+        problems = [problem for name in names for problem in at_positions(name)]
+    else:
+        folders = sorted(file.parent.resolve() for file in options.folder.glob("*/circuit.json"))
+        problems = [problem for folder in folders for problem in of_folder(folder)]
+        problems += [problem for name in (*names, *DEEP) for problem in of_program(name)]
     problems = [problem for problem in problems if not options.only or problem.name in options.only]
     rows: list[dict[str, Any]] = json.loads(options.out.read_text()) if options.out.exists() else []
     done = {(row["problem"], row["ablation"], row["estimator"], row["seed"]) for row in rows}

@@ -65,7 +65,7 @@ class StepCost:
     """One batch of a training step.
 
     Attributes:
-        edges: Of the graph.
+        edges: Of the graph without roles: a token has the edges of one.
         body: Multiply-adds per token: all matrices of the layers, once.
         heads: Of these, the heads' output projections.
         copies: Beside them: k and v of readers that share a key/value head of the model.
@@ -156,7 +156,7 @@ def step_cost(
         activations: Bytes per example that autograd keeps.
         device: Where it will run; None: where the model is.
     """
-    graph, arch, ops = model.graph, model.graph.arch, ops_for(device or model.device)
+    graph, arch, ops = model.graph.without_roles, model.graph.arch, ops_for(device or model.device)
     num_heads, head_dim, width = model.blocks[0].projection_weight().shape
     row, half = width * model.dtype.itemsize, model.dtype.itemsize < 4
     body, read = _layers(model)
@@ -185,7 +185,7 @@ def step_cost(
 
 def _mixed_again(model: MaskedModel, ops: ReadOps, row_bytes: int) -> float:
     """Share of the edges that are mixed a second time, in the backward, since there was no room to keep inputs."""
-    arch, exists = model.graph.arch, model.graph.exists
+    arch, exists = model.graph.arch, model.graph.without_roles.exists
     if model.blocks[0].input_spec().eps is None:
         return 0.0
     if ops.fused:

@@ -1,7 +1,7 @@
 """The roles that tokens of a task's prompts have, as far as the edge graph depends on them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Self, final
 
@@ -71,6 +71,10 @@ class RoleSpec:
         """Bool `[role]`: whether logits are scored there."""
         scored = self.scored or self.names
         return torch.tensor([name in scored for name in self.names])
+
+    def seeing_all(self) -> Self:
+        """The same roles under attention that is not causal: every role sees all."""
+        return replace(self, sees=())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that rebuild it."""

@@ -27,6 +27,7 @@ LOSS_LOGITS = 4.5  # float32 logits: the full model's, and what a loss makes of 
 EVALUATION_LOGITS = 7.5  # float32 logits: both models', their log-probabilities, and what a measure makes of these
 UNUSED = 0.1  # of what is used, held by the allocator beyond it: pieces freed between others that are in use
 LIBRARIES = 400_000_000  # of a process that holds no weights yet
+SORTED_COPIES = 3  # of the stream in each layer, at most: what autograd keeps of tokens sorted by role (GPT-2's wiring)
 PROBE_TOKENS = 128  # of one example at most, with which the activations per token are found out
 
 
@@ -186,7 +187,10 @@ def activations_per_example(model: MaskedModel, shape: BatchShape, loss: Loss) -
     small = replace(shape, seq=seq, positions=min(shape.positions, seq))
     with without_values() if meta else nullcontext():
         one, two = (_kept_by_autograd(model, replace(small, batch=batch), loss) for batch in (1, 2))
-    return (two - one) * shape.seq // seq
+    found = (two - one) * shape.seq // seq
+    if meta and model.graph.roles is not None:
+        found += SORTED_COPIES * model.graph.arch.num_layers * shape.seq * model.width * model.dtype.itemsize
+    return found
 
 
 def _kept_by_autograd(model: MaskedModel, shape: BatchShape, loss: Loss) -> int:
@@ -200,9 +204,14 @@ def _kept_by_autograd(model: MaskedModel, shape: BatchShape, loss: Loss) -> int:
         if (key := storage_key(tensor)) not in known:
             found[key] = tensor.untyped_storage().nbytes()
 
-    gates = torch.full(model.graph.shape, 0.5, device=model.device, requires_grad=True)
+    graph, role_of = model.graph, None
+    if graph.roles is not None and model.device.type != "meta":
+        role_of = (torch.arange(shape.seq, device=model.device) % len(graph.roles)).expand_as(ids)
+    gate_shape = graph.without_roles.shape if role_of is None else graph.shape
+    gates = torch.full(gate_shape, 0.5, device=model.device, requires_grad=True)
     with torch.enable_grad(), model.sharding.noting(note):
-        loss(full, model(ids, gates, states, positions=positions, all_open=False).float()).mean()
+        logits = model(ids, gates, states, positions=positions, role_of=role_of, all_open=False)
+        loss(full, logits.float()).mean()
     return sum(found.values())
 
 

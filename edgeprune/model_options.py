@@ -7,6 +7,7 @@ from edgeprune.ablations import Ablation
 from edgeprune.graph import KVReaders
 from edgeprune.models.loading import load_model
 from edgeprune.models.masked import MaskedModel
+from edgeprune.roles import RoleOption, check_option
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -24,6 +25,8 @@ class ModelOptions:
             from all training pairs.
         split_embedding: Token and position embedding are two writers; null: only for compiled models.
         kv_readers: `"group"` or `"head"`, for grouped-query attention.
+        roles: Edges by the role of tokens: true for all of the task's position roles, a list for these of them,
+            `"positions"` for every position where all prompts have one length. Null: an edge is one for all tokens.
         dtype: Of the frozen weights; gates stay float32.
         device: Where to run.
         gguf_file: File inside `name` to dequantise.
@@ -38,6 +41,7 @@ class ModelOptions:
     ablation: str = "interchange"
     split_embedding: bool | None = None
     kv_readers: KVReaders = "group"
+    roles: RoleOption = None
     dtype: str = "float32"
     device: str = "cpu"
     gguf_file: str | None = None
@@ -48,6 +52,7 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         Ablation.parse(self.ablation)
+        check_option(self.roles)
 
     @property
     def loading(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 
 from edgeprune.costs import CARDS, StepCost, step_cost
 from edgeprune.errors import EdgepruneError
-from edgeprune.graph import KVReaders
+from edgeprune.graph import KVReaders, RoleSpec
 from edgeprune.memory import (
     LIBRARIES,
     LOSS_LOGITS,
@@ -52,6 +52,7 @@ class Run:
         tokens: Of the longest prompt.
         positions: Scored ones.
         masks: Samples of the gates in a batch.
+        roles: That edges are told apart by; 0: none.
         kept: Bytes of reference runs that are kept in the memory of the process, at most.
         device: A name of `CARDS`, or `"cpu"`; None: some card.
         world: Cards.
@@ -70,6 +71,7 @@ class Run:
     tokens: int = 16
     positions: int = 1
     masks: int = 1
+    roles: int = 0
     kept: int = 0
     device: str | None = None
     world: int = 1
@@ -105,6 +107,8 @@ class Run:
                 split_embedding=self.split_embedding,
                 attn_implementation=self.attn_implementation,
             )
+            if self.roles:
+                self._known[key].use_roles(RoleSpec(tuple(f"r{number}" for number in range(self.roles))))
         return self._known[key]
 
     @property

@@ -106,7 +106,7 @@ def roles_of_option(option: RoleOption, batches: Sequence[PairBatch]) -> RoleSpe
             raise EdgepruneError("roles are taken from the prompts of a task, and there are none")
         length = int(batches[0].attention_mask[0].sum())
         _check_lengths(batches, length)
-        return _spec(batches, _position_names(length))
+        return spec_of(batches, _position_names(length))
     return observed_roles(batches, None if isinstance(option, bool) else option)
 
 
@@ -128,10 +128,10 @@ def observed_roles(batches: Sequence[PairBatch], names: Sequence[str] | None = N
         raise EdgepruneError(f"no prompt has a role {lacking[0]!r}; this task's are {', '.join(known) or 'none'}")
     if REST in names:
         raise EdgepruneError(f"a role of the task is called {REST!r}, the role of tokens without any; rename it")
-    return _spec(batches, (*names, REST))
+    return spec_of(batches, (*names, REST))
 
 
-def _spec(batches: Sequence[PairBatch], names: tuple[str, ...]) -> RoleSpec:
+def spec_of(batches: Sequence[PairBatch], names: tuple[str, ...]) -> RoleSpec:
     """Roles of these names, `REST` last or positions, with what the prompts say of them."""
     sees = torch.zeros(len(names), len(names), dtype=torch.bool)
     scored = torch.zeros(len(names), dtype=torch.bool)

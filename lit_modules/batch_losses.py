@@ -91,13 +91,13 @@ class BatchLosses:
                 self._empty = gated_logits(model, batch, torch.zeros(model.graph.shape), self.ablated)
 
     def _logits(self, gates: Tensor) -> Tensor:
-        if gates.ndim == 3:
+        if gates.ndim > len(self.model.graph.shape):
             before, share = self.place
             gates = gates[sample_of_groups(len(gates), before, len(self.batch), share)]
         return gated_logits(self.model, self.batch, gates, self.ablated, sampled=True)
 
     def error(self, gates: Tensor) -> Tensor:
-        """The objective (scalar) of gates `[reader, writer]`, or `[group, reader, writer]` for groups of the batch."""
+        """The objective (scalar) of gates of the graph's shape, or `[group, ...]` of them for groups of the batch."""
         return self._error_of(self._logits(gates))
 
     def _error_of(self, logits: Tensor) -> Tensor:

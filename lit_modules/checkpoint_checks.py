@@ -3,6 +3,7 @@
 from typing import Any
 
 from edgeprune.errors import EdgepruneError
+from edgeprune.graph import EdgeGraph
 from edgeprune.methods import AbstractRecipe
 from edgeprune.models.loading import fingerprint
 from edgeprune.models.masked import MaskedModel
@@ -17,7 +18,13 @@ def check_checkpoint(checkpoint: dict[str, Any], recipe: AbstractRecipe, model: 
     saved = checkpoint.get("edgeprune")
     if saved is None:
         raise EdgepruneError("this checkpoint is not one of edgeprune: it holds no masks")
-    if saved["graph"] != recipe.graph.to_dict():
+    graph = EdgeGraph.from_dict(saved["graph"])
+    if graph.roles != recipe.graph.roles:
+        theirs, ours = (None if roles is None else list(roles.names) for roles in (graph.roles, recipe.graph.roles))
+        raise EdgepruneError(
+            f"the checkpoint's masks are for roles {theirs}, this run has {ours}: set model.roles back"
+        )
+    if graph != recipe.graph:
         raise EdgepruneError(
             f"the checkpoint's masks are for a graph of {saved['graph']}, this model has {recipe.graph.to_dict()}"
         )

@@ -13,6 +13,7 @@ from rich.text import Text
 from edgeprune.circuit import Circuit
 from edgeprune.comparison.overlap import compare_edges, edge_overlap, scientific
 from edgeprune.errors import EdgepruneError
+from edgeprune.formats import is_native
 from edgeprune.models.loading import COMPILED
 from edgeprune.reference import ablated_positions, read_reference
 from edgeprune.tables import Numbers, table
@@ -53,6 +54,7 @@ class Compared(NamedTuple):
 class CompareToReference(pl.Callback):
     """Log how every snapshot compares with a reference.
 
+    Where circuits have roles and the reference none, their unions are compared.
     Under `reference/`: precision, recall, Jaccard; `missing` and `extra`, the edges that only one of the two has;
     `log10_p_value` of the overlap; the difference in faithfulness; and, with the snapshot cut to the reference's size
     (or grown to it) by its scores, `matched_jaccard` and the measures of both, `matched_kl` and `kl` among them.
@@ -96,7 +98,7 @@ class CompareToReference(pl.Callback):
         self.rows.append(row)
 
     def _compare(self, trainer: pl.Trainer, module: PruningModule, snapshot: Snapshot) -> Compared:
-        circuit = snapshot.circuit
+        circuit = self._comparable(snapshot.circuit)
         known = self._nearest(trainer, module, circuit)
         overlap = compare_edges(circuit, known.circuit)
         scores = circuit.keep.float() if circuit.scores is None else circuit.scores
@@ -133,7 +135,7 @@ class CompareToReference(pl.Callback):
         columns = [Numbers("sparsity", 4), *map(Numbers, ("edges", "recovered", "missing", "extra", *SHOWN))]
         show(trainer, table(title, columns, lines), _matched_table(rows, objective))
         if self.show_edges:
-            show(trainer, *self._lines(last.circuit, known.circuit))
+            show(trainer, *self._lines(self._comparable(last.circuit), known.circuit))
 
     def _lines(self, found: Circuit, known: Circuit) -> Iterator[str | Text]:
         """Edges that both circuits have, and those of one alone."""
@@ -147,6 +149,10 @@ class CompareToReference(pl.Callback):
         verdict = "exactly the true circuit" if ours == theirs else "not the same circuit"
         yield f"recovered {len(ours & theirs)} of {len(theirs)} edges, {len(ours - theirs)} extra: {verdict}"
 
+    def _comparable(self, circuit: Circuit) -> Circuit:
+        """A circuit, or where it has roles and references none, its union."""
+        return circuit if self._circuits[0].roles else circuit.union()
+
     def _nearest(self, trainer: pl.Trainer, module: PruningModule, circuit: Circuit) -> Known:
         """The reference that shares most with `circuit`: programs may have several equal circuits."""
         if not self._known:
@@ -157,6 +163,8 @@ class CompareToReference(pl.Callback):
 
     def _read(self, module: PruningModule) -> list[Circuit]:
         graph: Any = module.masked.graph
+        if not (is_native(self.reference) and Circuit.load(self.reference).roles):
+            graph = graph.without_roles
         kind, _, ablation = self.reference.partition(":")
         if kind != TRUTH:
             circuit = read_reference(self.reference, graph)

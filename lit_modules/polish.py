@@ -72,6 +72,11 @@ class Polish(pl.Callback):
                 "Polish has no loss of a circuit alone under objective 'cmd': leave it out, and give the circuits of "
                 "the finished run to `edgeprune polish` with another --metric"
             )
+        if cast("PruningModule", pl_module).options.roles:
+            raise EdgepruneError(
+                "Polish takes circuits without roles, and model.roles is set: leave it out, and give the circuits of "
+                "the finished run to `edgeprune polish`"
+            )
         takers = [item for item in trainer.callbacks if isinstance(item, SnapshotCircuits)]  # pyright: ignore[reportAttributeAccessIssue]
         if not takers:
             raise EdgepruneError("Polish has no circuits to polish: add the callback SnapshotCircuits beside it")

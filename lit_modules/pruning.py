@@ -6,7 +6,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from edgeprune import __version__
 from edgeprune.ablations import Ablation
@@ -15,6 +14,7 @@ from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.console import no_progress
 from edgeprune.errors import EdgepruneError
+from edgeprune.graph import RoleSpec
 from edgeprune.methods import AbstractRecipe
 from edgeprune.metrics.faithfulness import faithfulness
 from edgeprune.metrics.losses import TRAINING_OBJECTIVES, TrainingObjective
@@ -28,8 +28,10 @@ from lit_modules.batch_losses import BatchLosses, check_pairs
 from lit_modules.checkpoint_checks import check_checkpoint
 from lit_modules.checkpoints import last_good
 from lit_modules.finite import NotFiniteError, all_finite
+from lit_modules.optimizer import clip_gates, keep_given_settings
 from lit_modules.progress import run_progress
 from lit_modules.ranks import average_gradients, every_batch, gathered, place_in_step, rows_of_rank, summed
+from lit_modules.roles import roles_of_data, union_sparsity
 
 
 class PruningModule(pl.LightningModule):
@@ -71,11 +73,10 @@ class PruningModule(pl.LightningModule):
             raise EdgepruneError(f"objective must be one of {', '.join(TRAINING_OBJECTIVES)}, got {objective!r}")
         if not 0 <= complement_weight < float("inf"):
             raise EdgepruneError(f"complement_weight must be a number >= 0, got {complement_weight}")
-        self.name = name
         self.objective: TrainingObjective = objective
         self.error: Objective = error_measure(objective)  # of the measures, what tables and plots show
         self.complement_weight = complement_weight
-        self.recipe = recipe
+        self.name, self.recipe = name, recipe
         self.options = ModelOptions(name=name, device="cpu", **options)
         self.ablation = str(Ablation.parse(self.options.ablation))
         self.cache_gb = self.options.cache_gb
@@ -88,9 +89,14 @@ class PruningModule(pl.LightningModule):
         self.measures = faithfulness()
         self._gates: Tensor | None = None
         self._restored = False
+        self._roles: RoleSpec | None = None
         self._batch: tuple[int, Tensor] = (0, torch.empty(0))  # number and examples of the last one
 
     # ---------------------------------------------------------------- set-up
+    def find_roles(self, data: Any) -> None:
+        """Find the roles that the options ask for in a data module's pairs, before the model is loaded."""
+        self._roles = roles_of_data(self.options.roles, data)
+
     def configure_model(self) -> None:
         """Load the model and make the gates, once."""
         if self.masked is None:
@@ -101,7 +107,10 @@ class PruningModule(pl.LightningModule):
                     raise EdgepruneError(
                         f"a sharded model keeps no reference runs, got cache_disk_gb {disk_gb}; leave it out"
                     )
+            if self.options.roles and self._roles is None:
+                self.find_roles(getattr(self.trainer, "datamodule", None))
             self.masked = self.options.load(mesh)
+            self.masked.use_roles(self._roles)
             self._check_objective()
             self.runs = ReferenceRuns(self.masked, self.ablation, self.cache_gb, **self._cache_options)
             self.recipe.build(self.masked.graph)
@@ -155,26 +164,15 @@ class PruningModule(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Let the config's settings of the optimizer hold in a run that goes on, not the checkpoint's."""
-        if not self._restored:
-            return
-        given = self.recipe.make_optimizer().param_groups
-        for optimizer, place in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=True):
-            schedule: Any = place.scheduler
-            schedule.base_lrs = [new["lr"] for new in given]
-            factor = self._rate_factor(schedule.last_epoch)
-            for group, new in zip(optimizer.param_groups, given, strict=True):
-                rate = {"initial_lr": new["lr"], "lr": new["lr"] * factor}
-                group.update({**new, **rate, "params": group["params"]})
-            schedule._last_lr = [group["lr"] for group in optimizer.param_groups]
+        if self._restored:
+            keep_given_settings(self.trainer, self.recipe.make_optimizer(), self._rate_factor)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """Clip the gates' gradients only: multipliers must feel the whole constraint."""
+        """Clip the gates' gradients only."""
         if gradient_clip_val:
-            gates = [p for group in optimizer.param_groups if not group["maximize"] for p in group["params"]]
-            clip = clip_grad_value_ if gradient_clip_algorithm == "value" else clip_grad_norm_
-            clip(gates, gradient_clip_val)
+            clip_gates(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     @property
     def total_steps(self) -> int:
@@ -272,7 +270,9 @@ class PruningModule(pl.LightningModule):
 
     def _begin_evaluation(self, split: str) -> None:
         self.check_started()
-        self._gates = self.recipe.circuit().gates(device=self.device)
+        circuit = self.recipe.circuit()
+        self._gates = circuit.gates(device=self.device)
+        self._log(union_sparsity(circuit, split))
         self.measures.reset()
         self._prepare_runs("train", split)
 

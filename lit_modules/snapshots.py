@@ -22,6 +22,7 @@ from lit_modules.checkpoints import run_checkpoint
 from lit_modules.progress import STEP, counted, run_progress, show
 from lit_modules.pruning import PruningModule
 from lit_modules.ranks import of_all_ranks
+from lit_modules.roles import union_sparsity
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,8 @@ class SnapshotCircuits(pl.Callback):
         self._done += [] if sparsity is None else [sparsity]
         log_values(
             trainer,
-            {f"snapshot/{name}": measures[name] for name in MEASURES} | {"snapshot/sparsity": circuit.sparsity},
+            {f"snapshot/{name}": measures[name] for name in MEASURES}
+            | {"snapshot/sparsity": circuit.sparsity, **union_sparsity(circuit, "snapshot")},
         )
         if (progress := run_progress(trainer)) is not None:
             progress.print(_line(snapshot, trainer.global_step, module.error))

@@ -97,6 +97,7 @@ def _run(options: argparse.Namespace) -> "Run":
         tokens=tokens,
         positions=positions,
         masks=_number("model.recipe.init_args.masks_per_batch", recipe.get("masks_per_batch", 1)),
+        roles=_num_roles(options, model, tokens),
         kept=kept,
         device=options.device,
         world=options.world_size,
@@ -137,6 +138,21 @@ def _extent(options: argparse.Namespace, data: Mapping[str, Any], model: Mapping
     return tokens, options.positions or positions, room
 
 
+def _num_roles(options: argparse.Namespace, model: Mapping[str, Any], tokens: int) -> int:
+    """Roles that edges are told apart by, with that of tokens without any."""
+    from edgeprune.roles import POSITIONS, check_option
+
+    option = model.get("roles")
+    check_option(option)
+    if option is not True:
+        return tokens if option == POSITIONS else len(option) + 1 if option else 0
+    from edgeprune.cli.data import read_data_config
+    from lit_modules.roles import roles_of_data
+
+    roles = roles_of_data(True, read_data_config(options.config))
+    return 0 if roles is None else len(roles)
+
+
 def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     found = values.get(name)
     return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
@@ -168,10 +184,11 @@ def _dtype(name: Any, config: Any) -> Any:
 def _title(planned: "Run") -> str:
     model = planned.model
     weights = sum(parameter.numel() for parameter in model.hf.parameters())
+    at_roles = f" at {planned.roles} roles" if planned.roles else ""
     arch, step = model.graph.arch, "" if planned.accumulate == 1 else f", {planned.accumulate} of them a step"
     return (
         f"{planned.config.model_type}: {weights / 1e9:.2f}e9 weights in {str(planned.dtype).removeprefix('torch.')}, "
-        f"{arch.num_layers} layers of width {model.width}, {model.graph.num_edges:,} edges; batches of "
+        f"{arch.num_layers} layers of width {model.width}, {model.graph.num_edges:,} edges{at_roles}; batches of "
         f"{planned.batch} x {planned.tokens} tokens{step}, scored at {planned.positions}"
     )
 
@@ -249,7 +266,8 @@ def _content(planned: "Run", cost: "StepCost", lack: str, changes: "list[Remedy]
     return {
         "model_type": planned.config.model_type,
         "dtype": str(planned.dtype).removeprefix("torch."),
-        "edges": cost.edges,
+        "edges": planned.model.graph.num_edges,
+        "roles": planned.roles,
         **{name: getattr(planned, name) for name in ("batch", "accumulate", "tokens", "positions", "masks", "world")},
         "memory": {name: {**plan.parts, "together": plan.total} for name, plan in _columns(planned).items()},
         "multiply_adds_per_token": cost.per_token,

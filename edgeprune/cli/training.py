@@ -150,6 +150,7 @@ class EdgepruneCLI(LightningCLI):
 
     def _load(self, saved: dict[str, Any] | None) -> None:
         """Load the model and the pairs, and check that a checkpoint fits."""
+        self.model.find_roles(self.datamodule)
         self.model.configure_model()
         if saved is not None:
             check_checkpoint(saved, self.model.recipe, self.model.masked, self.model.name)
@@ -220,6 +221,7 @@ class CheckedCLI(EdgepruneCLI):
             LightningCLI.instantiate_classes(self)
         check_folders(self.trainer)
         self.datamodule.setup(str(self.subcommand))
+        self.model.find_roles(self.datamodule)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Do nothing."""

@@ -105,7 +105,7 @@ class AbstractRecipe(TrainedGates):
         numbers = [range(run * masks, (run + 1) * masks) for run in range(self.samples_per_step)]
         samples = (self._samples(seed, step, own) for own in numbers)
         if len(numbers) > 1:
-            return mean_over_samples(error_of, samples)
+            return mean_over_samples(error_of, samples, len(self.graph.shape))
         gates = next(samples)
         return error_of(gates), gates.view(-1, *self.graph.shape).mean(0)
 
@@ -143,7 +143,9 @@ class AbstractRecipe(TrainedGates):
         return Circuit.from_scores(self.graph, self.scores(), sparsity=sparsity, num_edges=num_edges, header=about)
 
 
-def mean_over_samples(error_of: Callable[[Tensor], Tensor], samples: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+def mean_over_samples(
+    error_of: Callable[[Tensor], Tensor], samples: Iterable[Tensor], axes: int = 2
+) -> tuple[Tensor, Tensor]:
     """Mean error (scalar) over samples of the gates, differentiable in their parameters; and the mean sample.
 
     Each sample's backward through the model is done at once, so that the memory is that of one run.
@@ -151,6 +153,7 @@ def mean_over_samples(error_of: Callable[[Tensor], Tensor], samples: Iterable[Te
     Args:
         error_of: Error (scalar) of the model with given gates.
         samples: Gates `[reader, writer]`, or `[group, reader, writer]` for groups of the batch, each differentiable.
+        axes: Of the gates of one group: 3 with roles.
     """
     errors: list[Tensor] = []
     total: Tensor | None = None
@@ -158,7 +161,7 @@ def mean_over_samples(error_of: Callable[[Tensor], Tensor], samples: Iterable[Te
         errors.append(differentiated(error_of, gates))
         total = gates.detach() if total is None else total + gates.detach()
     assert total is not None
-    return torch.stack(errors).mean(), total.view(-1, *total.shape[-2:]).mean(0) / len(errors)
+    return torch.stack(errors).mean(), total.view(-1, *total.shape[-axes:]).mean(0) / len(errors)
 
 
 def differentiated(error_of: Callable[[Tensor], Tensor], gates: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Edge Pruning (Bhaskar et al. 2024, arXiv 2406.16778): hard concrete gates on edges, trained by gradient descent."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, cast, final, get_args
 
@@ -26,7 +27,7 @@ Estimator = Literal["pathwise", "local"]
 
 @final
 class EdgePruning(AbstractRecipe):
-    """One hard concrete gate per existing edge, and optionally one per writer.
+    """One hard concrete gate per existing edge, and optionally one per writer; in a graph with roles, at each of them.
 
     With node gates the edge (w, r) carries `z_wr * z_w`: gating a writer's output before it enters the stream, as the
     published code does, is the same product.
@@ -155,7 +156,7 @@ class EdgePruning(AbstractRecipe):
         if self.estimator == "local":
             self.measured = nn.ModuleDict({name: MeasuredEffects(graph.num_edges) for name in get_args(ErrorName)})
         if self.node_gates:
-            self.nodes = HardConcrete(len(graph.writers), **self._gate_options)
+            self.nodes = HardConcrete(math.prod((*graph.shape[:-2], graph.shape[-1])), **self._gate_options)
         if self.warm_start is not None:
             self.start = Start(self.warm_start, graph, self.edges.temperature, self.edges.stretch)
             if self.start.locations is not None:
@@ -208,7 +209,10 @@ class EdgePruning(AbstractRecipe):
             return noise if number == first else 1 - noise
 
         gates = self.graph.to_matrix(self._closed(self.edges.sample(noise_of(self.edges, nodes=False))))
-        return gates if self.nodes is None else gates * self.nodes.sample(noise_of(self.nodes, nodes=True))
+        if self.nodes is None:
+            return gates
+        nodes = self.nodes.sample(noise_of(self.nodes, nodes=True))
+        return gates * nodes.view(*self.graph.shape[:-2], 1, -1)
 
     def expected_error(
         self, error_of: Callable[[Tensor], Tensor], seed: int, step: int, name: ErrorName = "error"
@@ -268,7 +272,9 @@ class EdgePruning(AbstractRecipe):
         return edges if self.nodes is None else edges * self.nodes.prob_open()[self._writer_of_edge()]
 
     def _writer_of_edge(self) -> Tensor:
-        return self.graph.exists.nonzero()[:, 1].to(self.edges.log_alpha.device)
+        *role, _, writer = self.graph.exists.nonzero().unbind(1)
+        of_role = role[0] * len(self.graph.writers) if role else 0
+        return (of_role + writer).to(self.edges.log_alpha.device)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Gates descend, multipliers ascend without decay."""

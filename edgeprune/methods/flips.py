@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
+from edgeprune.metrics.measure import logits_of_each
 from edgeprune.models.circuit_run import CircuitRun, state_bytes
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.sharding import Whole
 from edgeprune.models.states import WriterStates
+from edgeprune.roles import spec_of
 
 MEMORY_GB = 1.0  # for the state of the circuit's run, and as much for what is run again
 Edge = tuple[int, int]  # (reader, writer)
@@ -93,6 +95,52 @@ class PartialFlips:
 
 
 @final
+class RoleFlips:
+    """`Flips` in a graph with roles, several of them in one run where the batch is small.
+
+    Args:
+        model: Whose graph has roles.
+        batch: On the model's device.
+        ablated: What closed edges carry in this batch.
+        gates: 0 or 1, `[num_gates]`.
+        error_of_logits: Error (scalar) of logits `[batch, positions, vocab]`.
+    """
+
+    def __init__(
+        self,
+        model: MaskedModel,
+        batch: PairBatch,
+        ablated: WriterStates,
+        gates: Tensor,
+        error_of_logits: Callable[[Tensor], Tensor],
+    ) -> None:
+        self.model, self.batch, self.ablated, self.error_of_logits = model, batch, ablated, error_of_logits
+        self.gates, self.places = gates, model.graph.exists.nonzero()
+        self.error = self._errors([gates])[0]
+
+    def idle(self, gates: Tensor) -> Tensor:
+        """Bool `[n]`: no path of open edges leads from this gate's reader to a position that the batch scores."""
+        graph, roles = self.model.graph, self.model.graph.roles
+        assert roles is not None
+        here = spec_of([self.batch], roles.names)
+        of_batch = graph.with_roles(here if self.model.family.causal else here.seeing_all())
+        reaching = of_batch.reaching_logits(graph.to_matrix(self.gates).bool().cpu())
+        role, reader, _ = self.places[gates.cpu()].unbind(1)
+        return ~reaching[role, reader].to(gates.device)
+
+    def errors(self, gates: Tensor) -> Tensor:
+        """Error with each of `gates` flipped, `[n]`."""
+        flipped = self.gates.repeat(len(gates), 1)
+        flipped[torch.arange(len(gates)), gates] = 1 - flipped[torch.arange(len(gates)), gates]
+        return self._errors(list(flipped))
+
+    def _errors(self, samples: list[Tensor]) -> Tensor:
+        matrices = [self.model.graph.to_matrix(sample) for sample in samples]
+        found = [self.error_of_logits(own) for own in logits_of_each(self.model, self.batch, matrices, self.ablated)]
+        return torch.stack(found) if found else self.gates.new_empty(0)
+
+
+@final
 class GatedError:
     """Error (scalar) of the model with given gates on one batch: a function, with `flips`.
 
@@ -122,6 +170,8 @@ class GatedError:
     def flips(self, gates: Tensor) -> Flips | None:
         """Of 0/1 gates, one per edge `[num_edges]`; None where the model cannot be run in parts, or not in memory."""
         model = self.model
+        if model.graph.roles is not None:
+            return RoleFlips(model, self.batch, self.ablated, gates, self.error_of_logits)
         if not model.sums_to_stream or not isinstance(model.sharding, Whole):
             return None
         if state_bytes(model) * self.batch.clean.numel() > MEMORY_GB * 1e9:

@@ -80,7 +80,13 @@ class SubnetworkProbing(AbstractRecipe):
         self._gate_options: dict[str, Any] = {"init_mean": init, "temperature": temperature, "stretch": stretch}
 
     def build(self, graph: EdgeGraph) -> None:
-        """Make one gate per node, or per existing edge."""
+        """Make one gate per node, or per existing edge.
+
+        Raises:
+            EdgepruneError: Gates on nodes, in a graph with roles: a head's output at a role has no node of its own.
+        """
+        if graph.roles is not None and self.granularity == "nodes":
+            raise EdgepruneError("granularity 'nodes' masks a node at all tokens, so it has no roles: choose 'edges'")
         self.graph = graph
         self.nodes = NodeMap(graph)
         size = graph.num_edges if self.granularity == "edges" else self.nodes.num_nodes

@@ -94,14 +94,14 @@ class UGS(AbstractRecipe):
         return self.edge_weight * theta.sum() + self.node_weight * self._busy_nodes(self.graph.to_matrix(theta))
 
     def _busy_nodes(self, theta: Tensor) -> Tensor:
-        """Heads and MLPs with edges in, plus those with edges out, each softly counted once (scalar)."""
+        """Heads and MLPs with edges in, plus those with edges out, each softly counted once (scalar), or per role."""
         arch, behind = self.graph.arch, self.nodes.behind.to(theta.device)
         first, scale = arch.num_embeddings, 2 / (arch.num_layers * arch.num_heads)
-        by_reader, by_writer = theta.sum(1), theta.sum(0)
+        by_reader, by_writer = theta.sum(-1), theta.sum(-2)
         mlp = self.nodes.is_mlp.to(theta.device)[first:]
-        into = by_reader[behind[first:]]
-        into = torch.where(mlp, into[:, 0], into.sum(1))
-        return (scale * into).tanh().sum() + (scale * by_writer[first:]).tanh().sum()
+        into = by_reader[..., behind[first:]]
+        into = torch.where(mlp, into[..., 0], into.sum(-1))
+        return (scale * into).tanh().sum() + (scale * by_writer[..., first:]).tanh().sum()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """One group, without weight decay."""

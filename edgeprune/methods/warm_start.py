@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
+from edgeprune.formats import is_native
 from edgeprune.gates import top_k
 from edgeprune.gates.hard_concrete import STRETCH, TEMPERATURE
 from edgeprune.graph import EdgeGraph
@@ -38,6 +39,7 @@ class WarmStart:
     Attributes:
         path: A circuit or score file for the same graph, or a list of edges in one of the forms of `read_reference`,
             ACDC's among them. With scores, edges are ranked by them; without, kept edges come first and all are tied.
+            In a graph with roles an edge of a file without them starts alike at all roles.
         spread: Log-alpha of the best edge above `init_mean`, and of the worst below it; linear in rank between, tied
             edges alike.
         keep_below: Train only this best share of all edges, in (0, 1], and close the others for good; null: train all.
@@ -151,7 +153,7 @@ class Start(nn.Module):
 
     def _read(self, graph: EdgeGraph) -> None:
         path = Path(self.settings.path)
-        circuit = read_reference(path, graph, holds="scores")  # edges rank alike in an empty circuit with scores
+        circuit = _on_graph(path, graph)
         self.sha256.copy_(torch.tensor(list(hashlib.sha256(path.read_bytes()).digest()), dtype=torch.uint8))
         values = _values(circuit, self.settings.magnitude)
         if self._levels:
@@ -180,7 +182,7 @@ class Start(nn.Module):
 
 def layers(graph: EdgeGraph) -> list[Tensor]:
     """Places among the graph's edges of those that each layer reads, and of those that the logits read, long `[n]`."""
-    layer_of = graph.exists.nonzero()[:, 0] // graph.arch.readers_per_layer
+    layer_of = graph.exists.nonzero()[:, -2] // graph.arch.readers_per_layer
     return [(layer_of == layer).nonzero()[:, 0] for layer in range(graph.arch.num_layers + 1)]
 
 
@@ -196,6 +198,14 @@ def ranks(values: Tensor) -> Tensor:
     mean = last - (counts - 1) / 2
     low, high = mean[0], mean[-1]
     return (2 * (mean - low) / (high - low) - 1 if high > low else torch.zeros_like(mean))[inverse].float()
+
+
+def _on_graph(path: Path, graph: EdgeGraph) -> Circuit:
+    """A file's circuit on the graph; one without roles has the same scores at every role of the graph."""
+    roles = None if is_native(path) and Circuit.load(path).roles else graph.roles
+    own = graph if roles is None else graph.without_roles
+    circuit = read_reference(path, own, holds="scores")  # edges rank alike in an empty circuit with scores
+    return circuit if roles is None else circuit.with_roles(roles)
 
 
 def _binary(keep: Tensor) -> Tensor:

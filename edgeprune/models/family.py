@@ -28,6 +28,7 @@ class AbstractFamily(ABC):
         model_types: Values of `config.model_type` that the adapter covers.
         attention_implementations: Those that the library's model has and the adapter follows.
         has_position_embedding: Positions are embedded and added to tokens, so the embedding can be split in two.
+        causal: A token attends to none after it.
         positions_bound_padding: A batch is at most as long as the position table, padding included.
         hf: The model.
         blocks: Its layers.
@@ -37,6 +38,7 @@ class AbstractFamily(ABC):
     attention_implementations: ClassVar[tuple[str, ...]] = ATTENTION_IMPLEMENTATIONS
     has_position_embedding: ClassVar[bool] = False
     positions_bound_padding: ClassVar[bool] = False
+    causal: bool = True
     blocks: Sequence[Block]
 
     def __init__(self, hf: Any, kv_readers: KVReaders) -> None:

@@ -99,7 +99,9 @@ class MaskedModel(nn.Module):
 
     def use_roles(self, roles: RoleSpec | None) -> None:
         """Make `graph` that of edges at roles, whose gates `forward` then takes with `role_of`; None: without roles."""
-        self.graph = self.graph.with_roles(roles)
+        if roles is not None:
+            self.require_sums("an edge at a role")
+        self.graph = self.graph.with_roles(roles if roles is None or self.family.causal else roles.seeing_all())
 
     # ---------------------------------------------------------------- runs without gates
     @torch.no_grad()

@@ -24,12 +24,16 @@ ERROR_LABELS: dict[Objective, str] = {
 def frontier_row(
     requested: float | str, circuit: Circuit, measures: Mapping[str, float], control: Mapping[str, float]
 ) -> Row:
-    """One circuit: what was asked for, its size, its measures, and (`random_...`) those of a random one of its size."""
+    """One circuit: what was asked for, its size, its measures, and (`random_...`) those of a random one of its size.
+
+    One with roles has also the size of its union.
+    """
     return {
         "asked": requested,
         "sparsity": round(circuit.sparsity, 6),
         "edges": circuit.num_edges,
         "dangling": circuit.num_dangling,
+        **({"union_edges": circuit.union().num_edges} if circuit.roles else {}),
         **{name: measures[name] for name in MEASURES},
         **{f"random_{name}": control[name] for name in MEASURES},
         "num_examples": int(measures["num_examples"]),
@@ -50,20 +54,25 @@ def frontier_table(title: str, rows: Sequence[Row], objective: Objective = "kl",
     hidden = "squared_error" if objective == "kl" else "kl"
     shown = [name for name in MEASURES if name != hidden and not all(math.isnan(row[name]) for row in rows)]
     columns = ["circuit"] if named else []
+    sizes = ["edges", "dangling", *(["union_edges"] if all("union_edges" in row for row in rows) else [])]
     return table(
         f"{title} (random circuit of the same size in brackets)",
-        [*columns, *map(Numbers, ("sparsity", "edges", "dangling", *(measure_named(name).heading for name in shown)))],
+        [*columns, *map(Numbers, ("sparsity", *_headings(sizes), *(measure_named(name).heading for name in shown)))],
         [
             [
                 *([str(row["asked"])] if named else []),
                 f"{'→ ' * row.get('knee', False)}{row['sparsity']:.4f}{'' if row.get('reached', True) else ' *'}",
-                *(row["edges"], row["dangling"]),
+                *(row[size] for size in sizes),
                 *(beside(row[name], row[f"random_{name}"]) for name in shown),
             ]
             for row in rows
         ],
         caption=None if all(row.get("reached", True) for row in rows) else "* never reached: cut from the final gates",
     )
+
+
+def _headings(sizes: Sequence[str]) -> list[str]:
+    return [name.replace("_", " ") for name in sizes]
 
 
 def write_frontier(folder: Path, rows: Sequence[Row], objective: Objective = "kl") -> None:

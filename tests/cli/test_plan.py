@@ -50,6 +50,36 @@ def test_a_config_is_planned(tmp_path: Path) -> None:
     assert (given["tokens"], given["dtype"], given["cards"]) == (3, "bfloat16", {})
 
 
+INDUCTION = """
+model: {{name: "compiled:trained_induction", roles: {roles}}}
+data:
+  task:
+    class_path: Induction
+    init_args: {{num_train: 4, num_validation: 2, num_test: 2, length: 6, vocab_size: 65, first_token: 1, bos_token: 0}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("roles", "number"), [("null", 0), ("[first, second]", 3), ("true", 4), ("positions", 13)], ids=str
+)
+def test_edges_and_gates_are_those_at_roles(
+    roles: str, number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As many times the gates; a token still has the products of one."""
+    config = tmp_path / "fit.yaml"
+    made = list[dict[str, Any]]()
+    for given in ("null", roles):
+        config.write_text(INDUCTION.format(roles=given))
+        made.append(figures(tmp_path, "--config", str(config)))
+    plain, found = made
+    assert found["roles"] == number
+    assert found["edges"] == max(1, number) * plain["edges"]
+    for part in ("gates", "optimizer"):
+        assert found["memory"]["training"][part] == max(1, number) * plain["memory"]["training"][part]
+    assert found["multiply_adds_per_token"] == plain["multiply_adds_per_token"]
+    assert (f"at {number} roles" in capsys.readouterr().out) == (number > 0)
+
+
 def test_an_open_batch_size_is_the_largest_that_fits(
     tmp_path: Path, shape: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from edgeprune import ablations
 from edgeprune.errors import EdgepruneError
+from edgeprune.graph import RoleSpec
 from edgeprune.models.before_norm import EdgesBeforeNorm
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.read_ops import ReadOps
@@ -235,6 +236,25 @@ def test_edges_before_the_norm_refuse_roles() -> None:
     clean, corrupted = prompts(4)
     with pytest.raises(EdgepruneError, match=r"know gates \[reader, writer\] alone"):
         model(clean, by_role(model), model.record(corrupted), role_of=ROLE_OF)
+    with pytest.raises(EdgepruneError, match="an edge at a role is not defined for edges before the norm"):
+        model.use_roles(RoleSpec(("a", "b")))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_says_which_edges_can_matter(causal: bool) -> None:
+    """Scored at the first token alone: only where attention looks ahead does a later one's value reach it."""
+    family: Any = next(case.values[0] for case in WIRED if "Compiled" in str(case.id))
+    model = build(family, 1 if causal else 0)  # of `Compiled.tiny`
+    model.use_roles(RoleSpec(("p0", "p1"), sees=(("p0",), ("p0", "p1")), scored=("p0",)))
+    assert model.family.causal == causal
+    graph, (clean, corrupted) = model.graph, prompts(4)
+    later = graph.index("tok_embed->a0.h0.v@p1" if graph.arch.split_embedding else "embed->a0.h0.v@p1")
+    assert bool(graph.dangling(graph.exists)[later]) == causal
+    keep = graph.exists.clone()
+    keep[later] = False
+    roles, first = torch.tensor([[0, *[1] * 6]]).expand(4, 7), torch.zeros(4, 1, dtype=torch.long)
+    closed = model(clean, keep.double(), model.record(corrupted), positions=first, role_of=roles)
+    assert torch.equal(closed, model.full(clean, positions=first)) == causal
 
 
 def test_gates_and_roles_that_do_not_fit_are_refused() -> None:

@@ -40,6 +40,10 @@ class Compiled(LearnedPositionsDecoder):
     layer_list = "layers"
 
     @property
+    def causal(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] -- as its config says
+        return self.hf.config.causal
+
+    @property
     def body(self) -> Any:
         return self.hf
 
