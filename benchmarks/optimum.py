@@ -12,6 +12,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from datamodules import PairDataModule
 from datamodules.collate import collate
-from datamodules.tasks.base import TokenPair
+from datamodules.tasks.base import AbstractTask, TokenPair
 from datamodules.tasks.compiled import CompiledTask
 from edgeprune import methods
 from edgeprune.ablations.runs import ReferenceRuns
@@ -56,13 +57,16 @@ TRAINED: dict[str, Callable[[], AbstractRecipe]] = {
 Row = dict[str, Any]
 
 
-class FirstPairs(CompiledTask):
+@dataclass
+class FirstPairs(AbstractTask):
     """The first training pairs of a program, to train on and to validate."""
 
+    program: str
+
     def splits(self, tokenizer: Any) -> dict[str, Sequence[TokenPair]]:
-        """The same pairs twice."""
-        pairs = list(super().splits(tokenizer)["train"])[:PAIRS]
-        return {"train": pairs, "validation": pairs, "test": pairs}
+        """The same pairs for every split."""
+        pairs = list(CompiledTask(self.program).splits(tokenizer)["train"])[:PAIRS]
+        return dict.fromkeys(("train", "validation", "test"), pairs)
 
 
 class Known:
@@ -114,12 +118,16 @@ class Known:
         pl.seed_everything(seed, verbose=False)
         sizes = range(self.graph.num_edges - 1, 0, -1)
         snapshots = SnapshotCircuits([round(1 - size / self.graph.num_edges, 4) for size in sizes])
-        objective = {"objective": "squared_error", "ablation": self.ablation, "seed": seed}
-        module = PruningModule(f"compiled:{self.program}", recipe, **objective)  # pyright: ignore
+        name = f"compiled:{self.program}"
+        module = PruningModule(name, recipe, objective="squared_error", ablation=self.ablation, seed=seed)
+        quiet: dict[str, Any] = {"enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
         trainer = pl.Trainer(
-            **{"accelerator": "cpu", "max_steps": STEPS, "callbacks": [snapshots]},
-            **{"logger": CSVLogger(folder, "fit", 0), "enable_checkpointing": False},
-            **{"enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0},
+            accelerator="cpu",
+            max_steps=STEPS,
+            callbacks=[snapshots],
+            logger=CSVLogger(folder, "fit", 0),
+            enable_model_summary=False,
+            **quiet,
         )
         trainer.fit(module, PairDataModule(FirstPairs(self.program), batch_size=PAIRS, seed=seed))
         return folder / "fit" / "version_0" / "circuits"

@@ -28,7 +28,7 @@ from edgeprune.circuit_views import library
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.effects import effects_against_circuit
 from edgeprune.evaluation.evaluator import Evaluator
-from edgeprune.evaluation.leave_one_out import Edge, each_without_at
+from edgeprune.evaluation.leave_one_out import each_without_at
 from edgeprune.graph import EdgeGraph, RoleSpec
 from edgeprune.json_numbers import json_fields, json_numbers
 from edgeprune.methods.attribution import closing_effects
@@ -72,7 +72,7 @@ class RoleEffects:
     graph: EdgeGraph
     measure: str
     parts: tuple[str, ...]
-    edges: tuple[Edge, ...]
+    edges: tuple[tuple[int, int], ...]
     first_order: Tensor
     exact_edges: tuple[int, ...]
     exact: Tensor
@@ -197,7 +197,7 @@ def role_effects(
         )
     circuit.require_no_roles("the effects of closing an edge at parts of the prompt")
     keep = circuit.keep
-    edges: tuple[Edge, ...] = tuple((reader, writer) for reader, writer in keep.nonzero().tolist())
+    edges: tuple[tuple[int, int], ...] = tuple((reader, writer) for reader, writer in keep.nonzero().tolist())
     by_part = first_order_effects(evaluator, keep, measure, roles, memory_gb)[:, keep].T
     chosen = by_size(by_part)[:max_exact].tolist()
 
