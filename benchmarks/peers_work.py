@@ -3,7 +3,7 @@
     python benchmarks/peers_work.py TOOL WORK FOLDER RESULT
 
 FOLDER is one that `peers.py` made: `model/` (a Hugging Face GPT-2), `pairs.json` (token ids), `circuits.json` (names of
-the edges of two circuits), `tests.json` (the edges that ACDC is to test, and its tau). RESULT gets CPU seconds of the
+the edges of two circuits), `tests.json` (the edges that ACDC is to test, and its taus). RESULT gets CPU seconds of the
 work alone, the peak memory of the process, versions, and what was found, under our names of edges. Nothing of edgeprune
 is needed but by its own work. Other tools get the tokens as they are: where they want text, their tokenization is
 replaced by one that takes ids.
@@ -44,14 +44,19 @@ class Task:
         return json.loads((self.model.parent / "circuits.json").read_text())
 
     def tests(self, work: str) -> tuple[list[str], float]:
-        """Edges into the receivers that ACDC is to test, in its order; tau."""
+        """Edges into the receivers that ACDC is to test, in its order; tau, where it is known."""
         content = json.loads((self.model.parent / "tests.json").read_text())
-        return content[work], content["tau"]
+        return content[work], content["tau"].get(work, float("inf"))
 
     def difference(self, logits: Tensor) -> Tensor:
         """Wrong minus right logit of `[pair, vocabulary]`."""
         rows = torch.arange(len(logits))
         return logits[rows, self.wrong] - logits[rows, self.right]
+
+
+def imported(name: str) -> Any:
+    """A module that only the other environment may have."""
+    return import_module(name)
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -71,13 +76,12 @@ def evaluated(task: Task, run: Callable[[list[str]], list[float]]) -> Found:
 def edgeprune(task: Task, work: str) -> Found:
     """Ours."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    ours: Any = SimpleNamespace(
-        acdc=import_module("edgeprune.methods.acdc"), state=import_module("edgeprune.methods.acdc_state")
-    )
     from edgeprune.ablations.runs import ReferenceRuns
     from edgeprune.batch import PairBatch
     from edgeprune.console import no_progress
     from edgeprune.evaluation.evaluator import Evaluator
+    from edgeprune.methods.acdc import ACDC
+    from edgeprune.methods.acdc_state import ThresholdRun
     from edgeprune.methods.eap import EAP
     from edgeprune.methods.eap_ig import EAPIG
     from edgeprune.methods.problem import Problem
@@ -97,7 +101,12 @@ def edgeprune(task: Task, work: str) -> Found:
         seconds, scores = timed(lambda: method.discover(problem, no_progress).scores)
         cells = graph.exists.nonzero().tolist()
         names = [graph.edge_name(*cell) for cell in cells]
-        return {"seconds": seconds, "scores": dict(zip(names, scores[graph.exists].tolist(), strict=True))}
+        found = {"seconds": seconds, "scores": dict(zip(names, scores[graph.exists].tolist(), strict=True))}
+        if work == "eap_ig":  # from m gradients at 0 ... m-1 steps to those at 1 ... m
+            clean, ends = (other.discover(problem, no_progress).scores for other in (EAP(), EAPIG("clean_corrupted")))
+            moved = scores + 2 / IG_STEPS * (clean - ends)
+            found["scores_from_1"] = dict(zip(names, moved[graph.exists].tolist(), strict=True))
+        return found
     if work == "evaluate":
         evaluator = Evaluator(model, ReferenceRuns(model, "interchange"), [batch], measures=("logit_difference",))
 
@@ -105,13 +114,13 @@ def edgeprune(task: Task, work: str) -> Found:
             keep = torch.zeros(graph.shape).bool()
             for edge in edges:
                 keep[graph.index(edge)] = True
-            return evaluator([keep]).values[0, 0].tolist()
+            return (-evaluator([keep]).values[0, 0]).tolist()  # theirs is a loss
 
         return evaluated(task, run)
     edges, tau = task.tests(work)
     problem = Problem(model, [batch], ReferenceRuns(model, "interchange"), "kl")
-    method = ours.acdc.ACDC((tau,))
-    state = ours.state.ThresholdRun(tau, graph.exists.clone(), torch.zeros(graph.shape, dtype=torch.float64))
+    method = ACDC((tau,))
+    state = ThresholdRun(tau, graph.exists.clone(), torch.zeros(graph.shape, dtype=torch.float64))
     receivers = list(dict.fromkeys(graph.index(edge)[0] for edge in edges))
 
     def test() -> None:
@@ -121,14 +130,16 @@ def edgeprune(task: Task, work: str) -> Found:
 
     seconds, _ = timed(test)
     assert state.counts.tested == len(edges)
-    return {"seconds": seconds, "removed": [edge for edge in edges if not state.keep[graph.index(edge)]]}
+    effects = [state.effects[graph.index(edge)].item() for edge in edges]
+    removed = [edge for edge in edges if not state.keep[graph.index(edge)]]
+    return {"seconds": seconds, "effects": effects, "removed": removed}
 
 
 # ---------------------------------------------------------------- tools on TransformerLens
 def hooked(task: Task, **flags: bool) -> Any:
     """The model as TransformerLens has it: nothing folded, nothing centred."""
-    lens, names = import_module("transformer_lens"), import_module("transformers")
-    convert = import_module("transformer_lens.pretrained.weight_conversions").convert_gpt2_weights
+    lens, names = imported("transformer_lens"), imported("transformers")
+    convert = imported("transformer_lens.pretrained.weight_conversions").convert_gpt2_weights
     stock = names.AutoModelForCausalLM.from_pretrained(task.model, dtype=torch.float32).eval()
     its = stock.config
     config = lens.HookedTransformerConfig(
@@ -155,27 +166,43 @@ def plain_name(edge: str) -> str:
     return edge.replace("input->", "embed->").replace("<", ".").rstrip(">")
 
 
+def as_they_are(ids: list[list[int]], **_: Any) -> Tensor:
+    """Instead of a tokenization of text."""
+    return torch.tensor(ids)
+
+
+def all_seen(_: object, ids: Tensor, *__: object) -> Tensor:
+    """No padding."""
+    return torch.ones_like(ids)
+
+
+def nothing(*_: object, **__: object) -> None:
+    """Instead of a drawing."""
+
+
 def eap_ig(task: Task, work: str, package: str = "eap", utilities: str = "utils") -> Found:
     """EAP-IG, and CircuitKIT, whose backend has its interface."""
     attribute, evaluate, graphs, tokens = (
-        import_module(f"{package}.{name}") for name in ("attribute", "evaluate", "graph", utilities)
+        imported(f"{package}.{name}") for name in ("attribute", "evaluate", "graph", utilities)
     )
     model = split(task)
-    model.tokenizer = SimpleNamespace(padding_side="right")
-    model.to_tokens = lambda inputs, **_: torch.tensor(inputs)
-    tokens.get_attention_mask = lambda _, ids, *__: torch.ones_like(ids)
+    model.tokenizer = SimpleNamespace(padding_side="right", pad_token_id=0)
+    model.to_tokens = as_they_are
+    model.to_str_tokens = str  # for messages
+    tokens.get_attention_mask = all_seen
     graph = graphs.Graph.from_model(model)
     loader = [(task.clean.tolist(), task.corrupted.tolist(), None)]
 
     def metric(logits: Tensor, *_: Any) -> Tensor:
         return task.difference(logits[:, -1])
 
+    def summed(logits: Tensor, *_: Any) -> Tensor:
+        return metric(logits).sum()
+
     if work in ("eap", "eap_ig"):
-        chosen = ("EAP", {}) if work == "eap" else ("EAP-IG-inputs", {"ig_steps": IG_STEPS})
+        method, steps = ("EAP", None) if work == "eap" else ("EAP-IG-inputs", IG_STEPS)
         seconds, _ = timed(
-            lambda: attribute.attribute(
-                model, graph, loader, lambda *given: metric(*given).sum(), chosen[0], quiet=True, **chosen[1]
-            )
+            lambda: attribute.attribute(model, graph, loader, summed, method, ig_steps=steps, quiet=True)
         )
         return {"seconds": seconds, "scores": {plain_name(name): float(e.score) for name, e in graph.edges.items()}}
 
@@ -201,8 +228,8 @@ def module_name(name: str) -> str:
 
 def auto_circuit(task: Task, work: str) -> Found:
     """auto-circuit; its EAP is the gradient of its masks, its integrated gradients move all masks at once."""
-    data, types = import_module("auto_circuit.data"), import_module("auto_circuit.types")
-    graphs = import_module("auto_circuit.utils.graph_utils")
+    data, types = imported("auto_circuit.data"), imported("auto_circuit.types")
+    graphs = imported("auto_circuit.utils.graph_utils")
     model = graphs.patchable_model(
         split(task), factorized=True, slice_output="last_seq", separate_qkv=True, device=torch.device("cpu")
     )
@@ -210,13 +237,13 @@ def auto_circuit(task: Task, work: str) -> Found:
     loader = data.PromptDataLoader(pairs, seq_len=None, diverge_idx=0, batch_size=len(task.clean), shuffle=False)
     edges = {"->".join(map(module_name, (e.src.name, e.dest.name))): e for e in model.edges}
     if work in ("eap", "eap_ig"):
-        gradient = import_module("auto_circuit.prune_algos.mask_gradient").mask_gradient_prune_scores
+        gradient = imported("auto_circuit.prune_algos.mask_gradient").mask_gradient_prune_scores
         where = {"mask_val": 0.0} if work == "eap" else {"integrated_grad_samples": IG_STEPS}
         seconds, scores = timed(partial(gradient, model, loader, None, "logit", "avg_diff", **where))
         values = {name: float(edge.prune_score(scores)) for name, edge in edges.items()}
         return {"seconds": seconds, "scores": values}
     if work == "evaluate":
-        run_circuits = import_module("auto_circuit.prune").run_circuits
+        run_circuits = imported("auto_circuit.prune").run_circuits
 
         def run(kept: list[str]) -> list[float]:
             scores = model.new_prune_scores()
@@ -229,7 +256,7 @@ def auto_circuit(task: Task, work: str) -> Found:
         return evaluated(task, run)
     names, tau = task.tests(work)
     model.edges = [edges[name] for name in names]
-    acdc = import_module("auto_circuit.prune_algos.ACDC").acdc_prune_scores
+    acdc = imported("auto_circuit.prune_algos.ACDC").acdc_prune_scores
     given = SimpleNamespace(model=model, train_loader=loader)
     seconds, scores = timed(partial(acdc, given, tao_exps=[0], tao_bases=[tau]))
     return {"seconds": seconds, "removed": [name for name in names if edges[name].prune_score(scores) < torch.inf]}
@@ -237,8 +264,8 @@ def auto_circuit(task: Task, work: str) -> Found:
 
 def acdc(task: Task, work: str) -> Found:
     """The published ACDC: one step of its experiment for each receiver, everything else in place."""
-    experiments, edges = import_module("acdc.TLACDCExperiment"), import_module("acdc.TLACDCEdge")
-    experiments.show = lambda *_, **__: None  # draws the graph after every step
+    experiments, edges = imported("acdc.TLACDCExperiment"), imported("acdc.TLACDCEdge")
+    experiments.show = nothing  # draws the graph after every step
     model = split(task)
     names, tau = task.tests(work)
     with torch.no_grad():
@@ -283,7 +310,7 @@ def main() -> None:
     torch.set_num_threads(1)
     work, packages = TOOLS[options.tool]
     if options.tool == "CircuitKIT":
-        import_module("circuitkit")  # before TransformerLens, which it changes
+        imported("circuitkit")  # before TransformerLens, which it changes
     found = work(Task(options.folder), options.work)
     found["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # kB
     found["versions"] = {package: metadata.version(package) for package in packages}
