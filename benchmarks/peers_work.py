@@ -97,15 +97,18 @@ def edgeprune(task: Task, work: str) -> Found:
     )  # fmt: skip
     if work in ("eap", "eap_ig"):
         problem = Problem(model, [batch], ReferenceRuns(model, "interchange"), "logit_difference")
-        method = EAP() if work == "eap" else EAPIG("inputs", IG_STEPS)
-        seconds, scores = timed(lambda: method.discover(problem, no_progress).scores)
+
+        def scored(method: EAP | EAPIG) -> Any:
+            return method.discover(problem, no_progress).scores
+
+        seconds, scores = timed(partial(scored, EAP() if work == "eap" else EAPIG("inputs", IG_STEPS)))
         cells = graph.exists.nonzero().tolist()
         names = [graph.edge_name(*cell) for cell in cells]
         found = {"seconds": seconds, "scores": dict(zip(names, scores[graph.exists].tolist(), strict=True))}
         if work == "eap_ig":  # from m gradients at 0 ... m-1 steps to those at 1 ... m
-            clean, ends = (other.discover(problem, no_progress).scores for other in (EAP(), EAPIG("clean_corrupted")))
-            moved = scores + 2 / IG_STEPS * (clean - ends)
-            found["scores_from_1"] = dict(zip(names, moved[graph.exists].tolist(), strict=True))
+            clean, ends = scored(EAP()), scored(EAPIG("clean_corrupted"))
+            moved = (scores + 2 / IG_STEPS * (clean - ends))[graph.exists]
+            found["scores_from_1"] = dict(zip(names, moved.tolist(), strict=True))
         return found
     if work == "evaluate":
         evaluator = Evaluator(model, ReferenceRuns(model, "interchange"), [batch], measures=("logit_difference",))
@@ -257,8 +260,7 @@ def auto_circuit(task: Task, work: str) -> Found:
     names, tau = task.tests(work)
     model.edges = [edges[name] for name in names]
     acdc = imported("auto_circuit.prune_algos.ACDC").acdc_prune_scores
-    given = SimpleNamespace(model=model, train_loader=loader)
-    seconds, scores = timed(partial(acdc, given, tao_exps=[0], tao_bases=[tau]))
+    seconds, scores = timed(partial(acdc, model, loader, None, tao_exps=[0], tao_bases=[tau]))
     return {"seconds": seconds, "removed": [name for name in names if edges[name].prune_score(scores) < torch.inf]}
 
 
