@@ -210,8 +210,8 @@ one counts. Edge Pruning is in [ground_truth.md](ground_truth.md), what to concl
 ## Methods that score edges
 
 F1 of the known circuit and the same number of edges with the highest absolute scores: first {pairs} training pairs,
-squared error. `EAP` (second order, {samples} samples), `random`, `RelP` and `GIM`: mean over {seeds} seeds. The last two
-are `EAP` by backward rules, `RelP` with constant attention weights: without them it is `EAP` here, for these programs
+squared error. `EAP` (second order, {samples} samples), `random`, `RelP` and `GIM`: mean over {seeds} seeds. The last
+two are `EAP` by backward rules, `RelP` with constant attention weights: without them it is `EAP` here, for these programs
 have neither norms nor activations other than ReLU. `inputs` to `gates` are the variants of `EAPIG`, 5 steps
 (`gates`: 20); `CD` is contextual decomposition at its defaults.
 

@@ -11,9 +11,9 @@ the input embeddings, then its head on the last position (as `edgeprune selfchec
 by the library's own argument, for which torch copies the head's weight once per example (transformers 5.23); `step` is
 record + masked forward + backward + optimizer; `cached` the same without the record; `attribution` the masked forward
 and backward with every edge open, which EAP does once and EAP-IG once per integration step; with `--roles`, `cached` by
-role, the roles of tokens drawn at random in every prompt, which no two prompts then share. The kinds take turns, so a
-change of the machine's speed hits all of them; ratios are medians of the ratios of one round. Peak memory is measured
-in a process of its own per kind.
+role, the roles of tokens drawn at random in every prompt, which no two prompts then share, and `attention` the same
+with gates of attention edges. The kinds take turns, so a change of the machine's speed hits all of them; ratios are
+medians of the ratios of one round. Peak memory is measured in a process of its own per kind.
 """
 
 import argparse
@@ -75,15 +75,20 @@ def kinds_of(model: MaskedModel, batch: int, seq: int, roles: int = 0) -> dict[s
         logits = hf(inputs_embeds=embeddings, logits_to_keep=1).logits
         kl_divergence(reference, logits.float()).mean().backward()
 
-    def steps_of(graph: EdgeGraph, cached: bool) -> Callable[[], None]:
-        gates = HardConcrete(graph.num_edges, init_mean=2.0).to(device)
+    def steps_of(graph: EdgeGraph, cached: bool, attention: bool = False) -> Callable[[], None]:
+        arch = graph.arch
+        shape = (arch.num_layers, arch.num_heads, roles, roles) if attention else (0,)
+        gates = HardConcrete(graph.num_edges + math.prod(shape), init_mean=2.0).to(device)
         optimizer = torch.optim.Adam([gates.log_alpha], lr=0.1)
         where = None if graph.roles is None else role_of
 
         def step() -> None:
             ablated = kept if cached else model.record(corrupted)
             z = gates.sample(uniform_noise(0, 0, gates.num_gates))
-            logits = model(clean, graph.to_matrix(z), ablated, positions=last, role_of=where).float()
+            edges, inside = z.split([graph.num_edges, math.prod(shape)])
+            within = inside.view(shape) if attention else None
+            matrix = graph.to_matrix(edges)
+            logits = model(clean, matrix, ablated, positions=last, role_of=where, attention_gates=within).float()
             loss = kl_divergence(reference, logits).mean() + gates.prob_open().mean()
             loss.backward()
             optimizer.step()
@@ -102,6 +107,7 @@ def kinds_of(model: MaskedModel, batch: int, seq: int, roles: int = 0) -> dict[s
         "step": steps_of(model.graph, cached=False),
         "cached": steps_of(model.graph, cached=True),
         **({"roles": steps_of(by_role, cached=True)} if roles else {}),
+        **({"attention": steps_of(by_role, cached=True, attention=True)} if roles else {}),
         "attribution": attribution,
     }
 

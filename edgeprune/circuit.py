@@ -1,8 +1,9 @@
 """A circuit: the edges that are kept, optionally a score per edge, and a header that says where it came from.
 
 One `.safetensors` file: `keep` bool `[reader, writer]`, optional `scores` float `[reader, writer]`, and the header as
-JSON in the file's metadata. With roles both are `[role, reader, writer]`, the header names the roles, and the format is
-`ROLE_FORMAT`. No pickle; written whole or not at all.
+JSON in the file's metadata. With roles both are `[role, reader, writer]`, the header names the roles, the format is
+`ROLE_FORMAT`, and there may be `attend` bool `[layer, head, query role, key role]` and `attend_scores` float likewise.
+No pickle; written whole or not at all.
 """
 
 from collections.abc import Iterable
@@ -13,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from edgeprune import circuit_roles, circuit_views, nodes
+from edgeprune import circuit_attention, circuit_roles, circuit_scores, circuit_views, graph_paths, nodes
 from edgeprune.checkpoint_files import read_checkpoint as read_checkpoint
-from edgeprune.errors import EdgepruneError
-from edgeprune.gates.base import top_k
+from edgeprune.circuit_header import of_a_part
+from edgeprune.circuit_scores import edges_at as edges_at
 from edgeprune.graph import EdgeGraph, RoleSpec
 from edgeprune.sealed import SealedFile
 
@@ -26,20 +27,9 @@ if TYPE_CHECKING:
 
 FORMAT = "edgeprune-circuit/1"
 ROLE_FORMAT = "edgeprune-circuit/2"
-_FILE = SealedFile(FORMAT, "circuit file", {"keep": torch.bool, "scores": torch.float32}, also=(ROLE_FORMAT,))
+_TYPES = {"keep": torch.bool, "scores": torch.float32, "attend": torch.bool, "attend_scores": torch.float32}
+_FILE = SealedFile(FORMAT, "circuit file", _TYPES, also=(ROLE_FORMAT,))
 _ROLE_FILE = replace(_FILE, format=ROLE_FORMAT)
-# What the header says of these very edges: it does not hold for others that are made from them.
-_OF_THE_EDGES = (
-    "metrics",
-    "random_control",
-    "split",
-    "reached",
-    "num_edges",
-    "sparsity",
-    "num_dangling",
-    "sha256",
-    "union",
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,31 +41,30 @@ class Circuit:
         keep: Bool `[reader, writer]`, True where an edge is kept.
         scores: Float `[reader, writer]`, the higher the more the edge matters to the method; None if it has none.
         header: Plain values: model, task, method, metrics, versions.
+        attend: Bool `[layer, head, query role, key role]`, True where an attention edge is open (`graph.attention`);
+            None: all are, as always without roles.
+        attend_scores: Float likewise, as `scores`; None if there are none.
     """
 
     graph: EdgeGraph
     keep: Tensor
     scores: Tensor | None = None
     header: dict[str, Any] = field(default_factory=dict[str, Any])
+    attend: Tensor | None = None
+    attend_scores: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for name, matrix in (("keep", self.keep), ("scores", self.scores)):
-            if matrix is not None and tuple(matrix.shape) != self.graph.shape:
-                raise EdgepruneError(
-                    f"{name} has shape {tuple(matrix.shape)}, this graph is {self.graph.axes} = {self.graph.shape}"
-                )
-        if self.scores is not None and (places := self.scores.cpu().isnan() & self.graph.exists).any():
-            raise EdgepruneError(
-                f"the score of {self.graph.edge_name(*places.nonzero()[0].tolist())} is NaN, as that of "
-                f"{int(places.sum()):,} edges in all; NaN cannot be ranked: find what made it, or leave the scores out"
-            )
+        circuit_scores.check(self.graph, self.keep, self.scores)
         object.__setattr__(self, "keep", self.keep.bool().cpu() & self.graph.exists)
+        attend = circuit_attention.checked(self.graph, self.attend, self.attend_scores)
+        object.__setattr__(self, "attend", attend)
 
     # ---------------------------------------------------------------- making
     @classmethod
     def from_edges(cls, graph: EdgeGraph, edges: Iterable[str], header: dict[str, Any] | None = None) -> Self:
-        """Keep the named edges."""
-        return cls(graph, graph.keep_matrix(edges), None, header or {})
+        """Keep the named edges. If some are attention edges, these alone are open; if none is, all are."""
+        edges, attend = circuit_attention.split_names(graph, edges)
+        return cls(graph, graph.keep_matrix(edges), None, header or {}, attend)
 
     @classmethod
     def from_scores(
@@ -96,15 +85,7 @@ class Circuit:
             num_edges: Edges to keep; give this or `sparsity`.
             header: Plain values to write in the file.
         """
-        if (sparsity is None) == (num_edges is None):
-            raise EdgepruneError(f"give either a sparsity or num_edges, got {sparsity=}, {num_edges=}")
-        count = num_edges if sparsity is None else edges_at(graph, sparsity)
-        if count is None or not 0 <= count <= graph.num_edges:
-            raise EdgepruneError(f"num_edges must be 0 to {graph.num_edges}, the edges of this graph, got {num_edges}")
-        if not graph.to_vector(scores).isfinite().all():
-            raise EdgepruneError("scores of existing edges must be finite: NaN or infinity cannot be ranked")
-        keep = torch.zeros(graph.shape, dtype=torch.bool)
-        keep[graph.exists] = top_k(graph.to_vector(scores), count)
+        keep = circuit_scores.highest(graph, scores, sparsity, num_edges)
         return cls(graph, keep, torch.where(graph.exists, scores.detach().float().cpu(), 0.0), header or {})
 
     @classmethod
@@ -157,7 +138,7 @@ class Circuit:
     @property
     def num_dangling(self) -> int:
         """Kept edges that lie on no path of kept edges from an embedding to the logits."""
-        return int(self.graph.dangling(self.keep).sum())
+        return int(self.graph.dangling(self.keep, self.attend).sum())
 
     def gates(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
         """The circuit as a 0/1 gate matrix `[reader, writer]` for a masked model; with roles `[role, reader, writer]`.
@@ -166,9 +147,33 @@ class Circuit:
         """
         return self.keep.to(device=device, dtype=dtype)
 
-    def check_fits(self, graph: EdgeGraph, what: str = "the model") -> None:
-        """Refuse another graph than this circuit's own, naming the first difference."""
+    def check_fits(self, graph: EdgeGraph, what: str = "the model", *, attention: bool = False) -> None:
+        """Refuse another graph than this circuit's own, and closed attention edges unless the caller takes `attention`.
+
+        The first difference is named. Attention edges are not in `gates`.
+        """
         circuit_roles.check_same(self.graph, graph, what)
+        if not attention:
+            circuit_attention.require_open(self.graph, self.attend, what)
+
+    # ---------------------------------------------------------------- attention edges
+    def attention_edges(self) -> list[str]:
+        """Names of the open attention edges, `a5.h1[END<-S2]`; none where the circuit has none of its own."""
+        return [] if self.attend is None else self.graph.attention.names(self.attend)
+
+    def attention_gates(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor | None:
+        """0/1 gates `[layer, head, query role, key role]` for a masked model, which takes them beside `gates`."""
+        return None if self.attend is None else self.graph.attention.gates(self.attend, dtype, device)
+
+    def with_attention(self, attend: Tensor | None, how: dict[str, Any], scores: Tensor | None = None) -> "Circuit":
+        """The same edges with other attention edges.
+
+        Args:
+            attend: Which are open, bool `[layer, head, query role, key role]`; None: all.
+            how: What was done, under `derived` in the header.
+            scores: Of them, float likewise.
+        """
+        return replace(self._part(self.keep, how), attend=attend, attend_scores=scores)
 
     # ---------------------------------------------------------------- roles
     @property
@@ -179,7 +184,7 @@ class Circuit:
     def union(self) -> "Circuit":
         """The circuit without roles that keeps an edge if this one does at any role; itself if it has none.
 
-        Its scores are those of the role that ranks the edge highest.
+        Its scores are those of the role that ranks the edge highest; its attention edges are open.
         """
         roles = self.graph.roles
         if roles is None:
@@ -236,23 +241,27 @@ class Circuit:
         return self._part(nodes.within(self.graph, self.keep, names), {"subgraph": names})
 
     def without_dangling(self) -> "Circuit":
-        """The kept edges that lie on a path of kept edges from an embedding to the logits."""
-        return self._part(self.keep & ~self.graph.dangling(self.keep), {"without_dangling": self.num_dangling})
+        """The kept edges, and open attention edges, on a path of kept edges from an embedding to the logits."""
+        keep = self.keep & ~self.graph.dangling(self.keep, self.attend)
+        attend = None if self.attend is None else graph_paths.on_a_path(self.graph, self.keep, self.attend)
+        return replace(self._part(keep, {"without_dangling": self.num_dangling}), attend=attend)
 
     def __and__(self, other: "Circuit") -> "Circuit":
         """Edges in both; scores stay those of the left one, here and in `|` and `-`."""
-        return self._part(self.keep & self._keep_of(other), {"and": other._source()})
+        made = self._part(self.keep & self._keep_of(other), {"and": other._source()})
+        return replace(made, attend=circuit_attention.both(self.attend, other.attend))
 
     def __or__(self, other: "Circuit") -> "Circuit":
         """Edges in either."""
-        return self._part(self.keep | self._keep_of(other), {"or": other._source()})
+        made = self._part(self.keep | self._keep_of(other), {"or": other._source()})
+        return replace(made, attend=circuit_attention.either(self.attend, other.attend))
 
     def __sub__(self, other: "Circuit") -> "Circuit":
-        """Edges of the left one that the right one has not."""
+        """Edges of the left one that the right one has not; with the attention edges of the left one."""
         return self._part(self.keep & ~self._keep_of(other), {"minus": other._source()})
 
     def _keep_of(self, other: "Circuit") -> Tensor:
-        other.check_fits(self.graph, "the other circuit")
+        other.check_fits(self.graph, "the other circuit", attention=True)
         return other.keep
 
     def _source(self) -> dict[str, Any]:
@@ -276,9 +285,8 @@ class Circuit:
 
         Of another graph, if one is given, whose scores are `scores` then.
         """
-        kept = {name: value for name, value in self.header.items() if name not in _OF_THE_EDGES}
-        header = {**kept, "derived": [*kept.get("derived", []), how]}
-        return Circuit(graph or self.graph, keep, scores if graph else self.scores, header)
+        header = of_a_part(self.header, how)
+        return Circuit(graph, keep, scores, header) if graph else replace(self, keep=keep, header=header)
 
     # ---------------------------------------------------------------- in other libraries
     def to_networkx(self, inner: bool = True) -> "networkx.DiGraph[str]":
@@ -307,15 +315,17 @@ class Circuit:
         return circuit_views.to_html(self.graph, self.keep, self.scores, self.ranking, self.header)
 
     def __repr__(self) -> str:
+        inside = "" if self.attend is None else f", {int(self.attend.sum()):,} attention edges"
         return (
             f"Circuit({self.num_edges:,} of {self.graph.num_edges:,} edges, sparsity {self.sparsity:.4f}, "
-            f"{self.num_dangling} dangling" + (f", roles {', '.join(self.roles)})" if self.roles else ")")
+            f"{self.num_dangling} dangling" + (f", roles {', '.join(self.roles)}" if self.roles else "") + f"{inside})"
         )
 
     # ---------------------------------------------------------------- files
     def save(self, path: str | Path) -> Path:
         """Write the circuit to one file, whole or not at all."""
-        tensors = {"keep": self.keep} | ({} if self.scores is None else {"scores": self.scores.float()})
+        rest = {"scores": self.scores, "attend": self.attend, "attend_scores": self.attend_scores}
+        found = {name: part.to(_TYPES[name]) for name, part in rest.items() if part is not None}
         header = {
             **self.header,
             "format": FORMAT,
@@ -324,8 +334,9 @@ class Circuit:
             "sparsity": self.sparsity,
             "num_dangling": self.num_dangling,
             **circuit_roles.size_of_union(self.graph, self.keep),
+            **circuit_attention.size(self.graph, self.attend),
         }
-        return (_ROLE_FILE if self.roles else _FILE).write(path, tensors, header)
+        return (_ROLE_FILE if self.roles else _FILE).write(path, {"keep": self.keep, **found}, header)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -333,13 +344,7 @@ class Circuit:
         header, tensors = _FILE.read(path)
         try:
             graph = EdgeGraph.from_dict(header["graph"])
-            return cls(graph, tensors["keep"], tensors.get("scores"), header)
+            _, scores, *attention = (tensors.get(name) for name in _TYPES)
+            return cls(graph, tensors["keep"], scores, header, *attention)
         except (KeyError, ValueError, TypeError) as error:
             raise _FILE.refused(path, error) from None
-
-
-def edges_at(graph: EdgeGraph, sparsity: float) -> int:
-    """How many edges a circuit of this sparsity keeps."""
-    if not 0 <= sparsity <= 1:
-        raise EdgepruneError(f"sparsity must be in [0, 1], got {sparsity}; 0.95 keeps 5 % of the edges")
-    return round((1 - sparsity) * graph.num_edges)

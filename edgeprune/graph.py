@@ -8,7 +8,8 @@ Writers are ordered by layer, heads before the MLP; readers by layer, all q, all
 With grouped-query attention and `kv_readers="group"`, `a5.h1.k` is the k reader of *key/value* head 1.
 
 A graph with *roles* has every edge once for each role of the prompts' tokens, `a3.h7->a5.h1.q@S2`: what the reader
-takes in from the writer at the tokens of that role. Its matrices are `[role, reader, writer]`.
+takes in from the writer at the tokens of that role. Its matrices are `[role, reader, writer]`. It has attention edges
+as well, `a5.h1[END<-S2]` (`graph_attention.py`).
 """
 
 import difflib
@@ -16,7 +17,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.graph_arch import ArchSpec as ArchSpec
 from edgeprune.graph_arch import KVReaders as KVReaders
 from edgeprune.graph_arch import LayerRows as LayerRows
+from edgeprune.graph_attention import AttentionEdges
+from edgeprune.graph_counts import counts
 from edgeprune.graph_roles import AT
 from edgeprune.graph_roles import RoleSpec as RoleSpec
 
@@ -56,6 +59,13 @@ class EdgeGraph:
     def without_roles(self) -> Self:
         """The graph of the same architecture without roles, the same object each time."""
         return self if self.roles is None else self.with_roles(None)
+
+    @cached_property
+    def attention(self) -> AttentionEdges:
+        """The attention edges, `a5.h1[END<-S2]`; `EdgepruneError` without roles."""
+        if self.roles is None:
+            raise EdgepruneError("attention edges lead from role to role, and this graph has no roles; give it some")
+        return AttentionEdges(self.arch, self.roles)
 
     # ---------------------------------------------------------------- names
     @cached_property
@@ -257,18 +267,19 @@ class EdgeGraph:
         """By layer, how its attention and its MLP lead from readers to writers."""
         return tuple(graph_paths.links_of(self, layer) for layer in range(self.arch.num_layers))
 
-    def dangling(self, keep: Tensor) -> Tensor:
+    def dangling(self, keep: Tensor, attend: Tensor | None = None) -> Tensor:
         """Bool of `shape`: kept edges that lie on no path of kept edges from an embedding to the logits.
 
         A head is crossed from any of its q, k, v readers to its output, an MLP from its input to its output; coupled
         heads of a layer from any of their readers to any of their outputs. With roles a path stays at its role, but
         leads from a head's k and v to its output at all roles that see theirs, and ends in logits that are scored: an
-        edge into a query from which nothing scored hears dangles.
+        edge into a query from which nothing scored hears dangles. `attend`: open attention edges, bool of
+        `attention.shape`, along which alone it then leads from k and v; None: all.
         """
         keep = keep.cpu().bool() & self.exists
         by_role = keep.reshape(-1, *keep.shape[-2:])
-        fed = graph_paths.fed_by_embedding(self, by_role)
-        reaching = graph_paths.reaching_logits(self, by_role)
+        fed = graph_paths.fed_by_embedding(self, by_role, attend)
+        reaching = graph_paths.reaching_logits(self, by_role, attend)
         return keep & ~(fed[:, None, :] & reaching[..., None]).view(self.shape)
 
     def reaching_logits(self, keep: Tensor) -> Tensor:
@@ -303,21 +314,14 @@ class EdgeGraph:
             return ""
         useful = self.num_edges - int(self.dangling(self.exists).sum())
         each = f"{self.num_edges // len(self.roles):,} at each of {len(self.roles)} roles"
-        return f" ({each}: {', '.join(self.roles.names)}), {useful:,} of them on a path to a scored position"
+        return (
+            f" ({each}: {', '.join(self.roles.names)}), {useful:,} of them on a path to a scored position; "
+            f"{self.attention.num_edges:,} attention edges"
+        )
 
     def counts(self) -> dict[str, int]:
         """Edges of this architecture, without roles, under each counting convention in use."""
-        arch = self.arch
-        direct = 3 * arch.num_layers * arch.num_heads
-        return {
-            "one embedding writer (EAP-IG, MIB, auto-circuit, DiscoGP)": _count(arch, 1, "head"),
-            "one embedding writer, k and v readers per key/value head": _count(arch, 1, "group"),
-            "token and position embedding apart (Edge Pruning with embedding nodes)": _count(arch, 2, "head"),
-            "embeddings are no writers (Edge Pruning without embedding nodes)": _count(arch, 0, "head"),
-            "one embedding writer + 3 direct edges per head (ACDC)": _count(arch, 1, "head") + direct,
-            "token and position embedding apart + 3 direct edges per head (ACDC)": _count(arch, 2, "head") + direct,
-            "one embedding writer, q, k and v of a head read as one": _count(arch, 1, "none"),
-        }
+        return counts(self.arch)
 
     # ---------------------------------------------------------------- (de)serialisation
     def to_dict(self) -> dict[str, Any]:
@@ -343,12 +347,3 @@ def unknown_name(name: str, kind: str, known: Sequence[str], also: Sequence[str]
     near = difflib.get_close_matches(name, (*known, *also), n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"they run from {known[0]!r} to {known[-1]!r}"
     return EdgepruneError(f"no {kind} named {name!r} in this graph; {hint}")
-
-
-def _count(arch: ArchSpec, num_embeddings: int, readers: Literal["head", "group", "none"]) -> int:
-    """Closed form of the edge count, written independently of `EdgeGraph.exists`."""
-    per_layer, heads = arch.writers_per_layer, arch.num_heads
-    attention = {"head": 3 * heads, "group": heads + 2 * arch.num_kv_heads, "none": heads}[readers]
-    seen = sum(num_embeddings + layer * per_layer for layer in range(arch.num_layers))
-    own_mlp = arch.num_layers * heads if arch.has_mlp and not arch.parallel_blocks else 0
-    return (attention + arch.has_mlp) * seen + own_mlp + num_embeddings + arch.num_layers * per_layer

@@ -15,31 +15,57 @@ if TYPE_CHECKING:
     from edgeprune.graph import EdgeGraph
 
 
-def fed_by_embedding(graph: "EdgeGraph", keep: Tensor) -> Tensor:
-    """Bool `[R, writer]`: a path of kept edges, `[R, reader, writer]`, leads from an embedding to the writer there."""
-    sees = _sees(graph)
+def fed_by_embedding(graph: "EdgeGraph", keep: Tensor, attend: Tensor | None = None) -> Tensor:
+    """Bool `[R, writer]`: a path of kept edges, `[R, reader, writer]`, leads from an embedding to the writer there.
+
+    `attend`: open attention edges, bool `[layer, head, R, R]`; None: all.
+    """
     fed = torch.zeros(len(keep), len(graph.writers), dtype=torch.bool)
     fed[:, : graph.arch.num_embeddings] = True
     for layer in range(graph.arch.num_layers):
-        for rows, writers, inside in graph.links[layer]:
-            entered = (keep[:, rows] & fed[:, None]).any(2)
-            fed[:, writers] = _product(_cross(graph, layer, rows, entered, sees), inside)
+        for link in graph.links[layer]:
+            entered = (keep[:, link.rows] & fed[:, None]).any(2)
+            fed[:, link.writers] = _written(graph, layer, link, entered, attend)
     return fed
 
 
-def reaching_logits(graph: "EdgeGraph", keep: Tensor) -> Tensor:
-    """Bool `[R, reader]`: a path of kept edges `[R, reader, writer]` leads from the reader there to scored logits."""
-    sees = _sees(graph)
-    scored = torch.ones(1, dtype=torch.bool) if graph.roles is None else graph.roles.is_scored
+def reaching_logits(graph: "EdgeGraph", keep: Tensor, attend: Tensor | None = None) -> Tensor:
+    """Bool `[R, reader]`: a path of kept edges `[R, reader, writer]` leads from the reader there to scored logits.
+
+    `attend` as in `fed_by_embedding`.
+    """
+    scored = scored_roles(graph)
     reaching = torch.zeros(len(keep), len(graph.readers), dtype=torch.bool)
     reaching[:, -1] = scored
     heard = keep[:, -1] & scored[:, None]  # writers that a reader which reaches the logits reads, by role
     for layer in reversed(range(graph.arch.num_layers)):
-        for rows, writers, inside in reversed(graph.links[layer]):
-            left = _product(heard[:, writers], inside.T)
-            reaching[:, rows] = _cross(graph, layer, rows, left, sees.T)
-            heard |= (keep[:, rows] & reaching[:, rows, None]).any(1)
+        for link in reversed(graph.links[layer]):
+            reaching[:, link.rows] = _read(graph, layer, link, heard[:, link.writers], attend)
+            heard |= (keep[:, link.rows] & reaching[:, link.rows, None]).any(1)
     return reaching
+
+
+def on_a_path(graph: "EdgeGraph", keep: Tensor, attend: Tensor) -> Tensor:
+    """Open attention edges on a path of kept edges `[R, reader, writer]` from an embedding to scored logits.
+
+    Args:
+        graph: With roles.
+        keep: Kept edges.
+        attend: Open attention edges, bool `[layer, head, R, R]`.
+
+    Returns:
+        Bool `[layer, head, R, R]`.
+    """
+    fed, reaching = fed_by_embedding(graph, keep, attend), reaching_logits(graph, keep, attend)
+    entered, heard = (keep & fed[:, None]).any(2), (keep & reaching[..., None]).any(1)
+    found = attend & seen_roles(graph)
+    for layer in range(graph.arch.num_layers):
+        (rows, writers, inside), num_q = graph.links[layer][0], graph.arch.num_heads
+        keys = _product(entered[:, rows][:, num_q:], inside[num_q:])
+        queries = heard[:, writers]
+        queries = queries.any(1, keepdim=True).expand_as(queries) if graph.arch.coupled_heads else queries
+        found[layer] &= queries.T[:, :, None] & keys.T[:, None]
+    return found
 
 
 class Link(NamedTuple):
@@ -70,17 +96,60 @@ def _inside(graph: "EdgeGraph", rows: slice, writers: slice) -> Link:
     return Link(rows, writers, found)
 
 
-def _cross(graph: "EdgeGraph", layer: int, rows: slice, at: Tensor, sees: Tensor) -> Tensor:
-    """What is so of readers at a role, bool `[R, readers]`; of k and v: at a role that `sees` `[R, R]` gives for it."""
-    k = graph.rows(layer).k
-    if rows.start > k.start or len(at) == 1:
-        return at
-    num_q = k.start - rows.start
-    return torch.cat([at[:, :num_q], _product(sees, at[:, num_q:])], 1)
+def _written(graph: "EdgeGraph", layer: int, link: Link, entered: Tensor, attend: Tensor | None) -> Tensor:
+    """Writers that a path into readers, bool `[R, readers]`, leads on to, bool `[R, writers]`."""
+    num_q, inside = _num_queries(graph, layer, link), link.inside
+    here = _product(entered[:, :num_q], inside[:num_q])
+    if num_q == len(inside):
+        return here
+    seen = _seen(graph, layer, attend)
+    if len(seen) == 1:
+        return here | _product(seen[0], _product(entered[:, num_q:], inside[num_q:]))
+    return here | (torch.einsum("rj,jh,hpr->ph", entered[:, num_q:].float(), inside[num_q:], seen.float()) > 0)
 
 
-def _sees(graph: "EdgeGraph") -> Tensor:
+def _read(graph: "EdgeGraph", layer: int, link: Link, heard: Tensor, attend: Tensor | None) -> Tensor:
+    """Readers from which a path leads on to writers, bool `[R, writers]`, that are heard, bool `[R, readers]`."""
+    num_q, inside = _num_queries(graph, layer, link), link.inside
+    here = _product(heard, inside[:num_q].T)
+    if num_q == len(inside):
+        return here
+    seen = _seen(graph, layer, attend)
+    if len(seen) == 1:
+        there = _product(seen[0].T, _product(heard, inside[num_q:].T))
+    else:
+        there = torch.einsum("ph,jh,hpr->rj", heard.float(), inside[num_q:], seen.float()) > 0
+    return torch.cat([here, there], 1)
+
+
+def _num_queries(graph: "EdgeGraph", layer: int, link: Link) -> int:
+    """How many of a link's readers, the first, lead to writers at their own role alone: all of an MLP."""
+    return len(link.inside) if link.rows.start >= graph.rows(layer).mlp.start else graph.arch.num_heads
+
+
+def _seen(graph: "EdgeGraph", layer: int, attend: Tensor | None) -> Tensor:
+    """Where the heads of a layer lead from key role to query role, bool `[1 or head, R, R]`: one for all heads."""
+    sees = seen_roles(graph)[None]
+    if attend is None:
+        return sees
+    seen = attend[layer] & sees
+    return seen.any(0, keepdim=True) if graph.arch.coupled_heads else seen
+
+
+def scored_roles(graph: "EdgeGraph") -> Tensor:
+    """Bool `[R]`: whether logits are scored there."""
+    return torch.ones(1, dtype=torch.bool) if graph.roles is None else graph.roles.is_scored
+
+
+def seen_roles(graph: "EdgeGraph") -> Tensor:
+    """Bool `[R, R]`: whether a token of the first may attend to one of the second."""
     return torch.ones(1, 1, dtype=torch.bool) if graph.roles is None else graph.roles.sees_matrix
+
+
+def is_key_or_value(graph: "EdgeGraph", reader: int) -> bool:
+    """Whether a reader is k or v, of which heads hear at other tokens too."""
+    layer = graph.layer_of(reader)
+    return layer < graph.arch.num_layers and graph.rows(layer).k.start <= reader < graph.rows(layer).v.stop
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

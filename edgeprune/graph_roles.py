@@ -11,6 +11,7 @@ from torch import Tensor
 from edgeprune.errors import EdgepruneError
 
 AT = "@"  # between an edge and its role: `a3.h7->a5.h1.q@S2`
+FROM = "<-"  # between the roles of an attention edge: `a5.h1[END<-S2]`
 
 
 @final
@@ -35,8 +36,8 @@ class RoleSpec:
     def __post_init__(self) -> None:
         if not self.names or len(set(self.names)) < len(self.names):
             raise EdgepruneError(f"roles must be one name or more, each another, got {list(self.names)}")
-        if odd := [name for name in self.names if not name or AT in name or "->" in name]:
-            raise EdgepruneError(f"a role's name must be a text without {AT!r} and '->', got {odd[0]!r}")
+        if odd := [name for name in self.names if not name or any(mark in name for mark in (AT, "->", FROM))]:
+            raise EdgepruneError(f"a role's name must be a text without {AT!r}, '->' and {FROM!r}, got {odd[0]!r}")
         if self.sees and len(self.sees) != len(self.names):
             raise EdgepruneError(f"sees must be of {len(self.names)} roles, as names, got {len(self.sees)}")
         for name in (*self.scored, *(name for seen in self.sees for name in seen)):

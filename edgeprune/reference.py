@@ -38,7 +38,7 @@ def ablated_positions(circuit: Circuit, model: MaskedModel, ablation: str) -> st
     """
     replacing = Ablation.parse(ablation)
     taken = replacing.kind in ("zero", "optimal") or (replacing.kind == "mean" and not replacing.positional)
-    closed = (circuit.graph.exists & ~circuit.keep)[:, 0].any()
+    closed = (circuit.graph.exists & ~circuit.keep)[..., 0].any()
     if not (taken and closed) or circuit.graph.arch.split_embedding or not model.family.has_position_embedding:
         return None
     if circuit.header.get("source_format") not in EAP_IG_FORMATS:

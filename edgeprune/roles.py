@@ -1,4 +1,4 @@
-"""The parts that prompts fall into: a task's position roles, and all other tokens.
+"""The parts that prompts fall into: a task's position roles, and all other tokens, `REST`.
 
 In a graph with roles every token of every prompt has one: the first of the task's roles that lies on it, else `REST`.
 Or each position is a role of its own, `p0`, `p1`, ..., without `REST`: then all prompts have as many tokens as there
@@ -15,8 +15,7 @@ from edgeprune.batch import PairBatch
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph, RoleSpec
 
-OTHER = "other tokens"
-REST = "rest"  # the same as a role of a graph
+REST = "rest"
 POSITIONS = "positions"
 RoleOption = bool | list[str] | Literal["positions"] | None
 
@@ -35,7 +34,7 @@ def role_tokens(span: Tensor | None, place: Tensor, real: Tensor) -> Tensor:
 
 def parts_of(roles: Sequence[str]) -> tuple[str, ...]:
     """The parts that every prompt falls into: its roles, and all other tokens."""
-    return (*roles, OTHER)
+    return (*roles, REST)
 
 
 def positions_by_part(batch: PairBatch, roles: Sequence[str]) -> Tensor:
@@ -161,3 +160,23 @@ def _check_lengths(batches: Sequence[PairBatch], length: int) -> None:
             f"roles that are positions need prompts of one length, got {length} and {int(other[0])} tokens; "
             "choose a task whose prompts have one, or its own roles"
         )
+
+
+def roles_named(names: Sequence[str], batches: Sequence[PairBatch]) -> RoleSpec:
+    """The roles of a graph, such as a circuit's, as they lie in other prompts.
+
+    Args:
+        names: Of the graph's roles, `REST` last, or all positions.
+        batches: Of all prompts.
+
+    Raises:
+        EdgepruneError: The prompts lack one, or are not of that length; or the last one is neither.
+    """
+    if tuple(names) == _position_names(len(names)):
+        _check_lengths(batches, len(names))
+        found = roles_of_option(POSITIONS, batches)
+        assert found is not None
+        return found
+    if names[-1] != REST:
+        raise EdgepruneError(f"the last role of a graph is {REST!r}, that of other tokens, got {names[-1]!r}")
+    return observed_roles(batches, names[:-1])

@@ -9,8 +9,6 @@ import torch
 from safetensors import safe_open
 
 from edgeprune.circuit import FORMAT, ROLE_FORMAT, Circuit
-from edgeprune.cli import main
-from edgeprune.comparison.overlap import compare_circuits
 from edgeprune.drawing import write_dot
 from edgeprune.errors import EdgepruneError
 from edgeprune.formats import read_circuit, write_circuit
@@ -199,7 +197,6 @@ def _warm_start(circuit: Circuit, folder: Path) -> None:
 
 
 REFUSALS: dict[str, Callable[[Circuit, Path], Any]] = {
-    "comparing": lambda circuit, _: compare_circuits(circuit, circuit),
     "drawing": lambda circuit, folder: write_dot(circuit, folder / "c.dot"),
     "another format": lambda circuit, folder: write_circuit(circuit, folder / "c.json", "eap-ig-json"),
     "a list of edges": lambda circuit, folder: write_circuit(circuit, folder / "d.json", "edges"),
@@ -219,21 +216,6 @@ def test_what_cannot_take_roles_says_so_in_one_line(what: str, circuit: Circuit,
     with pytest.raises(EdgepruneError, match=r"the roles IO, S2, rest.*; take its union: `Circuit\.union`") as caught:
         REFUSALS[what](circuit, tmp_path)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "command", ["evaluate C --config none.yaml", "compare C C", "draw C", "convert C c.json --to eap-ig-json"]
-)
-def test_commands_refuse_them_in_one_line(
-    command: str, circuit: Circuit, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    circuit.save("c.safetensors")
-    before = sorted(tmp_path.iterdir())
-    assert main(command.replace("C", "c.safetensors").split()) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "takes circuits without roles, this one has the roles IO, S2, rest; take its union" in line
-    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_an_evaluator_refuses_gates_of_roles() -> None:

@@ -66,7 +66,7 @@ def test_shapes_of_other_graphs_are_refused() -> None:
     [
         (((),), "roles must be one name or more"),
         ((("a", "a"),), "each another"),
-        ((("a@b",),), "without '@' and '->', got 'a@b'"),
+        ((("a@b",),), "without '@', '->' and '<-', got 'a@b'"),
         ((("",),), "got ''"),
         ((("a", "b"), (("a",),)), "sees must be of 2 roles"),
         ((("a",), (("c",),)), "no role named 'c'"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
+    from edgeprune.batch import PairBatch
     from edgeprune.circuit import Circuit
     from edgeprune.formats import Holds
     from edgeprune.models.masked import MaskedModel
@@ -70,8 +71,13 @@ class CircuitFiles:
     holds: "Holds | None" = None
 
     @classmethod
-    def open(cls, paths: list[str], holds: "Holds | None" = None) -> "CircuitFiles":
+    def open(cls, paths: list[str], holds: "Holds | None" = None, *, roles: bool = False) -> "CircuitFiles":
         """Read the native files.
+
+        Args:
+            paths: Of circuits.
+            holds: What is in files that do not say it themselves.
+            roles: The command knows circuits with roles.
 
         Raises:
             EdgepruneError: One is damaged or has roles, or any path is missing or a folder without just one circuit.
@@ -86,13 +92,34 @@ class CircuitFiles:
                 load_values(Path(path))  # refuses a folder that does not stand for one circuit
         native = {path: _native(path) for path in paths if is_native(path)}
         for path, circuit in native.items():
-            circuit.require_no_roles(f"{path}: this command")
+            if not roles:
+                circuit.require_no_roles(f"{path}: this command")
         return cls(paths, native, holds)
 
     @property
     def header(self) -> dict[str, Any]:
         """That of the first native file; empty without one."""
         return next((circuit.header for circuit in self.native.values()), {})
+
+    def use_roles(self, model: "MaskedModel", batches: "Sequence[PairBatch]") -> None:
+        """Give the model the roles that circuits have, as they lie in the prompts that it is run on.
+
+        Raises:
+            EdgepruneError: Two circuits have different roles, or the prompts lack some.
+        """
+        from edgeprune.roles import roles_named
+
+        found = {path: circuit.roles for path, circuit in self.native.items() if circuit.roles}
+        for path, names in found.items():
+            if names != found[(first := next(iter(found)))]:
+                raise EdgepruneError(
+                    f"{path} has the roles {', '.join(names)}, {first} has {', '.join(found[first])}; run them apart"
+                )
+        for path, names in list(found.items())[:1]:
+            try:
+                model.use_roles(roles_named(names, batches))
+            except EdgepruneError as error:
+                raise EdgepruneError(f"{path} has the roles {', '.join(names)}: {error}") from None
 
     def model_name(self, given: str | None, option: str = "--model") -> str:
         """The model given on the command line by `option`, or that of the first native file.
@@ -117,6 +144,7 @@ class CircuitFiles:
         Raises:
             EdgepruneError: A circuit does not fit it, or circuits that will be run name different weight masks.
         """
+        from edgeprune.circuit_roles import check_same
         from edgeprune.console import warn
         from edgeprune.models.loading import fingerprint, load_model
 
@@ -135,7 +163,7 @@ class CircuitFiles:
                 warn(f"{path} names no weight mask, so it was found on other weights; it runs with that of {first}")
         weights = fingerprint(model)
         for path, circuit in self.native.items():
-            circuit.check_fits(model.graph, f"{name!r}, asked to run {path},")
+            check_same(circuit.graph.without_roles, model.graph, f"{name!r}, asked to run {path},")
             if runs and circuit.header.get("model_fingerprint", weights) != weights:
                 warn(f"{path} was found on other weights than those of {name!r}")
         return model
@@ -155,22 +183,24 @@ class CircuitFiles:
         return next((mask_named_in(circuit.header, path) for path, circuit in self.native.items()), None)
 
     def circuits(self, model: "MaskedModel | None") -> "list[Circuit]":
-        """All circuits, on the graph of the model or of the first native file.
+        """All circuits, on the graph of the model or of the first native file; where that has roles, or without.
 
         Raises:
             EdgepruneError: A file is damaged or of another graph.
         """
+        from edgeprune.circuit_roles import check_same
         from edgeprune.reference import read_reference
 
         first = next(iter(self.native), "the model")
         graph = self.native[first].graph if model is None else model.graph
         for path, circuit in self.native.items():
             try:
-                circuit.check_fits(graph, first)
+                check_same(circuit.graph.without_roles, graph.without_roles, first)
             except EdgepruneError as error:
                 raise EdgepruneError(f"{path}: {error}") from None
         return [
-            self.native[path] if path in self.native else read_reference(path, graph, self.holds) for path in self.paths
+            self.native[path] if path in self.native else read_reference(path, graph.without_roles, self.holds)
+            for path in self.paths
         ]
 
     def warn_of_positions(self, model: "MaskedModel", circuits: "Sequence[Circuit]", ablations: Sequence[str]) -> None:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from edgeprune.graph import EdgeGraph
 
 
+NATIVE = "edgeprune"  # the format that has roles
+
+
 def run(arguments: list[str]) -> None:
     """Convert, list the formats, or validate a submission."""
     options = _parser().parse_args(arguments[1:])
@@ -48,6 +51,9 @@ def _parser() -> Arguments:
         "--holds", choices=HOLDS, help="what IN holds, where it does not tell: EAP-IG's without an edge in the graph"
     )
     parser.add_argument("--membership", action="store_true", help="write which edges are kept, without their scores")
+    parser.add_argument(
+        "--union", action="store_true", help="of a circuit with roles write the edges kept at any, in every format"
+    )
     parser.add_argument("--list", action="store_true", help="list the formats")
     parser.add_argument("--validate", type=Path, metavar="FOLDER", help="list every problem of a submission to MIB")
     return parser
@@ -63,8 +69,29 @@ def _convert(options: argparse.Namespace) -> None:
     check_writable(options.target, "OUT", folder=form.folder)
     graph, width = _graph(options)
     found = read_circuit(options.source, graph, options.form, options.holds)
-    notes = write_circuit(found.circuit, options.target, form.name, ExportOptions(width, options.membership))
+    circuit = _union(found.circuit, options, form.name) if found.circuit.roles else found.circuit
+    notes = write_circuit(circuit, options.target, form.name, ExportOptions(width, options.membership))
     _report(found, notes, options.target, form.name)
+
+
+def _union(circuit: "Circuit", options: argparse.Namespace, form: str) -> "Circuit":
+    """What is written of a circuit with roles: itself in our format, elsewhere the union, if that is asked for."""
+    from edgeprune.console import warn
+
+    names = ", ".join(circuit.roles)
+    if not options.union:
+        if form == NATIVE:
+            return circuit
+        raise EdgepruneError(
+            f"{options.source} has the roles {names}, and files of {form} have none; write the edges kept at any with "
+            "--union"
+        )
+    union = circuit.union()
+    warn(
+        f"{circuit.num_edges:,} edges at the roles {names} are written as the {union.num_edges:,} of their union; at "
+        "which roles they are kept is lost"
+    )
+    return union
 
 
 def _graph(options: argparse.Namespace) -> "tuple[EdgeGraph | None, int | None]":

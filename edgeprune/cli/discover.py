@@ -37,6 +37,7 @@ from edgeprune.models.weight_mask import mask_header
 from edgeprune.objectives import error_measure
 from edgeprune.paths import check_writable, write_whole_text
 from edgeprune.report.frontier import Row, frontier_row, frontier_table, write_frontier
+from edgeprune.roles import RoleOption, roles_of_option
 from edgeprune.runs import CIRCUITS, CONFIG, FRONTIER, SCORES
 
 __all__ = ["make_parser", "run"]
@@ -57,6 +58,12 @@ def make_parser() -> ArgumentParser:
     parser.add_class_arguments(PairDataModule, "data")
     parser.add_argument("--split", type=Literal["train", "validation", "test"], default="train", help="pairs to use")
     parser.add_argument("--limit", type=int | None, default=None, help="how many of them, from the first; null: all")
+    parser.add_argument(
+        "--roles",
+        type=RoleOption,
+        default=None,
+        help="edges at roles: true for all of the task's, names such as [S2,END], or positions; null: of all tokens",
+    )
     parser.add_argument(
         "--selection",
         type=Selection | None,
@@ -110,6 +117,7 @@ class DiscoverCommand:
         self.data: PairDataModule = options.data
         self.split: str = options.split
         self.limit: int | None = options.limit
+        self.roles: RoleOption = _roles(options)
         self.selection: Selection | None = options.selection
         self.control_seed: int = options.control_seed
         self.overwrite: bool = options.overwrite
@@ -127,6 +135,7 @@ class DiscoverCommand:
         self.data.check(limits, "validation")
         batches = pair_batches(self.data, self.split, self.limit)
         validation = pair_batches(self.data, "validation", None, self.data.eval_batch_size)
+        model.use_roles(roles_of_option(self.roles, [*batches, *validation]))
         runs = ReferenceRuns(model, self.model.ablation, self.model.cache_gb)
         problem = Problem(model, batches, runs, self.metric, self.split)
         with self._prepared(), ProgressReporter(stderr=True) as bars:
@@ -267,6 +276,18 @@ class DiscoverCommand:
         named = any(not str(row["asked"]).startswith("sparsity-") for row in rows)  # else a column says it
         table = frontier_table(title, rows, error_measure(self.metric), named=named)
         print_report(table, f"scores, circuits, frontier.csv and frontier.png are in {self.folder}")
+
+
+def _roles(options: Any) -> RoleOption:
+    """Those of the command, or of its section `model`, which `fit` has them in.
+
+    Raises:
+        EdgepruneError: Both are given, and differ.
+    """
+    own, of_model = options.roles, getattr(options.model, "roles", None)
+    if None not in (own, of_model) and own != of_model:
+        raise EdgepruneError(f"--roles is {own} and --model.roles is {of_model}; give one of them")
+    return of_model if own is None else own
 
 
 def _without(config: str, keys: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 RUN, CIRCUIT, PATCHING = "a folder", "edgeprune-circuit/1", "edgeprune-patching/1"
 CIRCUIT_WITH_ROLES = "edgeprune-circuit/2"
 _SUFFIXES = (".html", ".svg", ".png", ".pdf", ".dot")
+UNION = "union"
 _START = 2500  # edges: of a run the densest circuit that has no more is shown first
 
 
@@ -40,6 +41,12 @@ def run(arguments: list[str]) -> None:
         action="store_true",
         help="of a circuit, or of its strongest edges, draw those on a path from an embedding to the logits",
     )
+    parser.add_argument(
+        "--role",
+        metavar="ROLE",
+        help=f"of circuits with roles draw one, or their {UNION!r}; by default a page begins with all side by side, "
+        "and an image is of the union",
+    )
     options = parser.parse_args(arguments[1:])
     kinds = {path: _format(path) for path in options.files}
     for path, kind in kinds.items():
@@ -58,18 +65,15 @@ def _format(path: Path) -> str:
         return RUN
     if not path.is_file():
         raise EdgepruneError(f"no file at {path}")
-    if (found := format_of(path)) == CIRCUIT_WITH_ROLES:
-        from edgeprune.circuit import Circuit
-
-        Circuit.load(path).require_no_roles(f"{path}: draw")
-    return found
+    found = format_of(path)
+    return CIRCUIT if found == CIRCUIT_WITH_ROLES else found
 
 
 def _draw_patching(options: argparse.Namespace) -> Path:
     from edgeprune.patching.heatmap import draw_heatmaps
     from edgeprune.patching.result import PatchingResult
 
-    for name in ("diff", "max_edges", "without_dangling"):
+    for name in ("diff", "max_edges", "without_dangling", "role"):
         if getattr(options, name) not in (None, False):
             raise EdgepruneError(f"--{name.replace('_', '-')} is for circuits, {options.files[0]} holds {PATCHING}")
     out = options.out or options.files[0].with_suffix(".png")
@@ -125,8 +129,10 @@ def _draw(options: argparse.Namespace, circuits: "list[NamedCircuit]") -> Path:
     if len(circuits) > 1 and (options.diff is not None or out.suffix != ".html"):
         what = "--diff" if options.diff is not None else f"a {out.suffix} file"
         raise EdgepruneError(f"{what} is of one circuit, {first} and what follows are {len(circuits)}; name one file")
-    circuits = [strongest_edges(one, most) for one in [*circuits, *_other(options, circuits[0])]]
-    if options.without_dangling:
+    circuits = [*circuits, *_other(options, circuits[0])]
+    circuits, role = _of_roles(circuits, options, page=out.suffix == ".html")
+    circuits = [strongest_edges(one, most) for one in circuits]
+    if options.without_dangling and role is None:
         circuits = [on_paths(one) for one in circuits]
     difference = options.diff is not None
     other = circuits[1].circuit if difference else None
@@ -136,18 +142,56 @@ def _draw(options: argparse.Namespace, circuits: "list[NamedCircuit]") -> Path:
         write_dot(circuits[0].circuit, out, other)
     else:
         start = 0 if difference else _start(circuits)
-        write_viewer(circuits, out, start, 1 if difference else None)
+        write_viewer(circuits, out, start, 1 if difference else None, options.role)
     return out
+
+
+def _of_roles(
+    circuits: "list[NamedCircuit]", options: argparse.Namespace, *, page: bool
+) -> "tuple[list[NamedCircuit], str | None]":
+    """What is drawn of circuits with roles: on a page all of them, in an image the union or one role, which is named.
+
+    Raises:
+        EdgepruneError: A page cannot hold them side by side, or none has such a role.
+    """
+    from edgeprune.drawing import on_paths, without_roles
+
+    first, role = circuits[0], None if options.role == UNION else options.role
+    roles = [one.circuit.graph.roles for one in circuits]
+    if options.role is not None and not any(roles):
+        raise EdgepruneError(f"--role {options.role}: {first.name} has no roles; leave it out")
+    if page and all(one == roles[0] for one in roles):
+        if role is not None and roles[0] is not None:
+            roles[0].index(role)
+        return circuits, None
+    if page and options.role != UNION:
+        other = next(one for one in circuits if one.circuit.graph.roles != roles[0])
+        raise EdgepruneError(
+            f"{other.name} has {_roles(other)}, {first.name} has {_roles(first)}; compare their unions: --role {UNION}"
+        )
+    if role is not None and options.without_dangling:  # with all roles: what hears a key is at others
+        circuits = [on_paths(one) for one in circuits]
+    options.role = None if page else options.role
+    return [without_roles(one, role) for one in circuits], role
+
+
+def _roles(named: "NamedCircuit") -> str:
+    return f"the roles {', '.join(named.circuit.roles)}" if named.circuit.roles else "no roles"
 
 
 def _other(options: argparse.Namespace, first: "NamedCircuit") -> "list[NamedCircuit]":
     """The circuit of `--diff`, in whatever format, if there is one."""
     if options.diff is None:
         return []
+    from edgeprune.circuit import Circuit
     from edgeprune.drawing import NamedCircuit
+    from edgeprune.formats import is_native
     from edgeprune.reference import read_reference
 
-    circuit = read_reference(options.diff, first.circuit.graph)
+    if Path(options.diff).is_file() and is_native(options.diff):
+        circuit = Circuit.load(options.diff)  # what differs in roles is drawn, or refused, later
+    else:
+        circuit = read_reference(options.diff, first.circuit.graph)
     name = Path(options.diff).stem
     return [NamedCircuit(name if name != first.name else str(options.diff), circuit)]
 

@@ -177,7 +177,7 @@ def evaluate_files(options: argparse.Namespace) -> dict[str, Any]:
     from edgeprune.statistics.uncertainty import Resampling
 
     start, names = time.perf_counter(), short_names(options.circuits)
-    files = CircuitFiles.open(options.circuits, options.holds)
+    files = CircuitFiles.open(options.circuits, options.holds, roles=True)
     name = files.model_name(options.model)
     resampling = Resampling(options.draws, options.level)
     data = read_data_config(options.config, tokenizer=name)
@@ -189,13 +189,14 @@ def evaluate_files(options: argparse.Namespace) -> dict[str, Any]:
 
         model = EdgesBeforeNorm(model)
     data.check(Limits.of(model), options.split, options.limit)
+    files.use_roles(model, batches)
     circuits = dict(zip(names, files.circuits(model), strict=True))
     main = options.ablation or files.header.get("ablation", "interchange")
     if options.ablation is None:
         _warn_of_other_ablations(files, main)
     ablations = list(dict.fromkeys((main, *options.ablations)))
     files.warn_of_positions(model, list(circuits.values()), ablations)
-    questions = _questions(options, data, model.graph, sum(map(len, batches)), resampling)
+    questions = _questions(options, data, model.graph.without_roles, sum(map(len, batches)), resampling)
     with ProgressReporter(stderr=True) as bars:
         room = options.cache_gb / len(ablations)
         runs = {text: _prepared(model, text, room, data, options.split, bars.report) for text in ablations}
@@ -212,6 +213,7 @@ def evaluate_files(options: argparse.Namespace) -> dict[str, Any]:
         "model": name,
         "model_fingerprint": fingerprint(model),
         "graph": model.graph.to_dict(),
+        **({"roles": list(model.graph.roles.names)} if model.graph.roles else {}),
         "edges_before_norm": options.edges_before_norm,
         "task": data.describe(),
         "split": options.split,
@@ -239,12 +241,20 @@ def _add_readings(
     data: "PairDataModule",
 ) -> None:
     """What each circuit does on the first pairs, under the main ablation."""
+    from edgeprune.console import warn
     from edgeprune.reading import interpret_circuit
 
     first = evaluator.limited(options.reading)
     for row, circuit in zip(rows, circuits, strict=True):
-        found = interpret_circuit(first, circuit, data.tokenizer_object, max_exact=options.reading_edges)
-        row["reading"] = found.to_dict()
+        try:
+            with first.on_graph_of(circuit):
+                found = interpret_circuit(first, circuit, data.tokenizer_object, max_exact=options.reading_edges)
+        except EdgepruneError as error:
+            if not circuit.roles:
+                raise
+            warn(f"{row['name']} has no reading: {error}")
+        else:
+            row["reading"] = found.to_dict()
 
 
 def versions() -> dict[str, str]:

@@ -93,7 +93,7 @@ def _polish(options: argparse.Namespace, state: Path) -> "tuple[Circuit, Polishe
     from edgeprune.models.loading import fingerprint
 
     settings = _settings(options)
-    files = CircuitFiles.open([options.circuit], options.holds)
+    files = CircuitFiles.open([options.circuit], options.holds, roles=True)
     given = _check_config(options, files)
     name = files.model_name(options.model or given.get("name"))
     metric = options.metric or files.header.get("objective") or given.get("objective") or "kl"
@@ -105,6 +105,7 @@ def _polish(options: argparse.Namespace, state: Path) -> "tuple[Circuit, Polishe
     model = files.load_model(name, options.device, split_embedding=options.split_embedding)
     data.check(Limits.of(model), options.split, options.limit)
     data.check(Limits.of(model), "validation", options.held_out)
+    files.use_roles(model, [*batches, *held_out])
     (circuit,) = files.circuits(model)
     files.warn_of_positions(model, [circuit], [ablation])
     runs = ReferenceRuns(model, ablation, options.cache_gb)

@@ -10,7 +10,8 @@ from edgeprune.comparison.overlap import by_chance
 
 # Of a header, what the circuits of one run need not have in common.
 _OWN = {
-    *("step", "reached", "metrics", "random_control", "split", "num_edges", "sparsity", "num_dangling", "sha256"),
+    *("step", "reached", "metrics", "random_control", "split"),
+    *("num_edges", "sparsity", "num_dangling", "union", "sha256"),
     *("selection", "tau", "nodes", "derived"),
 }
 

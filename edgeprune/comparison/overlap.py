@@ -207,7 +207,8 @@ def compare_circuits(found: Circuit, reference: Circuit) -> dict[str, Any]:
         circuit with edges has no weight; `same_sign`, the share of common edges whose scores have one sign. `ranks`:
         Spearman's and Kendall's (tau-b) correlation of `Circuit.ranking`, over all edges of the graph (`spearman_all`,
         `kendall_all`) and over those that one of the two keeps (`spearman_kept`, `kendall_kept`); None without scores,
-        or where all are equal.
+        or where all are equal. Of circuits with roles, edges are those at roles, and there are two more: `roles`, the
+        figures of `edge_overlap` for each role, and `union`, with those of `by_chance`, of the edges at any role.
 
     Raises:
         EdgepruneError: The circuits are of different graphs.
@@ -221,18 +222,19 @@ def compare_every_two(circuits: Sequence[Circuit]) -> Iterator[dict[str, Any]]:
     Of more than `FEW` circuits, all `ranks` but `spearman_all` are None, as they take ten times as long as the rest.
 
     Raises:
-        EdgepruneError: The circuits are of different graphs.
+        EdgepruneError: The circuits are of different graphs, or have different roles.
     """
     if not circuits:
         return
-    circuits[0].require_no_roles("comparing")
-    graph = circuits[0].graph
+    graph, plain = circuits[0].graph, circuits[0].graph.without_roles
     for other in circuits[1:]:
         other.check_fits(graph, "the other one")
     keeps = torch.stack([circuit.keep for circuit in circuits])
     shared = _shared(keeps, graph.exists)
-    kinds = {name: _shared(keeps, edges) for name, edges in edge_kinds(graph)}
-    layers = {name: _shared(keeps, edges) for name, edges in reader_layers(graph)}
+    kinds = {name: _shared(keeps, edges.expand(graph.shape)) for name, edges in edge_kinds(plain)}
+    layers = {name: _shared(keeps, edges.expand(graph.shape)) for name, edges in reader_layers(plain)}
+    roles = {name: _shared(keeps[:, place], plain.exists) for place, name in enumerate(circuits[0].roles)}
+    unions = _shared(keeps.any(1), plain.exists) if roles else []
     nodes = [set(circuit.nodes()) for circuit in circuits]
     weights = _weight_overlaps(circuits, keeps, shared)
     spearman_all = _spearman_of_all([circuit.ranking for circuit in circuits], graph.exists)
@@ -246,7 +248,19 @@ def compare_every_two(circuits: Sequence[Circuit]) -> Iterator[dict[str, Any]]:
             "layers": {name: _shares(part[a][b], part[a][a], part[b][b]) for name, part in layers.items()},
             "weights": weights[a, b],
             "ranks": _rank_correlations(circuits[a], circuits[b], spearman_all[a][b], every=every),
+            **(_by_role(roles, unions, plain.num_edges, a, b) if roles else {}),
         }
+
+
+def _by_role(
+    roles: dict[str, list[list[int]]], unions: list[list[int]], existing: int, a: int, b: int
+) -> dict[str, Any]:
+    """The `roles` and the `union` of `compare_circuits`, from shared edges of every two circuits."""
+    sizes = unions[a][b], unions[a][a], unions[b][b]
+    return {
+        "roles": {name: _shares(part[a][b], part[a][a], part[b][b]) for name, part in roles.items()},
+        "union": {**_shares(*sizes), **by_chance(*sizes, existing)},
+    }
 
 
 def compare_edges(found: Circuit, reference: Circuit) -> dict[str, float]:

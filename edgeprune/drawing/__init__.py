@@ -5,6 +5,7 @@ from edgeprune.drawing.edges import MAX_EDGES as MAX_EDGES
 from edgeprune.drawing.edges import NamedCircuit as NamedCircuit
 from edgeprune.drawing.edges import on_paths as on_paths
 from edgeprune.drawing.edges import strongest_edges as strongest_edges
+from edgeprune.drawing.edges import without_roles as without_roles
 from edgeprune.drawing.image import FORMATS as FORMATS
 from edgeprune.drawing.image import draw_image as draw_image
 from edgeprune.drawing.viewer import viewer_html as viewer_html

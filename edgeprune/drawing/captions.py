@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgeprune.circuit import Circuit
+from edgeprune.drawing.edges import AT_ROLE
 from edgeprune.report.text import counted, finite, number, percent
 
 _MEASURES = {
@@ -20,7 +21,11 @@ def title(circuit: Circuit) -> str:
     known = [str(circuit.header["model"])] if "model" in circuit.header else []
     task: Any = circuit.header.get("task")
     task = task.get("task") if isinstance(task, Mapping) else task
-    return " on ".join([*known, *([task] if isinstance(task, str) else [])]) or "Circuit"
+    found = " on ".join([*known, *([task] if isinstance(task, str) else [])]) or "Circuit"
+    made: Any = (circuit.header.get("derived") or [{}])[-1]
+    if AT_ROLE in made:
+        return f"{found}, at {made[AT_ROLE]}"
+    return f"{found}, union of {len(made['union'])} roles" if "union" in made else found
 
 
 def facts(circuit: Circuit, whole: Circuit | None = None) -> list[tuple[str, str]]:
@@ -30,6 +35,11 @@ def facts(circuit: Circuit, whole: Circuit | None = None) -> list[tuple[str, str
         ("sparsity", f"{100 * circuit.sparsity:.2f} %"),
         ("dangling", counted(circuit.num_dangling, "edge")),
     ]
+    if circuit.roles:
+        union = circuit.union()
+        counts = zip(circuit.roles, circuit.keep.sum((1, 2)).tolist(), strict=True)
+        found.append(("union of roles", f"{union.num_edges:,} of {union.graph.num_edges:,}"))
+        found += [(f"at {name}", counted(number, "edge")) for name, number in counts]
     if (density := finite(_mask(circuit).get("density"))) is not None:
         found.append(("weights kept", percent(density)))
     found += [] if whole is None else [("part of", f"{whole.num_edges:,} edges")]

@@ -6,8 +6,9 @@ from pathlib import Path
 from edgeprune.circuit import Circuit
 from edgeprune.drawing.captions import title
 from edgeprune.drawing.edges import edges_of, union
-from edgeprune.drawing.layout import Layout, lay_out
+from edgeprune.drawing.layout import lay_out
 from edgeprune.drawing.palette import LIGHT, line_width
+from edgeprune.drawing.shapes import Layout
 from edgeprune.paths import write_whole_text
 
 

@@ -14,10 +14,11 @@ from edgeprune.graph import EdgeGraph
 from edgeprune.nodes import reader_kind
 
 MAX_EDGES = 10_000
+AT_ROLE = "at_role"  # in the header of a part: the role that its edges are at
 
 
 class DrawnEdge(NamedTuple):
-    """One edge: row and column of the graph, its strength from 0 to 1, and the name of its colour."""
+    """One edge: row and column of a graph without roles, its strength from 0 to 1, and the name of its colour."""
 
     row: int
     column: int
@@ -63,21 +64,41 @@ def on_paths(named: NamedCircuit) -> NamedCircuit:
     return _part(named, named.circuit.without_dangling()) if named.circuit.num_dangling else named
 
 
+def without_roles(named: NamedCircuit, role: str | None = None) -> NamedCircuit:
+    """The edges of a circuit with roles that it keeps at one of them, or at any; without roles it stays as it is.
+
+    Raises:
+        EdgepruneError: It has no such role.
+    """
+    circuit, roles = named.circuit, named.circuit.graph.roles
+    if roles is None:
+        if role is not None:
+            raise EdgepruneError(f"{named.name} has no roles, so none is {role!r}; leave --role out")
+        return named
+    if role is None:
+        return NamedCircuit(named.name, circuit.union(), None if named.whole is None else named.whole.union())
+    place = roles.index(role)
+    scores = None if circuit.scores is None else circuit.scores[place]
+    header = {**circuit.header, "derived": [*circuit.header.get("derived", []), {AT_ROLE: role}]}
+    at_role = Circuit(circuit.graph.without_roles, circuit.keep[place], scores, header)
+    return NamedCircuit(named.name, at_role, named.whole or circuit)
+
+
 def _part(named: NamedCircuit, circuit: Circuit) -> NamedCircuit:
     """A part of what is drawn; its header says nothing of what was measured of the whole."""
     return NamedCircuit(named.name, circuit, named.whole or named.circuit)
 
 
-def ranked(circuit: Circuit) -> list[tuple[int, int]]:
-    """Kept edges (row, column), the strongest first; without scores, and among equals, in the graph's order."""
+def ranked(circuit: Circuit) -> list[tuple[int, ...]]:
+    """Places of kept edges, the strongest first; without scores, and among equals, in the graph's order."""
     kept = circuit.keep.nonzero()
     if circuit.ranking is not None:
         kept = kept[circuit.ranking[circuit.keep].double().argsort(descending=True, stable=True)]
-    return [(row, column) for row, column in kept.tolist()]
+    return [tuple(place) for place in kept.tolist()]
 
 
 def strengths(circuit: Circuit) -> Tensor:
-    """Strength of each kept edge in [0, 1], in a matrix `[reader, writer]`; 1 without scores, or if all are equal.
+    """Strength of each kept edge in [0, 1], in a matrix like `keep`; 1 without scores, or if all are equal.
 
     1 is the best score; 0 is a score of 0, or the worst one where that is below 0.
     """
@@ -92,15 +113,16 @@ def strengths(circuit: Circuit) -> Tensor:
 
 
 def edges_of(circuit: Circuit, other: Circuit | None = None) -> list[DrawnEdge]:
-    """What to draw, the weakest first, so that the strongest lie on top.
+    """What an image draws, the weakest first, so that the strongest lie on top.
 
     Args:
-        circuit: The circuit; an edge has the colour of its reader's kind.
+        circuit: A circuit without roles; an edge has the colour of its reader's kind.
         other: Draw the difference instead: edges of `circuit` alone (`first`), of this one alone (`second`), of both.
 
     Raises:
-        EdgepruneError: The circuits are of different graphs.
+        EdgepruneError: The circuits are of different graphs, or have roles.
     """
+    circuit.require_no_roles("an image")
     graph, strength = circuit.graph, strengths(circuit)
     if other is None:
         return [
@@ -125,9 +147,8 @@ def union(circuits: Sequence[Circuit]) -> tuple[EdgeGraph, Tensor]:
     """The graph of all circuits, and the edges that any of them keeps.
 
     Raises:
-        EdgepruneError: They are of different graphs, or have roles.
+        EdgepruneError: They are of different graphs.
     """
-    circuits[0].require_no_roles("drawing")
     graph, keep = circuits[0].graph, circuits[0].keep
     for circuit in circuits[1:]:
         circuit.check_fits(graph, "the circuit beside it")

@@ -6,8 +6,9 @@ from typing import Any
 from edgeprune.circuit import Circuit
 from edgeprune.drawing.captions import caption, title
 from edgeprune.drawing.edges import DrawnEdge, edges_of, union
-from edgeprune.drawing.layout import READER, Layout, curve, lay_out
+from edgeprune.drawing.layout import lay_out
 from edgeprune.drawing.palette import LIGHT, line_width, opacity
+from edgeprune.drawing.shapes import READER, Layout
 from edgeprune.paths import save_figure
 
 FORMATS = (".svg", ".png", ".pdf")
@@ -77,7 +78,7 @@ def _draw_edges(axes: Any, layout: Layout, edges: list[DrawnEdge], points: float
     codes = [Line.MOVETO, Line.CURVE4, Line.CURVE4, Line.CURVE4]
     lines, colours = list[Any](), list[Any]()
     for edge in edges:
-        way = curve(layout.nodes[layout.leaves[edge.column]], layout.readers[edge.row], layout.middle)
+        way = layout.curve(edge.row, edge.column)
         lines.append(Line(list(zip(way[::2], way[1::2], strict=True)), codes))
         colours.append(to_rgba(LIGHT[edge.colour], opacity(edge.strength, len(edges))))
     widths = [line_width(edge.strength) * points for edge in edges]

@@ -4,24 +4,41 @@
   const byId = (name) => document.getElementById(name);
   const root = document.documentElement;
   const stage = byId("stage"), canvas = byId("lines"), near = byId("near"), scene = byId("scene"), moved = byId("moved"), tip = byId("tip");
-  const [WIDTH, HEIGHT, MIDDLE] = data.size;
   const [NODE, READER] = data.shapes;
+  const UNION = "union";
   const KINDS = { q: "q", k: "k", v: "v", mlp: "an MLP", logits: "logits" };
   const room = { wide: stage.clientWidth, high: stage.clientHeight };  // kept, for asking again costs a layout
   const text = (value) => value.toLocaleString("en");
   const escaped = (value) => value.replace(/[&<>"]/g, (one) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[one]);
 
   // ------------------------------------------------------------------ what there is
-  const nodes = data.nodes.map(([name, kind, layer, x, y, width], place) => ({ name, kind, layer, x, y, width, place }));
-  const readers = data.readers.map(([name, kind, x, y, of]) => ({ name, kind, x, y, of, layer: nodes[of[0]].layer }));
-  const frames = data.boxes.map(([x, y, width, height]) => ({
-    x, y, width, height,
-    of: nodes.filter((node) => node.x > x && node.x < x + width && node.y > y && node.y < y + height),
-  }));
-  const edges = [];
-  for (let at = 0; at < data.edges.length; at += 2) {
-    const reader = readers[data.edges[at]], writer = nodes[data.writers[data.edges[at + 1]]];
-    edges.push({ reader, writer, curve: curve(writer, reader), name: `${writer.name}->${reader.name}` });
+  // Of circuits with roles there are two: roles side by side, and the union. `build` puts one of them into the page.
+  let layout = data;
+  let nodes = [], readers = [], heads = [], frames = [], edges = [], parts = [], labels = [];
+
+  let places = data;  // of what is shown: those of all roles side by side, or of a single one
+
+  function load() {
+    places = layout.single?.[state.role] ?? layout;
+    parts = layout.parts.map(([name, left, right, middle], place) => ({ name, left, right, middle, place }));
+    nodes = layout.nodes.map(([name, kind, layer, x, y, width, part], place) => ({ name, kind, layer, x, y, width, place, part, label: name.split("@")[0], scored: !layout.scored || layout.scored.includes(parts[part].name) }));
+    readers = layout.readers.map(([name, kind, x, y, of], place) => ({ name, kind, x, y, of, layer: nodes[of[0]].layer, part: nodes[of[0]].part, to: layout.leads ? layout.leads[place] : of }));
+    heads = readers.filter((one) => "qkv".includes(one.kind));
+    if (places !== layout) {  // the same order as among all roles
+      const one = parts.find((part) => part.name === state.role);
+      [one.left, one.right, one.middle] = places.part;
+      nodes.filter((node) => node.part === one.place).forEach((node, at) => ([node.x, node.y] = places.nodes[at]));
+      readers.filter((reader) => reader.part === one.place).forEach((reader, at) => ([reader.x, reader.y] = places.readers[at]));
+    }
+    frames = places.boxes.map(([x, y, width, height]) => ({
+      x, y, width, height,
+      of: nodes.filter((node) => here(node.part) && node.x > x && node.x < x + width && node.y > y && node.y < y + height),
+    }));
+    edges = [];
+    for (let at = 0; at < layout.edges.length; at += 2) {
+      const reader = readers[layout.edges[at]], writer = nodes[layout.writers[layout.edges[at + 1]]];
+      edges.push({ reader, writer, curve: curve(writer, reader), name: `${writer.label}->${reader.name}` });
+    }
   }
 
   // The same curve as in the still drawings.
@@ -29,25 +46,32 @@
     const x1 = writer.x, y1 = writer.y - NODE / 2;
     const x2 = reader.x, y2 = reader.y + ("qkv".includes(reader.kind) ? READER : NODE) / 2;
     const rise = y1 - y2, reach = Math.max(14, 0.42 * rise);
-    const size = 190 * (1 - Math.exp(-Math.max(rise - 60, 0) / 700)) * Math.exp(-Math.abs(x2 - x1) / 90);
-    const bow = (x1 + x2) / 2 >= MIDDLE ? size : -size;
+    const size = places.size[2] * (1 - Math.exp(-Math.max(rise - 60, 0) / 700)) * Math.exp(-Math.abs(x2 - x1) / 90);
+    const bow = (x1 + x2) / 2 >= parts[writer.part].middle ? size : -size;
     return [x1, y1, x1 + bow, y1 - reach, x2 + bow, y2 + reach, x2, y2];
+  }
+
+  // From keys and values of a head at one role to the head at another: below the row and up again.
+  function lead(reader, node) {
+    const y1 = reader.y + READER / 2, y2 = node.y + NODE / 2, dip = 8 + Math.min(Math.abs(node.x - reader.x) / 40, 26);
+    return [reader.x, y1, reader.x + 0.2 * (node.x - reader.x), y1 + dip, node.x - 0.2 * (node.x - reader.x), y1 + dip, node.x, y2];
   }
 
   // ------------------------------------------------------------------ what is chosen
   const many = data.circuits.length > 1;
   const scored = data.scores.some((one) => one !== null);
   const state = {
-    circuit: data.start, compare: data.compare, share: 1, low: 0, high: data.layers - 1, dangling: false,
+    circuit: data.start, compare: data.compare, role: data.role ?? null, share: 1, low: 0, high: data.layers - 1, dangling: false,
     hidden: new Set(), held: null, hover: null, edge: null, found: new Set(),
   };
   const view = { scale: 1, x: 0, y: 0 };
   let shown = [];  // visible edges, the weakest first: {edge, share, score, part}
+  let ties = [], leads = [];  // attention between roles, {reader, node, curve}: of all edges, of visible ones
   let related = null;  // of the node in focus: Map from edge to 2 (touches it) or 1 (on a way from or to it), and nodes
   let colours = {};
   let waiting = false, drawn = view, settling = 0, resting = 0;
 
-  const total = () => Math.max(data.order[state.circuit].length, state.compare === null ? 0 : data.order[state.compare].length);
+  const total = () => Math.max(layout.order[state.circuit].length, state.compare === null ? 0 : layout.order[state.compare].length);
   // The slider is logarithmic, from ten edges to all.
   const amount = () => {
     const all = total(), least = Math.min(10, all);
@@ -55,9 +79,9 @@
   };
 
   function taken(circuit) {
-    const strength = data.shares[circuit], scores = data.scores[circuit];
-    const count = scores === null ? data.order[circuit].length : amount();
-    const found = data.order[circuit].slice(0, count).map((number, place) => ({
+    const strength = layout.shares[circuit], scores = layout.scores[circuit];
+    const count = scores === null ? layout.order[circuit].length : amount();
+    const found = layout.order[circuit].slice(0, count).map((number, place) => ({
       edge: edges[number], share: strength === null ? 1 : strength[place], score: scores === null ? null : scores[place], part: null,
     }));
     const live = living(found);
@@ -68,18 +92,20 @@
   // Whether an edge lies on a way from an embedding to the logits.
   function living(list) {
     const { into, out } = ends(list);
-    const fed = walk(nodes.filter((node) => node.kind === "embed"), (node) => out[node.place].flatMap((one) => one.edge.reader.of.map((at) => nodes[at])));
-    const heard = walk(nodes.filter((node) => node.kind === "logits"), (node) => into[node.place].map((one) => one.edge.writer));
-    return (one) => fed.has(one.edge.writer) && one.edge.reader.of.some((at) => heard.has(nodes[at]));
+    const fed = walk(nodes.filter((node) => node.kind === "embed"), (node) => out[node.place].flatMap((one) => one.edge.reader.to.map((at) => nodes[at])));
+    const heard = walk(nodes.filter((node) => node.kind === "logits" && node.scored), (node) => into[node.place].map((one) => one.edge.writer));
+    return (one) => fed.has(one.edge.writer) && one.edge.reader.to.some((at) => heard.has(nodes[at]));
   }
 
+  // Edges out of a node, into its readers, and into those that its output depends on: with roles also elsewhere.
   function ends(list) {
-    const into = nodes.map(() => []), out = nodes.map(() => []);
+    const into = nodes.map(() => []), out = nodes.map(() => []), own = nodes.map(() => []);
     for (const one of list) {
       out[one.edge.writer.place].push(one);
-      for (const at of one.edge.reader.of) into[at].push(one);
+      for (const at of one.edge.reader.of) own[at].push(one);
+      for (const at of one.edge.reader.to) into[at].push(one);
     }
-    return { into, out };
+    return { into, out, own };
   }
 
   function walk(from, next) {
@@ -106,8 +132,9 @@
   }
 
   const inside = (layer) => (layer < 0 ? state.low === 0 : layer >= data.layers ? state.high === data.layers - 1 : layer >= state.low && layer <= state.high);
+  const here = (part) => state.role === null || state.role === UNION || parts[part].name === state.role;
   const passes = (one) =>
-    !state.hidden.has(one.edge.reader.kind) && !(one.part && state.hidden.has(one.part)) && inside(one.edge.writer.layer) && inside(one.edge.reader.layer);
+    here(one.edge.writer.part) && !state.hidden.has(one.edge.reader.kind) && !(one.part && state.hidden.has(one.part)) && inside(one.edge.writer.layer) && inside(one.edge.reader.layer);
 
   // ------------------------------------------------------------------ light and dark
   const prefers = matchMedia("(prefers-color-scheme: dark)");
@@ -123,22 +150,32 @@
 
   // ------------------------------------------------------------------ nodes
   const SVG = "http://www.w3.org/2000/svg";
-  byId("boxes").innerHTML = frames.map((one) => `<rect class="frame" x="${one.x}" y="${one.y}" width="${one.width}" height="${one.height}" rx="5"/>`).join("");
-  byId("nodes").innerHTML =
-    nodes.map((one) => `<g class="node ${one.kind}" data-node="${one.place}" role="button" tabindex="-1" aria-pressed="false" aria-label="${one.name}" transform="translate(${one.x},${one.y})"><rect x="${-one.width / 2}" y="${-NODE / 2}" width="${one.width}" height="${NODE}" rx="4"/><text y="4">${one.name}</text></g>`).join("") +
-    readers.filter((one) => "qkv".includes(one.kind)).map((one) => `<g class="reader ${one.kind}" transform="translate(${one.x},${one.y})"><rect x="${-READER / 2}" y="${-READER / 2}" width="${READER}" height="${READER}" rx="2"/><text y="2.8">${one.kind}</text></g>`).join("");
-  document.querySelectorAll(".frame").forEach((made, place) => (frames[place].made = made));
-  document.querySelectorAll(".node").forEach((made, place) => (nodes[place].made = made));
-  const heads = readers.filter((one) => "qkv".includes(one.kind));
-  document.querySelectorAll(".reader").forEach((made, place) => (heads[place].made = made));
-  const labels = data.rows.map(([words, y]) => {
+  const placed = (into, texts, mark) => texts.map((one) => {
     const made = document.createElement("span");
-    made.textContent = words;
-    byId("labels").append(made);
-    return { made, y, words };
+    made.textContent = one;
+    made.className = mark;
+    byId(into).append(made);
+    return made;
   });
-  const last = nodes.find((node) => node.kind === "logits");
-  last.made.setAttribute("tabindex", "0");
+
+  function build() {
+    layout = state.role === UNION ? data.union : data;
+    load();
+    byId("boxes").innerHTML = frames.map((one) => `<rect class="frame" x="${one.x}" y="${one.y}" width="${one.width}" height="${one.height}" rx="5"/>`).join("");
+    byId("nodes").innerHTML =
+      nodes.map((one) => `<g class="node ${one.kind}" data-node="${one.place}" role="button" tabindex="-1" aria-pressed="false" aria-label="${escaped(one.name)}" transform="translate(${one.x},${one.y})"><rect x="${-one.width / 2}" y="${-NODE / 2}" width="${one.width}" height="${NODE}" rx="4"/><text y="4">${one.label}</text></g>`).join("") +
+      heads.map((one) => `<g class="reader ${one.kind}" transform="translate(${one.x},${one.y})"><rect x="${-READER / 2}" y="${-READER / 2}" width="${READER}" height="${READER}" rx="2"/><text y="2.8">${one.kind}</text></g>`).join("");
+    document.querySelectorAll(".frame").forEach((made, place) => (frames[place].made = made));
+    document.querySelectorAll(".node").forEach((made, place) => (nodes[place].made = made));
+    document.querySelectorAll(".reader").forEach((made, place) => (heads[place].made = made));
+    byId("labels").replaceChildren();
+    const rows = placed("labels", places.rows.map(([words]) => words), "row");
+    labels = places.rows.map(([words, y], place) => ({ made: rows[place], y, words }));
+    const headings = placed("labels", parts.map((one) => one.name), "heading");
+    parts.forEach((one) => (one.made = headings[one.place]));
+    [...nodes].reverse().find((node) => node.kind === "logits").made.setAttribute("tabindex", "0");
+    byId("names").replaceChildren();
+  }
 
   // ------------------------------------------------------------------ from choice to drawing
   let links = null;  // ends of the visible edges
@@ -149,12 +186,15 @@
     const left = state.dangling ? all.filter((one) => !one.dangles) : all;
     shown = left.filter(passes).reverse();
     links = ends(shown);
-    const active = new Set(nodes.filter((node) => node.kind === "logits" || node.kind === "embed" || links.out[node.place].length));
+    const active = new Set(nodes.filter((node) => (["logits", "embed"].includes(node.kind) && here(node.part) && (!layout.leads || links.own[node.place].length || (node.kind === "logits" && node.scored))) || links.out[node.place].length));
     const used = new Set(shown.map((one) => one.edge.reader));
     used.forEach((reader) => reader.of.length === 1 && active.add(nodes[reader.of[0]]));
     used.forEach((reader) => reader.of.some((at) => active.has(nodes[at])) || reader.of.forEach((at) => active.add(nodes[at])));
     nodes.forEach((node) => node.made.classList.toggle("off", !(node.active = active.has(node))));
     heads.forEach((reader) => reader.made.classList.toggle("off", !used.has(reader)));
+    const writing = new Set(left.map((one) => one.edge.writer));
+    ties = [...new Set(left.map((one) => one.edge.reader))].flatMap((reader) => reader.to.map((at) => nodes[at]).filter((node) => node.part !== reader.part && writing.has(node)).map((node) => ({ reader, node, curve: lead(reader, node) })));
+    leads = ties.filter((one) => used.has(one.reader) && links.out[one.node.place].length);
     frames.forEach((frame) => frame.made.setAttribute("visibility", frame.of.some((node) => node.active) ? "visible" : "hidden"));
     if (state.held && !state.held.active) state.held = null;
     report(left, dangling, active);
@@ -172,10 +212,10 @@
     byId("dangling-count").textContent = text(dangling);
     for (const check of document.querySelectorAll("[data-part]")) {
       const name = check.dataset.part;
-      const number = left.filter((one) => (name in KINDS ? one.edge.reader.kind : one.part) === name).length;
+      const number = name === "leads" ? leads.length : left.filter((one) => here(one.edge.writer.part) && (name in KINDS ? one.edge.reader.kind : one.part) === name).length;
       check.parentElement.querySelector("output").textContent = text(number);
     }
-    const texts = [`${text(shown.length)} edges between ${text(active.size)} nodes are shown, sparsity ${(100 * (1 - shown.length / data.existing)).toFixed(2)} %.`, shown.length < all && "Figures below are of the whole circuit."];
+    const texts = [`${text(shown.length)} edges between ${text(active.size)} nodes are shown, sparsity ${(100 * (1 - shown.length / layout.existing)).toFixed(2)} %.`, shown.length < all && "Figures below are of the whole circuit.", layout === data.union && "An edge of the union is kept at one role or more."];
     byId("status").textContent = texts.filter(Boolean).join(" ");
     byId("facts").replaceChildren(...circuit.facts.map(([term, words]) => {
       const line = document.createElement("div");
@@ -190,7 +230,7 @@
   }
 
   const upstream = (node) => walk([node], (one) => links.into[one.place].map((link) => link.edge.writer));
-  const downstream = (node) => walk([node], (one) => links.out[one.place].flatMap((link) => link.edge.reader.of.map((at) => nodes[at])));
+  const downstream = (node) => walk([node], (one) => links.out[one.place].flatMap((link) => link.edge.reader.to.map((at) => nodes[at])));
 
   function relate() {
     const node = state.hover ?? state.held;
@@ -203,7 +243,7 @@
     } else if (state.edge) {
       related = { edges: new Map([[state.edge, 2]]), nodes: new Set([state.edge.edge.writer, ...state.edge.edge.reader.of.map((at) => nodes[at])]) };
     }
-    const touched = related && new Set([...related.edges.keys()].map((one) => one.edge.reader));
+    const touched = related && (related.readers = new Set([...related.edges.keys()].map((one) => one.edge.reader)));
     nodes.forEach((one) => {
       one.made.classList.toggle("far", related !== null && !related.nodes.has(one));
       one.made.classList.toggle("held", one === state.held);
@@ -250,10 +290,32 @@
     pen.stroke();
   }
 
+  function dashes(pen, some, alpha) {
+    pen.globalAlpha = alpha;
+    pen.lineWidth = Math.max(0.8, 0.6 / view.scale);
+    pen.setLineDash([4, 3]);
+    for (const { reader, curve: [x1, y1, x2, y2, x3, y3, x4, y4] } of some) {
+      pen.strokeStyle = colours[reader.kind];
+      pen.beginPath();
+      pen.moveTo(x1, y1);
+      pen.bezierCurveTo(x2, y2, x3, y3, x4, y4);
+      pen.stroke();
+    }
+    pen.setLineDash([]);
+  }
+
+  const bands = () => parts.filter((one) => one.name && here(one.place)).map((one) => [one.left - 14, 0, one.right - one.left + 28, places.size[1]]);
+  const visibleLeads = () => (state.hidden.has("leads") ? [] : leads);
+  const faint = () => Math.min(4 / Math.sqrt(Math.max(leads.length, 1)), 0.6) * Math.min(2 * view.scale, 1);
+
   function paint() {
     waiting = false;
     clearTimeout(settling);
     const pen = prepared(canvas), dense = crowd();
+    pen.globalAlpha = 1;
+    pen.fillStyle = colours.raised;
+    bands().forEach((one) => pen.fillRect(...one));
+    dashes(pen, visibleLeads(), faint());
     shown.forEach((one) => line(pen, one, dense * (0.45 + 0.55 * one.share)));
     moved.setAttribute("transform", `translate(${view.x},${view.y}) scale(${view.scale})`);
     moved.classList.toggle("small", view.scale < 0.75);
@@ -269,6 +331,10 @@
     canvas.style.opacity = related ? 0.1 : 1;
     const pen = prepared(near);
     if (!related) return;
+    const focus = state.hover ?? state.held, touches = (one) => one.node === focus || one.reader.of.includes(focus?.place);
+    const ways = visibleLeads().filter((one) => related.readers.has(one.reader) && related.nodes.has(one.node));
+    dashes(pen, ways.filter((one) => !touches(one)), 0.15);
+    dashes(pen, ways.filter(touches), 0.75);
     const dense = crowd(), paintKind = (kind) => shown.forEach((one) => related.edges.get(one) === kind && line(pen, one, opacity(one, dense)));
     paintKind(2);
     resting = setTimeout(() => { paintKind(1); paintKind(2); }, 90);
@@ -281,6 +347,12 @@
       one.made.style.transform = `translateY(${at}px)`;
       one.made.hidden = at < 0 || at > room.high || at < above + 15;
       if (!one.made.hidden) above = at;
+    }
+    for (const one of parts) {
+      const from = view.x + view.scale * one.left, to = view.x + view.scale * one.right;
+      one.made.hidden = !one.name || !here(one.place) || to < 0 || from > room.wide;
+      one.made.style.transform = `translateX(${(from + to) / 2}px) translateX(-50%)`;
+      one.made.style.maxWidth = `${Math.max(to - from + 20, 0)}px`;
     }
   }
 
@@ -298,11 +370,11 @@
     const seen = nodes.filter((node) => node.active);
     const left = Math.min(...seen.map((node) => node.x - node.width / 2)), right = Math.max(...seen.map((node) => node.x + node.width / 2));
     const top = Math.min(...seen.map((node) => node.y)) - NODE, bottom = Math.max(...seen.map((node) => node.y)) + NODE;
-    const aside = seen.some((node) => node.kind === "mlp") ? Math.min(WIDTH - right, 0.09 * (bottom - top)) : 20;
-    const label = 66, space = { wide: room.wide - label - 16, high: room.high - 24 };
+    const aside = seen.some((node) => node.kind === "mlp") ? Math.min(places.size[0] - right, 0.09 * (bottom - top)) : 20;
+    const label = 66, above = parts[0].name ? 26 : 0, space = { wide: room.wide - label - 16, high: room.high - 24 - above };
     view.scale = Math.min(space.wide / (right + aside - left), space.high / (bottom - top), 1.6);
     view.x = label + (space.wide - view.scale * (right + aside - left)) / 2 - view.scale * left;
-    view.y = 12 + (space.high - view.scale * (bottom - top)) / 2 - view.scale * top;
+    view.y = 12 + above + (space.high - view.scale * (bottom - top)) / 2 - view.scale * top;
     tip.hidden = true;
     draw();
   }
@@ -324,7 +396,7 @@
 
   // ------------------------------------------------------------------ words on a node or an edge
   const score = (one) => (one.score === null ? "" : `${one.score}`);
-  const describe = (node) => `${node.name}: ${text(links.into[node.place].length)} edges in, ${text(links.out[node.place].length)} out${data.weights[node.name] ? `; ${data.weights[node.name]} of its weights` : ""}`;
+  const describe = (node) => `${node.name}: ${text(links.own[node.place].length)} edges in, ${text(links.out[node.place].length)} out${data.weights[node.name] ? `; ${data.weights[node.name]} of its weights` : ""}`;
 
   function say(words, x, y) {
     tip.replaceChildren(...words.map((line, place) => Object.assign(document.createElement("div"), { textContent: line, className: place ? "more" : "" })));
@@ -340,9 +412,22 @@
     }
     if (node) say([describe(node), `upstream ${text(related.above)} nodes, downstream ${text(related.below)}`], x, y);
     else if (edge) {
-      const texts = [score(edge) && `score ${score(edge)}`, edge.part === "both" && edge.other !== null && `there ${edge.other}`, edge.dangles && "dangling"];
+      const texts = [score(edge) && `score ${score(edge)}`, edge.part === "both" && edge.other !== null && `there ${edge.other}`, edge.dangles && "dangling", layout === data.union && `at ${keptAt(edge.edge.name)}`];
       say([edge.edge.name, texts.filter(Boolean).join(", ")].filter(Boolean), x, y);
     } else tip.hidden = true;
+  }
+
+  // Roles at which an edge of the union is kept, by the circuit that is shown and the one beside it.
+  function keptAt(name) {
+    const found = new Set();
+    for (const place of [state.circuit, state.compare]) {
+      for (const number of place === null ? [] : data.order[place]) {
+        const reader = data.readers[data.edges[2 * number]], writer = data.nodes[data.writers[data.edges[2 * number + 1]]];
+        const [plain, role] = reader[0].split("@");
+        if (`${writer[0].split("@")[0]}->${plain}` === name) found.add(role);
+      }
+    }
+    return data.parts.map(([role]) => role).filter((role) => found.has(role)).join(", ");
   }
 
   function nearest(x, y) {
@@ -363,6 +448,15 @@
       }
     }
     return best;
+  }
+
+  // Which roles a head attends to, and which attend to it.
+  function between(node) {
+    const names = (found) => parts.filter((one) => found.has(one.place)).map((one) => one.name).join(", ");
+    const from = new Set(ties.filter((one) => one.node === node).map((one) => one.reader.part));
+    const to = new Set(ties.filter((one) => one.reader.of.includes(node.place)).map((one) => one.node.part));
+    const texts = [from.size && `keys and values from ${names(from)}`, to.size && `keys and values for ${names(to)}`];
+    return texts.filter(Boolean).map((words) => Object.assign(document.createElement("p"), { textContent: words }));
   }
 
   function detail() {
@@ -386,7 +480,8 @@
     const through = (one) => (one.edge.reader.kind in { q: 0, k: 0, v: 0 } ? ` to ${one.edge.reader.kind}` : "");
     box.replaceChildren(
       title, about,
-      ...list("in", links.into[node.place], (one) => one.edge.writer.name + through(one), (one) => one.edge.writer),
+      ...between(node),
+      ...list("in", links.own[node.place], (one) => one.edge.writer.name + through(one), (one) => one.edge.writer),
       ...list("out", links.out[node.place], (one) => one.edge.reader.name, (one) => nodes[one.edge.reader.of.find((at) => nodes[at].active) ?? one.edge.reader.of[0]]),
     );
   }
@@ -416,9 +511,10 @@
 
   function find(words) {
     const wanted = words.trim().toLowerCase();
-    const reader = readers.find((one) => one.name === wanted);
-    const exact = nodes.filter((one) => one.name === wanted || reader?.of.includes(one.place));
-    state.found = new Set(wanted === "" ? [] : exact.length ? exact : nodes.filter((one) => one.name.startsWith(wanted)));
+    const same = (one) => [one.name.toLowerCase(), one.name.toLowerCase().split("@")[0]].includes(wanted);
+    const of = new Set(readers.filter(same).flatMap((one) => one.of));
+    const exact = nodes.filter((one) => same(one) || of.has(one.place));
+    state.found = new Set(wanted === "" ? [] : exact.length ? exact : nodes.filter((one) => one.name.toLowerCase().startsWith(wanted)));
     relate();
     return [...state.found].filter((one) => one.active);
   }
@@ -494,7 +590,7 @@
   const keys = {
     "+": () => zoom(1.25), "=": () => zoom(1.25), "-": () => zoom(0.8), "0": fit, "/": () => byId("search").focus(), "?": help,
     "[": () => more(-1), "]": () => more(1), ",": () => next(-1), ".": () => next(1),
-    d: theme, s: save, Escape: () => { byId("keys").hidden || help(); state.found.clear(); byId("search").value = ""; hold(null); },
+    d: theme, s: save, r: () => turn(), Escape: () => { byId("keys").hidden || help(); state.found.clear(); byId("search").value = ""; hold(null); },
   };
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
@@ -518,9 +614,11 @@
     input.addEventListener("input", () => { state.hidden[input.checked ? "delete" : "add"](name); choose(); });
     return mark;
   }
-  const present = Object.keys(KINDS).filter((kind) => readers.some((one) => one.kind === kind));
+  const present = Object.keys(KINDS).filter((kind) => data.readers.some((one) => one[1] === kind));
   const marks = present.map((kind) => [kind, check(byId("kinds"), kind, KINDS[kind], kind)]);
   for (const part of ["first", "second", "both"]) check(byId("parts"), part, part, part);
+
+  if (data.union) check(byId("kinds"), "leads", "heads at other roles", "quiet").classList.add("dashed");
 
   function compared() {
     byId("parts").hidden = state.compare === null;
@@ -533,13 +631,31 @@
     byId("compare").append(new Option("nothing", ""), ...data.circuits.map((one, place) => new Option(one.name, place)));
     byId("compare").value = state.compare ?? "";
   }
+  if (data.union) {
+    byId("where").hidden = false;
+    byId("role").append(new Option("side by side", ""), new Option("union of all", UNION), ...data.parts.map(([name]) => new Option(`at ${name}`, name)));
+    byId("role").value = state.role ?? "";
+  }
+  function turn() {  // to the next choice of the switch
+    if (!data.union) return;
+    byId("role").selectedIndex = (byId("role").selectedIndex + 1) % byId("role").length;
+    byId("role").dispatchEvent(new Event("input"));
+  }
+  byId("role").addEventListener("input", (event) => {
+    hold(null);
+    state.found.clear();
+    state.role = event.target.value === "" ? null : event.target.value;
+    build();
+    choose();
+    fit();
+  });
   byId("amount").hidden = !scored;
   byId("edges").value = 1000;
   byId("layer-low").max = byId("layer-high").max = byId("layer-high").value = data.layers - 1;
   byId("layer-low").value = 0;
   byId("search").addEventListener("focus", () => {
-    byId("names").append(...[...nodes, ...heads].map((one) => new Option("", one.name)));
-  }, { once: true });
+    if (!byId("names").children.length) byId("names").append(...[...nodes, ...heads].map((one) => new Option("", one.name)));
+  });
   byId("circuit").addEventListener("input", (event) => { state.circuit = Number(event.target.value); choose(); });
   byId("compare").addEventListener("input", (event) => { state.compare = event.target.value === "" ? null : Number(event.target.value); compared(); choose(); });
   byId("edges").addEventListener("input", (event) => { state.share = event.target.value / 1000; choose(); });
@@ -581,13 +697,19 @@
       return `<path d="M${x1},${y1}C${rest.join(",")}" stroke="${colour(one)}" stroke-opacity="${opacity(one, dense).toFixed(3)}" stroke-width="${Math.max(width(one.share), thinnest).toFixed(2)}"><title>${escaped(one.edge.name)}${one.score === null ? "" : ` ${one.score}`}</title></path>`;
     });
     const edge = { mlp: colours.mlp, head: colours.quiet };
-    const parts = [
+    const made = [
       ...frames.filter((one) => one.made.getAttribute("visibility") !== "hidden").map((one) => box(one.x, one.y, one.width, one.height, 5, colours.raised, colours.line, 1)),
-      ...nodes.filter(seen).map((one) => `<g${dim(one)}>${box(one.x - one.width / 2, one.y - NODE / 2, one.width, NODE, 4, colours.ground, edge[one.kind] ?? colours.ink, one === state.held ? 2.4 : 1)}<text x="${one.x}" y="${one.y + 4}" font-size="11.5" text-anchor="middle" fill="${colours.ink}">${one.name}</text></g>`),
+      ...nodes.filter(seen).map((one) => `<g${dim(one)}>${box(one.x - one.width / 2, one.y - NODE / 2, one.width, NODE, 4, colours.ground, edge[one.kind] ?? colours.ink, one === state.held ? 2.4 : 1)}<text x="${one.x}" y="${one.y + 4}" font-size="11.5" text-anchor="middle" fill="${colours.ink}">${one.label}</text></g>`),
       ...heads.filter(seen).map((one) => `<g${dim(one)}>${box(one.x - READER / 2, one.y - READER / 2, READER, READER, 2, colours[one.kind], colours.ground, 0.75)}<text x="${one.x}" y="${one.y + 2.8}" font-size="8" font-weight="700" text-anchor="middle" fill="${colours.ground}">${one.kind}</text></g>`),
     ];
     const rows = labels.filter((one) => !one.made.hidden).map((one) => `<text x="7" y="${(view.y + view.scale * one.y + 4).toFixed(1)}" font-size="11.5" fill="${colours.quiet}">${one.words}</text>`);
-    return `<svg xmlns="${SVG}" viewBox="0 0 ${wide} ${high}" width="${wide}" height="${high}" font-family="system-ui, 'DejaVu Sans', sans-serif"><title>${escaped(document.title)}</title><rect width="${wide}" height="${high}" fill="${colours.ground}"/><g transform="translate(${view.x.toFixed(2)},${view.y.toFixed(2)}) scale(${view.scale.toFixed(4)})"><g fill="none">${lines.join("")}</g>${parts.join("")}</g>${rows.join("")}</svg>`;
+    const headings = parts.filter((one) => !one.made.hidden).map((one) => `<text x="${(view.x + view.scale * (one.left + one.right) / 2).toFixed(1)}" y="17" font-size="13" font-weight="650" text-anchor="middle" fill="${colours.ink}">${escaped(one.name)}</text>`);
+    const ground = bands().map(([x, y, w, h]) => `<rect x="${x}" y="${y}" width="${w}" height="${h}" fill="${colours.raised}"/>`);
+    const dashed = visibleLeads().map((one) => {
+      const [x1, y1, ...rest] = one.curve.map((value) => Math.round(value * 100) / 100);
+      return `<path d="M${x1},${y1}C${rest.join(",")}" stroke="${colours[one.reader.kind]}" stroke-opacity="${faint().toFixed(3)}" stroke-width="${Math.max(0.8, thinnest).toFixed(2)}" stroke-dasharray="4 3"/>`;
+    });
+    return `<svg xmlns="${SVG}" viewBox="0 0 ${wide} ${high}" width="${wide}" height="${high}" font-family="system-ui, 'DejaVu Sans', sans-serif"><title>${escaped(document.title)}</title><rect width="${wide}" height="${high}" fill="${colours.ground}"/><g transform="translate(${view.x.toFixed(2)},${view.y.toFixed(2)}) scale(${view.scale.toFixed(4)})">${ground.join("")}<g fill="none">${dashed.join("")}${lines.join("")}</g>${made.join("")}</g>${rows.join("")}${headings.join("")}</svg>`;
   }
 
   function save() {
@@ -598,6 +720,7 @@
   }
 
   // ------------------------------------------------------------------ begin
+  build();
   compared();
   choose();
   fit();

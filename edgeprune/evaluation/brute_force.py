@@ -228,6 +228,8 @@ def _check(model: MaskedModel, among: Sequence[str] | None, reduce: str, rest: s
         )
     if reduce not in ("max", "mean") or rest not in ("closed", "open"):
         raise EdgepruneError(f"reduce must be 'max' or 'mean', rest 'closed' or 'open', got {reduce!r} and {rest!r}")
+    if model.graph.roles is not None:
+        raise EdgepruneError("brute force is of circuits without roles; load the model anew, or `use_roles(None)`")
     free = model.graph.exists if among is None else model.graph.keep_matrix(among)
     count = int(free.sum())
     if not 1 <= count <= MAX_EDGES:

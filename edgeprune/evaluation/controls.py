@@ -6,7 +6,8 @@ other edge carries the ablated value.
 
 The nodes of a circuit are the embeddings, heads and MLPs that a kept edge leaves, once dangling edges (on no path of
 kept edges from an embedding to the logits) are dropped: a head that is read by nothing, or reads nothing, is none of
-them. A k or v reader that several heads share is an input of each.
+them. A k or v reader that several heads share is an input of each. With roles a node is one if it is at any role, and
+is kept or ablated at all tokens.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -61,13 +62,13 @@ def columns(graph: EdgeGraph, nodes: Iterable[str]) -> list[int]:
 def without_nodes(keep: Tensor, columns: Sequence[int]) -> Tensor:
     """Bool `[reader, writer]`: the kept edges but those that leave these nodes."""
     left = keep.clone()
-    left[:, list(columns)] = False
+    left[..., list(columns)] = False
     return left
 
 
 def inputs_of_nodes(graph: EdgeGraph) -> Tensor:
     """Bool `[reader, writer]`: the reader is an input of the node that this writer is; the logits are none."""
-    inputs = torch.zeros(graph.shape, dtype=torch.bool)
+    inputs = torch.zeros(graph.without_roles.shape, dtype=torch.bool)
     for column, rows in enumerate(graph.inputs):
         inputs[list(rows), column] = True
     return inputs
@@ -75,7 +76,7 @@ def inputs_of_nodes(graph: EdgeGraph) -> Tensor:
 
 def _inside(graph: EdgeGraph, keep: Tensor) -> Tensor:
     """Bool `[writer]`: nodes of the circuit."""
-    return (keep & ~graph.dangling(keep)).any(0)
+    return (keep & ~graph.dangling(keep)).flatten(0, -2).any(0)
 
 
 # -------------------------------------------------------------------- gate matrices
@@ -131,20 +132,21 @@ def random_edges(graph: EdgeGraph, keep: Tensor, seed: int = 0) -> OpenEdges:
 def rewire(graph: EdgeGraph, keep: Tensor, seed: int = 0, attempts: int = ATTEMPTS) -> OpenEdges:
     """Open: random edges, as many into every reader and out of every writer as in the circuit.
 
-    Two kept edges u -> v and x -> y, drawn at random, become x -> v and u -> y where both exist and neither is kept;
+    Two kept edges u -> v and x -> y, drawn at random, become x -> v and u -> y where both exist and neither is kept (a
+    reader at another role is another one);
     otherwise they stay. Each such step is as likely as the one that undoes it, so of the circuits that can be reached
     none is preferred. A circuit without a legal swap comes back as it is.
 
     Args:
         graph: The graph.
-        keep: Bool `[reader, writer]`.
+        keep: Bool `[..., reader, writer]`.
         seed: Fixes the draws.
         attempts: Swaps tried per edge.
     """
     original = keep & graph.exists
-    readers, writers = original.nonzero().unbind(1)
+    readers, writers = original.flatten(0, -2).nonzero().unbind(1)
     count = len(readers)
-    row, column = (readers * graph.shape[1]).tolist(), writers.tolist()  # row + column: the cell in a flat matrix
+    row, column = (readers * graph.shape[-1]).tolist(), writers.tolist()  # row + column: the cell in a flat matrix
     free = bytearray((graph.exists & ~original).flatten().tolist())
     generator = torch.Generator().manual_seed(seed)
     swaps = 0
@@ -156,7 +158,7 @@ def rewire(graph: EdgeGraph, keep: Tensor, seed: int = 0, attempts: int = ATTEMP
             column[a], column[b] = column[b], column[a]
             swaps += 1
     rewired = torch.zeros_like(original)
-    rewired[readers, column] = True
+    rewired.view(-1, graph.shape[-1])[readers, column] = True
     return OpenEdges(rewired, attempts * count, swaps)
 
 

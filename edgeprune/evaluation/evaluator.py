@@ -1,7 +1,8 @@
 """A model on fixed pairs under one ablation, ready to evaluate any number of circuits."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from edgeprune.ablations.runs import ReferenceRuns
 from edgeprune.batch import PairBatch
+from edgeprune.circuit import Circuit
 from edgeprune.console import Progress, no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
@@ -61,7 +63,8 @@ class Evaluator:
         """Measure circuits.
 
         Args:
-            gates: One matrix `[reader, writer]` per circuit, bool or float, 1 = open; None for the full model.
+            gates: One matrix per circuit, of the graph's shape or `[reader, writer]`, bool or float, 1 = open; None for
+                the full model.
             what: Named in the progress report.
             measures: Others than the evaluator's own.
 
@@ -69,7 +72,7 @@ class Evaluator:
             EdgepruneError: A matrix is of another graph.
         """
         for matrix in gates:
-            if matrix is not None:
+            if matrix is not None and tuple(matrix.shape) != self.graph.without_roles.shape:
                 _check_shape(self.graph, matrix, "a circuit's matrix of gates")
         chosen = self.measures if measures is None else measures
         return measure_examples(self.model, self.runs, self.counted(what), gates, self.split, chosen)
@@ -84,7 +87,17 @@ class Evaluator:
     @cached_property
     def ends(self) -> ExampleValues:
         """The full model (circuit 0), and the model with every edge closed (circuit 1)."""
-        return self([None, self.graph.all_closed()], "all edges closed")
+        return self([None, self.graph.without_roles.all_closed()], "all edges closed")
+
+    @contextmanager
+    def on_graph_of(self, circuit: Circuit) -> Generator[None]:
+        """Let `graph` be without roles where the circuit has none; the circuit's roles are the model's."""
+        roles = self.graph.roles
+        self.model.use_roles(roles if circuit.roles else None)
+        try:
+            yield
+        finally:
+            self.model.use_roles(roles)
 
     def limited(self, num_examples: int) -> "Evaluator":
         """The same on the first `num_examples` pairs, or on all where there are no more; the last batch may be cut."""
@@ -97,7 +110,7 @@ class Evaluator:
 
 
 def open_edges(evaluator: Evaluator, keep: Tensor) -> Tensor:
-    """Bool `[reader, writer]` on the CPU, without entries that do not exist.
+    """Bool `[..., reader, writer]` on the CPU, without entries that do not exist.
 
     Raises:
         EdgepruneError: The matrix is of another graph.
@@ -109,8 +122,8 @@ def open_edges(evaluator: Evaluator, keep: Tensor) -> Tensor:
 def _check_shape(graph: EdgeGraph, matrix: Tensor, what: str) -> None:
     if tuple(matrix.shape) != graph.shape:
         raise EdgepruneError(
-            f"{what} has shape {tuple(matrix.shape)}, this model's graph is [reader, writer] = {graph.shape}; of a "
-            "circuit with roles take the union, `Circuit.union`"
+            f"{what} has shape {tuple(matrix.shape)}, this model's graph is {graph.axes} = {graph.shape}; of a circuit "
+            "with roles take the union, `Circuit.union`, or give the model its roles, `MaskedModel.use_roles`"
         )
 
 

@@ -16,7 +16,7 @@ WHAT = "edges closed one by one"  # in progress reports
 VALUES_AT_ONCE = 2**22  # of edges and examples: 67 MB in float64, with weights
 MATRICES_AT_ONCE = 256  # gate matrices made in advance
 
-Edge = tuple[int, int]  # (reader, writer)
+Edge = tuple[int, ...]  # (reader, writer), or (role, reader, writer)
 Places = Callable[[PairBatch], Tensor]  # sets of positions of a batch, bool `[part, batch, seq]`
 
 
@@ -36,13 +36,14 @@ def each_without(
         keep: The circuit, bool `[reader, writer]`.
         edges: Kept edges.
         measure: A name in `edgeprune.metrics.registry`.
-        reuse: Run the circuit once per batch, and then only what a closed edge changes (`CircuitRun`). False: the
-            whole masked model for each edge. Both give the same but for rounding.
+        reuse: Run the circuit once per batch, and then only what a closed edge changes (`CircuitRun`). False, and
+            always with roles: the whole masked model for each edge. Both give the same but for rounding.
         memory_gb: For what is reused, in 1e9 bytes; batches are cut to fit.
 
     Yields:
         Circuit 0 is the circuit; the others are it without each of the next edges. One part if there are no edges.
     """
+    reuse = reuse and evaluator.graph.roles is None
     at_once = max(1, VALUES_AT_ONCE // evaluator.num_examples)
     if not reuse:
         at_once = min(at_once, MATRICES_AT_ONCE)
@@ -95,7 +96,7 @@ def _reused(
     With sets of positions the edges repeat as often as there are sets, and each is closed at the next set.
     """
     into: dict[int, list[int]] = {}  # places of the edges into each reader
-    for place, (reader, _) in enumerate(edges):
+    for place, (reader, *_) in enumerate(edges):
         into.setdefault(reader, []).append(place)
     batches = [part for batch in evaluator.batches for part in _cut(batch, evaluator, half_gb)]
     parts: list[Tensor] = []
@@ -134,7 +135,7 @@ def idle_edges(evaluator: Evaluator, keep: Tensor) -> Tensor:
     other ablations their writer adds what biases make of its input, so they count.
     """
     graph = evaluator.graph
-    idle = keep & ~graph.reaching_logits(keep)[:, None]
+    idle = keep & ~graph.reaching_logits(keep)[..., None]
     repeated = evaluator.runs.spec.kind == "interchange" and all(
         batch.alignment is None and torch.equal(batch.attention_mask, batch.corrupted_mask)
         for batch in evaluator.batches

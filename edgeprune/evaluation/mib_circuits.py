@@ -107,5 +107,6 @@ def counted_edges(graph: EdgeGraph) -> str:
     apart, per_head = graph.arch.split_embedding, graph.arch.num_kv_readers == graph.arch.num_heads
     embeddings = "token and position embedding apart" if apart else "one embedding"
     inputs = "query" if per_head else "key/value"
-    theirs = "as MIB counts" if per_head and not apart else "MIB counts otherwise"
-    return f"{embeddings}, k and v inputs of every {inputs} head; {theirs}"
+    theirs = "as MIB counts" if per_head and not apart and graph.roles is None else "MIB counts otherwise"
+    roles = "" if graph.roles is None else f", each at {len(graph.roles)} roles"
+    return f"{embeddings}, k and v inputs of every {inputs} head{roles}; {theirs}"

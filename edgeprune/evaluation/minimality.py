@@ -75,7 +75,7 @@ def marginal_effects(
 
 # -------------------------------------------------------------------- which edges
 def _indices(edges: Tensor) -> list[Edge]:
-    return [(reader, writer) for reader, writer in edges.nonzero().tolist()]
+    return [tuple(place) for place in edges.nonzero().tolist()]
 
 
 def _named(graph: EdgeGraph, keep: Tensor, edges: Sequence[str] | None) -> tuple[Tensor, str]:

@@ -69,7 +69,8 @@ def read_circuit(
     Args:
         path: The file, a folder with one file of EAP-IG's, or that of a checkpoint of Edge Pruning.
         graph: The graph that the circuit is wanted on. Formats that do not say which graph they are of need it; for
-            others it must be of the same model, and k and v readers are merged or repeated to fit it.
+            others it must be of the same model, and k and v readers are merged or repeated to fit it. No format but
+            ours knows roles: of a graph with roles the one without is taken.
         name: The format; None to recognise it by the content.
         holds: `"scores"` or `"circuit"`, for a file that does not say: EAP-IG saves scores, of which every edge is to
             be kept, and a circuit without edges alike.
@@ -82,7 +83,7 @@ def read_circuit(
     loaded = replace(load_values(path), holds=holds)
     try:
         form = _recognised(loaded) if name is None else _of_its_kind(format_named(name), loaded)
-        found = form.read(loaded, graph)
+        found = form.read(loaded, graph if graph is None or isinstance(form, NativeFile) else graph.without_roles)
     except EdgepruneError as error:
         raise EdgepruneError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     notes = {"notes": list(found.notes)} if found.notes else {}

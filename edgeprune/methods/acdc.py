@@ -26,12 +26,14 @@ from edgeprune.circuit import Circuit
 from edgeprune.console import Progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
-from edgeprune.methods.acdc_losses import AbstractLosses, DownstreamLosses, PlainLosses
-from edgeprune.methods.acdc_order import Order, receiver_order, sender_order
+from edgeprune.graph_paths import is_key_or_value, scored_roles, seen_roles
+from edgeprune.methods.acdc_losses import AbstractLosses, DownstreamLosses, PlainLosses, Receiver
+from edgeprune.methods.acdc_order import Order, receivers_at_roles, sender_order
 from edgeprune.methods.acdc_state import State, ThresholdRun
 from edgeprune.methods.discovery import AbstractDiscovery, DiscoveryResult
 from edgeprune.methods.problem import Problem
 
+Exact = Callable[[Tensor], float]  # loss of a circuit, bool of the graph's shape
 Evaluation = Literal["plain", "reuse", "speculative"]
 FREE_CHANGE_LIMIT = 3e-3  # what the published code asserts of removals without a test
 
@@ -109,7 +111,7 @@ class ACDC(AbstractDiscovery):
             EdgepruneError: `folder` holds the state of another run.
         """
         graph, losses = problem.model.graph, self._losses(problem)
-        receivers = receiver_order(graph)
+        receivers = receivers_at_roles(graph)
         identity = {**self._decisive(), "graph": graph.to_dict(), **problem.identity()}
         state = State(identity, []) if folder is None else State.load(folder, identity)
         started = time.monotonic() - state.seconds
@@ -140,55 +142,53 @@ class ACDC(AbstractDiscovery):
         """Settings that a run must keep. Less memory may be the reason to start again, and changes rounding only."""
         return {name: value for name, value in self.describe().items() if name not in ("method", "memory_gb")}
 
-    def _receiver(self, run: ThresholdRun, reader: int, losses: AbstractLosses) -> None:
-        """Test every edge into `reader`, or remove them all if nothing reads its node, or it went as a whole."""
+    def _receiver(self, run: ThresholdRun, receiver: Receiver, losses: AbstractLosses) -> None:
+        """Test every edge into `receiver`, or remove them all if nothing reads its node, or it went as a whole."""
         graph = losses.problem.model.graph
         if self.direct_edges:
-            for whole in _together(graph, reader):
+            for whole in _together(graph, receiver):
                 self._direct(run, whole, losses)
-        went = not run.keep[reader].any()
-        if went or not is_read(graph, run.keep, reader):
-            run.keep[reader] = False
-            run.counts.free += graph.num_visible[reader]
+        num_visible = graph.num_visible[receiver[-1]]
+        went = not run.keep[receiver].any()
+        if went or not is_read(graph, run.keep, receiver):
+            run.keep[receiver] = False
+            run.counts.free += num_visible
             run.unchecked |= not went
             return
-        pending = sender_order(graph, reader, self.names, self.indices, self.seed)
-        before = run.keep.clone()
-        run.loss = losses.begin(before, reader)
+        pending = sender_order(graph, receiver[-1], self.names, self.indices, self.seed)
+        run.loss = losses.begin(run.keep.clone(), receiver)
         run.counts.evaluated += 1
         closed: list[int] = []
         while pending:
             asked = pending[: self._ahead(run)]
             found = losses.prefixes(closed, asked)
             run.counts.evaluated += len(asked)
-            done = self._take(run, reader, asked, found, losses.exact)
-            closed = [writer for writer in range(graph.num_visible[reader]) if not run.keep[reader, writer]]
+            done = self._take(run, receiver, asked, found, losses.exact)
+            closed = (~run.keep[receiver][:num_visible]).nonzero().flatten().tolist()
             pending = pending[done:]
 
-    def _direct(self, run: ThresholdRun, reader: int, losses: AbstractLosses) -> None:
-        """Test all edges into `reader` at once."""
+    def _direct(self, run: ThresholdRun, receiver: Receiver, losses: AbstractLosses) -> None:
+        """Test all edges into `receiver` at once."""
         graph = losses.problem.model.graph
-        if not is_read(graph, run.keep, reader):
+        if not is_read(graph, run.keep, receiver):
             return
-        run.loss = losses.begin(run.keep.clone(), reader)
-        *others, last = range(graph.num_visible[reader])
+        run.loss = losses.begin(run.keep.clone(), receiver)
+        *others, last = range(graph.num_visible[receiver[-1]])
         (loss,) = losses.prefixes(others, [last])
         run.counts.evaluated += 2
         effect = loss - run.loss
         if self._is_near(effect, run):
-            effect = self._exact_effect(run, reader, slice(None), losses.exact)
+            effect = self._exact_effect(run, (*receiver, slice(None)), losses.exact)
         run.counts.direct_tested += 1
         if self._size(effect) < run.tau:
-            run.keep[reader] = False
+            run.keep[receiver] = False
             run.loss = loss
             run.counts.direct_removed += 1
 
     def _ahead(self, run: ThresholdRun) -> int:
         return num_ahead(run.rate, self.waste, self.max_ahead) if self.evaluation == "speculative" else 1
 
-    def _take(
-        self, run: ThresholdRun, reader: int, asked: list[int], found: list[float], exact: Callable[[Tensor], float]
-    ) -> int:
+    def _take(self, run: ThresholdRun, receiver: Receiver, asked: list[int], found: list[float], exact: Exact) -> int:
         """Decide on candidates in turn until one is kept: what was evaluated after it took it as removed.
 
         Returns:
@@ -197,13 +197,13 @@ class ACDC(AbstractDiscovery):
         for number, (writer, loss) in enumerate(zip(asked, found, strict=True), start=1):
             effect = loss - run.loss
             if self._is_near(effect, run):
-                effect = self._exact_effect(run, reader, writer, exact)
+                effect = self._exact_effect(run, (*receiver, writer), exact)
             run.counts.tested += 1
-            run.effects[reader, writer] = effect
+            run.effects[(*receiver, writer)] = effect
             run.rate = updated_rate(run.rate, self._size(effect) < run.tau)
             if not self._size(effect) < run.tau:
                 return number
-            run.keep[reader, writer] = False
+            run.keep[(*receiver, writer)] = False
             run.counts.removed += 1
             run.loss = loss
         return len(asked)
@@ -215,19 +215,17 @@ class ACDC(AbstractDiscovery):
         """Whether rounding could decide."""
         return abs(self._size(effect) - run.tau) <= self.tie_margin * max(1.0, abs(run.loss))
 
-    def _exact_effect(
-        self, run: ThresholdRun, reader: int, writer: int | slice, exact: Callable[[Tensor], float]
-    ) -> float:
+    def _exact_effect(self, run: ThresholdRun, edges: tuple[int | slice, ...], exact: Exact) -> float:
         """Rise of the loss by the masked model itself: what lies at the threshold must not hang on rounding."""
         run.counts.ties += 1
         without = run.keep.clone()
-        without[reader, writer] = False
+        without[edges] = False
         return exact(without) - exact(run.keep)
 
-    def _check(self, run: ThresholdRun, receivers: list[int], losses: AbstractLosses) -> None:
+    def _check(self, run: ThresholdRun, receivers: list[Receiver], losses: AbstractLosses) -> None:
         """After the last receiver of a layer: did removals without a test leave the loss alone?"""
         graph = losses.problem.model.graph
-        layers = [graph.layer_of(reader) for reader in receivers[run.next_receiver - 1 :][:2]]
+        layers = [graph.layer_of(receiver[-1]) for receiver in receivers[run.next_receiver - 1 :][:2]]
         if not run.unchecked or layers[1:] == layers[:1]:
             return
         change = abs(losses.exact(run.keep) - run.loss)
@@ -262,9 +260,18 @@ def _what(run: ThresholdRun) -> str:
     return f"tau {run.tau!r}"
 
 
-def is_read(graph: EdgeGraph, keep: Tensor, reader: int) -> bool:
-    """Whether an edge of `keep` `[reader, writer]` leaves the node of `reader`; of k and v, a head that it serves."""
-    return reader == len(graph.readers) - 1 or bool(keep[:, list(graph.behind(reader))].any())
+def is_read(graph: EdgeGraph, keep: Tensor, receiver: Receiver) -> bool:
+    """Whether an edge of `[..., reader, writer]` leaves the node of `receiver`; of k and v, a head that it serves.
+
+    With roles, at the receiver's role; of k and v, at a role that sees it. The logits are read where they are scored.
+    """
+    *at, reader = receiver
+    if reader == len(graph.readers) - 1:
+        return bool(scored_roles(graph)[at].all())
+    sees = seen_roles(graph)
+    roles = sees[:, at[0]] if at and is_key_or_value(graph, reader) else torch.arange(len(sees)) == (at or [0])[0]
+    by_role = keep.reshape(-1, *keep.shape[-2:])
+    return bool(by_role[roles][:, :, list(graph.behind(reader))].any())
 
 
 def smallest_taus(runs: list[ThresholdRun]) -> Tensor:
@@ -276,12 +283,13 @@ def smallest_taus(runs: list[ThresholdRun]) -> Tensor:
     return scores
 
 
-def _together(graph: EdgeGraph, reader: int) -> list[int]:
-    """The readers of a layer's heads in the order of tests, if `reader` is the first of them; else none."""
-    if reader == len(graph.readers) - 1:
+def _together(graph: EdgeGraph, receiver: Receiver) -> list[Receiver]:
+    """The receivers of a layer's heads in the order of tests, if this is the first of them; else none."""
+    layer = graph.layer_of(receiver[-1])
+    if layer == graph.arch.num_layers or receiver[-1] != (rows := graph.rows(layer).attention).stop - 1:
         return []
-    rows = graph.rows(graph.layer_of(reader)).attention
-    return list(reversed(range(rows.start, rows.stop))) if reader == rows.stop - 1 else []
+    found = [other for other in receivers_at_roles(graph) if rows.start <= other[-1] < rows.stop]
+    return found if found[0] == receiver else []
 
 
 def num_ahead(rate: float, waste: float, most: int) -> int:

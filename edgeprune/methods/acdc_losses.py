@@ -14,6 +14,8 @@ from edgeprune.models.clean_run import CleanRun
 from edgeprune.models.downstream import DownstreamRun
 from edgeprune.models.masked import MaskedModel
 
+Receiver = tuple[int, ...]  # (reader,), or (role, reader)
+
 
 class AbstractLosses(ABC):
     """Mean losses over all examples of a problem, for one receiver after the other."""
@@ -22,12 +24,12 @@ class AbstractLosses(ABC):
         self.problem = problem
 
     def exact(self, keep: Tensor) -> float:
-        """Loss of the circuit `keep`, bool `[reader, writer]`, by the masked model."""
+        """Loss of the circuit `keep`, bool `[..., reader, writer]`, by the masked model."""
         return self.problem.mean_loss(keep.to(self.problem.model.dtype))
 
     @abstractmethod
-    def begin(self, keep: Tensor, reader: int) -> float:
-        """Loss of the circuit `keep` `[reader, writer]`, which `prefixes` closes further edges into `reader` of."""
+    def begin(self, keep: Tensor, receiver: Receiver) -> float:
+        """Loss of the circuit `[..., reader, writer]`, of which `prefixes` closes further edges into `receiver`."""
 
     @abstractmethod
     def prefixes(self, closed: Sequence[int], candidates: Sequence[int]) -> list[float]:
@@ -38,17 +40,17 @@ class AbstractLosses(ABC):
 class PlainLosses(AbstractLosses):
     """One run of the whole masked model for every question."""
 
-    def begin(self, keep: Tensor, reader: int) -> float:
-        """Loss of the circuit `[reader, writer]`."""
-        self.keep, self.reader = keep.clone(), reader
+    def begin(self, keep: Tensor, receiver: Receiver) -> float:
+        """Loss of the circuit `[..., reader, writer]`."""
+        self.keep, self.receiver = keep.clone(), receiver
         return self.exact(keep)
 
     def prefixes(self, closed: Sequence[int], candidates: Sequence[int]) -> list[float]:
         """One run per candidate."""
         keep, losses = self.keep.clone(), list[float]()
-        keep[self.reader, list(closed)] = False
+        keep[(*self.receiver, list(closed))] = False
         for candidate in candidates:
-            keep[self.reader, candidate] = False
+            keep[(*self.receiver, candidate)] = False
             losses.append(self.exact(keep))
         return losses
 
@@ -74,9 +76,9 @@ class DownstreamLosses(AbstractLosses):
         self.clean: dict[int, tuple[CleanRun, Tensor]] = {}
         self.runs_from_reader: dict[int, tuple[DownstreamRun, Tensor]] = {}
 
-    def begin(self, keep: Tensor, reader: int) -> float:
-        """Loss of the circuit `[reader, writer]`."""
-        self.keep, self.reader = keep.clone(), reader
+    def begin(self, keep: Tensor, receiver: Receiver) -> float:
+        """Loss of the circuit `[..., reader, writer]`."""
+        self.keep, self.receiver = keep.clone(), receiver
         self.runs_from_reader.clear()
         runs = (self._downstream(number) for number in self._numbers())
         return self._mean([self._losses(run, full, run.logits[None]) for run, full in runs])[0]
@@ -84,13 +86,14 @@ class DownstreamLosses(AbstractLosses):
     def prefixes(self, closed: Sequence[int], candidates: Sequence[int]) -> list[float]:
         """One run for as many candidates as memory allows."""
         sums: list[Tensor] = []
+        role = self.receiver[0] if len(self.receiver) > 1 else None
         for number in self._numbers():
             (run, full), found = self._downstream(number), list[Tensor]()
             step = max(1, int(self.half / _rerun_bytes(self.problem.model) / self.batches[number].clean.numel()) - 1)
             done = list(closed)
             for start in range(0, len(candidates), step):
                 asked = candidates[start : start + step]
-                found.append(self._losses(run, full, run.ahead(done, asked)))
+                found.append(self._losses(run, full, run.ahead(done, asked, role)))
                 done += asked
             sums.append(torch.cat(found))
         return self._mean(sums)
@@ -121,7 +124,7 @@ class DownstreamLosses(AbstractLosses):
         if number in self.runs_from_reader:
             return self.runs_from_reader[number]
         clean, full = self._clean(number)
-        made = DownstreamRun(clean, self.keep, self.reader), full
+        made = DownstreamRun(clean, self.keep, self.receiver[-1]), full
         if self.keeps:
             self.runs_from_reader[number] = made
         return made

@@ -25,6 +25,14 @@ def receiver_order(graph: EdgeGraph) -> list[int]:
     return list(reversed(range(len(graph.readers))))
 
 
+def receivers_at_roles(graph: EdgeGraph) -> list[tuple[int, ...]]:
+    """All readers in that order, `(reader,)`; with roles `(role, reader)`, the last role of a reader first."""
+    if graph.roles is None:
+        return [(reader,) for reader in receiver_order(graph)]
+    roles = list(reversed(range(len(graph.roles))))
+    return [(role, reader) for reader in receiver_order(graph) for role in roles]
+
+
 def sender_order(graph: EdgeGraph, reader: int, names: Order, indices: Order, seed: int) -> list[int]:
     """The writers that `reader` sees, in the order in which their edges are tested.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from edgeprune.batch import PairBatch
 from edgeprune.console import Progress, no_progress
 from edgeprune.errors import EdgepruneError
+from edgeprune.graph import EdgeGraph
 from edgeprune.methods.problem import FLAT, Metric, Problem
 from edgeprune.models.masked import COMPUTED, MaskedModel
 from edgeprune.models.states import FixedOutputs, WriterStates
@@ -125,6 +126,20 @@ def curvature_probe(metric: Metric, full: Tensor, noise: Tensor) -> Tensor:
 def _of_example(field: Tensor, row: int, length: int) -> Tensor:
     """One example's first tokens of a field of states `[item, batch or 1, seq or 1, ...]`."""
     return field[:, :, :length] if field.shape[1] == 1 else field[:, row : row + 1, :length]
+
+
+def token_shares(graph: EdgeGraph, batch: PairBatch) -> Tensor:
+    """What each token counts in a mean over its example's tokens, float64 `[batch, seq]`.
+
+    With roles `[role, batch, seq]`, 0 where a token is of another role: what is found by role adds up to what is found
+    without.
+    """
+    mask = batch.attention_mask.double()
+    shares = mask / mask.sum(1, keepdim=True)
+    roles = roles_in(graph, batch)
+    if roles is None or graph.roles is None:
+        return shares
+    return torch.stack([shares * (roles == number) for number in range(len(graph.roles))])
 
 
 def mean_over_examples(

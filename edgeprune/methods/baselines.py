@@ -10,7 +10,7 @@ from torch import Tensor
 from edgeprune.batch import PairBatch
 from edgeprune.console import Progress
 from edgeprune.errors import EdgepruneError
-from edgeprune.methods.attribution import mean_over_examples
+from edgeprune.methods.attribution import mean_over_examples, token_shares
 from edgeprune.methods.discovery import AbstractDiscovery, DiscoveryResult
 from edgeprune.methods.problem import Problem
 from edgeprune.models.outputs import writer_outputs
@@ -44,7 +44,8 @@ class RandomScores(AbstractDiscovery):
 class ActivationMagnitude(AbstractDiscovery):
     """Score of an edge: L2 norm of a vector of its writer, averaged over an example's tokens, then over examples.
 
-    All edges of a writer score alike; ties are cut in the order of edges.
+    All edges of a writer score alike; ties are cut in the order of edges. With roles a score is the part that tokens of
+    the role have in that mean, and those of all roles add up to it.
 
     Attributes:
         of: `"difference"`: of ablated - own output, how far closing the edge moves its reader's input. `"own"`: of the
@@ -70,12 +71,11 @@ class ActivationMagnitude(AbstractDiscovery):
 
     @torch.no_grad()
     def _norms(self, problem: Problem, batch: PairBatch, ablated: WriterStates) -> Tensor:
-        """Sum over examples of the mean norm over tokens, `[reader, writer]`."""
+        """Sum over examples of the mean norm over tokens, `[..., reader, writer]`."""
         model = problem.model
         states = model.record(batch.clean, batch.attention_mask)
         if self.of == "difference":
             states = ablated.minus(states)
         norms = torch.stack([output.double().norm(dim=-1) for output in writer_outputs(model, states)])
-        mask = batch.attention_mask.double()
-        means = (norms * mask).sum(-1) / mask.sum(-1)
-        return means.sum(1).cpu() * model.graph.exists
+        means = torch.einsum("...bs,wbs->...w", token_shares(model.graph, batch), norms.expand(-1, *batch.clean.shape))
+        return means[..., None, :].cpu() * model.graph.exists

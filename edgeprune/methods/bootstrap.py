@@ -20,7 +20,7 @@ class Samples(NamedTuple):
     """Scores of batches by themselves.
 
     Attributes:
-        scores: Mean over the examples of each batch, float64 `[batch, reader, writer]`.
+        scores: Mean over the examples of each batch, float64 `[batch, ..., reader, writer]`.
         sizes: Examples of each batch, float64 `[batch]`.
     """
 
@@ -54,7 +54,7 @@ def discover_by_batch(
         torch.stack(scores).double().cpu(),
         torch.tensor([len(batch) for batch in problem.batches], dtype=torch.float64),
     )
-    mean = torch.einsum("b,brw->rw", samples.sizes / samples.sizes.sum(), samples.scores)
+    mean = torch.einsum("b,b...->...", samples.sizes / samples.sizes.sum(), samples.scores)
     return DiscoveryResult(mean, about=_about([one.about for one in found])), samples
 
 

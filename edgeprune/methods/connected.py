@@ -9,6 +9,7 @@ from torch import Tensor
 from edgeprune.console import warn
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
+from edgeprune.graph_paths import is_key_or_value, scored_roles, seen_roles
 
 LARGEST = 1e3  # the largest score as the solver sees it: it holds sums for equal that differ by less than 1e-6
 SECONDS = 120.0
@@ -19,7 +20,7 @@ class Connected(NamedTuple):
     """A connected circuit.
 
     Attributes:
-        keep: Bool `[reader, writer]`.
+        keep: Bool `[..., reader, writer]`.
         gap: By how much the sum of a better one may be larger, at most, relative to this sum; 0: there is none.
     """
 
@@ -44,7 +45,7 @@ def connected(
 
     Args:
         graph: The graph.
-        scores: Float `[reader, writer]`.
+        scores: Float `[..., reader, writer]`.
         num_edges: Edges to keep.
         absolute: Add up absolute values.
         num_positive: At least so many of the edges are to score above 0.
@@ -57,8 +58,12 @@ def connected(
 
     plain = graph.to_vector(scores).detach().double().cpu().numpy()
     values = np.abs(plain) if absolute else plain
-    readers, writers = (part.numpy() for part in graph.exists.nonzero().unbind(1))
-    count, num_readers, num_writers = len(values), len(graph.readers), len(graph.writers)
+    scored = scored_roles(graph)
+    roles, readers, writers = (part.numpy() for part in graph.exists.reshape(-1, *graph.shape[-2:]).nonzero().unbind(1))
+    logits = len(graph.readers) - 1
+    ends = (readers == logits) & scored.numpy()[roles]  # edges into logits that are scored
+    readers, writers = readers + roles * len(graph.readers), writers + roles * len(graph.writers)
+    count, num_readers, num_writers = len(values), len(scored) * len(graph.readers), len(scored) * len(graph.writers)
 
     def matrix(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sparse.csr_array:
         return sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=shape)
@@ -70,12 +75,15 @@ def connected(
     into, out_of = (
         matrix(ends, edges, (size, count)) for ends, size in ((readers, num_readers), (writers, num_writers))
     )
-    behind = np.array([(reader, writer) for reader in range(num_readers) for writer in graph.behind(reader)])
+    behind = np.array(_behind(graph)).reshape(-1, 2)
     crosses = matrix(behind[:, 1], behind[:, 0], (num_writers, num_readers))  # from a reader to what depends on it
 
     # unknowns: is the edge kept, is the writer fed, does the reader lead to the logits; each row is at most 0
-    inner, early = writers >= graph.arch.num_embeddings, readers < num_readers - 1
-    fed, leads = eye_of(num_writers)[graph.arch.num_embeddings :], eye_of(num_readers)[:-1]
+    inner, early = writers % len(graph.writers) >= graph.arch.num_embeddings, ~ends
+    fed = eye_of(num_writers)[np.arange(num_writers) % len(graph.writers) >= graph.arch.num_embeddings]
+    outside = np.arange(num_readers) % len(graph.readers) != logits
+    outside[logits :: len(graph.readers)] = ~scored.numpy()  # nothing is behind these, so they lead nowhere
+    leads = eye_of(num_readers)[outside]
     rows = sparse.block_array(
         [
             [eye_of(count)[inner], -out_of.T.tocsr()[inner], None],
@@ -108,6 +116,17 @@ def connected(
             f"scores may be up to {gap:.2g} of itself too small. Raise selection.seconds"
         )
     return Connected(keep, gap)
+
+
+def _behind(graph: EdgeGraph) -> list[tuple[int, int]]:
+    """Readers and the writers that depend on them, each counted on over roles."""
+    sees, found = seen_roles(graph), list[tuple[int, int]]()
+    for reader in range(len(graph.readers)):
+        heard = sees if is_key_or_value(graph, reader) else torch.eye(len(sees))
+        for at, other in heard.nonzero().tolist():
+            row, column = other * len(graph.readers) + reader, at * len(graph.writers)
+            found += [(row, column + writer) for writer in graph.behind(reader)]
+    return found
 
 
 def _why_none(status: int, num_edges: int, num_positive: int, seconds: float) -> str:

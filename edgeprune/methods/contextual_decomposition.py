@@ -98,8 +98,10 @@ class ContextualDecomposition(AbstractDiscovery):
 
     def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> DiscoveryResult:
         """Score every edge, and grow the loop's circuit if it is asked for; see `relevances`."""
-        found, seconds = self._decompose(problem, report, folder)
         graph = problem.model.graph
+        if self.loop and graph.roles is not None:
+            raise EdgepruneError("the loop makes circuits of nodes without roles; set loop to 0, or leave roles out")
+        found, seconds = self._decompose(problem, report, folder)
         circuits, about = self._loop(problem, found) if self.loop else ({}, {})
         rows = found.nodes.tolist()
         named = [dict(zip(graph.writers, row, strict=True)) for row in rows]
@@ -109,7 +111,8 @@ class ContextualDecomposition(AbstractDiscovery):
             **({"node_scores_by_role": dict(zip(found.parts, named[1:], strict=True))} if self.by_role else {}),
             **about,
         }
-        return DiscoveryResult(self.scores(found).sum(0), circuits, about, seconds)
+        scores = self.scores(found)
+        return DiscoveryResult(scores.sum(0) if graph.roles is None else scores, circuits, about, seconds)
 
     def relevances(self, problem: Problem, report: Progress = no_progress, folder: Path | None = None) -> Relevances:
         """What each writer is to the logits, to every reader and to what every other writer writes.
@@ -143,7 +146,7 @@ class ContextualDecomposition(AbstractDiscovery):
         """Means over examples, and the seconds that all parts of the run took."""
         rules = Rules(self.attention, self.biases, self.larger)
         passes = Passes(problem, rules, self.measure, self.paths, self.memory_gb * 1e9, by_role=self.by_role)
-        if self.by_role and not passes.roles:
+        if self.by_role and len(passes.parts) == 1:
             raise EdgepruneError("the task marks no position roles, so by_role has nothing to tell apart; leave it out")
         state = DecompositionState.start(self._key(problem, passes.zeros().parts), passes.zeros(), folder)
         if state.done:

@@ -15,7 +15,7 @@ from edgeprune.methods.decomposition_run import DecomposedRun, Rules, Source
 from edgeprune.methods.problem import Problem
 from edgeprune.methods.relevance import Collector, Differences, Measure, Paths, Relevances, Unseen
 from edgeprune.models.masked import MaskedModel
-from edgeprune.roles import parts_of, positions_by_part, role_names
+from edgeprune.roles import parts_of, positions_by_part, role_names, roles_in
 
 Step = Callable[[Relevances], None]
 _STREAMS, _HIDDEN = 10, 4  # tensors of the stream's width, and of the widest inside, alive for each source and token
@@ -41,12 +41,22 @@ class Passes:
         self.problem, self.rules, self.by_role, self.memory = problem, rules, by_role, memory
         self.measure: Measure = measure
         self.paths: Paths = paths
-        self.roles = role_names(problem.batches)
+        roles = problem.model.graph.roles
+        self.roles = role_names(problem.batches) if roles is None else ()
+        self.parts = parts_of(self.roles) if roles is None else roles.names
         self.groups = writer_groups(problem.model)
 
     def zeros(self) -> Relevances:
         """What to add to."""
-        return Relevances.zeros(self.problem.model.graph, parts_of(self.roles), by_role=self.by_role)
+        return Relevances.zeros(self.problem.model.graph.without_roles, self.parts, by_role=self.by_role)
+
+    def positions(self, batch: PairBatch) -> Tensor:
+        """Positions of each part, bool `[part, batch, seq]`."""
+        roles = roles_in(self.problem.model.graph, batch)
+        if roles is None:
+            return positions_by_part(batch, self.roles)
+        numbers = torch.arange(len(self.parts), device=roles.device)
+        return (roles == numbers[:, None, None]) & batch.attention_mask.bool()
 
     def __len__(self) -> int:
         """Steps: one for each batch and group of writers."""
@@ -93,7 +103,7 @@ class _Piece:
         """Decompose for each writer of a group."""
         run, differences = self._run()
         passes, batch = self._passes, run.batch
-        parts = positions_by_part(batch, passes.roles)
+        parts = passes.positions(batch)
         collector = Collector(run, differences, sums, parts, passes.paths)
         size = _sources_at_once(run, passes.memory)
         for writers in _cut(group, size):

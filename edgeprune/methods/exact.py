@@ -3,10 +3,10 @@
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -18,12 +18,15 @@ from edgeprune.graph import EdgeGraph
 from edgeprune.methods.attribution import open_gates
 from edgeprune.methods.discovery import AbstractDiscovery, DiscoveryResult
 from edgeprune.methods.problem import Problem
-from edgeprune.metrics.measure import gated_logits
+from edgeprune.metrics.measure import TOKENS_AT_ONCE, gated_logits, logits_of_each
+from edgeprune.models.masked import MaskedModel
+from edgeprune.models.states import WriterStates
 from edgeprune.sealed import SealedFile
 
 SAVE_SECONDS = 20.0  # between two saves of the state; an interruption by Ctrl-C saves too
 STATE_FILE = "exact.safetensors"
 WHAT = "edges closed one by one"
+Place = tuple[int, ...]  # (reader, writer), or (role, reader, writer)
 _FILE = SealedFile(
     "edgeprune-exact-state/1", "state of exact edge patching", {"values": torch.float64}, "remove it to begin anew"
 )
@@ -34,8 +37,9 @@ _FILE = SealedFile(
 class ExactEdgePatching(AbstractDiscovery):
     """Score of an edge: mean loss with this edge alone closed, minus mean loss with every edge open.
 
-    One forward pass per edge and batch, none of which changes the graph, so the order of edges does not matter. With a
-    folder, an interrupted run goes on where it was; the state of another one is refused.
+    One forward pass per edge and batch, none of which changes the graph, so the order of edges does not matter; edges
+    at roles are run several at once. With a folder, an interrupted run goes on where it was; the state of another one
+    is refused.
 
     Attributes:
         edges: Names of the edges to score (`"m0->logits"`); None: all. The others get score 0.
@@ -59,30 +63,52 @@ class ExactEdgePatching(AbstractDiscovery):
                 if (number + 1) * len(edges) <= state.done:
                     continue
 
-                def losses(batch: PairBatch = batch, full: Tensor = full, ablated: Any = ablated) -> Tensor:
-                    logits = gated_logits(problem.model, batch, gates, ablated)
+                def loss(logits: Tensor, batch: PairBatch = batch, full: Tensor = full) -> Tensor:
                     return problem.losses(full, logits, batch).double()
 
-                baseline = losses()
-                for place in range(state.done - number * len(edges), len(edges)):
-                    gates[edges[place]] = 0
-                    state.add((losses() - baseline).sum())
-                    gates[edges[place]] = 1
+                baseline = loss(gated_logits(problem.model, batch, gates, ablated))
+                left = edges[state.done - number * len(edges) :]
+                for logits in _each_closed(problem.model, batch, gates, left, ablated):
+                    state.add((loss(logits) - baseline).sum())
                     report(WHAT, state.done, passes)
         finally:
             state.save()
         scores = torch.zeros(graph.shape, dtype=torch.float64)
-        rows, columns = torch.tensor(edges, dtype=torch.long).view(-1, 2).T
-        scores[rows, columns] = state.values.view(-1, len(edges)).sum(0) / problem.num_examples
+        places = torch.tensor(edges, dtype=torch.long).view(-1, len(graph.shape)).T
+        scores[tuple(places)] = state.values.view(-1, len(edges)).sum(0) / problem.num_examples
         about = {"forward_passes": passes, "edges_scored": len(edges)}
         return DiscoveryResult(scores, about=about, seconds=state.seconds)
 
-    def _edges(self, graph: EdgeGraph) -> list[tuple[int, int]]:
+    def _edges(self, graph: EdgeGraph) -> list[Place]:
         if self.edges is None:
-            return [(reader, writer) for reader, writer in graph.exists.nonzero().tolist()]
+            return [tuple(place) for place in graph.exists.nonzero().tolist()]
         if not self.edges:
             raise EdgepruneError("edges is empty; name the edges to score, or leave it out for all")
-        return list(dict.fromkeys((reader, writer) for reader, writer in map(graph.index, self.edges)))
+        return list(dict.fromkeys(map(graph.index, self.edges)))
+
+
+def _each_closed(
+    model: MaskedModel, batch: PairBatch, gates: Tensor, edges: Sequence[Place], ablated: WriterStates
+) -> Iterator[Tensor]:
+    """Logits with each of some edges closed alone, `[batch, positions, vocab]`."""
+    if model.graph.roles is None:
+        for edge in edges:
+            gates[edge] = 0
+            logits = gated_logits(model, batch, gates, ablated)
+            gates[edge] = 1
+            yield logits
+        return
+    at_once = max(1, TOKENS_AT_ONCE // batch.clean.numel())
+    for start in range(0, len(edges), at_once):
+        yield from logits_of_each(
+            model, batch, [_without(gates, edge) for edge in edges[start : start + at_once]], ablated
+        )
+
+
+def _without(gates: Tensor, edge: Place) -> Tensor:
+    gates = gates.clone()
+    gates[edge] = 0
+    return gates
 
 
 class _State:
@@ -127,7 +153,7 @@ class _State:
         _FILE.write(self.path, {"values": self.values}, {"key": self.key, "done": self.done, "seconds": self.seconds})
 
 
-def _key(problem: Problem, edges: Sequence[tuple[int, int]]) -> str:
+def _key(problem: Problem, edges: Sequence[Place]) -> str:
     """Hash of everything that the sums depend on, the cut into batches included."""
     about = {**problem.identity(), "edges": list(edges)}
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()

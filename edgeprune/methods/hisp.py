@@ -63,6 +63,8 @@ class HISP(AbstractDiscovery):
     def discover(self, problem: Problem, report: Progress, folder: Path | None = None) -> DiscoveryResult:
         """One run forward and backward per batch, and one more forward for `"paper"`; nothing to resume."""
         require_slope(problem, "HISP")
+        if problem.model.graph.roles is not None:
+            raise EdgepruneError("HISP masks nodes at all tokens, so it knows no roles; use EAP, or leave roles out")
         if self.formula == "paper" and problem.runs.spec.kind not in ("interchange", "zero"):
             raise EdgepruneError(
                 f"HISP's formula 'paper' compares with the corrupted prompt or with zero, not "

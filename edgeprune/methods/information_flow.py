@@ -10,7 +10,7 @@ from torch import Tensor
 from edgeprune.batch import PairBatch
 from edgeprune.console import Progress
 from edgeprune.errors import EdgepruneError
-from edgeprune.methods.attribution import mean_over_examples
+from edgeprune.methods.attribution import mean_over_examples, token_shares
 from edgeprune.methods.discovery import AbstractDiscovery, DiscoveryResult
 from edgeprune.methods.problem import Problem
 from edgeprune.models.outputs import reader_inputs, writer_outputs
@@ -45,6 +45,7 @@ class InformationFlowRoutes(AbstractDiscovery):
     """Score of an edge: its writer's share in its reader's input, in the clean run alone.
 
     Shares of a reader sum to 1 at every position; they are averaged over the tokens of an example, then over examples.
+    With roles a score is the part that tokens of the role have in that mean, and those of all roles add up to it.
     No metric and no ablation enter. Parts are the graph's writers: the position embedding too (deviation: published,
     it is none); biases are none. Circuits are commonly cut with selection rule `greedy`.
 
@@ -78,7 +79,7 @@ class InformationFlowRoutes(AbstractDiscovery):
 
     @torch.no_grad()
     def _shares(self, problem: Problem, batch: PairBatch) -> Tensor:
-        """Sum over examples of the mean share over tokens, `[reader, writer]`."""
+        """Sum over examples of the mean share over tokens, `[..., reader, writer]`."""
         graph, states = problem.model.graph, problem.model.record(batch.clean, batch.attention_mask)
         inputs = list(reader_inputs(problem.model, states))
         near = states.embeddings.new_zeros(len(inputs), len(graph.writers), *batch.clean.shape, dtype=torch.float64)
@@ -86,9 +87,9 @@ class InformationFlowRoutes(AbstractDiscovery):
             for number, item in enumerate(inputs):
                 if writer < item.num_visible:
                     near[number, writer] = proximity(output.double(), item.stream.double(), self.norm)
-        mask = batch.attention_mask.double()
-        weights = mask / mask.sum(1, keepdim=True)
+        tokens = token_shares(graph, batch)
         scores = torch.zeros(graph.shape, dtype=torch.float64)
         for number, item in enumerate(inputs):
-            scores[item.rows] = (shares(near[number], self.threshold) * weights).sum((1, 2)).cpu()
+            found = torch.einsum("...bs,wbs->...w", tokens, shares(near[number], self.threshold))
+            scores[..., item.rows, :] = found[..., None, :].cpu()
         return scores

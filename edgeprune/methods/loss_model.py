@@ -22,6 +22,7 @@ from edgeprune.gates import uniform_noise
 from edgeprune.methods.attribution import curvature_probe, open_gates
 from edgeprune.methods.problem import FLAT, Problem
 from edgeprune.models.states import WriterStates
+from edgeprune.roles import roles_in
 
 CANDIDATES = 8  # edges looked at for each one that may move, those with the best model values of their own
 MORE = 64  # and so many on top
@@ -61,7 +62,7 @@ class LossModel:
 
         Args:
             problem: Model, pairs, ablation, metric.
-            keep: The circuit, bool `[reader, writer]`.
+            keep: The circuit, bool `[..., reader, writer]`.
             probes: Random functions of the logits of each pair; 0: no rows.
             seed: Of these functions, which depend on it, on `draw` and on the number of the pair in its split alone.
             draw: Others with each number.
@@ -160,10 +161,11 @@ def _slopes(
     seed: int,
     streams: Sequence[int],
 ) -> Iterator[Tensor]:
-    """Slopes of a batch's losses in the gates, `[batch or 1, reader, writer]`, then of a random function per stream."""
+    """Slopes of a batch's losses in the gates, `[batch or 1, *gates.shape]`, then of a random function per stream."""
     leaf = (gates.expand(len(batch), *gates.shape) if streams else gates).detach().clone().requires_grad_()
     with torch.enable_grad():
-        logits = problem.model(batch.clean, leaf, ablated, batch.attention_mask, batch.positions).float()
+        roles = roles_in(problem.model.graph, batch)
+        logits = problem.model(batch.clean, leaf, ablated, batch.attention_mask, batch.positions, role_of=roles).float()
         (slopes,) = torch.autograd.grad(problem.losses(full, logits, batch).sum(), leaf, retain_graph=bool(streams))
     yield slopes.view(-1, *gates.shape)
     for stream in streams:

@@ -83,7 +83,7 @@ class Polishing:
 @final
 @dataclass(frozen=True, eq=False)
 class Better:
-    """A circuit, bool `[reader, writer]`, its loss over the training pairs, and that over the held-out pairs if any."""
+    """A circuit, bool `[..., reader, writer]`, its loss over the training pairs, and over the held-out pairs if any."""
 
     keep: Tensor
     loss: float
@@ -101,7 +101,7 @@ class Polisher:
 
     Args:
         problem: Model, training pairs, ablation, metric.
-        keep: The circuit, bool `[reader, writer]`.
+        keep: The circuit, bool `[..., reader, writer]`.
         settings: How.
         held_out: The same with other pairs, on which a circuit must be better too, and which decide between those that
             are better on the training pairs; None: the training pairs decide.
@@ -291,7 +291,7 @@ class Polisher:
         return loss < than - self.margin * max(1.0, abs(than))
 
     def _losses(self, circuits: Sequence[Tensor]) -> list[float]:
-        """Mean losses over the training pairs of circuits, bool `[reader, writer]`."""
+        """Mean losses over the training pairs of circuits, bool `[..., reader, writer]`."""
         self.state.evaluated += len(circuits)
         found = self.problem.mean_losses(circuits)
         self._spend(FORWARD * len(circuits))

@@ -17,6 +17,7 @@ from edgeprune.metrics.measure import logits_of_each
 from edgeprune.models.loading import fingerprint
 from edgeprune.models.masked import MaskedModel
 from edgeprune.models.states import WriterStates
+from edgeprune.roles import role_of
 
 FLAT: tuple[Metric, ...] = ("kl", "squared_error")  # smallest, and so without a slope, at the full model
 MEASURES: dict[Metric, registry.Measure] = {  # of the circuit alone
@@ -66,7 +67,18 @@ class Problem:
             "model": fingerprint(self.model),
             "dtype": str(self.model.dtype),
             "data": self._data_hash(),
+            **self._roles(),
         }
+
+    def _roles(self) -> dict[str, Any]:
+        """Names of the graph's roles and a hash of where each lies in the pairs; nothing without roles."""
+        roles = self.model.graph.roles
+        if roles is None:
+            return {}
+        digest = hashlib.sha256()
+        for batch in self.batches:
+            digest.update(role_of(batch, roles.names).cpu().contiguous().numpy().tobytes())
+        return {"roles": list(roles.names), "role_of": digest.hexdigest()}
 
     def _data_hash(self) -> str:
         """SHA-256 of every tensor of the pairs: tokens, masks, alignment, answers, and the cut into batches."""
@@ -92,12 +104,12 @@ class Problem:
         return values
 
     def mean_loss(self, gates: Tensor) -> float:
-        """Mean loss over all examples of the model with these gates `[reader, writer]`."""
+        """Mean loss over all examples of the model with these gates `[..., reader, writer]`."""
         return self.mean_losses([gates])[0]
 
     @torch.no_grad()
     def mean_losses(self, gates: Sequence[Tensor]) -> list[float]:
-        """Mean loss over all examples of the model with each of several gates `[reader, writer]`, of any dtype."""
+        """Mean loss over all examples of the model with each of several gates `[..., reader, writer]`, of any dtype."""
         totals = [0.0] * len(gates)
         for batch, full, ablated in self.batches_with_runs():
             each = logits_of_each(self.model, batch, gates, ablated, like_batch=self.runs.like_batch(batch))

@@ -7,6 +7,7 @@ from typing import Any, Literal, final, get_args
 import torch
 from torch import Tensor
 
+from edgeprune import graph_paths
 from edgeprune.circuit import Circuit, edges_at
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
@@ -18,11 +19,11 @@ Rule = Literal["top_n", "greedy", "connected", "threshold"]
 
 
 def top_n(graph: EdgeGraph, scores: Tensor, num_edges: int, *, absolute: bool = False) -> Tensor:
-    """Bool `[reader, writer]` with exactly the `num_edges` highest scores; ties go to the earlier edge.
+    """Bool `[..., reader, writer]` with exactly the `num_edges` highest scores; ties go to the earlier edge.
 
     Args:
         graph: The graph.
-        scores: Float `[reader, writer]`.
+        scores: Float `[..., reader, writer]`.
         num_edges: Edges to keep.
         absolute: Rank by absolute value, so that edges whose closing lowers the loss are kept too.
     """
@@ -30,60 +31,72 @@ def top_n(graph: EdgeGraph, scores: Tensor, num_edges: int, *, absolute: bool = 
 
 
 def positive_first(graph: EdgeGraph, scores: Tensor, num_edges: int, share: float) -> Tensor:
-    """Bool `[reader, writer]`: a share of `num_edges` by score, but none below 0, then the others by absolute value.
+    """Bool `[..., reader, writer]`: a share of `num_edges` by score, none below 0, then the others by absolute value.
 
     Args:
         graph: The graph.
-        scores: Float `[reader, writer]`.
+        scores: Float `[..., reader, writer]`.
         num_edges: Edges to keep.
         share: In [0, 1]: 0 ranks by absolute value alone, 1 by score as far as edges score above 0.
     """
     best = top_n(graph, scores, num_positive(graph, scores, num_edges, share))
-    others = scores.abs().double().cpu().masked_fill(best, torch.finfo(torch.float64).max)  # which come first
-    return top_n(graph, others, num_edges)
+    return _filled_up(graph, best, scores.abs(), num_edges)
 
 
 def num_positive(graph: EdgeGraph, scores: Tensor, num_edges: int, share: float) -> int:
-    """The share of `num_edges`, rounded down, or as many edges as score above 0 in `[reader, writer]` if fewer do."""
+    """The share of `num_edges`, rounded down, or the edges above 0 in `[..., reader, writer]` if fewer."""
     return min(int(share * num_edges), int((graph.to_vector(scores) > 0).sum()))
 
 
 def above(graph: EdgeGraph, scores: Tensor, threshold: float, *, absolute: bool = False) -> Tensor:
-    """Bool `[reader, writer]`: edges that score more than `threshold`. Arguments as for `top_n`."""
+    """Bool `[..., reader, writer]`: edges that score more than `threshold`. Arguments as for `top_n`."""
     values = graph.to_vector(scores.abs() if absolute else scores)
     return top_n(graph, scores, int((values > threshold).sum()), absolute=absolute)
 
 
 def greedy(graph: EdgeGraph, scores: Tensor, num_edges: int, *, absolute: bool = False) -> Tensor:
-    """Bool `[reader, writer]`: the set of `num_edges` edges that grows from the logits.
+    """Bool `[..., reader, writer]`: the set of `num_edges` edges that grows from the logits.
 
     Again and again the best edge that ends in a node already reached is taken, and its writer's own readers become
-    reachable. Every kept edge leads to the logits; a writer may still lack a path from an embedding. Arguments as for
-    `top_n`.
+    reachable; with roles these are q at the writer's role, k and v at all roles that it sees, and the logits are those
+    that are scored. Every kept edge leads to the logits; a writer may still lack a path from an embedding. Edges from
+    which nothing scored hears come when there are no others, by score. Arguments as for `top_n`.
     """
-    ranking = top_n(graph, scores, num_edges, absolute=absolute)  # the same checks
-    keep = torch.zeros_like(ranking)
-    values = (scores.abs() if absolute else scores).cpu().double().tolist()
-    offered: set[int] = set()
-    heap: list[tuple[float, int, int]] = []
+    top_n(graph, scores, num_edges, absolute=absolute)  # the same checks
+    ranks = scores.abs() if absolute else scores
+    values = ranks.cpu().double().reshape(-1, *graph.shape[-2:]).tolist()
+    keep = torch.zeros(len(values), *graph.shape[-2:], dtype=torch.bool)
+    offered: set[tuple[int, int]] = set()
+    heap: list[tuple[float, int, int, int]] = []
 
-    def offer(reader: int) -> None:
-        if reader not in offered:
-            offered.add(reader)
+    def offer(role: int, reader: int) -> None:
+        if (role, reader) not in offered:
+            offered.add((role, reader))
             for writer in range(graph.num_visible[reader]):
-                heapq.heappush(heap, (-values[reader][writer], reader, writer))
+                heapq.heappush(heap, (-values[role][reader][writer], role, reader, writer))
 
-    offer(len(graph.readers) - 1)
+    seen = [row.nonzero().flatten().tolist() for row in graph_paths.seen_roles(graph)]
+    for role in graph_paths.scored_roles(graph).nonzero().flatten().tolist():
+        offer(role, len(graph.readers) - 1)
     for _ in range(num_edges):
-        _, reader, writer = heapq.heappop(heap)
-        keep[reader, writer] = True
+        if not heap:
+            return _filled_up(graph, keep.view(graph.shape), ranks, num_edges)
+        _, role, reader, writer = heapq.heappop(heap)
+        keep[role, reader, writer] = True
         for own in graph.inputs[writer]:
-            offer(own)
-    return keep
+            for other in seen[role] if graph_paths.is_key_or_value(graph, own) else (role,):
+                offer(other, own)
+    return keep.view(graph.shape)
+
+
+def _filled_up(graph: EdgeGraph, keep: Tensor, ranks: Tensor, num_edges: int) -> Tensor:
+    """Kept edges and the best others, so many in all."""
+    first = ranks.double().cpu().masked_fill(keep, torch.finfo(torch.float64).max)
+    return top_n(graph, first, num_edges)
 
 
 def prune_dangling(graph: EdgeGraph, keep: Tensor) -> Tensor:
-    """Bool `[reader, writer]`: the kept edges that lie on a path of kept edges from an embedding to the logits.
+    """Bool `[..., reader, writer]`: the kept edges that lie on a path of kept edges from an embedding to the logits.
 
     This is the fixed point of removing, again and again, the edges of nodes that lack an incoming or an outgoing one.
     `keep` itself is left alone.
@@ -152,7 +165,7 @@ class Selection:
 
         Args:
             graph: The graph.
-            scores: Float `[reader, writer]`.
+            scores: Float `[..., reader, writer]`.
             samples: Scores by batch, which `bootstrap` needs.
         """
         about: dict[str, Any] = {}
@@ -187,7 +200,7 @@ class Selection:
         return Circuit(graph, keep, torch.where(graph.exists, scores.detach().float().cpu(), 0.0), {"selection": about})
 
     def _choose(self, graph: EdgeGraph, scores: Tensor, value: float) -> tuple[Tensor, dict[str, Any]]:
-        """Kept edges `[reader, writer]`, and what there is to say of them."""
+        """Kept edges `[..., reader, writer]`, and what there is to say of them."""
         if self.rule == "threshold":
             return above(graph, scores, value, absolute=self.absolute), {}
         size = edges_at(graph, value)

@@ -22,7 +22,13 @@ ENOUGH = 4  # circuits that make it worth it to run the model with every edge cl
 
 
 def gated_logits(
-    model: MaskedModel, batch: PairBatch, gates: Tensor, ablated: WriterStates, *, sampled: bool = False
+    model: MaskedModel,
+    batch: PairBatch,
+    gates: Tensor,
+    ablated: WriterStates,
+    *,
+    attention_gates: Tensor | None = None,
+    sampled: bool = False,
 ) -> Tensor:
     """Logits of the gated model at the scored positions, `[batch, positions, vocab]`, in float32.
 
@@ -31,12 +37,16 @@ def gated_logits(
         batch: On its device.
         gates: Of the graph's shape, or one more axis before: of groups. `[reader, writer]` fits a graph with roles too.
         ablated: What closed edges carry in this batch.
+        attention_gates: Of attention edges, `[layer, head, query role, key role]`, or one more axis before: of groups.
         sampled: They are a sample, of which some are closed: a GPU is then not asked, and waited for.
     """
     all_open = False if sampled and model.device.type != "cpu" else None
-    role_of = None if gates.ndim == 2 else roles_in(model.graph, batch)
+    role_of = None if gates.ndim == 2 and attention_gates is None else roles_in(model.graph, batch)
     logits = model(
-        batch.clean, gates, ablated, batch.attention_mask, batch.positions, role_of=role_of, all_open=all_open
+        *(batch.clean, gates, ablated, batch.attention_mask, batch.positions),
+        role_of=role_of,
+        attention_gates=attention_gates,
+        all_open=all_open,
     )
     return logits.float()
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
+from edgeprune.models.attention_edges import GatedAttention
 from edgeprune.models.block import Block, repeat_kv, weights_per_reader
 from edgeprune.models.masked import COMPUTED, MaskedModel
 from edgeprune.models.sharding import Whole
@@ -59,11 +60,12 @@ class EdgesBeforeNorm(MaskedModel):
         attention_mask: Tensor | None,
         positions: Tensor | None,
         role_of: Tensor | None,
+        edges: GatedAttention | None,
         fixed: FixedOutputs,
         relative: bool,
         all_open: bool | None,
     ) -> Tensor:
-        """See `MaskedModel`; `fixed`, `relative`, gates of tokens and roles are refused; no need of `all_open`."""
+        """See `MaskedModel`; `fixed`, `relative`, gates of tokens and roles are refused, and `edges` by the caller."""
         if gates.ndim == 4 or relative or fixed is not COMPUTED or role_of is not None:
             raise EdgepruneError(
                 "edges before the norm know gates [reader, writer] alone, or one such matrix per group"
@@ -74,7 +76,10 @@ class EdgesBeforeNorm(MaskedModel):
                 rows = slice(size * place, size * (place + 1))
                 mask, at = (None if part is None else part[rows] for part in (attention_mask, positions))
                 states = ablated.map(lambda field, rows=rows: field if field.shape[1] == 1 else field[:, rows])
-                parts.append(self._last_inputs(input_ids[rows], own, states, mask, at, None, fixed, relative, all_open))
+                own_inputs = self._last_inputs(
+                    input_ids[rows], own, states, mask, at, None, edges, fixed, relative, all_open
+                )
+                parts.append(own_inputs)
             return torch.cat(parts)
         return self.at(_RunBeforeNorm(self, input_ids, gates, ablated, attention_mask).stream, positions)
 

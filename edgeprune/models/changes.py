@@ -44,7 +44,7 @@ def find_changes(graph: EdgeGraph, keep: Tensor, starts: Tensor) -> Changes:
 
     Args:
         graph: The graph.
-        keep: Open edges, bool `[reader, writer]`, False where none exists.
+        keep: Open edges, bool `[reader, writer]`, False where none exists; with roles those open at any.
         starts: Readers whose input changes of itself, bool `[reader]`.
     """
     reaching = graph.reaching_logits(keep)
@@ -71,10 +71,11 @@ def alike(graph: EdgeGraph, keep: Tensor) -> list[int]:
 
     Args:
         graph: The graph.
-        keep: Open edges, bool `[reader, writer]`, False where none exists.
+        keep: Open edges, bool `[..., reader, writer]`, False where none exists.
     """
     first: dict[tuple[int, bytes], int] = {}
-    keys = zip(graph.num_visible, (row.tobytes() for row in keep.numpy()), strict=True)
+    rows = keep.reshape(-1, *keep.shape[-2:]).transpose(0, 1).numpy()
+    keys = zip(graph.num_visible, (row.tobytes() for row in rows), strict=True)
     return [first.setdefault(key, reader) for reader, key in enumerate(keys)]
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.batch import PairBatch
+from edgeprune.models.attention_edges import attend
 from edgeprune.models.block import weights_per_reader
 from edgeprune.models.changes import Changes, alike, find_changes
 from edgeprune.models.clean_run import LayerValues, StartingRun
@@ -79,7 +80,8 @@ class CircuitRun(StartingRun):
                 self.attention.readers[layer] = readers
                 self.attention.inputs[layer] = self.mixed(readers, self.closed, stream)
             qkv, _, chain = reads(layer, chain, stream, shape[0])
-            written, attention = block.write(model.attend(block, qkv, self.first_context, reads.stack.all_open))
+            values = attend(block, qkv, self.first_context, graph.arch.kv_readers_per_head, reads.stack.all_open)
+            written, attention = block.write(values)
             chain = model.write_heads(chain, written, ablated.heads[layer], reads.stack, block)
             attention, mlp = attention.flatten(0, 1), None
             if ablated.mlps is not None:

@@ -15,6 +15,7 @@ from edgeprune.models.masked import MaskedModel
 from edgeprune.models.places import rows_of
 from edgeprune.models.projections import Projection
 from edgeprune.models.states import WriterStates
+from edgeprune.roles import roles_in
 
 _KEPT: tuple[Site, ...] = ("residual", "q_proj", "k_proj", "v_proj", "head_out", "attention_out", "mlp_out")
 
@@ -37,15 +38,19 @@ class StartingRun:
         tokens: Scored positions as rows of T, long `[P]`.
         layers: What each layer computed.
         delta: `ablated - own` of every writer, `[writer, T, D]`.
+        graph: The model's graph without roles.
+        role_of: The number of each token's role, long `[T]` on the CPU; None where the model's graph has no roles.
     """
 
     delta: Tensor
 
-    def __init__(self, model: MaskedModel, batch: PairBatch, what: str) -> None:
+    def __init__(self, model: MaskedModel, batch: PairBatch, what: str, *, by_role: bool = False) -> None:
         model.require_sums(what)
-        if model.graph.roles is not None:
+        if model.graph.roles is not None and not by_role:
             raise EdgepruneError(f"{what} is of circuits without roles; take the union, `Circuit.union`")
-        self.model, self.batch = model, batch
+        self.model, self.batch, self.graph = model, batch, model.graph.without_roles
+        roles = roles_in(model.graph, batch)
+        self.role_of = None if roles is None else roles.flatten().cpu()
         self.embeddings, self.embedded, self.first_context = model.start(batch.clean, batch.attention_mask)
         self.tokens = rows_of(batch.positions, batch.clean.shape[1])
         self.layers: list[LayerValues] = []
@@ -73,10 +78,24 @@ class StartingRun:
         return found
 
     def mixed(self, readers: list[int], closed: Tensor, stream: Tensor) -> Tensor:
-        """A stream `[T, D]` with what closed edges bring, `[readers, T, D]`, for readers that see the same writers."""
-        n = self.model.graph.num_visible[readers[0]]
-        mixed = closed[readers, :n] @ self.delta[:n].view(n, -1)
-        return mixed.view(-1, *stream.shape).add_(stream)
+        """A stream `[T, D]` with what closed edges bring, `[readers, T, D]`, for readers that see the same writers.
+
+        `closed` is of the shape of the model's graph.
+        """
+        n = self.graph.num_visible[readers[0]]
+        if self.role_of is None:
+            mixed = closed[readers, :n] @ self.delta[:n].view(n, -1)
+            return mixed.view(-1, *stream.shape).add_(stream)
+        inputs = stream.repeat(len(readers), 1, 1)
+        for role, tokens in tokens_by_role(self.role_of):
+            moved = closed[role, readers, :n] @ self.delta[:n, tokens].flatten(1)
+            inputs[:, tokens] += moved.view(len(readers), len(tokens), -1)
+        return inputs
+
+
+def tokens_by_role(role_of: Tensor) -> list[tuple[int, Tensor]]:
+    """Of some tokens, roles `[N]`, each role that one has, and the places of those that have it, long `[n]`."""
+    return [(role, (role_of == role).nonzero().flatten()) for role in role_of.unique().tolist()]
 
 
 @final
@@ -89,8 +108,8 @@ class CleanRun(StartingRun):
 
     @torch.no_grad()
     def __init__(self, model: MaskedModel, batch: PairBatch, ablated: WriterStates) -> None:
-        super().__init__(model, batch, "running parts of a circuit anew")
-        graph = model.graph
+        super().__init__(model, batch, "running parts of a circuit anew", by_role=True)
+        graph = self.graph
         found: dict[str, list[Tensor]] = {}
         edits: Edits = {site: keeping(found.setdefault(site, [])) for site in _KEPT}
         walk(model.blocks, self.embedded, self.first_context, edits, graph.arch.kv_readers_per_head)
@@ -115,7 +134,7 @@ class CleanRun(StartingRun):
 
     def stream(self, reader: int) -> Tensor:
         """What `reader` sees in the full model, `[T, D]`."""
-        graph = self.model.graph
+        graph = self.graph
         layer = graph.layer_of(reader)
         if layer == graph.arch.num_layers:
             return self.streams[-1]

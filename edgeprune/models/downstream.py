@@ -26,37 +26,45 @@ class DownstreamRun:
 
     Args:
         clean: The clean run.
-        keep: The circuit, bool `[reader, writer]`; all edges into earlier layers' readers must be open.
+        keep: The circuit, bool of the shape of the model's graph; all edges into earlier layers' readers must be open.
         reader: The reader.
     """
 
     @torch.no_grad()
     def __init__(self, clean: CleanRun, keep: Tensor, reader: int) -> None:
-        graph = clean.model.graph
+        graph = clean.graph
         self.clean, self.reader = clean, reader
         self.keep = keep & graph.exists
         closed = graph.exists & ~self.keep
         starts = torch.zeros(len(graph.readers), dtype=torch.bool)
         starts[reader] = True
-        self.changes = find_changes(graph, self.keep, starts)
-        base = find_changes(graph, self.keep, closed.any(1))
+        at_any, moved = (matrix.reshape(-1, *graph.shape).any(0) for matrix in (self.keep, closed))
+        self.changes = find_changes(graph, at_any, starts)
+        base = find_changes(graph, at_any, moved.any(1))
         self.logits, self._reference = self._settle(base, closed.to(clean.delta))
 
     @torch.no_grad()
-    def ahead(self, closed: Sequence[int], candidates: Sequence[int]) -> Tensor:
+    def ahead(self, closed: Sequence[int], candidates: Sequence[int], role: int | None = None) -> Tensor:
         """Logits with the edges from `closed` and the first 1, 2, ... of `candidates` into the reader closed.
+
+        Args:
+            closed: Writers.
+            candidates: Writers.
+            role: Closed at this role alone; None: there are no roles.
 
         Returns:
             Float32 `[candidates, batch, positions, vocab]`.
         """
         delta = self.clean.delta
         moves = delta[list(candidates)].cumsum(0) + delta[list(closed)].sum(0)
+        if self.clean.role_of is not None:
+            moves *= (self.clean.role_of == role).to(moves)[:, None]
         rerun = Rerun(self.clean, self.keep, self.changes, self._reference, len(candidates))
         return rerun.run({self.reader: moves})[0]
 
     def _settle(self, base: Changes, closed: Tensor) -> tuple[Tensor, ReferenceState]:
         """The circuit itself, from the clean run by (1): its logits, and its state at the readers of `self.changes`."""
-        clean, graph = self.clean, self.clean.model.graph
+        clean, graph = self.clean, self.clean.graph
         rows = [graph.rows(layer).mlp.start for layer in range(len(base.layers))]
         mlps = {
             layer: self._mixed([rows[layer]], closed)[0] for layer, changed in enumerate(base.layers) if changed.mlp

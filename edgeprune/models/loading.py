@@ -187,7 +187,7 @@ def known_limits(name: str, revision: str | None = None) -> Limits | None:
 
 def fingerprint(model: MaskedModel) -> str:
     """Hash of a few numbers of every weight: differs between models of one shape, not between dtypes of one model."""
-    digest = hashlib.sha256(json.dumps(model.graph.to_dict(), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(model.graph.without_roles.to_dict(), sort_keys=True).encode())
     samples = getattr(model.sharding, "samples", None)  # of a sharded model, taken while its weights were whole
     if samples is None:
         samples = {name: sample(weight) for name, weight in model.hf.named_parameters()}

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph, KVReaders, RoleSpec
-from edgeprune.models.block import NO_EDITS, Block, Edits, Projected, keeping, walk
+from edgeprune.models.attention_edges import GatedAttention, attend, check_attention_gates
+from edgeprune.models.block import NO_EDITS, Block, Edits, keeping, walk
 from edgeprune.models.family import find_family
 from edgeprune.models.limits import Limits
 from edgeprune.models.places import position_ids, rows_of
@@ -196,6 +197,7 @@ class MaskedModel(nn.Module):
         positions: Tensor | None = None,
         *,
         role_of: Tensor | None = None,
+        attention_gates: Tensor | None = None,
         fixed: FixedOutputs = COMPUTED,
         relative: bool = False,
         head: bool = True,
@@ -215,6 +217,10 @@ class MaskedModel(nn.Module):
             positions: Long `[batch, n]`: return the logits at these positions only.
             role_of: The number of each token's role, long `[batch, seq]`: the gates of this role hold for what readers
                 take in at this token. None: there are no roles.
+            attention_gates: Float `[layer, head, query role, key role]`, or one more axis before, of groups: what a
+                head's queries at tokens of one role see at tokens of another, 1 = its k and v, 0 = those of readers
+                all of whose edges are closed. Need `role_of`; `gates` may then be `[reader, writer]`, of all roles.
+                None: all open. See `attention_edges.py`.
             fixed: Outputs of some writers that are taken as given in this run; `input_ids` still say how many tokens.
             relative: `ablated` holds differences: an edge carries `own + (1 - gate) * ablated`. With open gates, the
                 gradient of a gate is then minus the product of these differences with the gradient of its reader's
@@ -226,14 +232,21 @@ class MaskedModel(nn.Module):
         Returns:
             `[batch, seq, vocab]`, or `[batch, n, vocab]` with `positions`; d_model instead of vocab without `head`.
         """
-        check_gates(gates, role_of, input_ids, self.graph)
+        if attention_gates is not None:
+            check_attention_gates(attention_gates, role_of, input_ids, self.graph, relative)
+            self.require_sums("closing attention edges")
+        edge_roles = role_of if attention_gates is None or gates.ndim > 2 else None
+        check_gates(gates, edge_roles, input_ids, self.graph)
         ablated.check_fits(input_ids)
+        scale = self._gradient_scale(len(input_ids))
+        attention = GatedAttention.of(self, attention_gates, role_of, ablated, scale, may_be_open=all_open is not False)
         with self.sharding.keeping():
             inputs = self._last_inputs(
-                input_ids, gates, ablated, attention_mask, positions, role_of, fixed, relative, all_open
+                input_ids, gates, ablated, attention_mask, positions, edge_roles, attention, fixed, relative, all_open
             )
         logits = self.logits(inputs) if head else inputs
-        return ScaleGradient.apply(logits, self._gradient_scale(len(input_ids))) if gates.requires_grad else logits
+        scaled = gates.requires_grad or (attention is not None and attention.requires_grad)
+        return ScaleGradient.apply(logits, scale) if scaled else logits
 
     def _last_inputs(
         self,
@@ -243,6 +256,7 @@ class MaskedModel(nn.Module):
         attention_mask: Tensor | None,
         positions: Tensor | None,
         role_of: Tensor | None,
+        edges: GatedAttention | None,
         fixed: FixedOutputs,
         relative: bool,
         all_open: bool | None,
@@ -251,6 +265,8 @@ class MaskedModel(nn.Module):
         batch, seq = input_ids.shape
         graph = self.graph.without_roles
         embeddings, stream, context = self.start(input_ids, attention_mask, fixed.embeddings)
+        if edges is not None:
+            edges.begin(self, stream, input_ids, attention_mask)
         stream = stream.flatten(0, 1)
         closed = (1 - gates).to(stream.device, exact_dtype(stream.dtype)).reshape(-1, *graph.shape)
         groups, present = groups_of(gates, role_of, input_ids)
@@ -262,6 +278,7 @@ class MaskedModel(nn.Module):
         )
         stack = reads.stack
         chain = stream.new_zeros((), requires_grad=gates.requires_grad)
+        chain = chain if edges is None else edges.tied(chain)
         for row, (own, other) in enumerate(zip(embeddings, ablated.embeddings, strict=True)):
             stack.delta[row] = groups.sort((other if relative else other - own).expand_as(own).flatten(0, 1))
         for layer, block in enumerate(self.blocks):
@@ -270,7 +287,8 @@ class MaskedModel(nn.Module):
                 written = fixed.heads[layer].detach()
                 attention = block.sum_heads(written)
             else:
-                written, attention = block.write(self.attend(block, qkv, context, stack.all_open))
+                attended = (edges or attend)(block, qkv, context, graph.arch.kv_readers_per_head, stack.all_open)
+                written, attention = block.write(attended)
             chain = self.write_heads(chain, written, ablated.heads[layer], stack, block, relative)
             attention, mlp = attention.flatten(0, 1), None
             if ablated.mlps is not None:
@@ -286,23 +304,6 @@ class MaskedModel(nn.Module):
                 mlp = mlp.flatten(0, 1)
             stream = block.join(stream, attention, mlp)
         return self._last_input(chain, stream, reads.closed[-1], stack, positions, (batch, seq))
-
-    def attend(self, block: Block, qkv: Projected, context: Any, all_open: bool) -> Tensor:
-        """Attention-weighted values of a layer from what its readers give, `[batch, seq, head, head_dim]`.
-
-        With every gate open, heads that share k and v in the model see the same ones: the kernel then gets one of them,
-        as in the model, for its result depends on how often they are there. Gradients are those of all.
-        """
-        copies = self.graph.arch.kv_readers_per_head
-        if not all_open or copies == 1:
-            return block.attend(*block.heads(*qkv), context)
-        with torch.no_grad():
-            k, v = (part[:, :, ::copies] for part in qkv[1:])
-            values = block.attend(*block.heads(qkv[0], k, v), context)
-        if not torch.is_grad_enabled():
-            return values
-        separate = block.attend(*block.heads(*qkv), context)
-        return values + (separate - separate.detach())
 
     def write_heads(
         self, chain: Tensor, own: Tensor, other: Tensor, stack: DeltaStack, block: Block, relative: bool = False

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from edgeprune.models.changes import Changes, LayerChanges, alike
-from edgeprune.models.clean_run import LayerValues, StartingRun
+from edgeprune.models.clean_run import LayerValues, StartingRun, tokens_by_role
 from edgeprune.models.open_reads import open_sums, projected
 from edgeprune.models.projections import no_autocast
 from edgeprune.models.read_ops import ReadOps
@@ -80,7 +80,7 @@ class Rerun:
         wanted: Changes | None = None,
     ) -> None:
         self.start, self.keep, self.changes, self.reference, self.copies = start, keep, changes, reference, copies
-        self.blocks, self.graph = start.model.blocks, start.model.graph
+        self.blocks, self.graph = start.model.blocks, start.graph
         self.shape = start.batch.clean.shape
         self.alike = alike(self.graph, keep)
         self.wanted = wanted  # keep the state that these changes start from, at all positions
@@ -189,14 +189,25 @@ class Rerun:
         if seen:
             rows = self.full[copies, tokens]
             with no_autocast(rows):
-                inputs = open_sums(rows.flatten(0, 1), self.keep[readers][:, seen])
-            inputs = inputs.unflatten(0, rows.shape[:2]).add_(start)
+                inputs = self._open_sums(rows, readers, seen, tokens).add_(start)
         else:
             inputs = start.expand(copies.stop - copies.start, -1, len(readers), -1).clone()
         for place, reader in enumerate(readers):
             if reader in moves:
                 inputs[:, :, place] += moves[reader][copies, tokens]
         return inputs
+
+    def _open_sums(self, rows: Tensor, readers: list[int], seen: list[int], tokens: slice | Tensor) -> Tensor:
+        """What open edges bring into readers, `[K, N, readers, D]`, from N tokens' rows `[K, N, writers, D]`."""
+        role_of = self.start.role_of
+        if role_of is None:
+            return open_sums(rows.flatten(0, 1), self.keep[readers][:, seen]).unflatten(0, rows.shape[:2])
+        found = rows.new_empty((*rows.shape[:2], len(readers), rows.shape[-1]))
+        for role, places in tokens_by_role(role_of[tokens if isinstance(tokens, slice) else tokens.cpu()]):
+            own = rows[:, places]
+            sums = open_sums(own.flatten(0, 1), self.keep[role][readers][:, seen])
+            found[:, places] = sums.unflatten(0, own.shape[:2])
+        return found
 
     def _keep(self, layer: int, readers: list[int], inputs: Tensor, tokens: slice) -> None:
         """Note inputs `[1, tokens, readers, D]` of which the state is wanted."""
@@ -264,7 +275,7 @@ class Rerun:
         seen = _before(self.scored_writers, self.graph.num_visible[reader])
         if seen:
             with no_autocast(inputs):
-                inputs = inputs + open_sums(self.scored.flatten(0, 1), self.keep[[reader]][:, seen]).view_as(inputs)
+                inputs = inputs + self._open_sums(self.scored, [reader], seen, self.start.tokens)[:, :, 0]
         return inputs + moves[reader][:, self.start.tokens] if reader in moves else inputs
 
     def _logits(self, moves: dict[int, Tensor]) -> Tensor:

@@ -145,13 +145,22 @@ def check_gates(gates: Tensor, role_of: Tensor | None, input_ids: Tensor, graph:
                 f"gates of single tokens are for [batch, seq] = {tuple(gates.shape[:2])}, the prompts have "
                 f"{tuple(input_ids.shape)}"
             )
-    elif role_of.shape != input_ids.shape or role_of.is_floating_point():
+    else:
+        check_roles(role_of, gates.shape[-3], input_ids)
+
+
+def check_roles(role_of: Tensor, num_roles: int, input_ids: Tensor) -> None:
+    """Refuse numbers of roles, `[batch, seq]`, that are not of the prompts `input_ids`, or of `num_roles` roles.
+
+    Raises:
+        EdgepruneError: They have another shape or dtype, or name roles that there are no gates for.
+    """
+    if role_of.shape != input_ids.shape or role_of.is_floating_point():
         raise EdgepruneError(
             f"role_of must say the number of each token's role, [batch, seq] = {tuple(input_ids.shape)}, got "
             f"{role_of.dtype} of shape {tuple(role_of.shape)}"
         )
-    elif (highest := int(role_of.max())) >= gates.shape[-3] or int(role_of.min()) < 0:
+    if (highest := int(role_of.max())) >= num_roles or int(role_of.min()) < 0:
         raise EdgepruneError(
-            f"role_of must be 0 to {gates.shape[-3] - 1}, the roles that gates are for, got {int(role_of.min())} to "
-            f"{highest}"
+            f"role_of must be 0 to {num_roles - 1}, the roles that gates are for, got {int(role_of.min())} to {highest}"
         )

@@ -6,7 +6,8 @@ its family. The kernel is run on values that mark sets of tokens: a value of 1 a
 the weights over that set.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,19 +19,19 @@ from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.evaluator import Evaluator
 from edgeprune.graph import EdgeGraph
-from edgeprune.models.block import keeping, walk
-from edgeprune.models.circuit_run import CircuitRun
+from edgeprune.metrics.measure import gated_logits
+from edgeprune.models.block import Block, keeping, walk
 from edgeprune.models.masked import MaskedModel
+from edgeprune.models.read_ops import exact_dtype
 from edgeprune.nodes import writer_kind
 from edgeprune.reading.patterns import AttentionPatterns
 from edgeprune.reading.prompts import Prompt, prompts_of, real_tokens
 
 
 def circuit_heads(circuit: Circuit) -> tuple[str, ...]:
-    """Heads that matter in the circuit: a path of kept edges leads from them to the logits."""
-    circuit.require_no_roles("finding heads with a path to the logits")
+    """Heads that matter in the circuit: a path of kept edges leads from them to logits, with roles to scored ones."""
     graph, keep = circuit.graph, circuit.keep
-    reaching = (keep & graph.reaching_logits(keep)[:, None]).any(0).tolist()
+    reaching = (keep & graph.reaching_logits(keep)[..., None]).flatten(0, -2).any(0).tolist()
     return tuple(
         name for name, found in zip(graph.writers, reaching, strict=True) if found and writer_kind(name) == "head"
     )
@@ -44,7 +45,7 @@ def attention_patterns(
 
     Args:
         evaluator: Model, ablation and pairs; of long lists take `evaluator.limited(n)`.
-        circuit: The circuit.
+        circuit: The circuit; its roles, if it has some, must be those of the model (`MaskedModel.use_roles`).
         heads: Any heads of the model; None: those of the circuit (`circuit_heads`).
         tokenizer: For the labels of tokens; see `prompts_of`.
 
@@ -63,8 +64,7 @@ def attention_patterns(
         batch = batch.to(evaluator.model.device)
         everywhere = torch.eye(batch.clean.shape[1], device=batch.clean.device, dtype=torch.bool)
         parts = everywhere.expand(len(batch), -1, -1)
-        run = circuit_run(evaluator, batch, circuit.keep)
-        found = _of_heads(attention_in(run, parts, {layer for layer, _ in places}), places)
+        found = _of_heads(attention_in(evaluator, batch, circuit.keep, parts, {layer for layer, _ in places}), places)
         whole = attention_to(evaluator.model, batch.clean, batch.attention_mask, parts)
         other = _of_heads(dict(enumerate(whole)), places)
         prompts += prompts_of(batch, tokenizer)
@@ -76,32 +76,51 @@ def attention_patterns(
 
 
 @torch.no_grad()
-def attention_in(run: CircuitRun, parts: Tensor, layers: set[int] | None = None) -> dict[int, Tensor]:
+def attention_in(
+    evaluator: Evaluator, batch: PairBatch, keep: Tensor, parts: Tensor, layers: set[int] | None = None
+) -> dict[int, Tensor]:
     """Attention that every token pays to sets of tokens in a circuit's run.
 
     Args:
-        run: The circuit on one batch.
+        evaluator: Model and ablation.
+        batch: On the model's device.
+        keep: The circuit, bool of the graph's shape.
         parts: Bool or 0/1 `[batch, seq, part]`: which tokens each set has.
         layers: Which layers; None: all.
 
     Returns:
         By layer `[batch, seq, head, part]` in the model's dtype; rows of padding mean nothing.
     """
-    context, shape = run.context(1), run.batch.clean.shape
-    found: dict[int, Tensor] = {}
-    for layer, values in enumerate(run.layers):
-        if layers is None or layer in layers:
-            qkv = (part.unflatten(0, shape) for part in values.qkv)
-            q, k, _ = run.model.blocks[layer].heads(*qkv)
-            found[layer] = kernel_weights(run.model, layer, q, k, parts, context)
-    return found
-
-
-def circuit_run(evaluator: Evaluator, batch: PairBatch, keep: Tensor) -> CircuitRun:
-    """The circuit on a batch that is on the model's device."""
-    model: MaskedModel = evaluator.model
+    model = evaluator.model
     _, ablated = evaluator.runs(batch, evaluator.split)
-    return CircuitRun(model, batch, ablated, keep)
+    with _watched(model.blocks) as seen:
+        gated_logits(model, batch, keep.to(model.device, exact_dtype(model.dtype)), ablated)
+    return {
+        layer: kernel_weights(model, layer, q, k, parts, context)
+        for layer, (q, k, context) in enumerate(seen)
+        if layers is None or layer in layers
+    }
+
+
+@contextmanager
+def _watched(blocks: Sequence[Block]) -> Generator[list[tuple[Tensor, Tensor, Any]]]:
+    """What each layer's kernel gets in a run: queries, keys, and what the family's layers share."""
+    seen: list[tuple[Tensor, Tensor, Any]] = []
+
+    def watching(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def seeing(q: Tensor, k: Tensor, v: Tensor, context: Any) -> Tensor:
+            seen.append((q, k, context))
+            return attend(q, k, v, context)
+
+        return seeing
+
+    for block in blocks:
+        vars(block)["attend"] = watching(block.attend)
+    try:
+        yield seen
+    finally:
+        for block in blocks:
+            del vars(block)["attend"]
 
 
 def _head_place(graph: EdgeGraph, name: str) -> tuple[int, int]:

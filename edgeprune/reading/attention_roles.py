@@ -29,8 +29,8 @@ from edgeprune.evaluation.evaluator import Evaluator
 from edgeprune.json_numbers import json_fields, json_numbers
 from edgeprune.models.masked import MaskedModel
 from edgeprune.nodes import node_names, nodes_of_readers
-from edgeprune.reading.attention import attention_in, attention_to, circuit_run
-from edgeprune.roles import OTHER, role_names, role_tokens
+from edgeprune.reading.attention import attention_in, attention_to
+from edgeprune.roles import REST, role_names, role_tokens
 
 SCORED = "scored position"  # where the answer is read
 FIRST = "first token"  # where attention goes that has nothing to do
@@ -46,7 +46,7 @@ class HeadRoles:
     Attributes:
         heads: Names such as `a3.h7`, by layer.
         queries: Parts that attend: `SCORED` first, then the task's roles.
-        keys: Parts attended to: the task's roles, then `FIRST`, `SCORED` and `OTHER`. These three take only tokens
+        keys: Parts attended to: the task's roles, then `FIRST`, `SCORED` and `REST`. These three take only tokens
             without a role, and `FIRST` goes before `SCORED`; one without any token in all examples is left out. A token
             with several roles counts for each.
         patterns: Float64 `[head, query, key]`, over the examples that have both parts; NaN where none has.
@@ -70,7 +70,7 @@ class HeadRoles:
     def classes(self) -> dict[str, str]:
         """The class of every head: the key part whose tokens get most attention each at the scored position.
 
-        Per token, because `OTHER` has so many of them that it would get most of any attention without a direction.
+        Per token, because `REST` has so many of them that it would get most of any attention without a direction.
         """
         largest: list[int] = (self.patterns[:, 0] / self.sizes).nan_to_num(-1.0).argmax(-1).tolist()
         return {head: self.keys[key] for head, key in zip(self.heads, largest, strict=True)}
@@ -108,7 +108,7 @@ def head_roles(
     """
     names = role_names(batches)
     _check_names(names)
-    queries, keys = (SCORED, *names), (*names, FIRST, SCORED, OTHER)
+    queries, keys = (SCORED, *names), (*names, FIRST, SCORED, REST)
     heads = [name for name in model.graph.writers if name.startswith("a")]
     total = torch.zeros(len(heads), len(queries), len(keys), dtype=torch.float64)
     count = torch.zeros(len(queries), len(keys), dtype=torch.float64)
@@ -147,7 +147,7 @@ def attention_by_role(evaluator: Evaluator, circuit: Circuit) -> tuple[HeadRoles
     circuit.check_fits(evaluator.graph)
 
     def in_circuit(batch: PairBatch, parts: Tensor) -> Tensor:
-        return torch.stack(list(attention_in(circuit_run(evaluator, batch, circuit.keep), parts).values()))
+        return torch.stack(list(attention_in(evaluator, batch, circuit.keep, parts).values()))
 
     model, batches, progress = evaluator.model, evaluator.batches, evaluator.progress
     return head_roles(model, batches, progress, in_circuit), head_roles(model, batches, progress)
@@ -159,7 +159,7 @@ def _check_names(names: Sequence[str]) -> None:
             "the task marks no position roles, so heads cannot be described by what they attend to; "
             "give its prompts `roles`, or compare circuits of one graph edge by edge"
         )
-    for name in (SCORED, FIRST, OTHER, MLP, EMBED, LOGITS):
+    for name in (SCORED, FIRST, REST, MLP, EMBED, LOGITS):
         if name in names:
             raise EdgepruneError(f"role name {name!r} is taken; rename the task's role")
 

@@ -140,6 +140,7 @@ def direct_attribution(
         EdgepruneError: The circuit is of another graph, the direction is not defined for an example, or the model's
             head is not linear after its norm.
     """
+    circuit.require_no_roles("direct attribution")
     circuit.check_fits(evaluator.graph)
     model = evaluator.model
     parts: list[list[Tensor]] = []

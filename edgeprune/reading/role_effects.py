@@ -7,11 +7,11 @@ b of the circuit (see `edgeprune.evaluation.minimality`, (1)) by
 
 exactly, by a run for each edge and part, and to first order by
 
-    first_order(e, p) = sum over positions t of p of  -db / d gate(e, t)                                           (2)
+    first_order(e, p) = -db / d gate(e, p)                                                                         (2)
 
-where every token has a gate of its own: one forward and one backward pass for all edges. The parts are the task's roles
-and all other tokens; each position belongs to one part, so that (2) adds up to the first-order effect of the whole
-edge. The exact effects (1) need not.
+where every edge has a gate at each part: one forward and one backward pass for all edges. The parts are the task's
+roles and all other tokens, `rest`; each position belongs to one part, so that (2) adds up to the first-order effect of
+the whole edge. The exact effects (1) need not.
 """
 
 from collections.abc import Sequence
@@ -29,12 +29,13 @@ from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.effects import effects_against_circuit
 from edgeprune.evaluation.evaluator import Evaluator
 from edgeprune.evaluation.leave_one_out import Edge, each_without_at
-from edgeprune.graph import EdgeGraph
+from edgeprune.graph import EdgeGraph, RoleSpec
 from edgeprune.json_numbers import json_fields, json_numbers
 from edgeprune.methods.attribution import closing_effects
 from edgeprune.methods.problem import Metric, Problem
 from edgeprune.metrics.registry import measure_named
-from edgeprune.roles import parts_of, positions_by_part, role_names
+from edgeprune.models.circuit_run import state_bytes
+from edgeprune.roles import REST, parts_of, positions_by_part, role_names
 from edgeprune.tables import Numbers, table
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ ALL_POSITIONS = "all positions"
 MAX_EXACT = 40
 _SHOWN_ROWS = 20
 _WHAT = "effects by role, first order"
+_BACKWARD = 2  # times the memory of a circuit's state that a run and its gradient take, about
 
 
 @final
@@ -56,7 +58,7 @@ class RoleEffects:
     Attributes:
         graph: The graph.
         measure: Name of the measure.
-        parts: Roles of the task, then all other tokens, P of them.
+        parts: Roles of the task, then `rest`, all other tokens, P of them.
         edges: Kept edges, `(reader, writer)`, E of them.
         first_order: (2), float64 `[E, P]`.
         exact_edges: Places in `edges` of those that were run, N of them, the largest first: by the sum of absolute
@@ -178,7 +180,7 @@ def role_effects(
         measure: What is measured: `"logit_difference"`, `"kl"`, or another that `edgeprune.methods.problem` has.
         max_exact: So many edges are also run exactly, those with the largest first-order effects; 0: none. One costs a
             partial run for each role and two more.
-        memory_gb: For exact runs, in 1e9 bytes.
+        memory_gb: For the runs, in 1e9 bytes.
 
     Raises:
         EdgepruneError: The circuit is of another graph, no prompt has a role, the measure is not defined for some pair,
@@ -193,9 +195,10 @@ def role_effects(
             "the task marks no position roles, so effects cannot be told apart by them; give its prompts `roles`, or "
             "look at whole edges with `edgeprune.evaluation.minimality`"
         )
+    circuit.require_no_roles("the effects of closing an edge at parts of the prompt")
     keep = circuit.keep
     edges: tuple[Edge, ...] = tuple((reader, writer) for reader, writer in keep.nonzero().tolist())
-    by_part = first_order_effects(evaluator, keep, measure, roles)[:, keep].T
+    by_part = first_order_effects(evaluator, keep, measure, roles, memory_gb)[:, keep].T
     chosen = by_size(by_part)[:max_exact].tolist()
 
     def places(batch: PairBatch) -> Tensor:
@@ -218,26 +221,43 @@ def role_effects(
     )
 
 
-def first_order_effects(evaluator: Evaluator, keep: Tensor, measure: Metric, roles: Sequence[str]) -> Tensor:
+def first_order_effects(
+    evaluator: Evaluator, keep: Tensor, measure: Metric, roles: Sequence[str], memory_gb: float = 2.0
+) -> Tensor:
     """(2) of every edge at a circuit's gates, mean over examples, float64 `[part, reader, writer]` on the CPU.
 
-    Edges that are not kept have the effect of closing them further, which is no part of the circuit. One example is
-    run at a time: its gates take 4 * tokens * readers * writers bytes, and their gradient as much.
+    Edges that are not kept have the effect of closing them further, which is no part of the circuit. The gates, and
+    their gradient, take 4 * parts * readers * writers bytes each.
+
+    Args:
+        evaluator: Model, ablation and pairs.
+        keep: The circuit, bool `[reader, writer]`.
+        measure: What is measured.
+        roles: Of the task; all other tokens are the last part.
+        memory_gb: As many examples are run at once as this holds, in 1e9 bytes; one at least.
+
+    Raises:
+        EdgepruneError: A role is called `rest`, or the model's reads take no gates by role.
     """
     model = evaluator.model
+    if REST in roles:
+        raise EdgepruneError(f"a role of the task is called {REST!r}, the role of tokens without any; rename it")
+    before, parts = model.graph.roles, RoleSpec(parts_of(roles))
     problem = Problem(model, evaluator.batches, evaluator.runs, measure, evaluator.split)
-    total = torch.zeros(len(roles) + 1, *model.graph.shape, dtype=torch.float64)
     gates = keep.to(model.device, torch.float64 if model.dtype == torch.float64 else torch.float32)
-    done = 0
-    for batch in evaluator.batches:
-        for row in range(len(batch)):
-            evaluator.progress(_WHAT, done, evaluator.num_examples)
-            one = batch.rows(slice(row, row + 1)).to(model.device)
-            full, ablated = evaluator.runs(one, evaluator.split)
-            each = gates.expand(*one.clean.shape, -1, -1)
-            effects = closing_effects(problem, one, full, ablated, each)
-            parts = positions_by_part(one, roles).double()
-            total += torch.einsum("pbs,bsrw->prw", parts, effects).cpu()
-            done += 1
+    gates = gates.expand(len(parts), -1, -1)
+    total, done = torch.zeros(gates.shape, dtype=torch.float64), 0
+    model.use_roles(parts)
+    try:
+        for batch in evaluator.batches:
+            at_once = max(1, int(memory_gb * 1e9 / (_BACKWARD * state_bytes(model) * batch.clean.shape[1])))
+            for start in range(0, len(batch), at_once):
+                evaluator.progress(_WHAT, done, evaluator.num_examples)
+                some = batch.rows(slice(start, start + at_once)).to(model.device)
+                full, ablated = evaluator.runs(some, evaluator.split)
+                total += closing_effects(problem, some, full, ablated, gates).cpu()
+                done += len(some)
+    finally:
+        model.use_roles(before)
     evaluator.progress(_WHAT, done, evaluator.num_examples)
     return total / done

@@ -23,7 +23,7 @@ from edgeprune.evaluation.functional import functional_test
 from edgeprune.evaluation.hypothesis import HypothesisOptions, run_hypothesis_tests
 from edgeprune.evaluation.mib import mib_curves
 from edgeprune.evaluation.minimality import marginal_effects
-from edgeprune.evaluation.random_paths import inflated_circuits
+from edgeprune.evaluation.random_paths import inflated_circuits, useful_edges
 from edgeprune.evaluation.suffix import ablate_suffix
 from edgeprune.metrics.examples import ExampleValues
 from edgeprune.metrics.normalise import normalise
@@ -106,9 +106,10 @@ def evaluate_circuits(
     runs = sections_of_runs(chosen, found[main].values.circuits(slice(2 + len(chosen))), about, options.resampling)
     tested = evaluators[main].limited(options.num_test_examples)
     for row, circuit in zip(rows, chosen, strict=True):
-        row["known"] = {name: against_known(circuit, truth).to_dict() for name, truth in options.known.items()}
+        row["known"] = {name: against_known(circuit.union(), truth).to_dict() for name, truth in options.known.items()}
         for name in options.tests:
-            row[name] = TESTS[name](tested, circuit, options)
+            with tested.on_graph_of(circuit):
+                row[name] = TESTS[name](tested, circuit, options)
     return {
         "schema": SCHEMA,
         "measures": _definitions(tested),
@@ -129,7 +130,7 @@ def _weights(evaluator: Evaluator) -> Json:
 
 def _about(circuit: Circuit) -> Json:
     """What is known of a circuit without running it."""
-    graph, header = circuit.graph, circuit.header
+    graph, header, plain = circuit.graph, circuit.header, circuit.graph.without_roles
     return {
         "method": header.get("method"),
         "seed": header.get("seed"),
@@ -139,13 +140,21 @@ def _about(circuit: Circuit) -> Json:
         "sparsity": circuit.sparsity,
         "dangling": circuit.num_dangling,
         "nodes": len(circuit.nodes()),
-        "layers": {name: _counts(circuit, edges) for name, edges in reader_layers(graph)},
-        "kinds": {name: _counts(circuit, edges) for name, edges in edge_kinds(graph)},
+        "layers": {name: _counts(circuit, edges) for name, edges in reader_layers(plain)},
+        "kinds": {name: _counts(circuit, edges) for name, edges in edge_kinds(plain)},
+        **({"roles": list(circuit.roles), "union": _union(circuit)} if circuit.roles else {}),
     }
 
 
+def _union(circuit: Circuit) -> Json:
+    """Size of the circuit without roles that keeps an edge if this one does at any."""
+    union = circuit.union()
+    sizes = {"edges": union.num_edges, "all_edges": union.graph.num_edges, "sparsity": union.sparsity}
+    return {**sizes, "dangling": union.num_dangling}
+
+
 def _counts(circuit: Circuit, edges: Tensor) -> dict[str, int]:
-    return {"kept": int((circuit.keep & edges).sum()), "existing": int(edges.sum())}
+    return {"kept": int((circuit.keep & edges).sum()), "existing": int((circuit.graph.exists & edges).sum())}
 
 
 def _definitions(evaluator: Evaluator) -> Json:
@@ -191,18 +200,25 @@ class _Found:
 
 def _run(evaluator: Evaluator, ablation: str, circuits: Sequence[Circuit], options: EvaluationOptions) -> _Found:
     """Run the circuits and their random controls under one ablation."""
-    graph = evaluator.graph
-    matrices: list[Tensor | None] = [None, graph.all_closed(), *(circuit.keep for circuit in circuits)]
-    places: dict[int, list[int]] = {}
-    for size in dict.fromkeys(circuit.num_edges for circuit in circuits):
-        places[size] = list(range(len(matrices), len(matrices) + options.seeds))
-        matrices += [Circuit.random(graph, size, seed).keep for seed in range(options.seeds)]
+    closed = evaluator.graph.without_roles.all_closed()
+    matrices: list[Tensor | None] = [None, closed, *(circuit.keep for circuit in circuits)]
+    places: dict[tuple[bool, int], list[int]] = {}
+    for circuit in circuits:
+        if (size := _size(circuit)) not in places:
+            places[size] = list(range(len(matrices), len(matrices) + options.seeds))
+            drawn = (Circuit.random(circuit.graph, circuit.num_edges, seed) for seed in range(options.seeds))
+            matrices += [one.keep for one in drawn]
     values = evaluator(matrices, f"circuits, {ablation}")
     draws = vars(options.resampling)
     evaluated = values.circuits(slice(len(circuits) + 2))
     normalised = bootstrap_of(evaluated, lambda figures: normalise(figures[:, 2:], figures[:, :2]), **draws)
-    random = [places[circuit.num_edges] for circuit in circuits]
+    random = [places[_size(circuit)] for circuit in circuits]
     return _Found(values, random, bootstrap(evaluated, **draws), normalised)
+
+
+def _size(circuit: Circuit) -> tuple[bool, int]:
+    """What a random circuit has in common with this one: whether edges are at roles, and how many there are."""
+    return bool(circuit.roles), circuit.num_edges
 
 
 def _add_labels(rows: list[Json], values: ExampleValues, options: EvaluationOptions) -> None:
@@ -223,12 +239,15 @@ def _add_labels(rows: list[Json], values: ExampleValues, options: EvaluationOpti
 def _pairs(
     circuits: Sequence[Circuit], values: ExampleValues, resampling: Resampling, progress: Progress
 ) -> Iterator[Json]:
-    """Every two circuits: what they share, and how their figures differ on the same pairs."""
+    """Every two circuits: what they share, of circuits with roles their unions, and how their figures differ."""
     evaluated = values.circuits(slice(2, 2 + len(circuits)))
     differences = paired_differences(evaluated, **vars(resampling), report=progress)
     places = combinations(range(len(circuits)), 2)
-    for (a, b), overlap, found in zip(places, compare_every_two(circuits), differences, strict=True):
-        yield {"a": a, "b": b, **overlap, "differences": {name: one.to_dict() for name, one in found.items()}}
+    of_unions = any(circuit.roles for circuit in circuits)
+    shared = compare_every_two([circuit.union() for circuit in circuits])
+    for (a, b), overlap, found in zip(places, shared, differences, strict=True):
+        about = {"a": a, "b": b, **({"of_unions": True} if of_unions else {})}
+        yield {**about, **overlap, "differences": {name: one.to_dict() for name, one in found.items()}}
 
 
 # -------------------------------------------------------------------- tests
@@ -250,8 +269,8 @@ def _minimality(evaluator: Evaluator, circuit: Circuit, options: EvaluationOptio
         evaluator, circuit.keep, measure, scores=circuit.ranking, max_edges=options.num_minimality_edges
     )
     section = found.to_dict()
-    if 0 < circuit.num_edges < circuit.graph.num_edges:
-        others = inflated_circuits(circuit.graph, circuit.keep, options.num_random)
+    if circuit.num_edges and (useful_edges(evaluator.graph) & ~circuit.keep).any():
+        others = inflated_circuits(evaluator.graph, circuit.keep, options.num_random)
         losses = evaluator(others.gates, "random edges", [measure]).figures()[:, 0]
         section["significance"] = minimality_test(found.effects, others.effects(losses), found.names).to_dict()
     return section

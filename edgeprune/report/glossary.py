@@ -34,7 +34,7 @@ _TERMS = (
     ),
     ("reading", "direct attribution", "What a writer adds to the answer itself, past all later heads and MLPs."),
     ("reading", "first order", "Of an effect: the slope of the measure in the edge's gate, at the circuit."),
-    ("reading", "other tokens", "All positions of a prompt on which no role lies."),
+    ("reading", "rest", "All positions of a prompt on which no role lies."),
     ("mib", "CPR", "Area below normalised faithfulness by share of edges; higher is better (arXiv 2504.13151)."),
     ("mib", "CMD", "Area between that curve and 1; lower is better (arXiv 2504.13151)."),
     (

@@ -116,11 +116,12 @@ def _summary_table(result: Result, caption: str, measures: Sequence[str], folded
 
 
 def _sizes(circuit: Json) -> list[Cell]:
-    existing = circuit.get("all_edges")
+    existing, union = circuit.get("all_edges"), part(circuit, "union")
+    of_roles = f", union {number(union['edges'])} of {number(union['all_edges'])}" if union else ""
     return [
         cell(plain(circuit["method"]) if circuit.get("method") else UNDEFINED),
-        cell(circuit.get("edges"), small=f"of {number(existing)}" if existing is not None else ""),
-        cell(circuit.get("sparsity"), percent),
+        cell(circuit.get("edges"), small=f"of {number(existing)}{of_roles}" if existing is not None else ""),
+        cell(circuit.get("sparsity"), percent, small=f"union {percent(union['sparsity'])}" if union else ""),
         *(cell(circuit.get(name)) for name in ("dangling", "nodes")),
     ]
 

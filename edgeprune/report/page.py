@@ -19,6 +19,7 @@ from edgeprune.report.result import Result
 SECTIONS: tuple[Callable[[Result], Section | None], ...] = (
     overview.summary,
     overview.frontier,
+    variations.seeds,
     variations.ablations,
     variations.controls,
     structure.layers,

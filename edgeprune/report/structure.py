@@ -168,7 +168,7 @@ def overlap(result: Result) -> Section | None:
         "many edges or more. Differences are the first circuit's figure minus the second's on the same examples."
     )
     matrix = [_matrix(result, pairs)] if len(result.circuits) > 2 else []
-    tables = [*matrix, _overlap_table(result, pairs), _difference_table(result, pairs)]
+    tables = [*matrix, _overlap_table(result, pairs), _difference_table(result, pairs), _score_table(result, pairs)]
     return Section.of("overlap", "Each two circuits", intro, tables) if pairs else None
 
 
@@ -188,6 +188,31 @@ def _overlap_table(result: Result, pairs: list[Json]) -> Table:
         ]
         rows.append(Row(result.name_at(pair.get("a")), cells))
     return Table("Edges and nodes that two circuits share", columns, rows)
+
+
+_RANKS = {
+    "ruzicka": Column("Ružička", "of weights", "Sum of the smaller / sum of the larger weight of each edge"),
+    "same_sign": Column("same sign", "of shared edges", "Share of the edges in both whose scores have one sign"),
+    "spearman_all": Column("Spearman", "all edges", "Rank correlation of the scores over all edges of the graph"),
+    "kendall_all": Column("Kendall", "all edges", "Tau-b of the scores over all edges of the graph"),
+    "spearman_kept": Column("Spearman", "kept edges", "Rank correlation over the edges that one of the two keeps"),
+    "kendall_kept": Column("Kendall", "kept edges", "Tau-b over the edges that one of the two keeps"),
+}
+
+
+def _score_table(result: Result, pairs: list[Json]) -> Table:
+    """How far the scores of two circuits agree: figures of edges, not of examples, and so without intervals."""
+    found = [(pair, {**part(pair, "weights"), **part(pair, "ranks")}) for pair in pairs]
+    shown = [key for key in _RANKS if any(finite(values.get(key)) is not None for _, values in found)]
+    columns = [CIRCUIT, Column.words("and"), *(_RANKS[key] for key in shown)]
+    rows = [
+        Row(
+            result.name_at(pair.get("a")),
+            [cell(result.name_at(pair.get("b"))), *(cell(values.get(key)) for key in shown)],
+        )
+        for pair, values in found
+    ]
+    return Table("Scores of two circuits", columns, rows if shown else [])
 
 
 def _matrix(result: Result, pairs: list[Json]) -> Table:

@@ -63,18 +63,21 @@ def circuit_table(result: Json) -> Table:
     )
     faithful = [name for name in ANSWERS if name in result["measures"]][:1]
     ends = result["ends"][about["ablation"]]
-    blank = [""] * 3
+    unions = [Numbers("union's sparsity", 4), Numbers("edges")] if about.get("roles") else []
+    blank = [""] * (3 + len(unions))
     rows: list[list[Value]] = []
     for row in result["circuits"]:
         found = row["ablations"][about["ablation"]]
-        sizes = (row["sparsity"], row["edges"], row["dangling"])
+        union = row.get("union", row)
+        sizes = (row["sparsity"], row["edges"], row["dangling"], *(union["sparsity"], union["edges"])[: len(unions)])
         figures = [*(found["measures"][name] for name in shown), *(found["normalised"][name] for name in faithful)]
         rows.append([row["name"], *sizes, *map(_figure, figures)])
         spreads = [dim(_spread(found["random"][name])) for name in shown]
         rows.append([dim("  random"), *blank, *spreads, *[""] * len(faithful)])
     for end, label in ENDS.items():
         rows.append([label, *blank, *(_figure(ends[end][name]) for name in shown), *[""] * len(faithful)])
-    columns = ["circuit", Numbers("sparsity", 4), Numbers("edges"), Numbers("dangling"), *_measures(result, shown)]
+    columns = ["circuit", Numbers("sparsity", 4), Numbers("edges"), Numbers("dangling"), *unions]
+    columns += _measures(result, shown)
     columns += [Numbers(f"faithfulness ({column.heading})") for column in _measures(result, faithful)]
     return table(title, columns, rows)
 
@@ -119,6 +122,7 @@ def pair_table(result: Json) -> Table:
         every = f"{len(pairs):,}"
         pairs = [pair for pair in pairs if pair["b"] == pair["a"] + 1]
         title = f"Each circuit and the next on the same pairs ({len(pairs)} of {every}; --json and --report have all)"
+    title += "; edges shared by their unions" if any(pair.get("of_unions") for pair in pairs) else ""
     rows: list[list[Value]] = []
     for pair in pairs:
         names = (result["circuits"][pair[side]]["name"] for side in ("a", "b"))

@@ -1,13 +1,40 @@
-"""Sections on what else was tried: other ablations, other choices of edges, and each kind of examples."""
+"""Sections on what else was tried: other seeds, other ablations, other choices of edges, and each kind of examples."""
 
 from dataclasses import replace
 from statistics import mean, stdev
 
 from edgeprune.report.blocks import CIRCUIT, Cell, Column, Facts, Row, Section, Table
 from edgeprune.report.result import ENDS, Json, Result, cell, circuits_with, entries, items, numbers, part
-from edgeprune.report.text import UNDEFINED, counted, finite, number, percent, words
+from edgeprune.report.text import UNDEFINED, counted, finite, number, percent, plain, words
 
 _NUM_GRIDS = 3
+
+
+# -------------------------------------------------------------------- seeds
+def seeds(result: Result) -> Section | None:
+    """Circuits of one method that differ in their seed."""
+    columns = [CIRCUIT, Column.words("method"), Column("seeds"), Column("edges"), *map(result.column, result.main)]
+    rows = [
+        Row(", ".join(result.name_at(place) for place in items(group, "circuits")), _seed_cells(result, group))
+        for group in entries(result.data, "seeds")
+    ]
+    intro = (
+        "Circuits that one method found with different seeds, none with 10 % more edges than the smallest: the mean of "
+        "their figures, and its standard deviation over the seeds."
+    )
+    return Section.of("seeds", "Seeds", intro, [Table(f"Over seeds, {result.ablation} ablation", columns, rows)])
+
+
+def _seed_cells(result: Result, group: Json) -> list[Cell]:
+    names, edges = [str(seed) for seed in items(group, "seeds")], numbers(group, "edges")
+    sizes = " to ".join(number(int(size)) for size in sorted({min(edges), max(edges)})) if edges else UNDEFINED
+    found = part(group, "ablations", result.ablation, "measures")
+    return [
+        cell(plain(group["method"]) if group.get("method") else UNDEFINED),
+        cell(len(names), title=f"seeds {', '.join(names)}"),
+        Cell(sizes, sort=mean(edges) if edges else None),
+        *(result.spread(found, measure) for measure in result.main),
+    ]
 
 
 # -------------------------------------------------------------------- ablations

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from edgeprune.circuit import Circuit
 from edgeprune.cli import main
 from edgeprune.comparison.overlap import by_chance, compare_circuits, cut_to, edge_overlap
 from edgeprune.compiled import true_circuit
-from edgeprune.graph import ArchSpec, EdgeGraph
+from edgeprune.graph import ArchSpec, EdgeGraph, RoleSpec
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
@@ -145,6 +146,100 @@ def test_nothing_is_wider_than_a_terminal(files: list[str], capsys: pytest.Captu
     tables = [line for line in shown.splitlines() if not line.startswith(("A: ", "B: "))]
     assert max(map(len, tables)) <= 80
     assert "…" not in shown
+
+
+# ---------------------------------------------------------------- roles
+def role_files(folder: Path, names: tuple[str, ...] = ("IO", "S2", "rest")) -> list[str]:
+    graph = GRAPH.with_roles(RoleSpec(names))
+    noise = torch.rand(2, *graph.shape, generator=torch.Generator().manual_seed(2))
+    sizes = zip(noise, (60, 40), strict=True)
+    made = [Circuit.from_scores(graph, scores, num_edges=size, header=HEADER) for scores, size in sizes]
+    return [str(one.save(folder / f"{len(names)}_{place}.safetensors")) for place, one in enumerate(made)]
+
+
+def test_circuits_with_roles_are_compared_at_each_role_and_as_unions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = role_files(tmp_path)
+    result = compare(tmp_path, *paths, "--edges")
+    first, second = map(Circuit.load, paths)
+    (pair,) = result["pairs"]
+    names = [set(one.edges()) for one in (first, second)]
+    assert (pair["both"], pair["only_found"]) == (len(names[0] & names[1]), len(names[0] - names[1]))
+    assert pair["expected"] == pytest.approx(60 * 40 / (3 * 94))
+    assert set(pair["edges_only_b"]) == names[1] - names[0]
+    for role, found in pair["roles"].items():
+        here = [{edge for edge in some if edge.endswith(f"@{role}")} for some in names]
+        assert found["both"] == len(here[0] & here[1])
+        assert found["jaccard"] == pytest.approx(len(here[0] & here[1]) / len(here[0] | here[1]))
+    assert sum(found["only_reference"] for found in pair["roles"].values()) == pair["only_reference"]
+    for part in (pair["kinds"], pair["layers"]):
+        assert sum(found["both"] for found in part.values()) == pair["both"]
+    unions = [{edge.partition("@")[0] for edge in some} for some in names]
+    assert pair["union"]["both"] == len(unions[0] & unions[1])
+    assert pair["union"]["log10_p_value"] == by_chance(pair["union"]["both"], *map(len, unions), 94)["log10_p_value"]
+    assert [row["union"] for row in result["circuits"]] == list(map(len, unions))
+    assert pair["matched"]["edges"] == 40
+    assert result["unions"] is None
+    shown = capsys.readouterr().out
+    assert "A and B by role" in shown
+    assert "any (union)" in shown
+    assert "Shared edges of the unions" in shown
+
+
+def test_with_a_circuit_without_roles_unions_are_compared_and_that_is_said(
+    tmp_path: Path, files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_roles = role_files(tmp_path)[0]
+    union = set(Circuit.load(with_roles).union().edges())
+    for other, edges in (
+        (files[0], Circuit.load(files[0]).edges()),
+        (files[2], json.loads(Path(files[2]).read_text())),
+    ):
+        result = compare(tmp_path, with_roles, other)
+        assert result["pairs"][0]["both"] == len(union & set(edges))
+        assert "roles" not in result["pairs"][0]
+        assert result["unions"] == f"of circuits with roles, unions are compared, for {other} has no roles"
+        assert result["unions"] in capsys.readouterr().out
+
+
+def test_circuits_with_roles_are_run_with_them(
+    tmp_path: Path, files: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = {"class_path": "CompiledTask", "init_args": {"program": "reverse", "lengths": [3]}}
+    config = tmp_path / "data.yaml"
+    config.write_text(yaml.safe_dump({"data": {"task": task, "eval_batch_size": 8}}))
+    size = 4  # tokens of a prompt: three and the one that starts it
+    truth, roles = Circuit.load(files[0]), RoleSpec(tuple(f"p{place}" for place in range(size)))
+    everywhere = truth.with_roles(roles)
+    keep = everywhere.keep.clone()
+    keep[-1] = False
+    paths = [
+        str(one.save(tmp_path / f"{name}.safetensors"))
+        for name, one in (("everywhere", everywhere), ("some", everywhere.with_edges(keep, {})))
+    ]
+    here = ["--config", str(config), "--split", "validation"]
+    plain = compare(tmp_path, files[0], files[1], *here)["circuits"][0]
+    rows = compare(tmp_path, *paths, *here)["circuits"]
+    assert rows[0]["kl"] == pytest.approx(plain["kl"], abs=1e-9)
+    assert abs(rows[1]["kl"] - plain["kl"]) > 1e-3
+    with_rest = role_files(tmp_path)
+    capsys.readouterr()
+    assert main(["compare", *with_rest, *here]) == 2
+    assert "no prompt has a role 'IO'" in error_line(capsys)
+
+
+def test_other_roles_are_refused_unless_unions_are_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = role_files(tmp_path)[0], role_files(tmp_path, ("IO", "rest"))[0]
+    assert main(["compare", one, two]) == 2
+    line = error_line(capsys)
+    assert f"{two} has the roles IO, rest, {one} has IO, S2, rest; compare their unions with --union" in line
+    result = compare(tmp_path, one, two, "--union")
+    assert result["unions"] == "of circuits with roles, unions are compared, as asked"
+    sizes = [Circuit.load(path).union().num_edges for path in (one, two)]
+    assert [row["edges"] for row in result["circuits"]] == sizes
 
 
 # ---------------------------------------------------------------- mistakes

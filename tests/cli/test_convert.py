@@ -9,7 +9,7 @@ from edgeprune.circuit import Circuit
 from edgeprune.cli import main
 from edgeprune.compiled import load_compiled, true_circuit
 from edgeprune.formats import FORMATS, read_circuit, write_circuit
-from edgeprune.graph import ArchSpec, EdgeGraph
+from edgeprune.graph import ArchSpec, EdgeGraph, RoleSpec
 from tests.formats.circuits import PLAIN, same_bits, scored, written
 
 REVERSE = EdgeGraph(ArchSpec(num_layers=4, num_heads=1, num_kv_heads=1, split_embedding=True))
@@ -46,6 +46,31 @@ def test_there_and_back(tmp_path: Path, ours: Path, capsys: pytest.CaptureFixtur
     assert same_bits(found.scores, circuit.scores)
     assert torch.equal(found.keep, circuit.keep)
     assert found.header["source"] == "a.json"
+
+
+def test_of_roles_other_formats_get_the_union_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    graph = PLAIN.with_roles(RoleSpec(("IO", "rest")))
+    made = Circuit.random(graph, 60, seed=1)
+    path, union = str(made.save(tmp_path / "roles.safetensors")), made.union()
+    again, out = tmp_path / "again.safetensors", tmp_path / "union.json"
+    assert main(["convert", path, str(again)]) == 0
+    assert Circuit.load(again).edges() == made.edges()
+    assert capsys.readouterr().err == ""
+    for form in ("edges", "eap-ig-json", "auto-circuit-edges"):
+        assert main(["convert", path, str(out), "--to", form]) == 2
+        line = error_line(capsys)
+        assert f"{path} has the roles IO, rest, and files of {form} have none" in line
+        assert line.endswith("write the edges kept at any with --union")
+        assert not out.exists()
+        assert main(["convert", path, str(out), "--to", form, "--union"]) == 0
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"60 edges at the roles IO, rest are written as the {union.num_edges} of their union" in line
+        found = read_circuit(out, graph)  # a graph with roles stands for the one without
+        assert set(found.circuit.edges()) == set(union.edges())
+        out.unlink()
+    assert main(["convert", path, str(again), "--union"]) == 0
+    assert Circuit.load(again).roles == ()
+    assert Circuit.load(again).edges() == union.edges()
 
 
 def test_scores_or_an_empty_circuit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import torch
 from edgeprune.circuit import Circuit
 from edgeprune.cli import main
 from edgeprune.errors import EdgepruneError
-from edgeprune.graph import ArchSpec, EdgeGraph
+from edgeprune.graph import ArchSpec, EdgeGraph, RoleSpec
 from edgeprune.patching import PatchingResult
 from edgeprune.patching.heatmap import draw_heatmaps, panels
 
@@ -194,6 +194,73 @@ def test_a_run_becomes_a_page_with_all_its_circuits(tmp_path: Path) -> None:
     assert [item["name"] for item in data["circuits"]] == ["sparsity-0.5000", "sparsity-0.8000", "final"]
 
 
+def role_circuit_file(folder: Path, name: str, roles: tuple[str, ...] = ("IO", "S2", "rest")) -> str:
+    made = Circuit.random(GRAPH.with_roles(RoleSpec(roles, scored=(roles[-1],))), 20, seed=len(roles))
+    return str(made.save(folder / f"{name}.safetensors"))
+
+
+def test_circuits_with_roles(tmp_path: Path) -> None:
+    path = role_circuit_file(tmp_path, "one")
+    made = Circuit.load(path)
+    for more, role in (([], None), (["--role", "S2"], "S2"), (["--role", "union"], "union")):
+        assert main(["draw", path, *more]) == 0
+        data = page_data(tmp_path / "one.html")
+        assert (data["role"], len(data["order"][0])) == (role, 20)
+        assert len(data["union"]["order"][0]) == made.union().num_edges
+    for more, number in (([], made.union().num_edges), (["--role", "S2"], int(made.keep[1].sum()))):
+        assert main(["draw", path, "--out", str(tmp_path / "one.dot"), *more]) == 0
+        assert (tmp_path / "one.dot").read_text().count(' class="') == number
+    assert main(["draw", path, "--out", str(tmp_path / "one.dot"), "--role", "S2", "--without-dangling"]) == 0
+    useful = int(made.without_dangling().keep[1].sum())
+    assert useful < int(made.keep[1].sum())
+    assert (tmp_path / "one.dot").read_text().count(' class="') == useful
+    assert main(["draw", path, "--max-edges", "7"]) == 0
+    assert len(page_data(tmp_path / "one.html")["order"][0]) == 7
+
+
+def test_differences_of_circuits_with_roles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, same = role_circuit_file(tmp_path, "one"), role_circuit_file(tmp_path, "same")
+    other, plain = role_circuit_file(tmp_path, "other", ("IO", "rest")), circuit(tmp_path, "plain", 9)
+    (tmp_path / "truth.json").write_text(json.dumps(["embed->m0", "m0->logits"]))
+    assert main(["draw", one, "--diff", same]) == 0
+    assert page_data(tmp_path / "one.html")["compare"] == 1
+    for path in (other, plain, str(tmp_path / "truth.json")):
+        assert main(["draw", one, "--diff", path]) == 2
+        assert "one has the roles IO, S2, rest; compare their unions: --role union" in error_line(capsys)
+        assert main(["draw", one, "--diff", path, "--role", "union"]) == 0
+        data = page_data(tmp_path / "one.html")
+        assert "role" not in data
+        assert len(data["order"][0]) == Circuit.load(one).union().num_edges
+        assert main(["draw", one, "--diff", path, "--out", str(tmp_path / "x.svg")]) == 0
+        assert "only in one" in (tmp_path / "x.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["one", "--role", "S3"], "no role named 'S3'; the roles are IO, S2, rest"),
+        (["one", "--role", "S3", "--out", "x.svg"], "no role named 'S3'"),
+        (["plain", "--role", "S2"], "--role S2: plain has no roles; leave it out"),
+        (["one", "plain"], "plain has no roles, one has the roles IO, S2, rest"),
+        (
+            ["one", "--diff", "plain.safetensors", "--role", "S2", "--out", "x.svg"],
+            "plain has no roles, so none is 'S2'",
+        ),
+    ],
+)
+def test_mistakes_with_roles(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    role_circuit_file(tmp_path, "one")
+    circuit(tmp_path, "plain", 9)
+    before = sorted(tmp_path.iterdir())
+    named = [f"{one}.safetensors" if one in ("one", "plain") else one for one in arguments]
+    assert main(["draw", *named]) == 2
+    assert said in error_line(capsys)
+    assert sorted(tmp_path.iterdir()) == before
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -222,6 +289,6 @@ def test_mistakes_with_circuits(
 
 def test_options_of_circuits_are_refused_for_patching(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = result("layer", "role").save(tmp_path / "residual.safetensors")
-    for option in (["--diff", str(path)], ["--max-edges", "5"], ["--without-dangling"]):
+    for option in (["--diff", str(path)], ["--max-edges", "5"], ["--without-dangling"], ["--role", "S2"]):
         assert main(["draw", str(path), *option]) == 2
         assert f"{option[0]} is for circuits" in error_line(capsys)

@@ -230,7 +230,7 @@ def test_a_folder_that_becomes_a_file_meanwhile(
     folder = tmp_path / "out"
     folder.mkdir()
 
-    def nothing(*_: object) -> None:
+    def nothing(*_: object, **__: object) -> None:
         pass
 
     def work(*_: object) -> dict[str, Any]:
@@ -238,9 +238,9 @@ def test_a_folder_that_becomes_a_file_meanwhile(
         folder.touch()
         return {}
 
-    for module, name in ((evaluate, "evaluate_files"), (compare, "compare_files")):
+    for module, name, said in ((evaluate, "evaluate_files", "_print"), (compare, "compare_files", "print_tables")):
         monkeypatch.setattr(module, name, work)
-        monkeypatch.setattr(module, "_print", nothing)
+        monkeypatch.setattr(module, said, nothing)
     assert main(FILES[command][1](given, folder / "out.json")) == 2
     assert f"cannot write {folder / 'out.json'} (File exists)" in error_line(capsys)
     assert list(tmp_path.iterdir()) == [folder]

@@ -17,8 +17,9 @@ from edgeprune.circuit import Circuit
 from edgeprune.drawing import NamedCircuit, draw_image, on_paths, strongest_edges, viewer_html
 from edgeprune.drawing.dot import dot
 from edgeprune.drawing.edges import edges_of, strengths
-from edgeprune.drawing.layout import HEAD_WIDTH, NODE_HEIGHT, READER, curve, lay_out
+from edgeprune.drawing.layout import lay_out
 from edgeprune.drawing.palette import LIGHT, line_width, opacity
+from edgeprune.drawing.shapes import HEAD_WIDTH, NODE_HEIGHT, READER
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import ArchSpec, EdgeGraph
 
@@ -46,7 +47,7 @@ def test_everything_has_a_place_and_nothing_overlaps(graph: EdgeGraph, num_edges
     for row, column in circuit.keep.nonzero().tolist():
         writer, reader = layout.nodes[layout.leaves[column]], layout.readers[row]
         assert f"{writer.name}->{reader.name}" == graph.edge_name(row, column)
-        way = curve(writer, reader, layout.middle)
+        way = layout.curve(row, column)
         assert way.y1 > way.y2, "edges run upwards"
     names = [node.name for node in layout.nodes]
     assert len(set(names)) == len(names)
@@ -94,10 +95,7 @@ def test_only_heads_that_take_part_are_drawn() -> None:
 
 def test_long_edges_between_places_above_each_other_bow_outwards() -> None:
     layout = lay_out(SHARED, SHARED.exists)
-    mlps = {node.name: node for node in layout.nodes if node.kind == "mlp"}
-    long, short = (
-        curve(mlps["m0"], layout.readers[SHARED.readers.index(name)], layout.middle) for name in ("m3", "m1")
-    )
+    long, short = (layout.curve(*SHARED.index(edge)) for edge in ("m0->m3", "m0->m1"))
     assert long.cx1 - long.x1 > HEAD_WIDTH / 2 > short.cx1 - short.x1
     assert 0.75 * long.cx1 + 0.25 * long.x1 < layout.width
 

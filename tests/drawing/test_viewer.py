@@ -11,7 +11,7 @@ import torch
 
 from edgeprune.circuit import Circuit
 from edgeprune.drawing import NamedCircuit, write_viewer
-from edgeprune.drawing.layout import curve, lay_out
+from edgeprune.drawing.layout import lay_out
 from edgeprune.graph import ArchSpec, EdgeGraph
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -218,7 +218,7 @@ def test_the_export_has_what_is_shown_where_the_layout_has_it(view: Any, tmp_pat
     layout = lay_out(GRAPH, (FIRST | SECOND).keep)
     for name, numbers in found.items():
         row, column = GRAPH.index(name)
-        expected = curve(layout.nodes[layout.leaves[column]], layout.readers[row], layout.middle)
+        expected = layout.curve(row, column)
         assert numbers == pytest.approx(list(expected), abs=0.1), name
 
 

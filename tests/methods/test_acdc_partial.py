@@ -64,13 +64,13 @@ def test_readers_with_the_same_open_edges_are_read_once(monkeypatch: pytest.Monk
 
     monkeypatch.setattr("edgeprune.models.rerun.projected", counted)
     losses, reader = DownstreamLosses(problem, 1.0, 8), graph.readers.index("a0.h1.q")
-    losses.begin(graph.exists, reader)
+    losses.begin(graph.exists, (reader,))
     assert not made  # nothing differs from the clean run
     losses.prefixes([], [0])
     assert made == [1] * graph.arch.num_layers * len(losses.batches)
     keep = graph.exists.clone()
     keep[graph.readers.index("a1.h2.k"), 0] = False
-    losses.begin(keep, reader)
+    losses.begin(keep, (reader,))
     made.clear()
     losses.prefixes([], [0])
     assert made == [1, 2, *[1] * (graph.arch.num_layers - 2)] * len(losses.batches)
@@ -85,7 +85,7 @@ def test_small_pieces_change_nothing(chunk: int, monkeypatch: pytest.MonkeyPatch
     for size in (8 * 2**20, chunk):
         monkeypatch.setattr("edgeprune.models.read_ops.ReadOps.chunk_bytes", size)
         losses = DownstreamLosses(problem, 1.0, 8)
-        found.append([losses.begin(keep, reader), *losses.prefixes([], range(graph.num_visible[reader]))])
+        found.append([losses.begin(keep, (reader,)), *losses.prefixes([], range(graph.num_visible[reader]))])
     assert found[0] == pytest.approx(found[1], abs=1e-6)
 
 
@@ -99,7 +99,7 @@ def test_less_memory_gives_the_same_losses(memory_gb: float) -> None:
         reader = graph.readers.index(name)
         keep = circuit_from(problem, reader, 0.5, 1)
         asked = list(range(graph.num_visible[reader]))
-        assert downstream.begin(keep, reader) == pytest.approx(plain.begin(keep, reader), abs=1e-6)
+        assert downstream.begin(keep, (reader,)) == pytest.approx(plain.begin(keep, (reader,)), abs=1e-6)
         assert downstream.prefixes(asked[:1], asked[1:]) == pytest.approx(
             plain.prefixes(asked[:1], asked[1:]), abs=1e-6
         )
@@ -132,7 +132,7 @@ def test_what_lies_at_the_threshold_is_decided_by_the_whole_model() -> None:
     graph, plain = problem.model.graph, PlainLosses(problem)
     logits = len(graph.readers) - 1
     first = sender_order(graph, logits, "normal", "normal", seed=0)[0]
-    before = plain.begin(graph.exists, logits)
+    before = plain.begin(graph.exists, (logits,))
     tau = plain.prefixes([], [first])[0] - before
     results = [ACDC((tau,), evaluation=kind).discover(problem, no_progress) for kind in ("plain", "speculative")]
     for found in results:
@@ -178,7 +178,7 @@ def test_runs_are_made_once_where_memory_allows(monkeypatch: pytest.MonkeyPatch)
 def test_runs_are_made_once_for_a_question_where_memory_does_not_allow_more(monkeypatch: pytest.MonkeyPatch) -> None:
     made, problem = count_runs(monkeypatch), random_problem("gpt2", 0)
     losses, exists = DownstreamLosses(problem, 1e-9, 8), problem.model.graph.exists
-    losses.begin(exists, 5)
+    losses.begin(exists, (5,))
     assert len(made) == problem.num_examples
     losses.prefixes([], [0, 1, 2])
     assert len(made) == 2 * problem.num_examples

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from edgeprune.models.block import Block
+from edgeprune.models.block import Block, Projected
 from edgeprune.models.masked import COMPUTED, MaskedModel
 from edgeprune.models.places import position_ids
 from edgeprune.models.states import FixedOutputs, WriterStates
@@ -60,12 +60,14 @@ def slow_logits(
     fixed: FixedOutputs = COMPUTED,
     relative: bool = False,
     role_of: Tensor | None = None,
+    attention_gates: Tensor | None = None,
 ) -> Tensor:
     """Logits by explicit sums over edges; shares only the leaves with the fast model.
 
-    With `role_of` each token has gates of its own, `[batch, seq, reader, writer]`, looked up one by one.
+    With `role_of` each token has gates of its own, `[batch, seq, reader, writer]`, looked up one by one, and with
+    `attention_gates` keys and values of its own.
     """
-    if role_of is not None:
+    if role_of is not None and gates.ndim > 2:
         gates = torch.stack(
             [
                 torch.stack([gates_of(gates, row, len(role_of))[role] for role in roles])
@@ -85,7 +87,7 @@ def slow_logits(
         total = bias.clone()
         for writer in range(graph.num_visible[reader]):
             gate = gates[..., reader, writer]
-            gate = gate if role_of is None else gate[..., None]
+            gate = gate[..., None] if gates.ndim > 2 else gate
             closed = own[writer] + other[writer] if relative else other[writer]
             total = total + gate * own[writer] + (1 - gate) * closed
         return total
@@ -100,7 +102,11 @@ def slow_logits(
                 columns[kind].append(projected[:, :, index * heads // count])
                 reader += 1
         q, k, v = (torch.stack(column, 2) for column in columns)
-        values = block.attend(*block.heads(q, k, v), context)
+        if attention_gates is None or role_of is None:
+            values = block.attend(*block.heads(q, k, v), context)
+        else:
+            empty = block.project(block.norm(sum(other[: graph.first_writer(layer)], bias)))
+            values = slow_attention(block, (q, k, v), empty, context, attention_gates, role_of)
         if layer in fixed.heads:
             weight = block.output_weight()
             written = [fixed.heads[layer][:, :, head] @ weight[head] for head in range(len(weight))]
@@ -115,6 +121,32 @@ def slow_logits(
             own += [mlp] if sees_heads else [*written, mlp]
             bias = bias if sees_heads else bias + output_bias(block)
     return family.finish(read(reader))
+
+
+def slow_attention(
+    block: Block, own: Projected, empty: Projected, context: Any, gates: Tensor, role_of: Tensor
+) -> Tensor:
+    """Attention token by token: each query with keys and values of its own, mixed with those of closed readers."""
+    (q, *kv), (_, *closed) = block.heads(*own), block.heads(*empty)
+    heads, roles, values = q.shape[2], role_of.tolist(), list[Tensor]()
+    gates = gates if gates.ndim == 5 else gates[None]
+    for token in range(q.shape[1]):
+        rows = [
+            torch.stack([gates[row * len(gates) // len(roles), block.layer, :, own[token], key] for key in own])
+            for row, own in enumerate(roles)
+        ]
+        gate = torch.stack(rows)[..., None]
+        seen = [
+            gate * each_head(part, heads) + (1 - gate) * each_head(other, heads)
+            for part, other in zip(kv, closed, strict=True)
+        ]
+        values.append(block.attend(q, *seen, context)[:, token])
+    return torch.stack(values, 1)
+
+
+def each_head(part: Tensor, heads: int) -> Tensor:
+    """K or v of each query head, looked up."""
+    return torch.stack([part[:, :, head * part.shape[2] // heads] for head in range(heads)], 2)
 
 
 def gates_of(gates: Tensor, row: int, batch: int) -> Tensor:

@@ -14,6 +14,7 @@ from edgeprune.circuit_views import library
 from edgeprune.compiled import CompiledConfig
 from edgeprune.compiled import transformer as compiled_transformer
 from edgeprune.errors import EdgepruneError
+from edgeprune.graph import RoleSpec
 from edgeprune.models.families.gpt2 import GPT2
 from edgeprune.models.families.gpt_oss import GptOss
 from edgeprune.models.masked import MaskedModel
@@ -21,6 +22,7 @@ from edgeprune.reading import attention_by_role, attention_patterns
 from edgeprune.reading.attention import circuit_heads
 from edgeprune.reading.attention_roles import SCORED, head_roles
 from edgeprune.reading.patterns import draw_attention
+from edgeprune.roles import observed_roles, role_of
 from tests.methods.small_problems import tiny
 from tests.models.test_conformance import KV, WIRED, build
 from tests.reading.small import circuit_of, evaluator, pairs
@@ -96,6 +98,42 @@ def test_in_a_circuit_it_is_what_the_masked_model_s_run_uses(
             size = int(batch.attention_mask[row].sum())
             torch.testing.assert_close(found.circuit[example], expected[row, :, :size, :size], atol=1e-12, rtol=0)
             example += 1
+
+
+@pytest.mark.parametrize(("family", "index"), WIRED)
+def test_in_a_circuit_with_roles_it_is_what_gates_of_single_tokens_give(
+    family: Any, index: int, eager_weights: Spy
+) -> None:
+    model = eager_copy(family, index)
+    judge = evaluator(model)
+    model.use_roles(observed_roles(judge.batches))
+    circuit = circuit_of(model)
+    found = attention_patterns(judge, circuit, all_heads(model))
+    example = 0
+    for batch in judge.batches:
+        ablated = model.record(batch.corrupted, batch.corrupted_mask)
+        each = circuit.gates(torch.float64)[role_of(batch, circuit.roles)]  # [batch, seq, reader, writer]
+        eager_weights.clear()
+        model(batch.clean, each, ablated, batch.attention_mask)
+        expected = torch.cat(eager_weights, 1)
+        for row in range(len(batch)):
+            size = int(batch.attention_mask[row].sum())
+            torch.testing.assert_close(found.circuit[example], expected[row, :, :size, :size], atol=1e-12, rtol=0)
+            example += 1
+    model.use_roles(None)
+    union = attention_patterns(judge, circuit.union(), all_heads(model))
+    assert max(float((one - two).abs().max()) for one, two in zip(found.circuit, union.circuit, strict=True)) > 1e-3
+
+
+def test_heads_of_a_circuit_with_roles_lead_to_scored_logits() -> None:
+    model = tiny("gpt2")
+    roles = RoleSpec(("IO", "END"), (("IO",), ("IO", "END")), ("END",))
+    graph = model.graph.with_roles(roles)
+    edges = ["embed->a0.h0.v@IO", "a0.h0->logits@END", "embed->a0.h1.q@IO", "a0.h1->logits@IO", "a0.h2->a1.h0.q@IO"]
+    edges += ["a0.h1->a1.h1.k@IO", "a1.h1->logits@END"]
+    assert circuit_heads(Circuit.from_edges(graph, edges)) == ("a0.h0", "a0.h1", "a1.h1")
+    assert circuit_heads(Circuit.from_edges(graph, edges[:-2])) == ("a0.h0",)  # nothing scored hears the others
+    assert circuit_heads(Circuit.from_edges(graph, edges[:-2]).union()) == ("a0.h0", "a0.h1")
 
 
 @pytest.mark.parametrize("index", [0, 1])

@@ -29,7 +29,7 @@ from edgeprune.reading.attention_roles import (
     FIRST,
     LOGITS,
     MLP,
-    OTHER,
+    REST,
     SCORED,
     HeadRoles,
     RoleProfile,
@@ -122,7 +122,7 @@ def test_equals_the_attention_weights_that_transformers_gives(family: str, index
     ]
     found = head_roles(model, batches)
     assert found.queries == (SCORED, "IO", "S1", "S2")
-    assert found.keys == ("IO", "S1", "S2", FIRST, SCORED, OTHER)
+    assert found.keys == ("IO", "S1", "S2", FIRST, SCORED, REST)
     for row, query in enumerate(found.queries):
         for column, key in enumerate(("IO", "S1", "S2")):
             expected = slow_patterns(attentions, batches, query, key)
@@ -183,7 +183,7 @@ def test_a_part_is_averaged_over_the_examples_that_have_it() -> None:
 def test_a_role_on_the_scored_token_takes_its_place() -> None:
     pairs = [TokenPair((3, 4, 5), (3, 6, 5), (2,), (1,), (0,), roles={"A": (0, 1), "END": (2, 3)}) for _ in range(2)]
     found = head_roles(tiny("gpt2"), [collate(list(enumerate(pairs)))])
-    assert found.keys == ("A", "END", OTHER)
+    assert found.keys == ("A", "END", REST)
     torch.testing.assert_close(found.patterns[:, 0], found.patterns[:, 2])
 
 
@@ -215,8 +215,8 @@ def test_padding_gets_no_attention(side: str) -> None:
 def test_the_class_is_by_attention_to_each_token() -> None:
     """A part of four tokens with half of the attention gets less of it per token than one of a single token."""
     patterns = torch.tensor([[[0.3, 0.2, 0.5]], [[0.1, 0.0, 0.9]]], dtype=torch.float64)
-    attention = HeadRoles(("a0.h0", "a0.h1"), (SCORED,), ("IO", "S1", OTHER), patterns, torch.tensor([1, 2, 4]), 1)
-    assert attention.classes == {"a0.h0": "IO", "a0.h1": OTHER}
+    attention = HeadRoles(("a0.h0", "a0.h1"), (SCORED,), ("IO", "S1", REST), patterns, torch.tensor([1, 2, 4]), 1)
+    assert attention.classes == {"a0.h0": "IO", "a0.h1": REST}
     found = head_roles(tiny("gpt2"), batches_with_roles())  # prompts of 8 and 9 tokens
     assert found.sizes.tolist() == [1, 2, 1, 1, 1, 2.5]
 
@@ -240,11 +240,11 @@ def test_importance_by_hand() -> None:
     patterns[:, 0, 2] = 1.0
     for head, key in (("a0.h1", 0), ("a2.h2", 0), ("a2.h3", 1)):
         patterns[heads.index(head), 0] = torch.eye(3)[key]
-    attention = HeadRoles(heads, (SCORED, "IO", "S1"), ("IO", "S1", OTHER), patterns, torch.ones(3), 4)
+    attention = HeadRoles(heads, (SCORED, "IO", "S1"), ("IO", "S1", REST), patterns, torch.ones(3), 4)
     circuit = Circuit.from_edges(model.graph, ["a0.h1->a2.h1.k", "embed->m0", "m1->logits", "a0.h1->a2.h0.q"])
     profile = RoleProfile(circuit, attention)
-    assert profile.class_names == ("IO", "S1", OTHER, MLP, EMBED, LOGITS)
-    # IO: a0.h1 twice, half of the reader a2.h1.k; S1: its other half; OTHER: a2.h0; MLP: m0, m1; of 8 ends in all
+    assert profile.class_names == ("IO", "S1", REST, MLP, EMBED, LOGITS)
+    # IO: a0.h1 twice, half of the reader a2.h1.k; S1: its other half; REST: a2.h0; MLP: m0, m1; of 8 ends in all
     torch.testing.assert_close(profile.importance * 8, torch.tensor([2.5, 0.5, 1, 2, 1, 1], dtype=torch.float64))
     assert profile.score_importance is None
     scores = torch.zeros(model.graph.shape)
@@ -341,7 +341,7 @@ def test_similarity_by_hand() -> None:
         graph = MaskedModel(hf).graph
         patterns = torch.tensor(rows, dtype=torch.float64)[:, None]
         patterns = torch.cat([patterns, torch.full_like(patterns, torch.nan)], 1)  # the role asks nowhere
-        attention = HeadRoles(("a0.h0", "a0.h1"), (SCORED, "IO"), ("IO", OTHER), patterns, torch.ones(2), 1)
+        attention = HeadRoles(("a0.h0", "a0.h1"), (SCORED, "IO"), ("IO", REST), patterns, torch.ones(2), 1)
         return RoleProfile(Circuit(graph, graph.exists), attention)
 
     first, second = profile([[1, 0], [3, 4]]), profile([[3, 4], [0, 1]])

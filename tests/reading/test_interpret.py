@@ -12,6 +12,7 @@ from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.reading import Reading, interpret_circuit
 from edgeprune.report import report_html
+from edgeprune.roles import observed_roles
 from tests.methods.small_problems import linear_model, tiny
 from tests.reading.small import circuit_of, evaluator, pairs
 from tests.report.example_result import reading as example_reading
@@ -107,6 +108,21 @@ def test_prompts_without_roles_and_circuits_without_heads() -> None:
     assert page_of(empty.to_dict()).one("section", id="reading").text.count("Not shown") == 1
     with pytest.raises(EdgepruneError, match="the circuit was made for a graph with num_heads=3"):
         interpret_circuit(evaluator(model), Circuit.from_edges(linear_model().graph, []))
+
+
+def test_of_a_circuit_with_roles_it_reads_attention_and_says_what_it_does_not() -> None:
+    model = tiny("gpt2")
+    judge = evaluator(model)
+    model.use_roles(observed_roles(judge.batches))
+    found = interpret_circuit(judge, circuit_of(model))
+    assert found.attention is not None
+    assert found.by_role is not None
+    assert found.by_role[0].keys[-1] == found.by_role[1].keys[-1] == "rest"
+    assert found.direct is found.effects is None
+    assert len(found.notes) == 2
+    for note in found.notes:
+        assert "circuits without roles, this one has the roles IO, S1, S2, rest; take its union" in note
+        assert "\n" not in note
 
 
 def test_without_distractors_it_reads_the_right_answer_and_kl() -> None:

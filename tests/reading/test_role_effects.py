@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from edgeprune.batch import IGNORE
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.minimality import marginal_effects
+from edgeprune.graph import RoleSpec
 from edgeprune.methods.attribution import closing_effects, mean_over_examples
 from edgeprune.methods.problem import Problem
 from edgeprune.metrics.registry import measure_named
@@ -17,7 +19,7 @@ from edgeprune.models.masked import MaskedModel
 from edgeprune.models.read_ops import ReadOps
 from edgeprune.reading import role_effects
 from edgeprune.reading.role_effects import ALL_POSITIONS, first_order_effects
-from edgeprune.roles import OTHER, positions_by_part
+from edgeprune.roles import REST, positions_by_part
 from tests.methods.small_problems import linear_model, tiny
 from tests.models.test_conformance import KV, WIRED, build, prompts
 from tests.reading.small import SPANS, circuit_of, evaluator, pairs, some_edges
@@ -99,6 +101,41 @@ def test_roles_add_up_to_the_whole_edge(family: Any, index: int, kv_readers: str
 
 
 @pytest.mark.usefixtures("double")
+def test_slopes_of_gates_by_part_are_summed_slopes_of_gates_of_single_tokens() -> None:
+    model = tiny("llama", 1)
+    judge, keep = evaluator(model), some_edges(model)
+    found = first_order_effects(judge, keep, "logit_difference", ROLES)
+    problem = Problem(model, judge.batches, judge.runs, "logit_difference", "test")
+    expected = torch.zeros_like(found)
+    for batch, full, ablated in problem.batches_with_runs():
+        each = keep.double().expand(*batch.clean.shape, -1, -1)
+        slopes = closing_effects(problem, batch, full, ablated, each)
+        expected += torch.einsum("pbs,bsrw->prw", positions_by_part(batch, ROLES).double(), slopes)
+    torch.testing.assert_close(found, expected / problem.num_examples, **CLOSE)
+    one_by_one = first_order_effects(judge, keep, "logit_difference", ROLES, memory_gb=0.0)
+    torch.testing.assert_close(one_by_one, found, **CLOSE)
+
+
+def test_gates_are_those_of_parts_and_the_model_s_roles_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("gpt2")
+    shapes, own = set[tuple[int, ...]](), MaskedModel.forward
+
+    def forward(self: MaskedModel, ids: Tensor, gates: Tensor, *args: Any, **options: Any) -> Tensor:
+        shapes.add(tuple(gates.shape))
+        return own(self, ids, gates, *args, **options)
+
+    monkeypatch.setattr(MaskedModel, "forward", forward)
+    first_order_effects(evaluator(model), some_edges(model), "kl", ROLES)
+    assert shapes == {(len(ROLES) + 1, *model.graph.shape)}
+    assert model.graph.roles is None
+    model.use_roles(RoleSpec(("IO", "rest")))
+    without = evaluator(model, examples=[replace(one, distractors=(IGNORE,) * len(one.distractors)) for one in pairs()])
+    with pytest.raises(EdgepruneError, match="is not defined"):
+        first_order_effects(without, some_edges(tiny("gpt2")), "logit_difference", ROLES)
+    assert model.graph.roles == RoleSpec(("IO", "rest"))
+
+
+@pytest.mark.usefixtures("double")
 def test_first_order_is_the_slope_of_gates_of_one_part() -> None:
     """Central differences: an edge's gates at the tokens of one role lowered together."""
     model = tiny("llama", 1)
@@ -141,7 +178,7 @@ def test_exact_effects_are_those_of_the_masked_model(family: Any, index: int, ab
     model = build(family, index)
     judge, circuit = evaluator(model, ablation), circuit_of(model)
     found = role_effects(judge, circuit, max_exact=6)
-    assert found.parts == (*ROLES, OTHER)
+    assert found.parts == (*ROLES, REST)
     assert found.exact.shape == (6, 5)
     gates = circuit.gates(torch.float64)
     before = _badness(judge, gates, (0, 0), 0, 0.0)
@@ -176,7 +213,7 @@ def test_the_largest_edges_are_run_and_come_first() -> None:
     assert len(table) == len(found.edges)
     assert [row["exact"] is not None for row in table[:5]] == [True] * 3 + [False] * 2
     first = table[0]
-    assert list(first["first_order"]) == list(first["exact"]) == [*ROLES, OTHER, ALL_POSITIONS]
+    assert list(first["first_order"]) == list(first["exact"]) == [*ROLES, REST, ALL_POSITIONS]
     assert first["first_order"][ALL_POSITIONS] == pytest.approx(sum(first["first_order"][part] for part in found.parts))
     frame = found.to_dataframe()
     assert len(frame) == 5 * len(found.edges)
@@ -198,6 +235,8 @@ def test_what_cannot_be_told_apart() -> None:
         role_effects(evaluator(model), circuit_of(model), max_exact=-1)
     with pytest.raises(EdgepruneError, match="num_heads=3"):
         role_effects(evaluator(model), Circuit.from_edges(linear_model().graph, []))
+    with pytest.raises(EdgepruneError, match="a role of the task is called 'rest'"):
+        role_effects(evaluator(model, examples=pairs(2, {"rest": (1, 2)})), circuit_of(model))
     empty = role_effects(evaluator(model), Circuit.from_edges(model.graph, []))
     assert empty.table() == []
     assert empty.exact.shape == (0, 5)

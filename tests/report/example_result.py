@@ -295,7 +295,7 @@ def reading() -> Json:
     names = ("writer", "kind", "kept", "own", "ablated", "deviation", "full")
 
     def by_part(*values: float) -> Json:
-        return dict(zip(("IO", "END", "other tokens", "all positions"), values, strict=True))
+        return dict(zip(("IO", "END", "rest", "all positions"), values, strict=True))
 
     edges = [
         {
@@ -320,7 +320,7 @@ def reading() -> Json:
         "attention": {"heads": ["a1.h0", "a0.h0"], "prompts": [prompt]},
         "by_role": {
             "queries": ["scored position", "IO"],
-            "keys": ["IO", "other tokens"],
+            "keys": ["IO", "rest"],
             "heads": {"a1.h0": shares, "a0.h0": shares},
         },
         "direct": {
@@ -329,8 +329,8 @@ def reading() -> Json:
         },
         "effects": {
             "measure": "logit_difference", "better": "high", "figure": 1.125, "num_examples": 10, "num_edges": 40,
-            "num_exact": 1, "parts": ["IO", "END", "other tokens"],
-            "total": {"IO": 0.0, "END": 0.75, "other tokens": -0.1}, "edges": edges,
+            "num_exact": 1, "parts": ["IO", "END", "rest"],
+            "total": {"IO": 0.0, "END": 0.75, "rest": -0.1}, "edges": edges,
         },
     }  # fmt: skip
 
@@ -421,6 +421,19 @@ def circuit(name: str, method: str, edges: int, kl: float, **parts: Any) -> Json
     }
 
 
+def seeds() -> Json:
+    spreads = {"kl": spread(0.55, 0.2, 2), "accuracy": spread(0.9, 0.01, 2)}
+    return {
+        "method": "edge_pruning",
+        "objective": "kl",
+        "ablation": "interchange",
+        "circuits": [0, 2],
+        "seeds": [0, 3],
+        "edges": [40, 42],
+        "ablations": {"interchange": {"measures": spreads, "normalised": spreads}},
+    }
+
+
 def pair(a: int, b: int, jaccard: float) -> Json:
     how = {"exact": False, "permutations": 10000, "draws": 1000, "level": 0.95, "seed": 0}
     return {
@@ -431,6 +444,8 @@ def pair(a: int, b: int, jaccard: float) -> Json:
         "log10_p_value": -1234.5,
         "p_value": 0.0,
         "nodes": shared(0.8),
+        "weights": {"ruzicka": 0.25, "same_sign": None},
+        "ranks": {"spearman_all": 0.75, "kendall_all": None, "spearman_kept": 0.5 if a else None, "kendall_kept": None},
         "kinds": {"embed->q": shared(0.25)},
         "layers": {"0": shared(0.25)},
         "differences": {
@@ -499,5 +514,6 @@ def example() -> Json:
             circuit("eap", "eap", 40, 0.9, mib=None),
         ],
         "pairs": [pair(0, 1, 0.4), pair(0, 2, 0.25), pair(1, 2, 0.125)],
+        "seeds": [seeds()],
         "runs": [run()],
     }  # fmt: skip

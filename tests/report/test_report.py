@@ -21,12 +21,14 @@ import edgeprune.report
 from edgeprune.circuit import Circuit
 from edgeprune.cli import main
 from edgeprune.errors import EdgepruneError
+from edgeprune.graph import ArchSpec, EdgeGraph
 from edgeprune.methods.selection import top_n
 from edgeprune.models.loading import load_model
 from edgeprune.report import report_html, write_report
 from edgeprune.report.axes import axis, bin_axis, place_in_bins
 from edgeprune.report.plots import HEIGHT, LEFT, RIGHT, TOP, WIDTH, Point, Rule, Series, draw, grey, key
 from edgeprune.report.text import UNDEFINED
+from edgeprune.statistics.seeds import spread_of_seeds
 from tests.report.example_result import example, spread
 
 Json = dict[str, Any]
@@ -37,6 +39,7 @@ LABELS = ("labels", "labels_skipped")
 SECTIONS: dict[str, Callable[[Json], Any]] = {
     "summary": lambda data: None,
     "frontier": lambda data: [circuit.pop("all_edges") for circuit in data["circuits"]],
+    "seeds": lambda data: data.pop("seeds"),
     "ablations": lambda data: [circuit["ablations"].pop("mean") for circuit in data["circuits"]],
     "controls": lambda data: [circuit.pop("controls") for circuit in data["circuits"]],
     "layers": lambda data: [circuit.pop(name) for circuit in data["circuits"] for name in ("layers", "kinds")],
@@ -272,6 +275,34 @@ def test_summary_has_figures_intervals_and_controls(page: Node) -> None:
     assert lines["empty circuit"][place].text.startswith("4.000")
     assert [cell.text for cell in lines["pruned_95"][:5]] == ["edge_pruning", "40 of 800", "95 %", "3", "9"]
     assert "sq. error" not in " ".join(headings(found)), "a measure without any value takes no column"
+
+
+def test_seeds_have_their_mean_and_deviation(page: Node) -> None:
+    found = table(page, "seeds")
+    ((name, cells),) = rows(found).items()
+    assert name == "pruned_95, eap"
+    assert [cell.text for cell in cells[:3]] == ["edge_pruning", "2", "40 to 42"]
+    assert cells[1].attributes["title"] == "seeds 0, 3"
+    place = headings(found).index("KL nats ↓") - 1
+    assert cells[place].text == "0.550 ± 0.200"
+    assert cells[place].attributes["title"] == "mean KL (nats) 0.55, from 0.350 to 0.750, 2 seeds"
+
+
+def test_scores_of_two_circuits_are_correlated_where_they_have_some(page: Node) -> None:
+    (found,) = (one for one in page.one("section", id="overlap").all("table") if "Scores" in one.one("caption").text)
+    assert headings(found)[2:] == ["Ružička of weights", "Spearman all edges", "Spearman kept edges"]
+    assert [cell.text for cell in next(iter(rows(found).values()))] == ["pruned_98", "0.250", "0.750", UNDEFINED]
+    data = example()
+    for pair in data["pairs"]:
+        del pair["ranks"], pair["weights"]
+    assert "Scores of two" not in report_html(data)
+
+
+def test_areas_over_sizes_have_intervals(page: Node) -> None:
+    for section in ("mib", "runs"):
+        found = table(page, section)
+        place = headings(found).index("CPR ↑ requested size") - 1
+        assert re.fullmatch(r"[\d.]+ \[[\d.]+, [\d.]+\]", next(iter(rows(found).values()))[place].text), section
 
 
 def test_measures_beyond_the_main_ones_are_folded() -> None:
@@ -618,13 +649,22 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> Json:
 def test_the_example_has_the_keys_of_a_computed_result(computed: Json) -> None:
     """Labels and readings are looked at elsewhere: a compiled task has neither labels nor roles."""
     unknown = keys(example()) - keys(computed)
-    assert not [key for key in unknown if not key.startswith(("circuits.labels", "circuits.reading."))]
+    assert not [key for key in unknown if not key.startswith(("circuits.labels", "circuits.reading.", "seeds"))]
     assert computed["circuits"][0]["reading"]["direct"]["direction"] == "target"
+
+
+def test_the_example_s_seeds_have_the_keys_of_computed_ones(computed: Json) -> None:
+    graph = EdgeGraph(ArchSpec(num_layers=1, num_heads=1, num_kv_heads=1))
+    two = [Circuit.from_edges(graph, ["embed->m0"], {"method": "eap", "seed": seed}) for seed in (0, 1)]
+    (found,) = spread_of_seeds(two, [computed["circuits"][0]] * 2)
+    (example_of,) = example()["seeds"]
+    assert set(example_of) == set(found)
+    assert set(example_of["ablations"]["interchange"]) == set(found["ablations"]["zero"])
 
 
 def test_a_computed_result_has_all_sections_but_those_without_data(computed: Json) -> None:
     found = [section.attributes["id"] for section in read(report_html(computed)).all("section")]
-    assert found == [name for name in SECTIONS if name not in ("ablations", "breakdown")]
+    assert found == [name for name in SECTIONS if name not in ("seeds", "ablations", "breakdown")]
 
 
 # -------------------------------------------------------------------- plots

@@ -1,0 +1,65 @@
+"""First-order effects of closing attention edges: how much hangs on what a head's queries of a role see of another.
+
+The attribution that `attribution.py` has for edges, for the crossing edges of PEAP (arXiv 2502.04577): minus the slope
+of the loss in the gate of an attention edge. There a value, or a key, is replaced and the softmax taken anew, and that
+change of the head's output times its slope is the score; here k and v are replaced together, to first order.
+"""
+
+import torch
+from torch import Tensor
+
+from edgeprune.batch import PairBatch
+from edgeprune.console import Progress, no_progress
+from edgeprune.methods.attribution import open_gates, require_slope
+from edgeprune.methods.problem import Problem
+from edgeprune.metrics.measure import gated_logits
+from edgeprune.models.states import WriterStates
+
+
+def closing_attention_effects(
+    problem: Problem, batch: PairBatch, full: Tensor, ablated: WriterStates, gates: Tensor, attention_gates: Tensor
+) -> Tensor:
+    """Minus the gradient of the summed loss of a batch with respect to the gates of attention edges.
+
+    Positive: closing the attention edge raises the loss, to first order. One forward and one backward pass.
+
+    Args:
+        problem: Model, in whose graph there are roles, and metric.
+        batch: Pairs on the model's device.
+        full: Logits of the full model at the scored positions, `[batch, positions, vocab]`.
+        ablated: What closed edges carry.
+        gates: Of edges, float `[reader, writer]` or `[role, reader, writer]`.
+        attention_gates: Float `[layer, head, query role, key role]`, where the gradient is taken.
+
+    Returns:
+        Float64 `[layer, head, query role, key role]`, 0 where no token of the batch attends so.
+    """
+    leaf = attention_gates.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        logits = gated_logits(problem.model, batch, gates.detach(), ablated, attention_gates=leaf)
+        (gradient,) = torch.autograd.grad(problem.losses(full, logits, batch).sum(), leaf)
+    return -gradient.double()
+
+
+def attention_scores(problem: Problem, report: Progress = no_progress) -> Tensor:
+    """The same at the full model, mean over all examples: scores for `Circuit.with_attention`.
+
+    Args:
+        problem: Model, in whose graph there are roles, pairs, ablation and metric.
+        report: Called with what is being done, how many batches are done, and how many there are.
+
+    Returns:
+        Float64 `[layer, head, query role, key role]` on the CPU.
+
+    Raises:
+        EdgepruneError: The graph has no roles, or the metric has no slope at the full model.
+    """
+    require_slope(problem, "scoring attention edges")
+    model, edges = problem.model, problem.model.graph.attention
+    gates = open_gates(model)
+    inside = torch.ones(edges.shape, dtype=gates.dtype, device=gates.device)
+    total = torch.zeros(edges.shape, dtype=torch.float64)
+    for done, (batch, full, ablated) in enumerate(problem.batches_with_runs(), start=1):
+        total += closing_attention_effects(problem, batch, full, ablated, gates, inside).cpu()
+        report("attention edges", done, len(problem.batches))
+    return total / problem.num_examples

@@ -1,0 +1,124 @@
+"""`discover --roles`, and its circuits in `evaluate` and `polish`."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from edgeprune.circuit import ROLE_FORMAT, Circuit
+from edgeprune.cli import main
+from edgeprune.comparison.nested import circuits_of_runs
+from edgeprune.sealed import says
+from tests.cli.test_discover import arguments, error_line
+
+QUICK = ["--seeds", "2", "--draws", "20", "--random", "2", "--test-limit", "4", "--minimality-edges", "4"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of one run with roles, and a file of its data alone."""
+    out = tmp_path_factory.mktemp("roles") / "out"
+    assert main(arguments(out, "--roles", "positions")) == 0
+    data = yaml.safe_load((out / "config.yaml").read_text())["data"]
+    (out.parent / "data.yaml").write_text(yaml.safe_dump({"data": data}))
+    return out
+
+
+def test_scores_and_circuits_are_of_edges_at_roles(folder: Path) -> None:
+    everything = Circuit.load(folder / "scores.safetensors")
+    roles = everything.roles
+    assert roles == tuple(f"p{place}" for place in range(len(roles)))
+    assert len(roles) > 2
+    assert says(folder / "scores.safetensors", ROLE_FORMAT)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["roles"] == "positions"
+    assert everything.scores is not None
+    assert (everything.scores.abs().amax((1, 2)) > 0).sum() > 1
+    circuit = Circuit.load(folder / "circuits" / "sparsity-0.9000.safetensors")
+    assert circuit.roles == roles
+    assert circuit.num_dangling == 0  # the config drops those
+    assert 0 < circuit.num_edges <= 0.1 * everything.graph.num_edges
+    assert torch.equal(circuit.scores, everything.scores)  # pyright: ignore[reportArgumentType]
+
+
+def test_circuits_of_one_run_are_known_as_such(folder: Path) -> None:
+    circuits = [Circuit.load(folder / "circuits" / f"sparsity-{name}.safetensors") for name in ("0.8000", "0.9000")]
+    assert circuits_of_runs(circuits) == [[1, 0]]
+
+
+def test_evaluate_judges_them_beside_their_union(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, union, out = folder / "circuits" / "sparsity-0.9000.safetensors", tmp_path / "u.safetensors", tmp_path / "o"
+    circuit = Circuit.load(path)
+    circuit.union().save(union)
+    page = tmp_path / "page.html"
+    more = ["--config", str(folder.parent / "data.yaml"), "--split", "validation", *QUICK, "--tests", "all"]
+    more += ["--json", str(out), "--report", str(page)]
+    assert main(["evaluate", str(path), str(union), *more]) == 0
+    result = json.loads(out.read_text(), parse_constant=pytest.fail)
+    first, second = result["circuits"]
+    figures = first["ablations"]["interchange"]["measures"]
+    assert figures["squared_error"]["value"] == pytest.approx(circuit.header["metrics"]["squared_error"], rel=1e-4)
+    assert result["about"]["roles"] == first["roles"] == list(circuit.roles)
+    assert first["union"]["edges"] == second["edges"] == circuit.union().num_edges
+    assert first["mib"]["cmd"] is not None
+    shown = capsys.readouterr().out
+    assert "union's" in shown
+    assert "edges shared by their unions" in shown
+    assert result["pairs"][0]["both"] == second["edges"]
+    assert f"{circuit.num_edges}" in shown
+    assert f"union {circuit.union().num_edges}" in page.read_text()
+
+
+def test_polish_swaps_edges_at_roles(folder: Path, tmp_path: Path) -> None:
+    path, out = folder / "circuits" / "sparsity-0.9500.safetensors", tmp_path / "better.safetensors"
+    circuit = Circuit.load(path)
+    worse = circuit.with_edges(circuit.keep, {"by": "hand"})
+    start = tmp_path / "start.safetensors"
+    worse.save(start)
+    more = ["--config", str(folder / "config.yaml"), "--limit", "12", "--held-out", "6", "--max-passes", "12"]
+    assert main(["polish", str(start), *more, "--out", str(out)]) == 0
+    better = Circuit.load(out)
+    about = better.header["derived"][-1]["polished"]
+    assert better.roles == circuit.roles
+    assert better.num_edges == circuit.num_edges
+    assert about["loss"] <= about["start"]
+    assert (about["swaps"] > 0) == (not torch.equal(better.keep, circuit.keep))
+
+
+# -------------------------------------------------------------------- mistakes
+def test_a_task_without_roles_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(tmp_path / "out", "--roles", "true")) == 2
+    assert "marks no position roles" in error_line(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_prompts_that_lack_the_roles_are_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = yaml.safe_load((folder.parent / "data.yaml").read_text())
+    data["data"]["task"]["init_args"]["lengths"] = [4]
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(data))
+    path = folder / "circuits" / "sparsity-0.9000.safetensors"
+    capsys.readouterr()
+    assert main(["evaluate", str(path), "--config", str(tmp_path / "other.yaml"), *QUICK]) == 2
+    line = error_line(capsys)
+    assert "sparsity-0.9000.safetensors has the roles p0, p1, " in line
+    assert "prompts of one length" in line
+
+
+def test_circuits_of_other_roles_are_judged_apart(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = folder / "circuits" / "sparsity-0.9000.safetensors"
+    circuit = Circuit.load(path)
+    roles = circuit.graph.with_roles(None).with_roles(type(circuit.graph.roles)(("X", "rest")))  # pyright: ignore
+    Circuit(roles, roles.exists, None, circuit.header).save(tmp_path / "x.safetensors")
+    for files, what in (
+        ([str(path), str(tmp_path / "x.safetensors")], "run them apart"),
+        ([str(tmp_path / "x.safetensors")], "has the roles X, rest: no prompt has a role 'X'"),
+    ):
+        assert main(["evaluate", *files, "--config", str(folder.parent / "data.yaml"), *QUICK]) == 2
+        assert what in error_line(capsys)
