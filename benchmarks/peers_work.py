@@ -124,12 +124,12 @@ def edgeprune(task: Task, work: str) -> Found:
     problem = Problem(model, [batch], ReferenceRuns(model, "interchange"), "kl")
     method = ACDC((tau,))
     state = ThresholdRun(tau, graph.exists.clone(), torch.zeros(graph.shape, dtype=torch.float64))
-    receivers = list(dict.fromkeys(graph.index(edge)[0] for edge in edges))
+    receivers = list(dict.fromkeys(graph.index(edge)[:-1] for edge in edges))
 
     def test() -> None:
         losses = method._losses(problem)
-        for reader in receivers:
-            method._receiver(state, reader, losses)
+        for receiver in receivers:
+            method._receiver(state, receiver, losses)
 
     seconds, _ = timed(test)
     assert state.counts.tested == len(edges)
