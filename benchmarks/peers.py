@@ -157,7 +157,10 @@ def agreement(own: Found, other: Found, *, from_1: bool) -> Found:
         }
     if "values" in own and "values" in other:
         ours, theirs = torch.tensor(own["values"]), torch.tensor(other["values"])
-        return {"largest difference of logit differences": (ours - theirs).abs().max().item(), "of": ours.std().item()}
+        return {
+            "largest difference of logit differences": (ours - theirs).abs().max().item(),
+            "spread of ours": ours.std().item(),
+        }
     if "removed" in own and "removed" in other:
         return {"removed": len(other["removed"]), "decided otherwise": len({*own["removed"]} ^ {*other["removed"]})}
     return {}
