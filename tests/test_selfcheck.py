@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from edgeprune.cli import main
+from edgeprune.models import masked
 from edgeprune.models.families.gpt2 import GPT2
 from edgeprune.models.family import registry
-from edgeprune.models.masked import MaskedModel
 from edgeprune.selfcheck import SelfCheck, selfcheck
 from tests.models.test_conformance import build
 
@@ -52,12 +52,12 @@ def test_a_wrong_treatment_of_writers_is_noticed(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_wrong_gradient_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    attend = MaskedModel.attend
+    attend = masked.attend
 
-    def cut(self: MaskedModel, block: Any, *rest: Any) -> torch.Tensor:
-        return attend(self, block, *rest).detach()
+    def cut(*arguments: Any) -> torch.Tensor:
+        return attend(*arguments).detach()
 
-    monkeypatch.setattr(MaskedModel, "attend", cut)
+    monkeypatch.setattr(masked, "attend", cut)
     (found,) = checked(build(registry()["llama"], 0, torch.float32).hf)
     assert found.exact
     assert not found.passes("gradient")
