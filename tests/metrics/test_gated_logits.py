@@ -18,7 +18,7 @@ class Spy:
         self.device = torch.device(device)
         self.all_open: bool | None = True
 
-    def __call__(self, *args: Any, role_of: Tensor | None, all_open: bool | None = None) -> Tensor:
+    def __call__(self, *args: Any, all_open: bool | None = None, **options: Any) -> Tensor:
         self.all_open = all_open
         return torch.zeros(1, dtype=torch.float64)
 
