@@ -120,7 +120,7 @@ def measure(problem: Problem, share: float, stretch: int, max_ahead: int) -> dic
         kept = {writer for writer in asked if rng.random() < share}
         for kind in KINDS:
             losses = makers[kind]
-            begin = timed(lambda losses=losses, keep=keep, sample=sample: losses.begin(keep, sample.reader))
+            begin = timed(lambda losses=losses, keep=keep, sample=sample: losses.begin(keep, (sample.reader,)))
             some = asked[: max(1, stretch // 4)] if kind == "plain" else asked  # plain costs the same for each
             most = max_ahead if kind == "speculative" else 1
             start = time.perf_counter()
@@ -137,14 +137,14 @@ def measure(problem: Problem, share: float, stretch: int, max_ahead: int) -> dic
 def measure_at(problem: Problem, names: Sequence[str], share: float, stretch: int, max_ahead: int) -> None:
     """Print rows of a table: processor seconds to begin each receiver, and for 200 tests there."""
     graph, losses = problem.model.graph, DownstreamLosses(problem, 4.0, max_ahead)
-    losses.begin(graph.exists, 0)  # runs of the batch are made once
+    losses.begin(graph.exists, (0,))  # runs of the batch are made once
     for name in names:
         reader = graph.readers.index(name)
         asked = sender_order(graph, reader, "normal", "normal", 0)[:stretch]
         rng, keep = random.Random(reader), circuit_at(graph, reader, share)
         kept = {writer for writer in asked if rng.random() < share}
         start = time.process_time()
-        losses.begin(keep, reader)
+        losses.begin(keep, (reader,))
         begun = time.process_time()
         answer(losses, asked, kept, 1 - share, max_ahead)
         tests = (time.process_time() - begun) * 200 / len(asked)

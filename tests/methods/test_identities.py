@@ -63,7 +63,7 @@ class Output:
         for batch in self.batches:
             yield batch, *self.runs(batch, self.split)
 
-    identity = Problem.identity
+    identity, _roles = Problem.identity, Problem._roles
     _data_hash = Problem._data_hash
 
     def losses(self, full: Tensor, circuit: Tensor, batch: PairBatch) -> Tensor:
