@@ -167,7 +167,8 @@ SCORED: dict[str, Entry] = {
     "ifr": _scored("IFR", "InformationFlowRoutes", "kl", "--selection.rule=greedy"),
     "hisp": _scored("HISP", "HISP", "logit_difference", SIGNED),
     "contextual_decomposition": _scored(
-        "contextual decomposition", "ContextualDecomposition", "logit_difference", "--limit=50", "--data.batch_size=10"
+        *("contextual decomposition", "ContextualDecomposition", "logit_difference"),
+        *("--method.larger=true", "--limit=50", "--data.batch_size=10"),
     ),
     "eap_ld": _scored("EAP, logit difference", "EAP", "logit_difference"),
     "eap_ld_signed": _scored("EAP, logit difference, signed", "EAP", "logit_difference", SIGNED),
