@@ -1,6 +1,6 @@
 """The parts that prompts fall into: a task's position roles, and all other tokens, `REST`.
 
-In a graph with roles every token of every prompt has one: the first of the task's roles that lies on it, else `REST`.
+In a graph with roles every token of every prompt has one: the first of the graph's that lies on it, else `REST`.
 Or each position is a role of its own, `p0`, `p1`, ..., without `REST`: then all prompts have as many tokens as there
 are roles.
 """
@@ -21,7 +21,7 @@ RoleOption = bool | list[str] | Literal["positions"] | None
 
 
 def role_names(batches: Sequence[PairBatch]) -> tuple[str, ...]:
-    """Names of all roles, in the task's order."""
+    """Names of all roles, in the order in which pairs have them: the task's, or if they were kept in a file by name."""
     return tuple(dict.fromkeys(name for batch in batches for name in batch.roles))
 
 
@@ -91,8 +91,8 @@ def roles_of_option(option: RoleOption, batches: Sequence[PairBatch]) -> RoleSpe
     """The roles that an option asks for, in the prompts of a task.
 
     Args:
-        option: True: all of the task's roles. Names: these of them. `"positions"`: every position is one, which all
-            prompts have. None or False: no roles.
+        option: True: all of the task's roles, in the order of their names. Names: these of them. `"positions"`: every
+            position is one, which all prompts have. None or False: no roles.
         batches: Of all prompts that the graph is for.
 
     Raises:
@@ -107,7 +107,9 @@ def roles_of_option(option: RoleOption, batches: Sequence[PairBatch]) -> RoleSpe
         length = int(batches[0].attention_mask[0].sum())
         _check_lengths(batches, length)
         return spec_of(batches, _position_names(length))
-    return observed_roles(batches, None if isinstance(option, bool) else option)
+    # pairs kept in a file have lost the task's order, so that all roles have that of their names, kept or not
+    names = sorted(role_names(batches)) or None
+    return observed_roles(batches, names if isinstance(option, bool) else option)
 
 
 def observed_roles(batches: Sequence[PairBatch], names: Sequence[str] | None = None) -> RoleSpec:

@@ -80,8 +80,10 @@ class CircuitFiles:
             roles: The command knows circuits with roles.
 
         Raises:
-            EdgepruneError: One is damaged or has roles, or any path is missing or a folder without just one circuit.
+            EdgepruneError: One is damaged, has roles, or closes attention edges, which no command runs; or any path is
+                missing or a folder without just one circuit.
         """
+        from edgeprune.circuit_attention import require_open
         from edgeprune.formats import is_native
         from edgeprune.formats.plain_values import load_values
 
@@ -94,6 +96,10 @@ class CircuitFiles:
         for path, circuit in native.items():
             if not roles:
                 circuit.require_no_roles(f"{path}: this command")
+            try:
+                require_open(circuit.graph, circuit.attend, "this command")
+            except EdgepruneError as error:
+                raise EdgepruneError(f"{path}: {error}") from None
         return cls(paths, native, holds)
 
     @property

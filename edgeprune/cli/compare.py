@@ -11,9 +11,6 @@ from edgeprune.cli.compare_tables import print_tables
 from edgeprune.errors import EdgepruneError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from edgeprune.batch import PairBatch
     from edgeprune.circuit import Circuit
     from edgeprune.cli.circuits import CircuitFiles
     from edgeprune.models.masked import MaskedModel
@@ -87,7 +84,7 @@ def compare_files(options: argparse.Namespace) -> dict[str, Any]:
     if model is not None and options.config:
         ablation = options.ablation or files.header.get("ablation", "interchange")
         files.warn_of_positions(model, circuits, [ablation])
-        _add_measures(result, circuits, matched, model, ablation, name, options)
+        _add_measures(result, files, circuits, matched, model, ablation, name, options)
     return result
 
 
@@ -150,6 +147,7 @@ def _match(left: "Circuit", right: "Circuit") -> "tuple[Circuit, Circuit] | None
 
 def _add_measures(
     result: dict[str, Any],
+    files: "CircuitFiles",
     circuits: "list[Circuit]",
     matched: "dict[tuple[int, int], tuple[Circuit, Circuit] | None]",
     model: "MaskedModel",
@@ -169,7 +167,8 @@ def _add_measures(
     data.setup()
     data.check(Limits.of(model), options.split)
     loader: Any = data.ordered_dataloader(options.split)
-    _use_roles(model, circuits[0], loader)
+    if circuits[0].roles:  # not where unions are compared
+        files.use_roles(model, list(loader))
     runs = ReferenceRuns(model, ablation)
     prepare_runs(runs, data, options.split)
     cuts = [circuit for pair in matched.values() if pair is not None for circuit in pair]
@@ -184,17 +183,3 @@ def _add_measures(
     for row in result["pairs"]:
         if row["matched"] is not None:
             row["matched"] |= {side: next(measures) for side in ("measures_a", "measures_b")}
-
-
-def _use_roles(model: "MaskedModel", circuit: "Circuit", batches: "Iterable[PairBatch]") -> None:
-    """Give the model the roles of the circuits, as they lie in these pairs.
-
-    Raises:
-        EdgepruneError: The pairs lack some.
-    """
-    from edgeprune.roles import POSITIONS, REST, roles_of_option
-
-    if names := circuit.roles:
-        wanted = [name for name in names if name != REST]
-        model.use_roles(roles_of_option(wanted if REST in names else POSITIONS, list(batches)))
-        circuit.check_fits(model.graph, "a circuit on these pairs")

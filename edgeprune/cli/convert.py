@@ -87,9 +87,10 @@ def _union(circuit: "Circuit", options: argparse.Namespace, form: str) -> "Circu
             "--union"
         )
     union = circuit.union()
+    lost = "" if circuit.attend is None else ", as are its attention edges: all are open"
     warn(
         f"{circuit.num_edges:,} edges at the roles {names} are written as the {union.num_edges:,} of their union; at "
-        "which roles they are kept is lost"
+        f"which roles they are kept is lost{lost}"
     )
     return union
 

@@ -222,12 +222,12 @@ def compare_every_two(circuits: Sequence[Circuit]) -> Iterator[dict[str, Any]]:
     Of more than `FEW` circuits, all `ranks` but `spearman_all` are None, as they take ten times as long as the rest.
 
     Raises:
-        EdgepruneError: The circuits are of different graphs, or have different roles.
+        EdgepruneError: The circuits are of different graphs, have different roles, or one closes attention edges.
     """
     if not circuits:
         return
     graph, plain = circuits[0].graph, circuits[0].graph.without_roles
-    for other in circuits[1:]:
+    for other in circuits:  # the first one too: it may close attention edges
         other.check_fits(graph, "the other one")
     keeps = torch.stack([circuit.keep for circuit in circuits])
     shared = _shared(keeps, graph.exists)

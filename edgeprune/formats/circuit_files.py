@@ -89,7 +89,7 @@ def read_circuit(
     notes = {"notes": list(found.notes)} if found.notes else {}
     circuit = found.circuit
     header = {**circuit.header, **notes, **({"source": path.name} if "source" in circuit.header else {})}
-    return replace(found, circuit=Circuit(circuit.graph, circuit.keep, circuit.scores, header))
+    return replace(found, circuit=replace(circuit, header=header))
 
 
 def write_circuit(

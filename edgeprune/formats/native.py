@@ -1,5 +1,6 @@
 """The native circuit file: everything about a circuit."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, final
 
@@ -29,6 +30,6 @@ class NativeFile(AbstractFormat):
 
     def write(self, circuit: Circuit, path: Path, options: ExportOptions) -> list[str]:
         """Save the circuit, without its scores where membership alone is wanted."""
-        kept = Circuit(circuit.graph, circuit.keep, None, circuit.header) if options.membership else circuit
+        kept = replace(circuit, scores=None, attend_scores=None) if options.membership else circuit
         kept.save(path)
         return ["scores left out: only which edges are kept is written"] if kept.scores is not circuit.scores else []

@@ -122,3 +122,37 @@ def test_circuits_of_other_roles_are_judged_apart(
     ):
         assert main(["evaluate", *files, "--config", str(folder.parent / "data.yaml"), *QUICK]) == 2
         assert what in error_line(capsys)
+
+
+# -------------------------------------------------------------------- attention edges, which no command runs yet
+def test_closed_attention_edges_are_not_taken_for_open(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = folder / "circuits" / "sparsity-0.9000.safetensors"
+    circuit = Circuit.load(plain)
+    path, out = str(tmp_path / "closed.safetensors"), str(tmp_path / "out.safetensors")
+    circuit.with_attention(torch.zeros_like(circuit.graph.attention.exists), {}).save(path)
+    config = ["--config", str(folder.parent / "data.yaml")]
+    for command in (
+        ["evaluate", path, *config, *QUICK],
+        ["polish", path, *config, "--out", out],
+        ["compare", path, str(plain)],
+        ["compare", str(plain), path],
+        ["draw", path, "--out", str(tmp_path / "page.html")],
+    ):
+        capsys.readouterr()
+        assert main(command) == 2
+        assert "attention edges, which" in error_line(capsys)
+
+
+@pytest.mark.parametrize("more", [[], ["--membership"]])
+def test_convert_keeps_attention_edges_closed(folder: Path, tmp_path: Path, more: list[str]) -> None:
+    circuit = Circuit.load(folder / "circuits" / "sparsity-0.9000.safetensors")
+    edges = circuit.graph.attention
+    scores = torch.rand(edges.shape)
+    path, out = tmp_path / "closed.safetensors", tmp_path / "out.safetensors"
+    circuit.with_attention(edges.exists & (scores > 0.5), {}, scores).save(path)
+    assert main(["convert", str(path), str(out), *more]) == 0
+    before, after = Circuit.load(path), Circuit.load(out)
+    assert after.attention_edges() == before.attention_edges()
+    assert (after.attend_scores is None) == bool(more)

@@ -28,6 +28,7 @@ from edgeprune.roles import REST, observed_roles, roles_in
 from lit_modules import pruning
 from lit_modules.polish import Polish
 from lit_modules.pruning import PruningModule
+from lit_modules.roles import roles_of_data
 from lit_modules.signed import SignedScores
 from lit_modules.snapshots import SnapshotCircuits
 from tests.lit_modules.trainers import quiet_trainer
@@ -171,10 +172,10 @@ def test_roles_are_those_of_training_and_validation_prompts() -> None:
     own = module(roles=True)
     learned(own, 1)
     roles = own.masked.graph.roles
-    assert roles.names == ("first", "second", "END", REST)
-    assert roles.scored == ("second",)  # the last token, which is of two roles
-    assert roles.sees_matrix[1, 0]
-    assert not roles.sees_matrix[0, 1]
+    assert roles.names == ("END", "first", "second", REST)  # by name
+    assert roles.scored == ("second",)  # the last token, of two roles, is END's
+    assert roles.sees_matrix[2, 1]
+    assert not roles.sees_matrix[1, 2]
 
 
 def test_positions_and_attention_that_is_not_causal() -> None:
@@ -337,3 +338,12 @@ def test_memory_is_that_of_gates_at_roles() -> None:
     meta.use_roles(model.graph.roles)
     exact, estimate = (activations_per_example(own, shape, loss) for own in (model, meta))
     assert 1.1 * without < 0.99 * exact < estimate < 1.05 * exact
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_roles_are_the_same_with_and_without_a_cache(cache: bool, tmp_path: Path) -> None:
+    task = Induction(num_train=8, num_validation=4, num_test=4, length=4, vocab_size=16, add_bos=False)
+    found = roles_of_data(True, PairDataModule(task, cache=cache, cache_dir=str(tmp_path), batch_size=4))
+    assert found is not None
+    assert found.names == ("END", "first", "second", "rest")
+    assert found.sees[0] == ("END", "first", "second")  # the last token is END's, though it is in `second` too
