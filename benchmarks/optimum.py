@@ -41,8 +41,8 @@ from edgeprune.models.loading import load_model
 from edgeprune.objectives import squared_error
 from lit_modules import PruningModule, SnapshotCircuits
 
-PROGRAMS, ABLATIONS = ("hist", "induction", "or_gate", "and_gate"), ("zero", "interchange")
-PAIRS, STEPS = 24, 300
+PAIRS = {"hist": 24, "induction": 24, "or_gate": 96, "and_gate": 96}  # of the gates all: one answer is rare
+PROGRAMS, ABLATIONS, STEPS = tuple(PAIRS), ("zero", "interchange"), 300
 SCORED: dict[str, Callable[[int], AbstractDiscovery]] = {
     "random": lambda seed: methods.RandomScores(seed),
     "EAP": lambda seed: methods.EAP(seed=seed),
@@ -65,7 +65,7 @@ class FirstPairs(AbstractTask):
 
     def splits(self, tokenizer: Any) -> dict[str, Sequence[TokenPair]]:
         """The same pairs for every split."""
-        pairs = list(CompiledTask(self.program).splits(tokenizer)["train"])[:PAIRS]
+        pairs = list(CompiledTask(self.program).splits(tokenizer)["train"])[: PAIRS[self.program]]
         return dict.fromkeys(("train", "validation", "test"), pairs)
 
 
@@ -129,7 +129,7 @@ class Known:
             enable_model_summary=False,
             **quiet,
         )
-        trainer.fit(module, PairDataModule(FirstPairs(self.program), batch_size=PAIRS, seed=seed))
+        trainer.fit(module, PairDataModule(FirstPairs(self.program), batch_size=24, seed=seed))
         return folder / "fit" / "version_0" / "circuits"
 
 
