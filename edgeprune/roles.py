@@ -175,10 +175,7 @@ def roles_named(names: Sequence[str], batches: Sequence[PairBatch]) -> RoleSpec:
         EdgepruneError: The prompts lack one, or are not of that length; or the last one is neither.
     """
     if tuple(names) == _position_names(len(names)):
-        _check_lengths(batches, len(names))
-        found = roles_of_option(POSITIONS, batches)
-        assert found is not None
-        return found
+        return spec_of(batches, tuple(names))
     if names[-1] != REST:
         raise EdgepruneError(f"the last role of a graph is {REST!r}, that of other tokens, got {names[-1]!r}")
     return observed_roles(batches, names[:-1])

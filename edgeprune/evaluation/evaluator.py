@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
@@ -15,7 +15,7 @@ from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.console import Progress, no_progress
 from edgeprune.errors import EdgepruneError
-from edgeprune.graph import EdgeGraph
+from edgeprune.graph import EdgeGraph, RoleSpec
 from edgeprune.metrics.examples import ExampleValues
 from edgeprune.metrics.measure import measure_examples
 from edgeprune.metrics.registry import STANDARD
@@ -90,14 +90,18 @@ class Evaluator:
         return self([None, self.graph.without_roles.all_closed()], "all edges closed")
 
     @contextmanager
-    def on_graph_of(self, circuit: Circuit) -> Generator[None]:
-        """Let `graph` be without roles where the circuit has none; the circuit's roles are the model's."""
-        roles = self.graph.roles
-        self.model.use_roles(roles if circuit.roles else None)
+    def at_roles(self, roles: RoleSpec | None) -> Generator[None]:
+        """Let the model, and so `graph`, have these roles, or none, for a while."""
+        before = self.graph.roles
+        self.model.use_roles(roles)
         try:
             yield
         finally:
-            self.model.use_roles(roles)
+            self.model.use_roles(before)
+
+    def on_graph_of(self, circuit: Circuit) -> AbstractContextManager[None]:
+        """Let `graph` be without roles where the circuit has none; the circuit's roles are the model's."""
+        return self.at_roles(self.graph.roles if circuit.roles else None)
 
     def limited(self, num_examples: int) -> "Evaluator":
         """The same on the first `num_examples` pairs, or on all where there are no more; the last batch may be cut."""

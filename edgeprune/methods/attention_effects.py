@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edgeprune.batch import PairBatch
 from edgeprune.console import Progress, no_progress
-from edgeprune.methods.attribution import open_gates, require_slope
+from edgeprune.methods.attribution import mean_over_examples, open_gates, require_slope
 from edgeprune.methods.problem import Problem
 from edgeprune.metrics.measure import gated_logits
 from edgeprune.models.states import WriterStates
@@ -58,8 +58,8 @@ def attention_scores(problem: Problem, report: Progress = no_progress) -> Tensor
     model, edges = problem.model, problem.model.graph.attention
     gates = open_gates(model)
     inside = torch.ones(edges.shape, dtype=gates.dtype, device=gates.device)
-    total = torch.zeros(edges.shape, dtype=torch.float64)
-    for done, (batch, full, ablated) in enumerate(problem.batches_with_runs(), start=1):
-        total += closing_attention_effects(problem, batch, full, ablated, gates, inside).cpu()
-        report("attention edges", done, len(problem.batches))
-    return total / problem.num_examples
+
+    def score(batch: PairBatch, full: Tensor, ablated: WriterStates) -> Tensor:
+        return closing_attention_effects(problem, batch, full, ablated, gates, inside)
+
+    return mean_over_examples(problem, score, report, "attention edges", edges.shape)

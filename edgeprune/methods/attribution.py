@@ -143,7 +143,11 @@ def token_shares(graph: EdgeGraph, batch: PairBatch) -> Tensor:
 
 
 def mean_over_examples(
-    problem: Problem, score: BatchScores, report: Progress = no_progress, what: str = "batches"
+    problem: Problem,
+    score: BatchScores,
+    report: Progress = no_progress,
+    what: str = "batches",
+    shape: tuple[int, ...] | None = None,
 ) -> Tensor:
     """Sum of `score` over all batches, divided by the number of examples: how they are batched does not matter.
 
@@ -152,11 +156,12 @@ def mean_over_examples(
         score: Scores `[..., reader, writer]` of a batch (pairs, full logits, ablated states), summed over its examples.
         report: Gets `what`, the number of batches done, and of all.
         what: Names the work in its reports.
+        shape: Of the scores, where they are none of the graph's edges.
 
     Returns:
-        Float64 `[..., reader, writer]` on the CPU.
+        Float64 `[..., reader, writer]`, or of `shape`, on the CPU.
     """
-    total = torch.zeros(problem.model.graph.shape, dtype=torch.float64)
+    total = torch.zeros(problem.model.graph.shape if shape is None else shape, dtype=torch.float64)
     for done, (batch, full, ablated) in enumerate(problem.batches_with_runs(), start=1):
         total += score(batch, full, ablated).double().cpu()
         report(what, done, len(problem.batches))

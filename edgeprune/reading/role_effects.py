@@ -242,13 +242,12 @@ def first_order_effects(
     model = evaluator.model
     if REST in roles:
         raise EdgepruneError(f"a role of the task is called {REST!r}, the role of tokens without any; rename it")
-    before, parts = model.graph.roles, RoleSpec(parts_of(roles))
+    parts = RoleSpec(parts_of(roles))
     problem = Problem(model, evaluator.batches, evaluator.runs, measure, evaluator.split)
     gates = keep.to(model.device, torch.float64 if model.dtype == torch.float64 else torch.float32)
     gates = gates.expand(len(parts), -1, -1)
     total, done = torch.zeros(gates.shape, dtype=torch.float64), 0
-    model.use_roles(parts)
-    try:
+    with evaluator.at_roles(parts):
         for batch in evaluator.batches:
             at_once = max(1, int(memory_gb * 1e9 / (_BACKWARD * state_bytes(model) * batch.clean.shape[1])))
             for start in range(0, len(batch), at_once):
@@ -257,7 +256,5 @@ def first_order_effects(
                 full, ablated = evaluator.runs(some, evaluator.split)
                 total += closing_effects(problem, some, full, ablated, gates).cpu()
                 done += len(some)
-    finally:
-        model.use_roles(before)
     evaluator.progress(_WHAT, done, evaluator.num_examples)
     return total / done
