@@ -1,12 +1,26 @@
-"""The same question by instruction and by examples: is it the same circuit?
+r"""The same question by instruction and by examples: is it the same circuit?
 
     python benchmarks/case_study.py accuracies smollm2 gemma3-270m --out accuracies.json
+    python benchmarks/case_study.py compare runs/case_study/plural_instruction runs/case_study/plural_few_shot \
+      --out plural.json
+    python benchmarks/case_study.py tables accuracies.json plural.json --page docs/results/instruction_or_examples.md \
+      --plot docs/results/instruction_or_examples.png
 
 `accuracies` asks the full model for words in several relations (`WordPairs`) and for values of Boolean expressions,
 both ways. Judged are up to `--pairs` pairs; nothing is sampled. Shares of pairs:
 
     accuracy   the right answer has a higher logit than the distractor, the right answer of the corrupted prompt
     top-1      the right answer has the highest logit of all tokens
+
+`compare` takes the circuits that `fit` wrote for the two ways, one of each seed:
+
+    overlap    of every two circuits, beside what chance gives and what two seeds of one way have in common
+    transfer   every circuit on the test prompts of both ways; the edges in both and in either of a seed's two circuits,
+               beside circuits of one way of the same size (cut or grown by their own scores), what two seeds of one way
+               have in both and in either, random circuits, the full model and the empty circuit; 95 % intervals over
+               pairs
+    heads      how much of the first-order effects on the logit difference is theirs, in how many circuits that is
+               1 % or more, and what they attend to from the scored position
 """
 
 import argparse
@@ -16,6 +30,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import torch
+from case_study_compare import compare, open_ways
+from case_study_tables import accuracies_table, counts_table, fill, heads_table, overlap_table, plot, transfer_table
 
 from datamodules import BooleanExpressions, PairDataModule, WordPairs
 from datamodules.tasks.base import AbstractTask
@@ -109,7 +125,32 @@ def accuracies(options: argparse.Namespace) -> dict[str, Any]:
             print(name, rows[-1], flush=True)
         columns = ["task", "asked by", Numbers("pairs"), Numbers("tokens"), Numbers("accuracy"), Numbers("top-1")]
         report_console().print(table(name, columns, [list(row.values()) for row in rows]))
-    return {"accuracies": found, "torch": torch.__version__}
+    return {"accuracies": found}
+
+
+# -------------------------------------------------------------------- commands
+def compare_ways(options: argparse.Namespace) -> dict[str, Any]:
+    """Figures of the circuits of both ways."""
+    ways = open_ways((options.instruction, options.few_shot), options.limit)
+    return compare(ways, options.sparsities, options.random)
+
+
+def show(options: argparse.Namespace) -> None:
+    """Tables into the page, or printed; and the plot."""
+    tables: dict[str, str] = {}
+    for path in options.files:
+        found = json.loads(path.read_text())
+        if "accuracies" in found:
+            tables["accuracies"] = accuracies_table(found)
+            continue
+        tables |= {"overlap": overlap_table(found), "transfer": transfer_table(found)}
+        tables |= {"counts": counts_table(found), "heads": heads_table(found)}
+        if options.plot:
+            plot(found, options.plot)
+    if options.page:
+        fill(options.page, tables)
+    else:
+        print(*tables.values(), sep="\n\n")
 
 
 def main() -> None:
@@ -121,17 +162,30 @@ def main() -> None:
     part.add_argument("--pairs", type=int, default=100, help="how many pairs of each task at most")
     part.add_argument("--batch", type=int, default=25)
     part.set_defaults(run=accuracies)
+    part = parts.add_parser("compare", help="circuits found for the two ways, on the prompts of both")
+    part.add_argument("instruction", type=Path, help="folder of the fits asked by instruction, with version_*")
+    part.add_argument("few_shot", type=Path, help="likewise by examples; a version for the same seed")
+    part.add_argument("--sparsities", type=float, nargs="+", default=[0.98, 0.99])
+    part.add_argument("--limit", type=int, help="the first so many test pairs; default: all")
+    part.add_argument("--random", type=int, default=3, help="random circuits of each size")
+    part.set_defaults(run=compare_ways)
     for part in parts.choices.values():
         part.add_argument("--threads", type=int, default=2)
-        part.add_argument("--out", type=Path, help="write the figures as JSON")
+        part.add_argument("--out", type=Path, required=True, help="write the figures here, as JSON")
+    part = parts.add_parser("tables", help="tables and plot of what the others wrote")
+    part.add_argument("files", type=Path, nargs="+", metavar="FIGURES.json")
+    part.add_argument("--page", type=Path, help="put the tables here, between their marks; default: print them")
+    part.add_argument("--plot", type=Path, help="write the plot here")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     try:
-        found = options.run(options)
+        if options.part == "tables":
+            show(options)
+            return
+        torch.set_num_threads(options.threads)
+        found = {**options.run(options), "torch": torch.__version__}
+        options.out.write_text(json.dumps(found, indent=1) + "\n")
     except EdgepruneError as error:
         parser.exit(2, f"{error}\n")
-    if options.out:
-        options.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
