@@ -91,7 +91,8 @@ NATIONALITIES = pairs_of(
 )
 
 NUMBERS = words_of(
-    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
+    "one two three four five six seven eight nine ten eleven twelve "
+    "thirteen fourteen fifteen sixteen seventeen eighteen"
 )
 DIGITS = NUMBERS[:9]
 SUMS = tuple(

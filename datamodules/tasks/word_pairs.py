@@ -93,11 +93,12 @@ class WordPairs(GeneratedTask[Words]):
         check_choice("prompting", self.prompting, get_args(Prompting))
         if not 1 <= self.num_examples <= MAX_EXAMPLES:
             raise EdgepruneError(f"num_examples must be 1..{MAX_EXAMPLES}, got {self.num_examples}")
-        others = (self.instruction or SLOT).replace(SLOT, "")
-        if self.instruction is not None and (self.instruction.count(f" {SLOT}") != 1 or set("{}") & set(others)):
+        given = self.instruction
+        if given is not None and (
+            given.count(SLOT) != 1 or f" {SLOT}" not in given or set("{}") & set(given.replace(SLOT, ""))
+        ):
             raise EdgepruneError(
-                f"instruction must have the slot {SLOT} once, after a space, and no other braces, "
-                f"got {self.instruction!r}"
+                f"instruction must have the slot {SLOT} once, after a space, and no other braces, got {given!r}"
             )
 
     def vocabulary(self, tokenizer: "PreTrainedTokenizerBase") -> Words:
