@@ -131,7 +131,7 @@ def accuracies(options: argparse.Namespace) -> dict[str, Any]:
 # -------------------------------------------------------------------- commands
 def compare_ways(options: argparse.Namespace) -> dict[str, Any]:
     """Figures of the circuits of both ways."""
-    ways = open_ways((options.instruction, options.few_shot), options.limit)
+    ways = open_ways((options.instruction, options.few_shot), options.limit, options.device)
     return compare(ways, options.sparsities, options.random)
 
 
@@ -168,6 +168,7 @@ def main() -> None:
     part.add_argument("--sparsities", type=float, nargs="+", default=[0.98, 0.99])
     part.add_argument("--limit", type=int, help="the first so many test pairs; default: all")
     part.add_argument("--random", type=int, default=3, help="random circuits of each size")
+    part.add_argument("--device", default="cpu")
     part.set_defaults(run=compare_ways)
     for part in parts.choices.values():
         part.add_argument("--threads", type=int, default=2)

@@ -45,7 +45,7 @@ class Way:
         return [Circuit.load(folder / "circuits" / f"sparsity-{sparsity:.4f}.safetensors") for folder in self.folders]
 
 
-def open_ways(folders: Sequence[Path], limit: int | None) -> list[Way]:
+def open_ways(folders: Sequence[Path], limit: int | None, device: str = "cpu") -> list[Way]:
     """Both ways with one model; the pairs of both are checked to ask the same, one by one."""
     asked, ways, model = [], list[Way](), None
     for name, folder in zip(WAYS, folders, strict=True):
@@ -54,16 +54,16 @@ def open_ways(folders: Sequence[Path], limit: int | None) -> list[Way]:
             raise EdgepruneError(f"{folder} has no version_*/circuits; give the folder that a fit's logger wrote to")
         data = read_data_config(str(fits[0] / "config.yaml"))
         data.setup()
-        asked.append({key: value for key, value in data.labels("test").items() if key in ("subject", "other")})
+        asked.append(data.labels("test"))
         files = CircuitFiles.open([str(next((fits[0] / "circuits").glob("sparsity-*.safetensors")))])
-        model = model or files.load_model(files.model_name(None), "cpu")
+        model = model or files.load_model(files.model_name(None), device)
         runs = ReferenceRuns(model, files.header.get("ablation", "interchange"), 1.0)
         prepare_runs(runs, data, "test")
         batches = pair_batches(data, "test", limit, data.eval_batch_size)
         with ProgressReporter(stderr=True) as bars:
             ways.append(Way(name, fits, Evaluator(model, runs, batches, "test", MEASURES, bars.report)))
     if asked[0] != asked[1]:
-        raise EdgepruneError("the two ways ask about other words: give both fits the same seed, sizes and relation")
+        raise EdgepruneError("the two ways do not ask the same: give both fits the same seed and sizes")
     if len(ways[0].folders) != len(ways[1].folders):
         raise EdgepruneError(f"{len(ways[0].folders)} and {len(ways[1].folders)} seeds; give as many of both ways")
     return ways

@@ -23,18 +23,18 @@ def percent(sparsity: str) -> str:
 
 
 def accuracies_table(found: Values) -> str:
-    """A line for every model, task and way."""
-    return markdown(
-        ["model", "task", "asked", "pairs", "tokens", "accuracy", "top-1"],
-        [
-            [
-                *(model, row["task"], "by examples" if row["way"] == "few_shot" else f"by {row['way']}"),
-                *(str(row["pairs"]), f"{row['tokens']:.1f}", f"{row['accuracy']:.2f}", f"{row['accuracy_top1']:.2f}"),
+    """A line for every model and task, in which every way has its two figures."""
+    ways = {"instruction": "by instruction", "instruction, chat": "with the marks of a chat", "few_shot": "by examples"}
+    lines: list[list[str]] = []
+    for model, rows in found["accuracies"].items():
+        for task in dict.fromkeys(row["task"] for row in rows):
+            by_way = {row["way"]: row for row in rows if row["task"] == task}
+            cells = [
+                f"{row['accuracy']:.2f}, {row['accuracy_top1']:.2f}" if (row := by_way.get(way)) else "-"
+                for way in ways
             ]
-            for model, rows in found["accuracies"].items()
-            for row in rows
-        ],
-    )
+            lines.append([model, task, str(by_way["few_shot"]["pairs"]), *cells])
+    return markdown(["model", "task", "pairs", *(f"{name}: accuracy, top-1" for name in ways.values())], lines)
 
 
 # -------------------------------------------------------------------- of a comparison
