@@ -29,10 +29,8 @@ def accuracies_table(found: Values) -> str:
     for model, rows in found["accuracies"].items():
         for task in dict.fromkeys(row["task"] for row in rows):
             by_way = {row["way"]: row for row in rows if row["task"] == task}
-            cells = [
-                f"{row['accuracy']:.2f}, {row['accuracy_top1']:.2f}" if (row := by_way.get(way)) else "-"
-                for way in ways
-            ]
+            found_ways = (by_way.get(way) for way in ways)
+            cells = [f"{row['accuracy']:.2f}, {row['accuracy_top1']:.2f}" if row else "-" for row in found_ways]
             lines.append([model, task, str(by_way["few_shot"]["pairs"]), *cells])
     return markdown(["model", "task", "pairs", *(f"{name}: accuracy, top-1" for name in ways.values())], lines)
 
