@@ -6,12 +6,12 @@ The corrupted prompt asks about another word, and its answer is the distractor. 
 
 import random
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar, Literal, final, get_args
 
-from datamodules.tasks import word_lists
+from datamodules.tasks import capitals, word_lists
 from datamodules.tasks.base import PromptPair
 from datamodules.tasks.generated import GeneratedTask, share_out
 from datamodules.tasks.word_lists import RELATIONS, SENTENCES
@@ -39,7 +39,7 @@ class Words:
     """
 
     groups: tuple[tuple[Question, ...], ...]
-    examples: tuple[Question, ...] = field(default=())
+    examples: tuple[Question, ...]
 
     @property
     def questions(self) -> list[Question]:
@@ -77,7 +77,7 @@ class WordPairs(GeneratedTask[Words]):
             marks; None for ours.
     """
 
-    sources: ClassVar[tuple[ModuleType, ...]] = (*GeneratedTask.sources, word_lists)
+    sources: ClassVar[tuple[ModuleType, ...]] = (*GeneratedTask.sources, capitals, word_lists)
 
     num_train: int = 48
     num_validation: int = 16
@@ -146,7 +146,13 @@ class WordPairs(GeneratedTask[Words]):
 
     def _pair(self, question: Question, words: Words, rng: random.Random) -> PromptPair:
         subject, answer = question
-        other, other_answer = rng.choice(words.partners[subject])
+        partners = words.partners[subject]
+        if not partners:
+            raise EdgepruneError(
+                f"all words of a split have the answer {answer!r}, and none is left to corrupt {subject!r} with: "
+                "set entities to 'shared', raise the sizes, or choose another seed"
+            )
+        other, other_answer = rng.choice(partners)
         clean, corrupted = (self._write(word, words.examples) for word in (subject, other))
         return PromptPair(
             clean=clean.text,

@@ -1,5 +1,6 @@
 """Words in one relation: both ways of prompting ask the same, and examples give no answer away."""
 
+import random
 from typing import Any, get_args
 
 import pytest
@@ -8,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from datamodules import PairDataModule, PromptPair, WordPairs
 from datamodules.encode import encode_pairs
 from datamodules.tasks.word_lists import NUMBERS, OPPOSITES, RELATIONS, SENTENCES, SUMS
-from datamodules.tasks.word_pairs import MAX_EXAMPLES, Relation
+from datamodules.tasks.word_pairs import MAX_EXAMPLES, Relation, Words
 from edgeprune.errors import EdgepruneError
 from tests.datamodules.conftest import word_tokenizer, words_in
 from tests.datamodules.tasks.conformance import check_task, clean_prompts, role_text
@@ -143,6 +144,14 @@ def test_batches_have_the_roles(words: PreTrainedTokenizerBase) -> None:
     data = PairDataModule(WordPairs(**SMALL, prompting="few_shot"), batch_size=4, cache=False)
     data.tokenizer_object = words
     assert set(next(iter(data.train_dataloader())).roles) == {"subject", "examples", "END"}
+
+
+def test_words_of_one_answer_are_refused() -> None:
+    task = WordPairs(relation="sum")
+    alike = tuple(pair for pair in SUMS if pair[1] == "five")
+    assert len(alike) == 4
+    with pytest.raises(EdgepruneError, match="all words of a split have the answer 'five'"):
+        task.generate(Words((alike,), ()), 2, random.Random(0))
 
 
 def test_too_few_words_are_refused() -> None:
