@@ -200,10 +200,10 @@ POLISHED = {
         *(f"{entry.label}, polished", "polish", ((*POLISH, "--batch-size=16", "--overshoot=0"),)),
         seeds=entry.seeds,
         of=name,
-        passes=(1 + len(SPARSITIES)) * STEPS * BATCH,
+        passes=(entry.passes or 0) + len(SPARSITIES) * STEPS * BATCH,
     )
     for name, entry in (SCORED | TRAINED).items()
-    if name in ("edge_pruning", "matryoshka", "eap_ig_inputs", "eap_ig_local")
+    if name in ("edge_pruning", "edge_pruning_long", "matryoshka", "eap_ig_inputs", "eap_ig_local")
 }
 ENTRIES: dict[str, Entry] = {**SCORED, **TRAINED, **POLISHED}
 STRONGEST = (
