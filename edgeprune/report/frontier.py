@@ -26,7 +26,7 @@ def frontier_row(
 ) -> Row:
     """One circuit: what was asked for, its size, its measures, and (`random_...`) those of a random one of its size.
 
-    One with roles has also the size of its union.
+    One with roles has also the size of its union, and one with attention edges of its own their number.
     """
     return {
         "asked": requested,
@@ -34,6 +34,7 @@ def frontier_row(
         "edges": circuit.num_edges,
         "dangling": circuit.num_dangling,
         **({"union_edges": circuit.union().num_edges} if circuit.roles else {}),
+        **({} if circuit.attend is None else {"attention_edges": int(circuit.attend.sum())}),
         **{name: measures[name] for name in MEASURES},
         **{f"random_{name}": control[name] for name in MEASURES},
         "num_examples": int(measures["num_examples"]),
@@ -54,7 +55,8 @@ def frontier_table(title: str, rows: Sequence[Row], objective: Objective = "kl",
     hidden = "squared_error" if objective == "kl" else "kl"
     shown = [name for name in MEASURES if name != hidden and not all(math.isnan(row[name]) for row in rows)]
     columns = ["circuit"] if named else []
-    sizes = ["edges", "dangling", *(["union_edges"] if all("union_edges" in row for row in rows) else [])]
+    more = [name for name in ("union_edges", "attention_edges") if all(name in row for row in rows)]
+    sizes = ["edges", "dangling", *more]
     return table(
         f"{title} (random circuit of the same size in brackets)",
         [*columns, *map(Numbers, ("sparsity", *_headings(sizes), *(measure_named(name).heading for name in shown)))],
