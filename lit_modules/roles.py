@@ -1,13 +1,15 @@
 """The roles of a run: found in the pairs of its task, and what is said of circuits that have them."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import RoleSpec
-from edgeprune.methods import AbstractRecipe
 from edgeprune.roles import RoleOption, roles_of_option
 from lit_modules.ranks import every_batch
+
+if TYPE_CHECKING:
+    from edgeprune.methods import AbstractRecipe
 
 PAIRS = 256  # that are looked at at once
 LEARNED_FROM = ("train", "validation")
@@ -47,7 +49,7 @@ def sparsities_at_roles(circuit: Circuit, split: str) -> dict[str, float]:
     return found
 
 
-def check_attention(recipe: AbstractRecipe, roles: RoleOption, complement_weight: float) -> None:
+def check_attention(recipe: "AbstractRecipe", roles: RoleOption, complement_weight: float) -> None:
     """Refuse a recipe that learns attention edges in a run that cannot.
 
     Raises:
@@ -63,7 +65,7 @@ def check_attention(recipe: AbstractRecipe, roles: RoleOption, complement_weight
         )
 
 
-def refuse_attention(recipe: AbstractRecipe, what: str) -> None:
+def refuse_attention(recipe: "AbstractRecipe", what: str) -> None:
     """Refuse a recipe that learns attention edges where a callback cannot take its circuits.
 
     Raises:
