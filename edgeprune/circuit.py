@@ -192,7 +192,7 @@ class Circuit:
         if roles is None:
             return self
         scores = None if self.ranking is None else circuit_roles.best(self.scores, self.ranking)
-        how = {"union": list(roles.names), "num_edges": self.num_edges}
+        how = {"union": list(roles.names), "num_edges": self.num_edges, **circuit_attention.number(self.attend)}
         return self._part(self.keep.any(0), how, self.graph.with_roles(None), scores)
 
     def with_roles(self, roles: RoleSpec) -> "Circuit":

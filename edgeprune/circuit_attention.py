@@ -96,6 +96,11 @@ def all_open(graph: EdgeGraph, attend: Tensor | None) -> bool:
     return attend is None or bool(attend.eq(graph.attention.exists).all())
 
 
+def number(attend: Tensor | None) -> dict[str, int]:
+    """How many are open, for the header of a part that has none of its own; nothing where all are."""
+    return {} if attend is None else {"attention_edges": int(attend.sum())}
+
+
 def size(graph: EdgeGraph, attend: Tensor | None) -> dict[str, Any]:
     """What the header says of them; nothing where all are open."""
     if attend is None:

@@ -159,7 +159,9 @@ def test_gradients_are_those_of_attention_token_by_token(option: Any, more: dict
 def test_a_circuit_is_judged_as_the_model_is_called() -> None:
     own = module(edge_pruning("alone"))
     trained(own)
-    circuit, data = own.circuit(0.7), pairs()
+    circuit, data = own.circuit(0.5), pairs()
+    assert circuit.attend is not None
+    circuit = circuit.with_attention(circuit.graph.attention.exists & ~circuit.attend, {})  # what matters is closed
     data.setup()
     batches: Any = list(data.ordered_dataloader("validation"))
     gates = gates_of(circuit)
@@ -178,7 +180,7 @@ def test_a_circuit_is_judged_as_the_model_is_called() -> None:
     count = sum(int(batch.position_mask.sum()) for batch in batches)
     assert first == pytest.approx(total / count, rel=1e-5)
     assert first == again
-    assert plain < 1e-9 < 0.01 < first  # with all attention edges open nothing is closed
+    assert plain < 1e-9 < 1e-4 < first  # with all attention edges open nothing is closed
     opened = circuit.with_attention(circuit.graph.attention.exists, {})
     assert isinstance(gates_of(opened), Tensor)
 
