@@ -212,3 +212,26 @@ def test_convert_keeps_attention_edges_closed(folder: Path, tmp_path: Path, more
     before, after = Circuit.load(path), Circuit.load(out)
     assert after.attention_edges() == before.attention_edges()
     assert (after.attend_scores is None) == bool(more)
+
+
+# -------------------------------------------------------------------- attention edges that `discover` scores
+def test_discover_scores_attention_edges_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    options = ["--roles", "positions", "--attention", "true", "--metric", "nll"]
+    assert main(arguments(out, *options)) == 0
+    everything = Circuit.load(out / "scores.safetensors")
+    assert everything.attend is None
+    assert everything.attend_scores is not None
+    edges = everything.graph.attention
+    for path in (out / "circuits").glob("*.safetensors"):
+        circuit = Circuit.load(path)
+        assert circuit.attend is not None
+        number = round((1 - circuit.sparsity) * edges.num_edges)
+        assert len(circuit.attention_edges()) == number
+        ranks = edges.to_vector(everything.attend_scores.abs())
+        kept = edges.to_vector(circuit.attend)
+        assert 0 < number < edges.num_edges
+        assert ranks[kept].min() >= ranks[~kept].max()
+    capsys.readouterr()
+    assert main(arguments(tmp_path / "other", "--attention", "true")) == 2
+    assert "give --roles, or leave it out" in error_line(capsys)

@@ -32,7 +32,7 @@ def view(browser: Any, tmp_path: Path) -> Iterator[Any]:
 
 def test_a_head_lists_its_attention_edges_and_paths_follow_them(browser: Any, tmp_path: Path) -> None:
     """One route from IO to END, by a0.h1; closed by the second circuit, which has another edge for the head."""
-    edges = ["embed->a0.h1.v@IO", "a0.h1->logits@END"]
+    edges = ["embed->a0.h0.v@IO", "a0.h1->logits@END"]  # h0.v is that of heads 0 and 1
     circuits = [from_edges(*edges, name) for name in ("a0.h1[END<-IO]", "a0.h1[END<-S2]")]
     path = tmp_path / "page.html"
     write_viewer([NamedCircuit("one", circuits[0]), NamedCircuit("two", circuits[1])], path)
@@ -43,7 +43,7 @@ def test_a_head_lists_its_attention_edges_and_paths_follow_them(browser: Any, tm
     page.press("#search", "Enter")
     listed = "(all) => all.map((one) => [...one.children].map((part) => part.textContent))"
     assert page.eval_on_selector_all("#detail .attention li", listed) == [["a0.h1[END<-IO]", ""]]
-    assert page.inner_text("#dangling-count") == "0"
+    assert page.inner_text("#dangling-count") == "0" == str(circuits[0].num_dangling)
     page.select_option("#compare", label="two")
     assert page.eval_on_selector_all("#detail .attention li", listed) == [
         ["a0.h1[END<-IO]", "first"],
