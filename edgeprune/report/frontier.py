@@ -86,14 +86,16 @@ def write_frontier(folder: Path, rows: Sequence[Row], objective: Objective = "kl
 def plot_frontier(rows: Sequence[Row], path: Path, objective: Objective = "kl") -> None:
     """Share of edges kept against the error, with the random circuits of the same sizes, to a PNG file.
 
-    Circuits without any edge have no place on the logarithmic axis and are left out.
+    Of circuits that differ in attention edges alone, the number of these. Circuits without any edge have no place on
+    the logarithmic axis and are left out.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    rows = [row for row in rows if row["edges"]]
-    kept = [100 * (1 - row["sparsity"]) for row in rows]
+    inside = len({row["edges"] for row in rows}) == 1 and all("attention_edges" in row for row in rows)
+    rows = [row for row in rows if row["attention_edges" if inside else "edges"]]
+    kept = [row["attention_edges"] if inside else 100 * (1 - row["sparsity"]) for row in rows]
     axes.plot(kept, [row[objective] for row in rows], "o-", label="circuit")
     axes.plot(
         kept, [row[f"random_{objective}"] for row in rows], "s--", color="0.6", label="random circuit of the same size"
@@ -102,7 +104,7 @@ def plot_frontier(rows: Sequence[Row], path: Path, objective: Objective = "kl") 
     if knee:
         error = [rows[index][objective] for index in knee]
         axes.plot([kept[index] for index in knee], error, "o", color="C3", fillstyle="none", ms=11, label="knee")
-    axes.set(xlabel="edges kept (%)", ylabel=ERROR_LABELS[objective], ylim=(0, None))
+    axes.set(xlabel="attention edges kept" if inside else "edges kept (%)", ylabel=ERROR_LABELS[objective], ylim=(0, None))
     if kept:
         axes.set_xscale("log")
         ticks = [value for value in (50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1) if min(kept) <= value <= max(kept)]
