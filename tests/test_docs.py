@@ -17,7 +17,7 @@ from tests.methods.small_problems import problem, tiny
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-FOLDERS = ("start", "howto", "contributing")
+FOLDERS = ("start", "howto", "contributing", "guides", "results")
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
@@ -25,6 +25,12 @@ PAGES = [
 ]
 MARKED = re.compile(r"<!-- tested -->\n```(\w*)\n(.*?)```", re.DOTALL)
 FILES = re.compile(r"`([\w.]+\.yaml)`:\n\n```yaml\n(.*?)```", re.DOTALL)
+STANDS_FOR = {
+    "X.yaml": "ioi_smollm2",
+    "weights.yaml": "weights/disco_ioi_smollm2",
+    "edges.yaml": "disco_ioi_smollm2",
+    "S": "0",
+}
 PARSED = ("fit", "fit-weights", "discover")  # they read their whole config before they do anything
 pytestmark = [
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
@@ -42,7 +48,7 @@ class Command(NamedTuple):
     @property
     def words(self) -> list[str]:
         """Its arguments, behind `edgeprune`."""
-        return shlex.split(self.line, comments=True)[1:]
+        return [STANDS_FOR.get(word, word) for word in shlex.split(self.line, comments=True)[1:]]
 
     @property
     def name(self) -> str:
@@ -57,7 +63,7 @@ def marked(language: str) -> list[tuple[Path, str]]:
 def commands() -> Iterator[Command]:
     """Every command on every page, but for those that are run and those with a place to fill in."""
     for page in PAGES:
-        text = MARKED.sub("", page.read_text())
+        text = re.sub(r"\\\n\s*", "", MARKED.sub("", page.read_text()))
         for line in re.findall(r"^(?:    )?(?:.*&& )?(edgeprune \w.*)$", text, re.MULTILINE):
             if "..." not in line:
                 yield Command(page, line)
@@ -74,7 +80,7 @@ BLOCKS = marked("python")
 def test_pages_have_what_is_looked_for() -> None:
     assert len(SCRIPTS) == 3
     assert len(BLOCKS) == 5
-    assert len(COMMANDS) >= 34
+    assert len(COMMANDS) >= 110
     assert {"fit", "discover", "sweep", "convert", "polish"} <= {command.words[0] for command in COMMANDS}
 
 

@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from edgeprune.cli.arguments import Arguments, check_ablation, check_file, write_json
+from edgeprune.cli.arguments import Arguments, check_ablation, check_outputs, write_json
 from edgeprune.cli.circuits import add_reading_options, circuit_row
 from edgeprune.errors import EdgepruneError
 
@@ -48,6 +48,7 @@ def run(arguments: list[str]) -> None:
     add_reading_options(parser)
     add("--seeds", type=int, default=5, help="random circuits, and choices of heads, to compare with (default: 5)")
     add("--json", type=Path, help="also write all figures here")
+    add("--report", type=Path, help="also write a page here (.html)")
     options = parser.parse_args(arguments[1:])
     from edgeprune.metrics.registry import measure_named  # not for --help: it is slow
 
@@ -56,11 +57,15 @@ def run(arguments: list[str]) -> None:
             raise EdgepruneError(f"--{name} must be at least 1, got {value}")
     measure_named(options.measure)
     check_ablation(options.ablation)
-    check_file(options.json, "--json")
+    check_outputs(options.json, options.report)
     result = compare_across(options)
     _print(result)
     if options.json:
         write_json(options.json, result)
+    if options.report:
+        from edgeprune.report.across import write_across
+
+        write_across(result, options.report)
 
 
 # -------------------------------------------------------------------- figures

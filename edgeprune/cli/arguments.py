@@ -11,6 +11,8 @@ from typing import Any, NoReturn, cast, final
 from edgeprune.errors import EdgepruneError
 from edgeprune.paths import check_writable, write_whole_text
 
+PAGE = (".html", ".htm")
+
 
 @final
 class Arguments(argparse.ArgumentParser):
@@ -54,6 +56,16 @@ def check_file(path: Path | None, option: str) -> None:
     check_writable(path, option)
     if not path.parent.is_dir():
         raise EdgepruneError(f"{option} {path}: there is no folder {path.parent}; make it first")
+
+
+def check_outputs(json: Path | None, report: Path | None) -> None:
+    """Refuse files for --json and --report that could not be written, or would not be what they are called."""
+    for path, option in ((json, "--json"), (report, "--report")):
+        check_file(path, option)
+    if report is not None and report.suffix.lower() not in PAGE:
+        raise EdgepruneError(f"--report {report}: a page ends in {' or '.join(PAGE)}; name it so")
+    if json is not None and json.suffix.lower() in PAGE:
+        raise EdgepruneError(f"--json {json} would be a page by its name; pages are written by --report")
 
 
 def short_names(paths: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeprune.cli.arguments import Arguments, check_ablation, check_file, check_least, short_names, write_json
+from edgeprune.cli.arguments import Arguments, check_ablation, check_least, check_outputs, short_names, write_json
 from edgeprune.cli.circuits import add_reading_options
 from edgeprune.errors import EdgepruneError
 
@@ -61,7 +61,6 @@ LEAST = {
     "reading_edges": 0,
     "cache_gb": 0,
 }
-PAGE = (".html", ".htm")
 
 
 def run(arguments: list[str]) -> None:
@@ -138,14 +137,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _check_outputs(options: argparse.Namespace) -> None:
     """Refuse files that could not be written, or would not be what they are called."""
-    for path, option in ((options.json, "--json"), (options.report, "--report")):
-        check_file(path, option)
-    if options.report is not None and options.report.suffix.lower() not in PAGE:
-        raise EdgepruneError(f"--report {options.report}: a page ends in {' or '.join(PAGE)}; name it so")
+    check_outputs(options.json, options.report)
     if options.reading is not None and options.json is None and options.report is None:
         raise EdgepruneError(f"--reading {options.reading} is written to --json or --report; name one of them")
-    if options.json is not None and options.json.suffix.lower() in PAGE:
-        raise EdgepruneError(f"--json {options.json} would be a page by its name; pages are written by --report")
 
 
 def _check_known(name: str) -> None:

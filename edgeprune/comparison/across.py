@@ -14,6 +14,7 @@ from edgeprune.comparison.roles import RoleComparison, compare_roles
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.evaluator import Evaluator
 from edgeprune.json_numbers import json_fields, json_numbers
+from edgeprune.metrics.examples import ExampleValues
 from edgeprune.metrics.normalise import normalise
 from edgeprune.reading.attention_roles import role_profile
 
@@ -49,6 +50,8 @@ class CrossModel:
         overlap: As `compare_circuits` gives it; None where the graphs differ.
         roles: By what heads attend to; None where the graphs are the same and the task has no roles.
         performance: Example by example.
+        random_figures: Of random circuits with as many edges, for each of the two one value per seed.
+        random_faithfulness: The same, normalised.
     """
 
     first: str
@@ -56,6 +59,8 @@ class CrossModel:
     overlap: dict[str, Any] | None
     roles: RoleComparison | None
     performance: PerformanceAlignment
+    random_figures: tuple[tuple[float, ...], tuple[float, ...]]
+    random_faithfulness: tuple[tuple[float, ...], tuple[float, ...]]
 
     def to_dict(self) -> dict[str, Any]:
         """The attributes as plain values."""
@@ -77,7 +82,7 @@ def cross_model(
         first: One circuit, its model and pairs.
         second: The other.
         measure: By which performance is compared.
-        seeds: Of the random heads and random circuits beside the comparison by roles.
+        seeds: Of the random heads and random circuits beside the comparison by roles, and of random circuits that run.
         labels: Where the models' examples differ; see `align_performance`.
         same_texts: Examples of one number are one text, though the models cut it into other tokens. Generated tasks
             choose their words by tokenizer: examples of one number are then different texts.
@@ -97,11 +102,9 @@ def cross_model(
             for item in pair
         ]
         roles = compare_roles(*profiles, seeds=seeds)
-    values = [
-        item.evaluator([item.circuit.keep, None, item.evaluator.graph.all_closed()], f"circuit {item.name}", [measure])
-        for item in pair
-    ]
-    left, right = values
+    left, right = values = [_with_controls(item, measure, seeds) for item in pair]
+    figures = [item.figures()[:, :1] for item in values]
+    random = [(row[3:], normalise(row[3:], row[1:3])) for row in figures]
     return CrossModel(
         first.name,
         second.name,
@@ -110,7 +113,16 @@ def cross_model(
         performance=align_performance(
             left, right, measure, ends=(left.circuits([1, 2]), right.circuits([1, 2])), labels=labels
         ),
+        random_figures=(tuple(random[0][0][:, 0].tolist()), tuple(random[1][0][:, 0].tolist())),
+        random_faithfulness=(tuple(random[0][1][:, 0].tolist()), tuple(random[1][1][:, 0].tolist())),
     )
+
+
+def _with_controls(item: Candidate, measure: str, seeds: Sequence[int]) -> ExampleValues:
+    """Values of the circuit, the full model, the empty circuit, and a random circuit for each seed."""
+    graph, circuit = item.evaluator.graph, item.circuit
+    drawn = [Circuit.random(graph, circuit.num_edges, seed).keep for seed in seeds]
+    return item.evaluator([circuit.keep, None, graph.all_closed(), *drawn], f"circuit {item.name}", [measure])
 
 
 def _check_same_tokens(first: Candidate, second: Candidate) -> None:

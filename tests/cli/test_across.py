@@ -83,7 +83,8 @@ def across(folder: Path, first: str, second: str, *more: str) -> int:
 
 def test_models_of_two_families(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.json"
-    assert across(folder, "gpt2", "llama", "--json", str(out)) == 0
+    page = tmp_path / "page.html"
+    assert across(folder, "gpt2", "llama", "--json", str(out), "--report", str(page)) == 0
     result = json.loads(out.read_text(), parse_constant=pytest.fail)
     assert [row["model"] for row in result["circuits"]] == [str(folder / "gpt2"), str(folder / "llama")]
     assert [row["ablation"] for row in result["circuits"]] == ["interchange", "zero"]
@@ -99,6 +100,42 @@ def test_models_of_two_families(folder: Path, tmp_path: Path, capsys: pytest.Cap
     for value in (*performance["figures"], *performance["faithfulness"], performance["pearson"]):
         assert f"{value:.3f}" in shown
     assert "Transfer" not in shown
+    text = page.read_text()
+    for heading in ("Two circuits", "What heads attend to", "Matched heads", "Which parts matter"):
+        assert f'-title">{heading}</h2>' in text
+    assert '<h2 id="transfer-title">' not in text
+    for name in (*result["roles"]["profiles"][0]["heads"], *result["roles"]["profiles"][1]["heads"]):
+        assert f'data-sort="{name}"' in text
+
+
+def test_random_circuits_run_beside(folder: Path, tmp_path: Path) -> None:
+    """Random circuits of the same size are run in each model; their faithfulness is normalised as the circuits' is."""
+    out, evaluated = tmp_path / "out.json", tmp_path / "evaluated.json"
+    assert across(folder, "gpt2", "llama", "--json", str(out), "--limit", "5") == 0
+    result = json.loads(out.read_text())
+    first = Circuit.load(folder / "gpt2.safetensors")
+    files = [tmp_path / f"random{seed}.safetensors" for seed in range(2)]
+    for seed, file in enumerate(files):
+        drawn = Circuit.random(first.graph, first.num_edges, seed)
+        drawn.header.update(model=first.header["model"])
+        drawn.save(file)
+    common = ["--config", str(folder / "data.yaml"), "--limit", "5", "--seeds", "1", "--draws", "5"]
+    assert main(["evaluate", *map(str, files), *common, "--json", str(evaluated)]) == 0
+    measured = json.loads(evaluated.read_text())
+
+    def value(measures: Any) -> float:
+        return measures["logit_difference"]["value"]
+
+    figures = [value(one["ablations"]["interchange"]["measures"]) for one in measured["circuits"]]
+    assert result["random_figures"][0] == pytest.approx(figures, rel=1e-5)
+    full, empty = (value(measured["ends"]["interchange"][end]) for end in ("full", "empty"))
+    shares = [(figure - empty) / (full - empty) for figure in figures]
+    assert result["random_faithfulness"][0] == pytest.approx(shares, rel=1e-4)
+
+
+def test_pages_are_called_pages(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert across(folder, "gpt2", "llama", "--report", str(tmp_path / "page.txt")) == 2
+    assert "a page ends in .html or .htm" in error_line(capsys)
 
 
 def test_models_of_one_graph(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
