@@ -93,9 +93,7 @@ def plot_frontier(rows: Sequence[Row], path: Path, objective: Objective = "kl") 
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    inside = len({row["edges"] for row in rows}) == 1 and all("attention_edges" in row for row in rows)
-    rows = [row for row in rows if row["attention_edges" if inside else "edges"]]
-    kept = [row["attention_edges"] if inside else 100 * (1 - row["sparsity"]) for row in rows]
+    rows, kept, kind = _sizes(rows)
     axes.plot(kept, [row[objective] for row in rows], "o-", label="circuit")
     axes.plot(
         kept, [row[f"random_{objective}"] for row in rows], "s--", color="0.6", label="random circuit of the same size"
@@ -104,7 +102,7 @@ def plot_frontier(rows: Sequence[Row], path: Path, objective: Objective = "kl") 
     if knee:
         error = [rows[index][objective] for index in knee]
         axes.plot([kept[index] for index in knee], error, "o", color="C3", fillstyle="none", ms=11, label="knee")
-    axes.set(xlabel="attention edges kept" if inside else "edges kept (%)", ylabel=ERROR_LABELS[objective], ylim=(0, None))
+    axes.set(xlabel=kind, ylabel=ERROR_LABELS[objective], ylim=(0, None))
     if kept:
         axes.set_xscale("log")
         ticks = [value for value in (50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1) if min(kept) <= value <= max(kept)]
@@ -114,3 +112,15 @@ def plot_frontier(rows: Sequence[Row], path: Path, objective: Objective = "kl") 
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     save_figure(figure, path, dpi=130)
+
+
+def _sizes(rows: Sequence[Row]) -> tuple[list[Row], list[float], str]:
+    """The rows that have a place, their sizes, and what these are."""
+    inside = (
+        len(rows) > 1 and len({row["edges"] for row in rows}) == 1 and all("attention_edges" in row for row in rows)
+    )
+    if inside:
+        rows = [row for row in rows if row["attention_edges"]]
+        return [*rows], [row["attention_edges"] for row in rows], "attention edges kept"
+    rows = [row for row in rows if row["edges"]]
+    return [*rows], [100 * (1 - row["sparsity"]) for row in rows], "edges kept (%)"

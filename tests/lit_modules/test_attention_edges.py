@@ -22,7 +22,7 @@ from edgeprune.methods.warm_start import WarmStart
 from edgeprune.metrics.measure import BothGates, gated_logits, gates_of, random_like
 from edgeprune.models.meta import meta_model
 from edgeprune.objectives import OBJECTIVES, Pace
-from edgeprune.objectives.sparsity import GeometricPenalty, Lagrangian
+from edgeprune.objectives.sparsity import GeometricPenalty
 from edgeprune.roles import roles_in
 from lit_modules.batch_losses import BatchLosses
 from lit_modules.polish import Polish
@@ -215,39 +215,6 @@ def test_circuits_are_cut_at_one_sparsity_or_at_their_own() -> None:
         assert not torch.equal(random.attend, circuit.attend)
 
 
-def test_pace_ends_where_it_was_asked_to() -> None:
-    recipe = edge_pruning(sparsity_term=Pace(), attention_sparsity=0.8)
-    own = built(recipe)
-    recipe.aim([0.5, 0.95])
-    recipe.plan(100)
-    assert [round(pace.target(1.0) or 0, 3) for pace in own.recipe.paces] == [0.95, 0.8]
-    recipe = edge_pruning(sparsity_term=Pace(0.9), attention_sparsity=0.8)
-    built(recipe)
-    recipe.aim([])
-    assert [round(pace.target(1.0) or 0, 3) for pace in recipe.paces] == [0.9, 0.8]
-
-
-def test_a_sparsity_is_passed_when_both_kinds_are_that_sparse() -> None:
-    own = built(edge_pruning(attention_sparsity=0.5))
-    recipe: Any = own.recipe
-    assert recipe.passed == 0
-    recipe.edges.log_alpha.data.fill_(-1.0)
-    assert recipe.passed == 0
-    values = recipe.attention.gates.log_alpha.data
-    values[: len(values) // 4] = -1.0
-    assert recipe.passed == pytest.approx(0.25, abs=0.05)
-    values.fill_(-1.0)
-    assert recipe.passed == 1
-
-
-def test_multipliers_of_both_terms_ascend() -> None:
-    groups = built(edge_pruning(sparsity_term=Lagrangian(0.9))).recipe.parameter_groups()
-    assert [group["maximize"] for group in groups] == [False, False, True, True]
-    assert len({id(parameter) for group in groups for parameter in group["params"]}) == 4
-    groups = built(edge_pruning("alone", sparsity_term=Lagrangian(0.9))).recipe.parameter_groups()
-    assert [group["maximize"] for group in groups] == [False, True]
-
-
 @pytest.mark.parametrize("option", [True, "alone"])
 def test_snapshots_are_written_and_read_with_them(option: Any, tmp_path: Path) -> None:
     own = module(edge_pruning(option))
@@ -330,29 +297,11 @@ def test_memory_is_that_of_their_gates_and_of_attention_by_role() -> None:
     assert 1.5 * without < exact < estimate < 1.1 * exact
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"option": "both"}, "attention_edges must be true, false or 'alone', got 'both'"),
-        ({"attention_sparsity": 1.0}, r"attention_sparsity must lie in \(0, 1\)"),
-        ({"option": False, "attention_sparsity": 0.5}, "attention_sparsity has nothing to act on"),
-        ({"estimator": "local", "masks_per_batch": 1}, "estimator 'local' flips edges alone"),
-        ({"option": "alone", "node_gates": True}, "'alone' leaves edges open"),
-        ({"option": "alone", "warm_start": WarmStart("a")}, "trains no edges, of which a warm start can only close"),
-    ],
-)
-def test_settings_that_do_not_go_together_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(EdgepruneError, match=message):
-        edge_pruning(**options)
-
-
 def test_runs_that_cannot_take_them_are_refused() -> None:
     with pytest.raises(EdgepruneError, match=r"set model\.roles, or leave attention_edges out"):
         module(roles=None)
     with pytest.raises(EdgepruneError, match=r"complement_weight 0\.5 is of edges alone"):
         module(complement_weight=0.5)
-    with pytest.raises(EdgepruneError, match=r"lead from role to role: set model\.roles"):
-        edge_pruning().build(tiny("gpt2").graph)
     for callback in (SignedScores(), Polish()):
         with pytest.raises(EdgepruneError, match="takes circuits without attention edges"):
             trained(module(), callbacks=[SnapshotCircuits([0.5]), callback])
