@@ -75,8 +75,7 @@ class AttentionGates(nn.Module):
         """Let `Pace` set the price of the next step, made at this learning rate."""
         slopes = self.gates.log_alpha.grad
         if self.pace is not None and slopes is not None and self._units is not None:
-            motion = Motion(slopes, self._units, self.gates.scores(), rate, lambda where: (where > 0).float().sum())
-            steer(self.pace, motion, progress)
+            steer(self.pace, Motion(slopes, self._units, self.gates.scores(), rate, _num_open), progress)
 
     # ---------------------------------------------------------------- price
     @property
@@ -124,6 +123,11 @@ class AttentionGates(nn.Module):
     def of(self, circuit: Circuit, sparsity: float | None) -> Circuit:
         """A circuit with these attention edges, cut at a sparsity; None: those that are more open than closed."""
         return replace(circuit, **circuit_attention.of_checkpoint(circuit.graph, self.saved(), sparsity))
+
+
+def _num_open(locations: Tensor) -> Tensor:
+    """Edges (scalar) that are open where their log-alphas are `locations` `[num_edges]`."""
+    return (locations > 0).float().sum()
 
 
 def term_up_to(term: AbstractSparsityTerm, most: float | None) -> AbstractSparsityTerm:

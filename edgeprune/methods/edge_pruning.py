@@ -142,7 +142,7 @@ class EdgePruning(AbstractRecipe):
     def build(self, graph: EdgeGraph) -> None:
         """Make one gate per existing edge, and with `node_gates` one per writer."""
         self.graph = graph
-        options = self._gate_options | ({"init_mean": OPEN, "init_std": 0.0} if self.edges_open else {})
+        options: dict[str, Any] = self._gate_options | ({"init_mean": OPEN, "init_std": 0.0} if self.edges_open else {})
         self.edges = HardConcrete(graph.num_edges, **options).requires_grad_(not self.edges_open)
         if self.attention_edges:
             term, sampled = self._given["term"], self.penalty_on == "sample"

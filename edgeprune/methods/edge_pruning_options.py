@@ -31,7 +31,7 @@ def check_numbers(
 
 
 def check_attention(
-    option: Any, sparsity: float | None, estimator: str, node_gates: bool, start: WarmStart | None
+    option: AttentionOption, sparsity: float | None, estimator: str, node_gates: bool, start: WarmStart | None
 ) -> None:
     """Refuse what attention edges cannot be learned with.
 

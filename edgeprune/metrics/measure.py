@@ -38,7 +38,7 @@ CircuitGates = Tensor | BothGates  # a matrix alone: attention edges are open
 
 
 def gates_of(circuit: Circuit, device: torch.device | str = "cpu") -> CircuitGates:
-    """0/1 gates of a circuit; with those of its attention edges if it closes any."""
+    """0/1 gates `[..., reader, writer]` of a circuit; with those of its attention edges if it closes any."""
     inside = circuit.attention_gates(device=device)
     if inside is None or circuit_attention.all_open(circuit.graph, circuit.attend):
         return circuit.gates(device=device)

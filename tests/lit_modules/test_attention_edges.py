@@ -82,7 +82,7 @@ def test_those_that_a_program_computes_along_are_found(option: Any, tmp_path: Pa
     own = PruningModule("compiled:reverse", recipe, objective="squared_error", roles="positions")
     quiet_trainer(60, callbacks=[SnapshotCircuits([])], default_root_dir=tmp_path).fit(own, data)
     model, edges = own.masked, own.masked.graph.attention
-    batch = data.ordered_dataloader("train").collate_fn(list(enumerate(data.pairs("train"))))
+    batch: Any = data.ordered_dataloader("train").collate_fn(list(enumerate(data.pairs("train"))))
     ablated, gates = model.record(batch.corrupted, batch.attention_mask), model.graph.all_open()
     full = model.full(batch.clean, batch.attention_mask, batch.positions)
     needed = torch.zeros(edges.shape, dtype=torch.bool)
