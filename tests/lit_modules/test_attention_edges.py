@@ -185,6 +185,20 @@ def test_a_circuit_is_judged_as_the_model_is_called() -> None:
     assert isinstance(gates_of(opened), Tensor)
 
 
+def test_validation_and_test_judge_the_circuit_with_them() -> None:
+    own, data = built(edge_pruning("alone")), pairs()
+    assert own.recipe.attention is not None
+    own.recipe.attention.gates.log_alpha.data[::2] = -1.0
+    circuit, trainer = own.circuit(), quiet_trainer(1, limit_val_batches=1.0)
+    for run, split, prefix in ((trainer.validate, "validation", "val"), (trainer.test, "test", "test")):
+        (values,) = run(own, data, verbose=False)
+        batches: Any = list(data.ordered_dataloader(split))
+        figures = Evaluator(own.masked, own.runs, batches, split, ("kl",))([gates_of(circuit)]).figures()
+        assert values[f"{prefix}/kl"] == pytest.approx(float(figures[0, 0]), rel=1e-4)
+        assert figures[0, 0] > 1e-5
+        assert values[f"{prefix}/attention_sparsity"] == pytest.approx(0.5, abs=0.05)
+
+
 # -------------------------------------------------------------------- circuits of a run
 def test_circuits_are_cut_at_one_sparsity_or_at_their_own() -> None:
     for most in (None, 0.3):

@@ -16,7 +16,8 @@ from tests.drawing.role_circuits import GRAPH, PLAIN
 
 def edge_pruning(option: Any = True, **options: Any) -> EdgePruning:
     term = options.pop("sparsity_term", None) or GeometricPenalty(start=0.1, end=0.1)
-    return EdgePruning(term, **{"init_mean": 0.5, "attention_edges": option, **options})
+    settings: dict[str, Any] = {"init_mean": 0.5, "attention_edges": option, **options}
+    return EdgePruning(term, **settings)
 
 
 def built(option: Any = True, **options: Any) -> EdgePruning:
