@@ -213,7 +213,7 @@ def judge(options: argparse.Namespace) -> None:
     runs: dict[str, list[Found]] = {}  # of each method, those of its seeds
     pairs: dict[tuple[str, str], list[torch.Tensor]] = {}  # by method and sparsity: of each seed, KL of each pair
     for name, entry in ENTRIES.items():
-        if not (place / name / CHOSEN).exists():
+        if not (place / name / CHOSEN).exists() or (options.only and name not in options.only):
             continue
         chosen = json.loads((place / name / CHOSEN).read_text())
         seeds = sorted(place.glob(f"{name}/{chosen['number']}-s*/{DONE}"))
@@ -326,6 +326,7 @@ def main() -> None:
     part.add_argument("--folder", type=Path, default=Path("runs/frontier"))
     part.add_argument("--model", help="model of `stories`, such as stories260K of karpathy/tinyllamas as a folder")
     part.add_argument("--out", type=Path, required=True)
+    part.add_argument("--only", nargs="+", choices=ENTRIES, help="default: all that were run")
     part.add_argument("--against", choices=ENTRIES, default="edge_pruning", help="method that others are compared with")
     part.set_defaults(work=judge)
     part = parts.add_parser("print", help="tables and plot of a result file")

@@ -164,7 +164,7 @@ def tables(result: Json) -> str:
     lines = [
         [f"{one['edges_at_roles']:,}", one["group"], ", ".join(one["heads"]) or "-", kind]
         + [str(one[kind][role]) for role in roles]
-        for one in result["places"]
+        for one in result["places"][-2 * len(GROUPS) :]  # of the two smallest circuits
         for kind in KINDS
     ]
     parts.append(markdown(["circuit of", "heads", "which", "edges into", *roles], lines))
@@ -183,8 +183,8 @@ def plot(result: Json, path: Path) -> None:
     left.set(xscale="log", yscale="log", xlabel="edges at roles", ylabel="KL(full model || circuit)")
     left.legend(frameon=False)
     roles = list(result["circuits"][0]["by_role"])
-    size = [one["edges_at_roles"] for one in result["places"]][-len(GROUPS)]
-    last = [one for one in result["places"] if one["edges_at_roles"] == size]
+    last = result["places"][-len(GROUPS) :]
+    size = last[0]["edges_at_roles"]
     names = [(one, kind) for one in last for kind in KINDS]
     counts = torch.tensor([[one[kind][role] for role in roles] for one, kind in names], dtype=torch.float64)
     right.imshow(counts / counts.sum(1, keepdim=True).clamp(min=1), cmap="Blues", vmin=0, vmax=1, aspect="auto")

@@ -83,7 +83,8 @@ class SealedFile:
     def refused(self, path: str | Path, error: Exception) -> EdgepruneError:
         """What to raise for a file that cannot be read, or whose content makes no sense, because of `error`."""
         reason = f"missing {error}" if isinstance(error, KeyError) else str(error)
-        return EdgepruneError(f"{path} is not a whole {self.what} of format {self.format}: {reason}; {self.remedy}")
+        said = next((name for name in self.also if says(path, name)), self.format)
+        return EdgepruneError(f"{path} is not a whole {self.what} of format {said}: {reason}; {self.remedy}")
 
     def _check(self, header: dict[str, Any], tensors: Mapping[str, Tensor], text: str) -> None:
         if header["format"] not in (self.format, *self.also):

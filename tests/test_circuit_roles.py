@@ -136,6 +136,15 @@ def test_files_come_back_whole(circuit: Circuit, tmp_path: Path) -> None:
         assert file.get_tensor("keep").shape == GRAPH.shape
 
 
+def test_a_damaged_file_is_called_by_its_own_format(circuit: Circuit, tmp_path: Path) -> None:
+    path = circuit.save(tmp_path / "a.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(EdgepruneError, match=f"not a whole circuit file of format {ROLE_FORMAT}: its contents are not"):
+        Circuit.load(path)
+
+
 def test_a_circuit_without_roles_is_written_as_ever(circuit: Circuit, tmp_path: Path) -> None:
     union = Circuit.load(circuit.union().save(tmp_path / "union.safetensors"))
     assert union.header["format"] == FORMAT

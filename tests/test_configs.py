@@ -18,7 +18,7 @@ from lit_modules import PruningModule, WeightPruningModule
 pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-EXPERIMENTS = sorted(CONFIGS.glob("*.yaml"))
+EXPERIMENTS = sorted([*CONFIGS.glob("*.yaml"), *CONFIGS.glob("case_study/*.yaml")])
 OWN_FILES = {"jsonl.yaml", "auto_circuit.yaml", "eap_csv.yaml"}  # need a file of the user's
 
 

@@ -15,6 +15,7 @@ from datamodules.tasks.ioi import IOI
 from datamodules.tasks.jsonl import JSONLTask
 from datamodules.tasks.subject_verb import SubjectVerb
 from datamodules.tasks.tracr import TracrTask
+from datamodules.tasks.word_pairs import WordPairs
 
 __all__ = [
     "IOI",
@@ -34,4 +35,5 @@ __all__ = [
     "SubjectVerb",
     "TokenPair",
     "TracrTask",
+    "WordPairs",
 ]

@@ -21,7 +21,7 @@ def across_html(result: Json) -> str:
     circuits = entries(result, "circuits")
     models = " and ".join(str(row.get("model")) for row in circuits)
     names = ("config", "split", "measure")
-    about = Facts([(words(name), words(result[name])) for name in names if result.get(name)])
+    about = Facts([(words(name), str(result[name])) for name in names if result.get(name)])
     return page_template(Path(__file__).with_name("report.html.j2")).render(
         title=f"One task in {models}", about=about, sections=[section for section in made if section is not None]
     )

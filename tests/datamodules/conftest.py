@@ -9,11 +9,12 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from datamodules.tasks import capitals, gendered_pronoun, greater_than, subject_verb
+from datamodules.tasks import capitals, gendered_pronoun, greater_than, subject_verb, word_lists
 from datamodules.tasks.boolean import INSTRUCTION
 from datamodules.tasks.docstring import ARGUMENTS, DESCRIPTIONS, FUNCTIONS
 from datamodules.tasks.greater_than import FORMS
 from datamodules.tasks.ioi import NAMES, OBJECTS, PLACES, TEMPLATES
+from datamodules.tasks.word_lists import SENTENCES
 from edgeprune.models.fetched import is_complete, model_folder
 from tests.files import outside
 
@@ -31,7 +32,7 @@ def words_in(listed: object) -> list[str]:
 TASK_WORDS = words_in(
     tuple(
         value
-        for module in (capitals, gendered_pronoun, greater_than, subject_verb)
+        for module in (capitals, gendered_pronoun, greater_than, subject_verb, word_lists)
         for name, value in vars(module).items()
         if name.isupper()
     )
@@ -42,6 +43,7 @@ TASK_WORDS += ["he", "she", *words_in(tuple(FORMS.values()))]
 DOCSTRING_MARKS = ["def", "(", "self", ",", "):", '"""', ":", "param"]
 TASK_WORDS += [*DOCSTRING_MARKS, *ARGUMENTS, *FUNCTIONS, *DESCRIPTIONS]
 TASK_WORDS += ["True", "False", "and", "or", "not", "(", ")", "is", *words_in(INSTRUCTION)]
+TASK_WORDS += ["*", *words_in(tuple(SENTENCES.values()))]
 
 
 def word_tokenizer(words: list[str], *, bos: bool = False) -> PreTrainedTokenizerBase:

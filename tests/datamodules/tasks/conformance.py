@@ -63,8 +63,8 @@ def check_tokens(pair: PromptPair, ids: TokenPair, tokenizer: PreTrainedTokenize
     num_prompt = len(ids.clean) - len(ids.targets) + 1
     assert ids.roles["END"] == (num_prompt - 1, num_prompt)
     for role, (start, end) in ids.roles.items():
-        # A word tokenizer puts spaces between digits; a role of one character stands for its token.
-        text, said = (part.replace(" ", "") for part in (tokenizer.decode(ids.clean[start:end]), role_text(pair, role)))
+        # A word tokenizer puts spaces between digits and for line ends; a role of one character stands for its token.
+        text, said = ("".join(part.split()) for part in (tokenizer.decode(ids.clean[start:end]), role_text(pair, role)))
         assert said in text if len(said) == 1 else said == text
     if pair.answer_ids:
         for target, right, wrong in zip(ids.targets, ids.answers, ids.wrong_answers, strict=True):

@@ -16,6 +16,7 @@ from datamodules import (
     Induction,
     PairDataModule,
     SubjectVerb,
+    WordPairs,
 )
 from datamodules.tasks.base import AbstractTask
 from edgeprune.batch import IGNORE, PairBatch
@@ -36,6 +37,7 @@ SHARES: list[tuple[AbstractTask, float]] = [
     (Capitals(), 0.95),  # [1.0]
     (Docstring(), 0.55),  # [0.65]: one right name against five; above the distractor alone it is 0.975
     (BooleanExpressions(), 0.45),  # [0.625]: chance is 0.5; the model is too small to evaluate expressions
+    (WordPairs(num_test=PAIRS), 0.95),  # [1.0], by instruction
     (Induction(num_scored=5), 0.9),  # [0.975], for the last five of twenty tokens
 ]
 
