@@ -118,8 +118,7 @@ class AbstractRecipe(TrainedGates):
 
     def _samples(self, seed: int, step: int, numbers: Sequence[int]) -> Tensor:
         """One sample `[reader, writer]`, or several `[group, reader, writer]`."""
-        own = numbers[:1] if self.edges_open else numbers  # edges that stay open have one sample
-        samples = [self.sample(seed, step, number) for number in own]
+        samples = [self.sample(seed, step, number) for number in numbers]
         return samples[0] if len(samples) == 1 else torch.stack(samples)
 
     @abstractmethod
