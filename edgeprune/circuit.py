@@ -94,15 +94,17 @@ class Circuit:
 
         Args:
             path: A `.ckpt` file that `edgeprune fit` wrote.
-            sparsity: Closed edges / existing edges of the circuit.
+            sparsity: Closed edges / existing edges of the circuit, and of attention edges if they were learned.
             num_edges: Or the number of edges to keep. With neither, the gates that are more open than closed.
         """
         saved = read_checkpoint(path)
         graph = EdgeGraph.from_dict(saved["graph"])
         scores = graph.to_matrix(saved["scores"])
-        if sparsity is None and num_edges is None:
-            num_edges = int(saved["num_open"])
-        return cls.from_scores(graph, scores, sparsity=sparsity, num_edges=num_edges, header=saved["header"])
+        inside = circuit_attention.of_checkpoint(graph, saved.get("attention"), sparsity)
+        if (sparsity is None and num_edges is None) or saved.get("edges_open"):
+            sparsity, num_edges = None, int(saved["num_open"])
+        made = cls.from_scores(graph, scores, sparsity=sparsity, num_edges=num_edges, header=saved["header"])
+        return replace(made, **inside)
 
     @classmethod
     def random(cls, graph: EdgeGraph, num_edges: int, seed: int = 0) -> Self:
@@ -190,7 +192,7 @@ class Circuit:
         if roles is None:
             return self
         scores = None if self.ranking is None else circuit_roles.best(self.scores, self.ranking)
-        how = {"union": list(roles.names), "num_edges": self.num_edges}
+        how = {"union": list(roles.names), "num_edges": self.num_edges, **circuit_attention.number(self.attend)}
         return self._part(self.keep.any(0), how, self.graph.with_roles(None), scores)
 
     def with_roles(self, roles: RoleSpec) -> "Circuit":
@@ -330,9 +332,7 @@ class Circuit:
             **self.header,
             "format": FORMAT,
             "graph": self.graph.to_dict(),
-            "num_edges": self.num_edges,
-            "sparsity": self.sparsity,
-            "num_dangling": self.num_dangling,
+            **{name: getattr(self, name) for name in ("num_edges", "sparsity", "num_dangling")},
             **circuit_roles.size_of_union(self.graph, self.keep),
             **circuit_attention.size(self.graph, self.attend),
         }

@@ -3,9 +3,11 @@
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from edgeprune.errors import EdgepruneError
+from edgeprune.gates.base import top_k
 from edgeprune.graph import EdgeGraph
 from edgeprune.graph_attention import names_attention
 
@@ -51,6 +53,54 @@ def either(left: Tensor | None, right: Tensor | None) -> Tensor | None:
     return None if left is None or right is None else left | right
 
 
+def highest(graph: EdgeGraph, values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` highest of one value per existing edge, and the values, each of the edges' shape; 0 elsewhere."""
+    edges = graph.attention
+    values = values.detach().float().cpu()
+    keep, scores = torch.zeros(edges.shape, dtype=torch.bool), torch.zeros(edges.shape)
+    keep[edges.exists], scores[edges.exists] = top_k(values, count), values
+    return keep, scores
+
+
+def num_at(num_edges: int, sparsity: float, most: float | None) -> int:
+    """How many of `num_edges` a circuit of this sparsity keeps, if they are never sparser than `most`."""
+    return round((1 - (sparsity if most is None else min(sparsity, most))) * num_edges)
+
+
+def of_checkpoint(graph: EdgeGraph, saved: dict[str, Any] | None, sparsity: float | None) -> dict[str, Tensor]:
+    """Fields of a circuit from what a checkpoint holds of attention edges; none where it holds nothing.
+
+    Args:
+        graph: The graph.
+        saved: Scores of existing edges, `num_open`, and `most`, the sparsity that they are never sparser than.
+        sparsity: Of the circuit; None: the gates that are more open than closed.
+    """
+    if saved is None:
+        return {}
+    num_edges = graph.attention.num_edges
+    count = int(saved["num_open"]) if sparsity is None else num_at(num_edges, sparsity, saved["most"])
+    keep, scores = highest(graph, saved["scores"], count)
+    return {"attend": keep, "attend_scores": scores}
+
+
+def random(graph: EdgeGraph, attend: Tensor | None, seed: int) -> Tensor | None:
+    """As many open ones as there are in `attend`, drawn uniformly from all."""
+    if attend is None:
+        return None
+    noise = torch.rand(graph.attention.num_edges, generator=torch.Generator().manual_seed(seed))
+    return highest(graph, noise, int(attend.sum()))[0]
+
+
+def all_open(graph: EdgeGraph, attend: Tensor | None) -> bool:
+    """Whether none is closed."""
+    return attend is None or bool(attend.eq(graph.attention.exists).all())
+
+
+def number(attend: Tensor | None) -> dict[str, int]:
+    """How many are open, for the header of a part that has none of its own; nothing where all are."""
+    return {} if attend is None else {"attention_edges": int(attend.sum())}
+
+
 def size(graph: EdgeGraph, attend: Tensor | None) -> dict[str, Any]:
     """What the header says of them; nothing where all are open."""
     if attend is None:
@@ -61,7 +111,7 @@ def size(graph: EdgeGraph, attend: Tensor | None) -> dict[str, Any]:
 
 def require_open(graph: EdgeGraph, attend: Tensor | None, what: str) -> None:
     """Refuse closed ones where `what` does not know of them."""
-    if attend is not None and not bool(attend.eq(graph.attention.exists).all()):
+    if attend is not None and not all_open(graph, attend):
         closed = graph.attention.num_edges - int(attend.sum())
         raise EdgepruneError(
             f"the circuit closes {closed:,} attention edges, which {what} does not take yet; open them: "

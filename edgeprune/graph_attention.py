@@ -59,6 +59,15 @@ class AttentionEdges:
         """How many exist."""
         return int(self.exists.sum())
 
+    def to_matrix(self, values: Tensor) -> Tensor:
+        """One value per existing edge, `[num_edges]`, as `shape`; 1, open, where none exists. Differentiable."""
+        open_everywhere = values.new_ones(self.exists.shape)
+        return open_everywhere.masked_scatter(self.exists.to(values.device), values)
+
+    def to_vector(self, matrix: Tensor) -> Tensor:
+        """The values of existing edges, `[num_edges]`, of a matrix of `shape`."""
+        return matrix[self.exists.to(matrix.device)]
+
     def gates(self, keep: Tensor, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
         """Gates of `shape` for a masked model that close the existing edges which `keep` does not keep.
 

@@ -28,6 +28,7 @@ EVALUATION_LOGITS = 7.5  # float32 logits: both models', their log-probabilities
 UNUSED = 0.1  # of what is used, held by the allocator beyond it: pieces freed between others that are in use
 LIBRARIES = 400_000_000  # of a process that holds no weights yet
 SORTED_COPIES = 3  # of the stream in each layer, at most: what autograd keeps of tokens sorted by role (GPT-2's wiring)
+ROLE_COPIES = 5  # of what all heads have of a token, in each layer and role, at most: attention edges
 PROBE_TOKENS = 128  # of one example at most, with which the activations per token are found out
 
 
@@ -41,12 +42,14 @@ class BatchShape:
         seq: Tokens of the longest.
         positions: Scored positions of the example that has most.
         masks: Samples of the gates.
+        attention: Attention edges have gates too; the model's graph has roles then.
     """
 
     batch: int
     seq: int
     positions: int = 1
     masks: int = 1
+    attention: bool = False
 
     @property
     def tokens(self) -> int:
@@ -111,6 +114,7 @@ def training_terms(
         device: Where the model will run; None: where it is.
     """
     buffers, num_gates = _buffers(model, shape, device, backward=True), model.graph.exists.numel()
+    num_gates += model.graph.attention.exists.numel() if shape.attention else 0
     return {
         **buffers,
         "its gradient": buffers["stack"],
@@ -190,7 +194,17 @@ def activations_per_example(model: MaskedModel, shape: BatchShape, loss: Loss) -
     found = (two - one) * shape.seq // seq
     if meta and model.graph.roles is not None:
         found += SORTED_COPIES * model.graph.arch.num_layers * shape.seq * model.width * model.dtype.itemsize
+        found += _attention_of_roles(model, shape) if shape.attention else 0
     return found
+
+
+def _attention_of_roles(model: MaskedModel, shape: BatchShape) -> int:
+    """Bytes that autograd keeps of one example's attention, once for each role in it: heads' values and weights."""
+    arch, roles = model.graph.arch, model.graph.roles
+    pairs = 0 if roles is None else min(len(roles), shape.seq)
+    eager = getattr(model.hf.config, "_attn_implementation", None) == "eager"  # keeps weights of every pair of tokens
+    per_token = ROLE_COPIES * model.width + (arch.num_heads * shape.seq if eager else 0)
+    return pairs * arch.num_layers * shape.seq * per_token * model.dtype.itemsize
 
 
 def _kept_by_autograd(model: MaskedModel, shape: BatchShape, loss: Loss) -> int:
@@ -209,8 +223,12 @@ def _kept_by_autograd(model: MaskedModel, shape: BatchShape, loss: Loss) -> int:
         role_of = (torch.arange(shape.seq, device=model.device) % len(graph.roles)).expand_as(ids)
     gate_shape = graph.without_roles.shape if role_of is None else graph.shape
     gates = torch.full(gate_shape, 0.5, device=model.device, requires_grad=True)
+    inside = None
+    if shape.attention and role_of is not None:
+        inside = torch.full(graph.attention.shape, 0.5, device=model.device, requires_grad=True)
+    options = {"positions": positions, "role_of": role_of, "attention_gates": inside, "all_open": False}
     with torch.enable_grad(), model.sharding.noting(note):
-        logits = model(ids, gates, states, positions=positions, role_of=role_of, all_open=False)
+        logits = model(ids, gates, states, **options)
         loss(full, logits.float()).mean()
     return sum(found.values())
 

@@ -53,6 +53,7 @@ class Run:
         positions: Scored ones.
         masks: Samples of the gates in a batch.
         roles: That edges are told apart by; 0: none.
+        attention: Attention edges have gates too.
         kept: Bytes of reference runs that are kept in the memory of the process, at most.
         device: A name of `CARDS`, or `"cpu"`; None: some card.
         world: Cards.
@@ -72,6 +73,7 @@ class Run:
     positions: int = 1
     masks: int = 1
     roles: int = 0
+    attention: bool = False
     kept: int = 0
     device: str | None = None
     world: int = 1
@@ -86,7 +88,8 @@ class Run:
     @property
     def shape(self) -> BatchShape:
         """Of a training batch."""
-        return BatchShape(batch=self.batch, seq=self.tokens, positions=self.positions, masks=self.masks)
+        sizes = {"batch": self.batch, "seq": self.tokens, "positions": self.positions, "masks": self.masks}
+        return BatchShape(**sizes, attention=self.attention and bool(self.roles))
 
     @property
     def evaluated(self) -> BatchShape:

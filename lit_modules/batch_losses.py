@@ -17,6 +17,7 @@ from edgeprune.objectives import OBJECTIVES
 from lit_modules.ranks import every_batch, sample_of_groups
 
 PAIRS = 8  # that are checked at once
+ATTENTION_AXES = 4  # of the gates of attention edges
 
 
 def check_pairs(module: Any, data: Any) -> None:
@@ -90,15 +91,24 @@ class BatchLosses:
             with torch.no_grad():
                 self._empty = gated_logits(model, batch, torch.zeros(model.graph.shape), self.ablated)
 
-    def _logits(self, gates: Tensor) -> Tensor:
-        if gates.ndim > len(self.model.graph.shape):
-            before, share = self.place
-            gates = gates[sample_of_groups(len(gates), before, len(self.batch), share)]
-        return gated_logits(self.model, self.batch, gates, self.ablated, sampled=True)
+    def _logits(self, gates: Tensor, attention_gates: Tensor | None = None) -> Tensor:
+        gates = self._of_groups(gates, len(self.model.graph.shape))
+        inside = None if attention_gates is None else self._of_groups(attention_gates, ATTENTION_AXES)
+        return gated_logits(self.model, self.batch, gates, self.ablated, attention_gates=inside, sampled=True)
 
-    def error(self, gates: Tensor) -> Tensor:
-        """The objective (scalar) of gates of the graph's shape, or `[group, ...]` of them for groups of the batch."""
-        return self._error_of(self._logits(gates))
+    def _of_groups(self, samples: Tensor, axes: int) -> Tensor:
+        """The one sample `[...]` that has so many axes, or one for each group of the batch, `[group, ...]`."""
+        if samples.ndim == axes:
+            return samples
+        before, share = self.place
+        return samples[sample_of_groups(len(samples), before, len(self.batch), share)]
+
+    def error(self, gates: Tensor, attention_gates: Tensor | None = None) -> Tensor:
+        """The objective (scalar) of gates of the graph's shape, or `[group, ...]` of them for groups of the batch.
+
+        Of attention edges likewise, `[layer, head, query role, key role]`; None: they are open.
+        """
+        return self._error_of(self._logits(gates, attention_gates))
 
     def _error_of(self, logits: Tensor) -> Tensor:
         return _losses(self.objective, self.full, logits, self._empty, self.batch).mean()

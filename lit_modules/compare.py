@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast, final
 
@@ -54,7 +55,8 @@ class Compared(NamedTuple):
 class CompareToReference(pl.Callback):
     """Log how every snapshot compares with a reference.
 
-    Where circuits have roles and the reference none, their unions are compared.
+    Where circuits have roles and the reference none, their unions are compared. Attention edges are not: they are open
+    here.
     Under `reference/`: precision, recall, Jaccard; `missing` and `extra`, the edges that only one of the two has;
     `log10_p_value` of the overlap; the difference in faithfulness; and, with the snapshot cut to the reference's size
     (or grown to it) by its scores, `matched_jaccard` and the measures of both, `matched_kl` and `kl` among them.
@@ -150,8 +152,8 @@ class CompareToReference(pl.Callback):
         yield f"recovered {len(ours & theirs)} of {len(theirs)} edges, {len(ours - theirs)} extra: {verdict}"
 
     def _comparable(self, circuit: Circuit) -> Circuit:
-        """A circuit, or where it has roles and references none, its union."""
-        return circuit if self._circuits[0].roles else circuit.union()
+        """A circuit with all attention edges open, or where it has roles and references none, its union."""
+        return replace(circuit, attend=None) if self._circuits[0].roles else circuit.union()
 
     def _nearest(self, trainer: pl.Trainer, module: PruningModule, circuit: Circuit) -> Known:
         """The reference that shares most with `circuit`: programs may have several equal circuits."""

@@ -75,11 +75,12 @@ class _Needs:
     def __init__(self, module: PruningModule, data: Any, trainer: pl.Trainer) -> None:
         self.model, self.device, self.num_processes = module.masked, trainer.strategy.root_device, trainer.num_devices
         masks = getattr(module.recipe, "masks_per_batch", 1)
+        attention = bool(getattr(module.recipe, "attention_edges", False))
         self.num_pairs = {split: len(data.pairs(split)) for split in ("train", "validation")}
         if data.stream:  # each batch is full
             self.num_pairs["train"] = sys.maxsize
         seq, positions = data.extent("train")
-        self._training = BatchShape(batch=1, seq=seq, positions=positions, masks=masks)
+        self._training = BatchShape(batch=1, seq=seq, positions=positions, masks=masks, attention=attention)
         seq, positions = data.extent("validation")
         self._evaluation = BatchShape(batch=1, seq=seq, positions=positions)
         self._activations = self._probe(module)

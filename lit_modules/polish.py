@@ -19,6 +19,7 @@ from lit_modules.checkpoints import run_checkpoint
 from lit_modules.progress import run_progress, show
 from lit_modules.pruning import PruningModule
 from lit_modules.ranks import every_batch
+from lit_modules.roles import refuse_attention
 from lit_modules.snapshots import Snapshot, SnapshotCircuits, log_values, measure_circuits, run_folder
 
 FOLDER = "polished"  # in the run's folder
@@ -62,6 +63,7 @@ class Polish(pl.Callback):
         """Refuse, before anything is trained, what could not be polished in the end."""
         if stage != "fit":
             return
+        refuse_attention(cast("PruningModule", pl_module).recipe, "Polish")
         if trainer.world_size > 1:
             raise EdgepruneError(
                 f"Polish works in one process, not in {trainer.world_size}: leave it out, and give the circuits of the "

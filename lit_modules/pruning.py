@@ -18,7 +18,7 @@ from edgeprune.graph import RoleSpec
 from edgeprune.methods import AbstractRecipe
 from edgeprune.metrics.faithfulness import faithfulness
 from edgeprune.metrics.losses import TRAINING_OBJECTIVES, TrainingObjective
-from edgeprune.metrics.measure import gated_logits
+from edgeprune.metrics.measure import CircuitGates, gated_logits, gates_of
 from edgeprune.metrics.registry import MEASURES
 from edgeprune.model_options import ModelOptions
 from edgeprune.models.loading import fingerprint
@@ -31,7 +31,7 @@ from lit_modules.finite import NotFiniteError, all_finite
 from lit_modules.optimizer import clip_gates, keep_given_settings
 from lit_modules.progress import run_progress
 from lit_modules.ranks import average_gradients, every_batch, gathered, place_in_step, rows_of_rank, summed
-from lit_modules.roles import roles_of_data, union_sparsity
+from lit_modules.roles import check_attention, roles_of_data, sparsities_at_roles
 
 
 class PruningModule(pl.LightningModule):
@@ -78,6 +78,7 @@ class PruningModule(pl.LightningModule):
         self.complement_weight = complement_weight
         self.name, self.recipe = name, recipe
         self.options = ModelOptions(name=name, device="cpu", **options)
+        check_attention(recipe, self.options.roles, complement_weight)
         self.ablation = str(Ablation.parse(self.options.ablation))
         self.cache_gb = self.options.cache_gb
         disk: dict[str, Any] = {"disk_gb": cache_disk_gb, "disk_folder": cache_dir, "cache_dtype": cache_dtype}
@@ -87,7 +88,7 @@ class PruningModule(pl.LightningModule):
         self.masked: Any = None
         self.runs: Any = None
         self.measures = faithfulness()
-        self._gates: Tensor | None = None
+        self._gates: CircuitGates | None = None
         self._restored = False
         self._roles: RoleSpec | None = None
         self._batch: tuple[int, Tensor] = (0, torch.empty(0))  # number and examples of the last one
@@ -123,8 +124,7 @@ class PruningModule(pl.LightningModule):
     def aim(self, trainer: pl.Trainer) -> None:
         """Tell `Pace`, if the recipe has it, which sparsities the callbacks ask for."""
         callbacks: Any = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-        if self.recipe.pace is not None:
-            self.recipe.pace.aim([each for item in callbacks for each in getattr(item, "sparsities", None) or []])
+        self.recipe.aim([each for item in callbacks for each in getattr(item, "sparsities", None) or []])
 
     def on_fit_start(self) -> None:
         """Check that gates have their start and an end, and pairs their answers; give the ablation its values."""
@@ -271,8 +271,8 @@ class PruningModule(pl.LightningModule):
     def _begin_evaluation(self, split: str) -> None:
         self.check_started()
         circuit = self.recipe.circuit()
-        self._gates = circuit.gates(device=self.device)
-        self._log(union_sparsity(circuit, split))
+        self._gates = gates_of(circuit, self.device)
+        self._log(sparsities_at_roles(circuit, split))
         self.measures.reset()
         self._prepare_runs("train", split)
 
@@ -335,13 +335,8 @@ class PruningModule(pl.LightningModule):
         """Keep the recipe's gates, multipliers and buffers only, and what `Circuit.from_checkpoint` needs."""
         names = {f"recipe.{name}" for name in self.recipe.state_dict()}
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in names}
-        graph = self.recipe.graph
-        checkpoint["edgeprune"] = {
-            "graph": graph.to_dict(),
-            "scores": graph.to_vector(self.recipe.scores()).cpu(),
-            "num_open": self.recipe.num_open(),
-            "header": {**self.recipe.describe(), **self.header()},
-        }
+        about = {**self.recipe.describe(), **self.header()}
+        checkpoint["edgeprune"] = {**self.recipe.saved(), "header": about}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model or recipe: half of it would be loaded silently otherwise."""

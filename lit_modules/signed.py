@@ -12,6 +12,7 @@ from edgeprune.methods.signed_scores import Towards, signed
 from lit_modules.progress import show
 from lit_modules.pruning import PruningModule
 from lit_modules.ranks import every_batch
+from lit_modules.roles import refuse_attention
 from lit_modules.snapshots import run_folder
 
 FILE = "signed.safetensors"  # in `circuits` in the run's folder
@@ -50,6 +51,7 @@ class SignedScores(pl.Callback):
                 f"SignedScores reads the hard concrete gates of EdgePruning without node_gates, got "
                 f"{type(recipe).__name__}: leave it out"
             )
+        refuse_attention(recipe, "SignedScores")
         if trainer.world_size > 1:
             raise EdgepruneError(f"SignedScores works in one process, not in {trainer.world_size}: leave it out")
 

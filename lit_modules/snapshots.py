@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from edgeprune.batch import PairBatch
 from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
-from edgeprune.metrics.measure import measure_examples
+from edgeprune.metrics.measure import gates_of, measure_examples, random_like
 from edgeprune.metrics.registry import STANDARD as MEASURES
 from edgeprune.objectives import Objective
 from edgeprune.paths import check_writable
@@ -22,7 +22,7 @@ from lit_modules.checkpoints import run_checkpoint
 from lit_modules.progress import STEP, counted, run_progress, show
 from lit_modules.pruning import PruningModule
 from lit_modules.ranks import of_all_ranks
-from lit_modules.roles import union_sparsity
+from lit_modules.roles import sparsities_at_roles
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,12 @@ class Snapshot:
     circuit: Circuit  # with its measures in the header
     path: Path  # of its file
     measures: dict[str, float]  # faithfulness on the validation pairs
-    control: dict[str, float]  # the same for a random circuit of as many edges
+    control: dict[str, float]  # the same for a random circuit of as many edges, and attention edges
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Edges, and attention edges; 0 of these where the circuit has none of its own."""
+        return self.circuit.num_edges, 0 if self.circuit.attend is None else int(self.circuit.attend.sum())
 
 
 @runtime_checkable
@@ -86,7 +91,7 @@ def measure_circuits(
     shown = counted(trainer, "judging circuits: batch", loader)
     stops = stoppable and trainer.world_size == 1
     batches = _until_stopped(trainer, shown) if stops else shown
-    gates = [circuit.gates() for circuit in circuits]
+    gates = [gates_of(circuit) for circuit in circuits]
     values = measure_examples(module.masked, module.runs, batches, gates, "validation")
     return of_all_ranks(trainer, values).as_dicts()
 
@@ -116,6 +121,9 @@ class SnapshotCircuits(pl.Callback):
     gates and marked so; the circuit of the final gates themselves, those above one half, is written as
     `final.safetensors`. Of a recipe that ranks edges for every size (`Matryoshka`) all circuits are cut from the
     final scores.
+
+    Where attention edges are learned too, a sparsity is passed when both kinds are that sparse, attention edges at most
+    as sparse as their recipe says.
 
     Files, in the run's folder: `circuits/*.safetensors`, `frontier.csv`, `frontier.png`.
 
@@ -163,10 +171,12 @@ class SnapshotCircuits(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure what `Pace` wants to know. Of a run that goes on: take what its last step reached, if left."""
         module = cast("PruningModule", pl_module)
-        if module.recipe.pace is not None and module.recipe.pace.worth is not None:
+        paces = [pace for pace in module.recipe.paces if pace.worth is not None]
+        if paces:
             if module.objective != module.error:
                 raise EdgepruneError(f"worth needs objective kl or squared_error, got {module.objective}: leave it out")
-            module.recipe.pace.calibrate(self._error_of_empty(trainer, module))
+            for pace in paces:
+                pace.calibrate(self._error_of_empty(trainer, module))
         if trainer.global_step:
             self._take_reached(trainer, module)
 
@@ -191,8 +201,8 @@ class SnapshotCircuits(pl.Callback):
         """A pure function of the gates and the step, so that a stopped run takes later what it did not get to."""
         if module.recipe.ranks_every_size:
             return
-        target = module.recipe.target(module.progress) if module.recipe.pace is None else None
-        now = module.recipe.sparsity if target is None else min(module.recipe.sparsity, target)
+        target = None if module.recipe.paces else module.recipe.target(module.progress)
+        now = module.recipe.passed if target is None else min(module.recipe.passed, target)
         with suppress(EvaluationStoppedError):  # the run stops after this step
             for sparsity in self.sparsities:
                 if sparsity <= now and sparsity not in self._done:
@@ -224,7 +234,7 @@ class SnapshotCircuits(pl.Callback):
 
     def _take(self, trainer: pl.Trainer, module: PruningModule, sparsity: float | None, reached: bool) -> None:
         circuit = module.circuit(sparsity)
-        control = Circuit.random(circuit.graph, circuit.num_edges, self.control_seed)
+        control = random_like(circuit, self.control_seed)
         measures, random = measure_circuits(trainer, module, [circuit, control], stoppable=True)
         about: dict[str, Any] = {"task": trainer.datamodule.describe(), "split": "validation"}  # pyright: ignore[reportAttributeAccessIssue]
         about |= {"reached": reached or module.recipe.ranks_every_size, "metrics": measures, "random_control": random}
@@ -239,7 +249,7 @@ class SnapshotCircuits(pl.Callback):
         log_values(
             trainer,
             {f"snapshot/{name}": measures[name] for name in MEASURES}
-            | {"snapshot/sparsity": circuit.sparsity, **union_sparsity(circuit, "snapshot")},
+            | {"snapshot/sparsity": circuit.sparsity, **sparsities_at_roles(circuit, "snapshot")},
         )
         if (progress := run_progress(trainer)) is not None:
             progress.print(_line(snapshot, trainer.global_step, module.error))
@@ -249,7 +259,7 @@ class SnapshotCircuits(pl.Callback):
 
     @rank_zero_only
     def _report(self, trainer: pl.Trainer, folder: Path, objective: Objective, empty: float) -> None:
-        ordered = sorted(self.snapshots, key=lambda item: item.circuit.sparsity)
+        ordered = sorted(self.snapshots, key=lambda item: item.size, reverse=True)
         knee = knee_of(ordered, objective, self.knee * empty)
         rows = [_row(item) | {"knee": item is knee} for item in ordered]
         show(trainer, frontier_table("Circuits on the validation pairs", rows, objective))
@@ -285,7 +295,7 @@ def _line(snapshot: Snapshot, step: int, objective: Objective) -> str:
         which = f"the final gates, sparsity {circuit.sparsity:.4g}"
     cut = "" if snapshot.reached else ", cut from the final gates"
     return (
-        f"{STEP} {step:,}: circuit of {which}{cut}, {circuit.num_edges:,} edges, {objective} "
+        f"{STEP} {step:,}: circuit of {which}{cut}, {_size(circuit)}, {objective} "
         f"{snapshot.measures[objective]:.4g} (random circuit {snapshot.control[objective]:.4g})"
     )
 
@@ -293,7 +303,7 @@ def _line(snapshot: Snapshot, step: int, objective: Objective) -> str:
 def knee_of(snapshots: Iterable[Snapshot], objective: Objective, limit: float) -> Snapshot | None:
     """The smallest circuit whose error stays below `limit`."""
     good = [item for item in snapshots if item.measures[objective] < limit]
-    return min(good, key=lambda item: item.circuit.num_edges, default=None)
+    return min(good, key=lambda item: item.size, default=None)
 
 
 def knee_line(snapshot: Snapshot | None, objective: Objective, empty: float, share: float) -> str:
@@ -303,9 +313,14 @@ def knee_line(snapshot: Snapshot | None, objective: Objective, empty: float, sha
         return f"knee: none of these circuits stays below {whose}; ask for lower sparsities"
     circuit, error = snapshot.circuit, snapshot.measures[objective]
     return (
-        f"knee: sparsity {circuit.sparsity:.4g}, {circuit.num_edges:,} edges, {objective} {error:.4g}: the smallest of "
+        f"knee: sparsity {circuit.sparsity:.4g}, {_size(circuit)}, {objective} {error:.4g}: the smallest of "
         f"these circuits that stays below {whose}"
     )
+
+
+def _size(circuit: Circuit) -> str:
+    inside = "" if circuit.attend is None else f" and {int(circuit.attend.sum()):,} attention edges"
+    return f"{circuit.num_edges:,} edges{inside}"
 
 
 def _row(snapshot: Snapshot) -> dict[str, Any]:

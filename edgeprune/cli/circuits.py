@@ -71,17 +71,20 @@ class CircuitFiles:
     holds: "Holds | None" = None
 
     @classmethod
-    def open(cls, paths: list[str], holds: "Holds | None" = None, *, roles: bool = False) -> "CircuitFiles":
+    def open(
+        cls, paths: list[str], holds: "Holds | None" = None, *, roles: bool = False, attention: bool = False
+    ) -> "CircuitFiles":
         """Read the native files.
 
         Args:
             paths: Of circuits.
             holds: What is in files that do not say it themselves.
             roles: The command knows circuits with roles.
+            attention: It knows closed attention edges.
 
         Raises:
-            EdgepruneError: One is damaged, has roles, or closes attention edges, which no command runs; or any path is
-                missing or a folder without just one circuit.
+            EdgepruneError: One is damaged, or has roles or closes attention edges that the command does not know; or
+                any path is missing or a folder without just one circuit.
         """
         from edgeprune.circuit_attention import require_open
         from edgeprune.formats import is_native
@@ -97,7 +100,7 @@ class CircuitFiles:
             if not roles:
                 circuit.require_no_roles(f"{path}: this command")
             try:
-                require_open(circuit.graph, circuit.attend, "this command")
+                require_open(circuit.graph, None if attention else circuit.attend, "this command")
             except EdgepruneError as error:
                 raise EdgepruneError(f"{path}: {error}") from None
         return cls(paths, native, holds)

@@ -56,7 +56,7 @@ def compare_files(options: argparse.Namespace) -> dict[str, Any]:
     from edgeprune.cli.circuits import CircuitFiles
     from edgeprune.comparison.overlap import common_core, compare_edges, compare_every_two
 
-    files = CircuitFiles.open(options.circuits, options.holds, roles=True)
+    files = CircuitFiles.open(options.circuits, options.holds, roles=True, attention=True)
     name, model = "", None
     if options.config or options.model or options.split_embedding or not files.native:
         name = files.model_name(options.model)
@@ -109,7 +109,8 @@ def _comparable(paths: list[str], circuits: "list[Circuit]", *, union: bool) -> 
 
 
 def _row(path: str, circuit: "Circuit") -> dict[str, Any]:
-    return {**circuit_row(path, circuit), **({"union": circuit.union().num_edges} if circuit.roles else {})}
+    inside = {} if circuit.attend is None else {"attention_edges": len(circuit.attention_edges())}
+    return {**circuit_row(path, circuit), **({"union": circuit.union().num_edges} if circuit.roles else {}), **inside}
 
 
 def _weight_masks(files: "CircuitFiles") -> dict[str, Any]:
@@ -130,8 +131,13 @@ def _weight_masks(files: "CircuitFiles") -> dict[str, Any]:
 
 
 def _only(circuit: "Circuit", other: "Circuit") -> list[str]:
-    """Edges that `other` lacks."""
-    return [circuit.graph.edge_name(*entry) for entry in (circuit.keep & ~other.keep).nonzero().tolist()]
+    """Edges that `other` lacks, and attention edges that are open here and closed there."""
+    edges = [circuit.graph.edge_name(*entry) for entry in (circuit.keep & ~other.keep).nonzero().tolist()]
+    if other.attend is None:
+        return edges
+    inside = circuit.graph.attention
+    own = inside.exists if circuit.attend is None else circuit.attend
+    return edges + inside.names(own & ~other.attend)
 
 
 def _match(left: "Circuit", right: "Circuit") -> "tuple[Circuit, Circuit] | None":
@@ -160,7 +166,7 @@ def _add_measures(
     from edgeprune.cli.data import read_data_config
     from edgeprune.cli.pairs import prepare_runs
     from edgeprune.console import ProgressReporter, counted
-    from edgeprune.metrics.measure import measure_examples
+    from edgeprune.metrics.measure import gates_of, measure_examples
     from edgeprune.models.limits import Limits
 
     data = read_data_config(options.config, tokenizer=name)
@@ -172,7 +178,7 @@ def _add_measures(
     runs = ReferenceRuns(model, ablation)
     prepare_runs(runs, data, options.split)
     cuts = [circuit for pair in matched.values() if pair is not None for circuit in pair]
-    gates = [model.graph.without_roles.all_open(), *(circuit.gates() for circuit in (*circuits, *cuts))]
+    gates = [model.graph.without_roles.all_open(), *map(gates_of, (*circuits, *cuts))]
     with ProgressReporter(stderr=True) as bars:
         batches = counted(loader, "running circuits", bars.report, len(loader))
         full, *measured = measure_examples(model, runs, batches, gates, options.split).as_dicts()

@@ -45,6 +45,8 @@ def _tables(result: dict[str, Any]) -> "list[Table]":
     tables = [_circuit_table(result), _pair_table("Shared edges", pairs)]
     if unions := [{**pair, **pair["union"]} for pair in pairs if "union" in pair]:
         tables.append(_pair_table("Shared edges of the unions: kept at any role", unions))
+    if inside := [{**pair, **pair["attention"]} for pair in pairs if "attention" in pair]:
+        tables.append(_pair_table("Shared attention edges", inside, jaccard=True))
     tables.append(_share_table(result))
     if any(pair["ranks"]["spearman_all"] is not None for pair in pairs):
         tables.append(_score_table(result))
@@ -137,24 +139,27 @@ def _circuit_table(result: dict[str, Any]) -> "Table":
     if shown:
         number = f"{result['full_model']['num_examples']:.0f}"
         title += f" of {result['model']} on {number} {result['split']} pairs, {result['ablation']} ablation"
-    unions = ["union"] if any("union" in row for row in result["circuits"]) else []
+    more = [name for name in ("union", "attention_edges") if any(name in row for row in result["circuits"])]
     columns = [Numbers("edges"), Numbers("sparsity", 4)]
-    columns += map(Numbers, (*unions, "dangling", "nodes", *_headings(shown)))
-    keys = ("edges", "sparsity", *unions, "dangling", "nodes", *shown)
-    rows = [[_letter(number), *map(row.__getitem__, keys)] for number, row in enumerate(result["circuits"])]
+    columns += map(Numbers, (*(name.replace("_", " ") for name in more), "dangling", "nodes", *_headings(shown)))
+    keys = ("edges", "sparsity", *more, "dangling", "nodes", *shown)
+    filled = [{"attention_edges": "all", **row} for row in result["circuits"]]
+    rows = [[_letter(number), *map(row.__getitem__, keys)] for number, row in enumerate(filled)]
     full = [[FULL, *[""] * (len(keys) - len(shown)), *map(result["full_model"].__getitem__, shown)]] if shown else []
     return table(title, ["circuit", *columns], [*rows, *full])
 
 
-def _pair_table(title: str, pairs: list[dict[str, Any]]) -> "Table":
+def _pair_table(title: str, pairs: list[dict[str, Any]], *, jaccard: bool = False) -> "Table":
     from edgeprune.comparison.overlap import scientific
     from edgeprune.tables import Numbers, table
 
-    columns = ["pair", Numbers("both"), Numbers("by chance", 1), *map(Numbers, ("p", "only 1st", "only 2nd"))]
+    names = ("p", "only 1st", "only 2nd", *(["Jaccard"] if jaccard else []))
+    columns = ["pair", Numbers("both"), Numbers("by chance", 1), *map(Numbers, names)]
     rows = [
         [
             *(_pair_name(pair), pair["both"], pair["expected"], scientific(pair["log10_p_value"])),
             *(pair["only_found"], pair["only_reference"]),
+            *([pair["jaccard"]] if jaccard else []),
         ]
         for pair in pairs
     ]

@@ -12,6 +12,7 @@ from typing import Any, Literal, cast, final
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
+from torch import Tensor
 
 import edgeprune.methods
 from datamodules import PairDataModule
@@ -25,11 +26,12 @@ from edgeprune.cli.pairs import pair_batches, prepare_runs
 from edgeprune.cli.strict_parser import StrictParser, check_numbers
 from edgeprune.console import Progress, ProgressReporter, counted, print_report
 from edgeprune.errors import EdgepruneError
+from edgeprune.methods.attention_effects import attention_scores, with_best_attention
 from edgeprune.methods.bootstrap import Samples, discover_by_batch
 from edgeprune.methods.discovery import AbstractDiscovery, DiscoveryResult
 from edgeprune.methods.problem import Metric, Problem
 from edgeprune.methods.selection import Selection
-from edgeprune.metrics.measure import measure_examples
+from edgeprune.metrics.measure import gates_of, measure_examples, random_like
 from edgeprune.model_options import ModelOptions
 from edgeprune.models.limits import Limits
 from edgeprune.models.loading import fingerprint
@@ -63,6 +65,12 @@ def make_parser() -> ArgumentParser:
         type=RoleOption,
         default=None,
         help="edges at roles: true for all of the task's, names such as [S2,END], or positions; null: of all tokens",
+    )
+    parser.add_argument(
+        "--attention",
+        type=bool,
+        default=False,
+        help="with roles: score attention edges too, to first order; circuits open the best, as sparse as their edges",
     )
     parser.add_argument(
         "--selection",
@@ -118,6 +126,7 @@ class DiscoverCommand:
         self.split: str = options.split
         self.limit: int | None = options.limit
         self.roles: RoleOption = _roles(options)
+        self.attention: bool = options.attention
         self.selection: Selection | None = options.selection
         self.control_seed: int = options.control_seed
         self.overwrite: bool = options.overwrite
@@ -128,6 +137,8 @@ class DiscoverCommand:
         """Find circuits, write, evaluate and show them."""
         if self.limit is not None and self.limit < 1:
             raise EdgepruneError(f"limit must be at least 1, got {self.limit}")
+        if self.attention and not self.roles:
+            raise EdgepruneError("--attention true scores what roles see of each other: give --roles, or leave it out")
         self._check_folder()
         model = self.model.load()
         limits = Limits.of(model)
@@ -144,10 +155,13 @@ class DiscoverCommand:
             start = time.perf_counter()
             found, samples = self._discover(problem, report)
             seconds = time.perf_counter() - start if found.seconds is None else found.seconds
+            inside = attention_scores(problem, report) if self.attention else None
             header = self._header(problem, found, seconds)
             circuits = self._circuits(problem, found, header, samples)
+            if inside is not None:
+                circuits = {name: with_best_attention(one, inside) for name, one in circuits.items()}
             rows = self._evaluate(problem, validation, circuits, report)
-            self._finish(problem, found, header, rows)
+            self._finish(problem, found, header, rows, inside)
         self._show(rows)
 
     def _prepare_runs(self, runs: ReferenceRuns, batches: Sequence[PairBatch], report: Progress) -> None:
@@ -249,8 +263,8 @@ class DiscoverCommand:
         self, problem: Problem, batches: Sequence[PairBatch], circuits: Mapping[str, Circuit], report: Progress
     ) -> list[Row]:
         """Write each circuit with its measures and those of a random one; a row for each, densest first."""
-        controls = [Circuit.random(item.graph, item.num_edges, self.control_seed) for item in circuits.values()]
-        gates = [circuit.gates() for circuit in (*circuits.values(), *controls)]
+        controls = [random_like(item, self.control_seed) for item in circuits.values()]
+        gates = [gates_of(circuit) for circuit in (*circuits.values(), *controls)]
         shown = counted(batches, "evaluating circuits", report, len(batches))
         measures = measure_examples(problem.model, problem.runs, shown, gates, "validation").as_dicts()
         rows: list[Row] = []
@@ -262,12 +276,19 @@ class DiscoverCommand:
             rows.append(frontier_row(name, circuit, found, control))
         return sorted(rows, key=lambda row: row["sparsity"])
 
-    def _finish(self, problem: Problem, found: DiscoveryResult, header: dict[str, Any], rows: list[Row]) -> None:
+    def _finish(
+        self,
+        problem: Problem,
+        found: DiscoveryResult,
+        header: dict[str, Any],
+        rows: list[Row],
+        inside: Tensor | None,
+    ) -> None:
         """Write the scores, with every edge kept, and the frontier; drop the method's state."""
         if found.scores is not None:
             graph = problem.model.graph
             everything = Circuit.from_scores(graph, found.scores, num_edges=graph.num_edges, header=header)
-            everything.save(self.folder / SCORES)
+            replace(everything, attend_scores=inside).save(self.folder / SCORES)
         write_frontier(self.folder, rows, error_measure(self.metric))
         shutil.rmtree(self.folder / STATE)
 

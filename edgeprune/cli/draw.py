@@ -108,7 +108,6 @@ def _draw_run(options: argparse.Namespace) -> Path:
 
 
 def _draw(options: argparse.Namespace, circuits: "list[NamedCircuit]") -> Path:
-    from edgeprune.circuit_attention import require_open
     from edgeprune.drawing import (
         FORMATS,
         MAX_EDGES,
@@ -131,8 +130,6 @@ def _draw(options: argparse.Namespace, circuits: "list[NamedCircuit]") -> Path:
         what = "--diff" if options.diff is not None else f"a {out.suffix} file"
         raise EdgepruneError(f"{what} is of one circuit, {first} and what follows are {len(circuits)}; name one file")
     circuits = [*circuits, *_other(options, circuits[0])]
-    for one in circuits:
-        require_open(one.circuit.graph, one.circuit.attend, f"the drawing of {one.name}")
     circuits, role = _of_roles(circuits, options, page=out.suffix == ".html")
     circuits = [strongest_edges(one, most) for one in circuits]
     if options.without_dangling and role is None:

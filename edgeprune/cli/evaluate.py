@@ -168,11 +168,12 @@ def evaluate_files(options: argparse.Namespace) -> dict[str, Any]:
     from edgeprune.evaluation.evaluator import Evaluator
     from edgeprune.models.limits import Limits
     from edgeprune.models.loading import fingerprint
-    from edgeprune.report.evaluate import evaluate_circuits
+    from edgeprune.report.evaluate import check_tests, evaluate_circuits
     from edgeprune.statistics.uncertainty import Resampling
 
     start, names = time.perf_counter(), short_names(options.circuits)
-    files = CircuitFiles.open(options.circuits, options.holds, roles=True)
+    files = CircuitFiles.open(options.circuits, options.holds, roles=True, attention=True)
+    check_tests(files.native, options.tests)
     name = files.model_name(options.model)
     resampling = Resampling(options.draws, options.level)
     data = read_data_config(options.config, tokenizer=name)

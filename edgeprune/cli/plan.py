@@ -98,6 +98,7 @@ def _run(options: argparse.Namespace) -> "Run":
         positions=positions,
         masks=_number("model.recipe.init_args.masks_per_batch", recipe.get("masks_per_batch", 1)),
         roles=_num_roles(options, model, tokens),
+        attention=bool(recipe.get("attention_edges", False)),
         kept=kept,
         device=options.device,
         world=options.world_size,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -208,7 +209,8 @@ def compare_circuits(found: Circuit, reference: Circuit) -> dict[str, Any]:
         Spearman's and Kendall's (tau-b) correlation of `Circuit.ranking`, over all edges of the graph (`spearman_all`,
         `kendall_all`) and over those that one of the two keeps (`spearman_kept`, `kendall_kept`); None without scores,
         or where all are equal. Of circuits with roles, edges are those at roles, and there are two more: `roles`, the
-        figures of `edge_overlap` for each role, and `union`, with those of `by_chance`, of the edges at any role.
+        figures of `edge_overlap` for each role, and `union`, with those of `by_chance`, of the edges at any role. If
+        one has attention edges of its own, there is `attention`, with the same figures of these.
 
     Raises:
         EdgepruneError: The circuits are of different graphs.
@@ -222,19 +224,20 @@ def compare_every_two(circuits: Sequence[Circuit]) -> Iterator[dict[str, Any]]:
     Of more than `FEW` circuits, all `ranks` but `spearman_all` are None, as they take ten times as long as the rest.
 
     Raises:
-        EdgepruneError: The circuits are of different graphs, have different roles, or one closes attention edges.
+        EdgepruneError: The circuits are of different graphs, or have different roles.
     """
     if not circuits:
         return
     graph, plain = circuits[0].graph, circuits[0].graph.without_roles
-    for other in circuits:  # the first one too: it may close attention edges
-        other.check_fits(graph, "the other one")
+    for other in circuits[1:]:
+        other.check_fits(graph, "the other one", attention=True)
     keeps = torch.stack([circuit.keep for circuit in circuits])
     shared = _shared(keeps, graph.exists)
     kinds = {name: _shared(keeps, edges.expand(graph.shape)) for name, edges in edge_kinds(plain)}
     layers = {name: _shared(keeps, edges.expand(graph.shape)) for name, edges in reader_layers(plain)}
     roles = {name: _shared(keeps[:, place], plain.exists) for place, name in enumerate(circuits[0].roles)}
     unions = _shared(keeps.any(1), plain.exists) if roles else []
+    inside = _shared_attention(circuits)
     nodes = [set(circuit.nodes()) for circuit in circuits]
     weights = _weight_overlaps(circuits, keeps, shared)
     spearman_all = _spearman_of_all([circuit.ranking for circuit in circuits], graph.exists)
@@ -249,17 +252,30 @@ def compare_every_two(circuits: Sequence[Circuit]) -> Iterator[dict[str, Any]]:
             "weights": weights[a, b],
             "ranks": _rank_correlations(circuits[a], circuits[b], spearman_all[a][b], every=every),
             **(_by_role(roles, unions, plain.num_edges, a, b) if roles else {}),
+            **({"attention": _all_figures(inside, graph.attention.num_edges, a, b)} if inside else {}),
         }
+
+
+def _shared_attention(circuits: Sequence[Circuit]) -> list[list[int]]:
+    """How many open attention edges every two circuits share; nothing where none has any of its own."""
+    if all(circuit.attend is None for circuit in circuits):
+        return []
+    exists = circuits[0].graph.attention.exists
+    return _shared(torch.stack([exists if one.attend is None else one.attend for one in circuits]), exists)
+
+
+def _all_figures(shared: list[list[int]], existing: int, a: int, b: int) -> dict[str, Any]:
+    sizes = shared[a][b], shared[a][a], shared[b][b]
+    return {**_shares(*sizes), **by_chance(*sizes, existing)}
 
 
 def _by_role(
     roles: dict[str, list[list[int]]], unions: list[list[int]], existing: int, a: int, b: int
 ) -> dict[str, Any]:
     """The `roles` and the `union` of `compare_circuits`, from shared edges of every two circuits."""
-    sizes = unions[a][b], unions[a][a], unions[b][b]
     return {
         "roles": {name: _shares(part[a][b], part[a][a], part[b][b]) for name, part in roles.items()},
-        "union": {**_shares(*sizes), **by_chance(*sizes, existing)},
+        "union": _all_figures(unions, existing, a, b),
     }
 
 
@@ -311,7 +327,9 @@ def common_core(circuits: Sequence[Circuit]) -> dict[str, Any]:
 
 
 def cut_to(circuit: Circuit, num_edges: int) -> Circuit:
-    """The `num_edges` kept edges with the best scores (`Circuit.ranking`); ties go to the earlier edge.
+    """The `num_edges` kept edges with the best scores (`Circuit.ranking`), with the same attention edges.
+
+    Ties go to the earlier edge.
 
     Raises:
         EdgepruneError: The circuit has no scores, or fewer edges.
@@ -325,4 +343,4 @@ def cut_to(circuit: Circuit, num_edges: int) -> Circuit:
     order = ranking[circuit.keep].double().argsort(descending=True, stable=True)
     keep = torch.zeros_like(circuit.keep)
     keep[tuple(kept[order[:num_edges]].T)] = True
-    return Circuit(circuit.graph, keep, circuit.scores, circuit.header)
+    return replace(circuit, keep=keep)

@@ -17,15 +17,18 @@ _MEASURES = {
 
 
 def title(circuit: Circuit) -> str:
-    """Model and task, as far as they are known."""
+    """Model and task, as far as they are known; of a part without roles what it is, and what it leaves out."""
     known = [str(circuit.header["model"])] if "model" in circuit.header else []
     task: Any = circuit.header.get("task")
     task = task.get("task") if isinstance(task, Mapping) else task
     found = " on ".join([*known, *([task] if isinstance(task, str) else [])]) or "Circuit"
     made: Any = (circuit.header.get("derived") or [{}])[-1]
     if AT_ROLE in made:
-        return f"{found}, at {made[AT_ROLE]}"
-    return f"{found}, union of {len(made['union'])} roles" if "union" in made else found
+        found += f", at {made[AT_ROLE]}"
+    if "union" in made:
+        found += f", union of {len(made['union'])} roles"
+    inside = made.get("attention_edges")
+    return found if inside is None else f"{found}, without its {counted(inside, 'attention edge')}"
 
 
 def facts(circuit: Circuit, whole: Circuit | None = None) -> list[tuple[str, str]]:
@@ -40,6 +43,8 @@ def facts(circuit: Circuit, whole: Circuit | None = None) -> list[tuple[str, str
         counts = zip(circuit.roles, circuit.keep.sum((1, 2)).tolist(), strict=True)
         found.append(("union of roles", f"{union.num_edges:,} of {union.graph.num_edges:,}"))
         found += [(f"at {name}", counted(number, "edge")) for name, number in counts]
+    if circuit.attend is not None:
+        found.append(("attention edges", f"{int(circuit.attend.sum()):,} of {circuit.graph.attention.num_edges:,}"))
     if (density := finite(_mask(circuit).get("density"))) is not None:
         found.append(("weights kept", percent(density)))
     found += [] if whole is None else [("part of", f"{whole.num_edges:,} edges")]

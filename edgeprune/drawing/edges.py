@@ -7,6 +7,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
+from edgeprune import circuit_attention
 from edgeprune.circuit import Circuit
 from edgeprune.comparison.overlap import cut_to
 from edgeprune.errors import EdgepruneError
@@ -79,7 +80,8 @@ def without_roles(named: NamedCircuit, role: str | None = None) -> NamedCircuit:
         return NamedCircuit(named.name, circuit.union(), None if named.whole is None else named.whole.union())
     place = roles.index(role)
     scores = None if circuit.scores is None else circuit.scores[place]
-    header = {**circuit.header, "derived": [*circuit.header.get("derived", []), {AT_ROLE: role}]}
+    seen = circuit_attention.number(None if circuit.attend is None else circuit.attend[:, :, place])
+    header = {**circuit.header, "derived": [*circuit.header.get("derived", []), {AT_ROLE: role, **seen}]}
     at_role = Circuit(circuit.graph.without_roles, circuit.keep[place], scores, header)
     return NamedCircuit(named.name, at_role, named.whole or circuit)
 
@@ -129,7 +131,7 @@ def edges_of(circuit: Circuit, other: Circuit | None = None) -> list[DrawnEdge]:
             DrawnEdge(row, column, float(strength[row, column]), reader_kind(graph.readers[row]))
             for row, column in reversed(ranked(circuit))
         ]
-    other.check_fits(graph, "the circuit it is compared with")
+    other.check_fits(graph, "the circuit it is compared with", attention=True)
     strength = torch.maximum(strength, strengths(other))
     parts = {
         "both": circuit.keep & other.keep,
@@ -151,6 +153,6 @@ def union(circuits: Sequence[Circuit]) -> tuple[EdgeGraph, Tensor]:
     """
     graph, keep = circuits[0].graph, circuits[0].keep
     for circuit in circuits[1:]:
-        circuit.check_fits(graph, "the circuit beside it")
+        circuit.check_fits(graph, "the circuit beside it", attention=True)
         keep = keep | circuit.keep
     return graph, keep

@@ -84,26 +84,35 @@
     const found = layout.order[circuit].slice(0, count).map((number, place) => ({
       edge: edges[number], share: strength === null ? 1 : strength[place], score: scores === null ? null : scores[place], part: null,
     }));
-    const live = living(found);
+    const live = living(found, circuit);
     found.forEach((one) => (one.dangles = !live(one)));
     return found;
   }
 
+  // Nodes whose output depends on a reader in one of these circuits: k and v lead along open attention edges only.
+  const circuitsShown = () => (state.compare === null ? [state.circuit] : [state.circuit, state.compare]);
+  const attention = (data.attention ?? data.circuits.map(() => null)).map((open) => open && new Map(Object.entries(open).map(([head, between]) => [head, new Set(between)])));
+  function heard(reader, circuits = circuitsShown()) {
+    const open = (circuit, node) => attention[circuit] === null || attention[circuit].get(node.label)?.has(`${parts[node.part].name}<-${parts[reader.part].name}`);
+    const all = !layout.leads || !"kv".includes(reader.kind);
+    return reader.to.map((at) => nodes[at]).filter((node) => all || circuits.some((circuit) => open(circuit, node)));
+  }
+
   // Whether an edge lies on a way from an embedding to the logits.
-  function living(list) {
-    const { into, out } = ends(list);
-    const fed = walk(nodes.filter((node) => node.kind === "embed"), (node) => out[node.place].flatMap((one) => one.edge.reader.to.map((at) => nodes[at])));
-    const heard = walk(nodes.filter((node) => node.kind === "logits" && node.scored), (node) => into[node.place].map((one) => one.edge.writer));
-    return (one) => fed.has(one.edge.writer) && one.edge.reader.to.some((at) => heard.has(nodes[at]));
+  function living(list, circuit) {
+    const { into, out } = ends(list, [circuit]);
+    const fed = walk(nodes.filter((node) => node.kind === "embed"), (node) => out[node.place].flatMap((one) => heard(one.edge.reader, [circuit])));
+    const reaching = walk(nodes.filter((node) => node.kind === "logits" && node.scored), (node) => into[node.place].map((one) => one.edge.writer));
+    return (one) => fed.has(one.edge.writer) && heard(one.edge.reader, [circuit]).some((node) => reaching.has(node));
   }
 
   // Edges out of a node, into its readers, and into those that its output depends on: with roles also elsewhere.
-  function ends(list) {
+  function ends(list, circuits = circuitsShown()) {
     const into = nodes.map(() => []), out = nodes.map(() => []), own = nodes.map(() => []);
     for (const one of list) {
       out[one.edge.writer.place].push(one);
       for (const at of one.edge.reader.of) own[at].push(one);
-      for (const at of one.edge.reader.to) into[at].push(one);
+      for (const node of heard(one.edge.reader, circuits)) into[node.place].push(one);
     }
     return { into, out, own };
   }
@@ -193,7 +202,7 @@
     nodes.forEach((node) => node.made.classList.toggle("off", !(node.active = active.has(node))));
     heads.forEach((reader) => reader.made.classList.toggle("off", !used.has(reader)));
     const writing = new Set(left.map((one) => one.edge.writer));
-    ties = [...new Set(left.map((one) => one.edge.reader))].flatMap((reader) => reader.to.map((at) => nodes[at]).filter((node) => node.part !== reader.part && writing.has(node)).map((node) => ({ reader, node, curve: lead(reader, node) })));
+    ties = [...new Set(left.map((one) => one.edge.reader))].flatMap((reader) => heard(reader).filter((node) => node.part !== reader.part && writing.has(node)).map((node) => ({ reader, node, curve: lead(reader, node) })));
     leads = ties.filter((one) => used.has(one.reader) && links.out[one.node.place].length);
     frames.forEach((frame) => frame.made.setAttribute("visibility", frame.of.some((node) => node.active) ? "visible" : "hidden"));
     if (state.held && !state.held.active) state.held = null;
@@ -230,7 +239,7 @@
   }
 
   const upstream = (node) => walk([node], (one) => links.into[one.place].map((link) => link.edge.writer));
-  const downstream = (node) => walk([node], (one) => links.out[one.place].flatMap((link) => link.edge.reader.to.map((at) => nodes[at])));
+  const downstream = (node) => walk([node], (one) => links.out[one.place].flatMap((link) => heard(link.edge.reader)));
 
   function relate() {
     const node = state.hover ?? state.held;
@@ -459,6 +468,22 @@
     return texts.filter(Boolean).map((words) => Object.assign(document.createElement("p"), { textContent: words }));
   }
 
+  // The attention edges of a head: those of its queries at its own role, or where roles are joined all of them.
+  function attended(node) {
+    const own = circuitsShown().map((circuit) => attention[circuit]);
+    if (node.kind !== "head" || own.includes(null)) return [];
+    const at = (circuit) => [...(circuit.get(node.label) ?? [])].filter((one) => !layout.leads || one.startsWith(`${parts[node.part].name}<-`));
+    const [first, second] = own.map(at), made = document.createElement("ul");
+    const which = (one) => (second === undefined ? "" : !second.includes(one) ? "first" : first.includes(one) ? "both" : "second");
+    for (const one of new Set([...first, ...(second ?? [])])) {
+      const line = document.createElement("li");
+      line.append(Object.assign(document.createElement("span"), { textContent: `${node.label}[${one}]` }), Object.assign(document.createElement("span"), { textContent: which(one) }));
+      made.append(line);
+    }
+    made.className = "attention";
+    return [Object.assign(document.createElement("p"), { textContent: `attention edges: ${text(made.children.length)} open` }), made];
+  }
+
   function detail() {
     const node = state.held, box = byId("detail");
     box.hidden = node === null;
@@ -481,6 +506,7 @@
     box.replaceChildren(
       title, about,
       ...between(node),
+      ...attended(node),
       ...list("in", links.own[node.place], (one) => one.edge.writer.name + through(one), (one) => one.edge.writer),
       ...list("out", links.out[node.place], (one) => one.edge.reader.name, (one) => nodes[one.edge.reader.of.find((at) => nodes[at].active) ?? one.edge.reader.of[0]]),
     );

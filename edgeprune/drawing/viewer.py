@@ -1,8 +1,8 @@
 """Circuits as one HTML page to look around in: pan, zoom, hover, sliders, search, filters, differences.
 
 Circuits with roles have them side by side as columns, and a switch to a single one or to the union, which has a layout
-of its own. The page is one file that loads nothing: style, script and data are in it, and its content security policy
-forbids the rest.
+of its own; the panel of a head lists its attention edges. The page is one file that loads nothing: style, script and
+data are in it, and its content security policy forbids the rest.
 """
 
 import json
@@ -49,6 +49,7 @@ def viewer_html(
     }
     if all_of[0].roles:
         data |= {"union": _scene([circuit.union() for circuit in all_of]), "role": role}
+        data |= {"attention": [_attention(circuit) for circuit in all_of]}
     return page_template(Path(__file__).with_name("viewer.html.j2")).render(
         title=title(circuits[start].circuit),
         data=json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c"),
@@ -68,6 +69,17 @@ def write_viewer(
     """Write `viewer_html` to a file."""
     page = viewer_html(circuits, start, compare, role)
     write_whole_text(Path(path), page)
+
+
+def _attention(circuit: Circuit) -> dict[str, list[str]] | None:
+    """By head the open attention edges, as `END<-S2`; None: all are open."""
+    if circuit.attend is None:
+        return None
+    found: dict[str, list[str]] = {}
+    for name in circuit.attention_edges():
+        head, _, between = name.removesuffix("]").partition("[")
+        found.setdefault(head, []).append(between)
+    return found
 
 
 def _scene(circuits: Sequence[Circuit]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from edgeprune.console import Progress, no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph, RoleSpec
 from edgeprune.metrics.examples import ExampleValues
-from edgeprune.metrics.measure import measure_examples
+from edgeprune.metrics.measure import BothGates, CircuitGates, measure_examples
 from edgeprune.metrics.registry import STANDARD
 from edgeprune.models.masked import MaskedModel
 
@@ -58,20 +58,21 @@ class Evaluator:
         return sum(len(batch) for batch in self.batches)
 
     def __call__(
-        self, gates: Sequence[Tensor | None], what: str = "circuits", measures: Sequence[str] | None = None
+        self, gates: Sequence[CircuitGates | None], what: str = "circuits", measures: Sequence[str] | None = None
     ) -> ExampleValues:
         """Measure circuits.
 
         Args:
-            gates: One matrix per circuit, of the graph's shape or `[reader, writer]`, bool or float, 1 = open; None for
-                the full model.
+            gates: One per circuit: a matrix of the graph's shape or `[reader, writer]`, bool or float, 1 = open, or
+                what `edgeprune.metrics.measure.gates_of` gives; None for the full model.
             what: Named in the progress report.
             measures: Others than the evaluator's own.
 
         Raises:
             EdgepruneError: A matrix is of another graph.
         """
-        for matrix in gates:
+        for each in gates:
+            matrix = each.edges if isinstance(each, BothGates) else each
             if matrix is not None and tuple(matrix.shape) != self.graph.without_roles.shape:
                 _check_shape(self.graph, matrix, "a circuit's matrix of gates")
         chosen = self.measures if measures is None else measures

@@ -5,10 +5,14 @@ of the loss in the gate of an attention edge. There a value, or a key, is replac
 change of the head's output times its slope is the score; here k and v are replaced together, to first order.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from edgeprune import circuit_attention
 from edgeprune.batch import PairBatch
+from edgeprune.circuit import Circuit
 from edgeprune.console import Progress, no_progress
 from edgeprune.methods.attribution import mean_over_examples, open_gates, require_slope
 from edgeprune.methods.problem import Problem
@@ -39,6 +43,21 @@ def closing_attention_effects(
         logits = gated_logits(problem.model, batch, gates.detach(), ablated, attention_gates=leaf)
         (gradient,) = torch.autograd.grad(problem.losses(full, logits, batch).sum(), leaf)
     return -gradient.double()
+
+
+def with_best_attention(circuit: Circuit, scores: Tensor) -> Circuit:
+    """A circuit with the best attention edges open, as sparse as its edges, and ranked as these are.
+
+    Args:
+        circuit: Whose graph has roles.
+        scores: Of attention edges, `[layer, head, query role, key role]`.
+    """
+    edges, selection = circuit.graph.attention, circuit.header.get("selection")
+    absolute = isinstance(selection, dict) and selection.get("absolute") is True
+    values = edges.to_vector(scores.abs() if absolute else scores)
+    count = circuit_attention.num_at(edges.num_edges, circuit.sparsity, None)
+    keep, _ = circuit_attention.highest(circuit.graph, values, count)
+    return replace(circuit, attend=keep, attend_scores=scores.float().cpu().where(edges.exists, 0.0))
 
 
 def attention_scores(problem: Problem, report: Progress = no_progress) -> Tensor:

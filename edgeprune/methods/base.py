@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from edgeprune.circuit import Circuit
 from edgeprune.graph import EdgeGraph
+from edgeprune.methods.attention_gates import AttentionGates
 from edgeprune.objectives.pace import Pace
 
 ErrorName = Literal["error", "complement"]
@@ -70,6 +71,7 @@ class AbstractRecipe(TrainedGates):
 
     Attributes:
         graph: The graph, after `build`.
+        attention: Gates on its attention edges, after `build`; None: these are all open.
         samples_per_step: Samples of the gates that each example's error is averaged over. Each costs a run.
         masks_per_batch: Groups of equal size that the batch falls into, each with samples of its own. It costs nothing.
         ranks_every_size: Gates are of no size on the way: circuits of all sizes are cut from the scores of the end.
@@ -80,6 +82,10 @@ class AbstractRecipe(TrainedGates):
     masks_per_batch: int = 1
     ranks_every_size: bool = False
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention: AttentionGates | None = None
+
     @abstractmethod
     def build(self, graph: EdgeGraph) -> None:
         """Make the trainable parameters for `graph`."""
@@ -89,13 +95,14 @@ class AbstractRecipe(TrainedGates):
         """Gates `[reader, writer]`: one of the samples of a step; the same for equal arguments. Differentiable."""
 
     def expected_error(
-        self, error_of: Callable[[Tensor], Tensor], seed: int, step: int, name: ErrorName = "error"
+        self, error_of: Callable[..., Tensor], seed: int, step: int, name: ErrorName = "error"
     ) -> tuple[Tensor, Tensor]:
         """Mean error of the step's samples, differentiable in the parameters; and their mean `[reader, writer]`.
 
         Args:
             error_of: Error (scalar) of the model with given gates `[reader, writer]`, or `[group, reader, writer]` for
-                groups of the batch; gradients pass through it.
+                groups of the batch; gradients pass through it. Where there are gates on attention edges, it is also
+                called with `attention_gates`.
             seed: Of the noise.
             step: Of the run; the noise is a function of both.
             name: Which error it is, for what a recipe remembers from step to step.
@@ -136,11 +143,44 @@ class AbstractRecipe(TrainedGates):
         """Edge sparsity of the circuit that the gates stand for now."""
         return 1 - self.num_open() / self.graph.num_edges
 
+    @property
+    def paces(self) -> tuple[Pace, ...]:
+        """The terms, of edges and of attention edges, whose prices are steered."""
+        found = self.pace, None if self.attention is None else self.attention.pace
+        return tuple(pace for pace in found if pace is not None)
+
+    def aim(self, sparsities: Sequence[float]) -> None:
+        """Be told which sparsities the run is asked for."""
+        for own in (self.pace, self.attention):
+            if own is not None:
+                own.aim(sparsities)
+
+    @property
+    def edges_open(self) -> bool:
+        """Whether edges stay open, as attention edges alone are learned."""
+        return False
+
+    @property
+    def passed(self) -> float:
+        """The highest sparsity of a circuit that all gates are sparse enough for."""
+        found = [] if self.edges_open else [self.sparsity]
+        return min(found if self.attention is None else [*found, self.attention.passed])
+
     def circuit(self, sparsity: float | None = None, header: dict[str, Any] | None = None) -> Circuit:
-        """The best edges: as many as `sparsity` leaves, or those that are more open than closed."""
-        num_edges = self.num_open() if sparsity is None else None
-        about = self.describe() | (header or {})
-        return Circuit.from_scores(self.graph, self.scores(), sparsity=sparsity, num_edges=num_edges, header=about)
+        """The best edges: as many as `sparsity` leaves, or those that are more open than closed.
+
+        So are attention edges, where they have gates.
+        """
+        about, own = self.describe() | (header or {}), None if self.edges_open else sparsity
+        num_edges = self.num_open() if own is None else None
+        found = Circuit.from_scores(self.graph, self.scores(), sparsity=own, num_edges=num_edges, header=about)
+        return found if self.attention is None else self.attention.of(found, sparsity)
+
+    def saved(self) -> dict[str, Any]:
+        """What `Circuit.from_checkpoint` makes circuits of, but for the header."""
+        inside = {} if self.attention is None else {"attention": self.attention.saved(), "edges_open": self.edges_open}
+        scores = self.graph.to_vector(self.scores()).cpu()
+        return {"graph": self.graph.to_dict(), "scores": scores, "num_open": self.num_open(), **inside}
 
 
 def mean_over_samples(

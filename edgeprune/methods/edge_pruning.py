@@ -2,24 +2,28 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, cast, final, get_args
 
 import torch
 from torch import Tensor, nn
 
-from edgeprune.errors import EdgepruneError
 from edgeprune.gates import HardConcrete, uniform_noise
 from edgeprune.gates.hard_concrete import STRETCH, TEMPERATURE
 from edgeprune.graph import EdgeGraph
+from edgeprune.methods.attention_gates import AttentionGates
 from edgeprune.methods.base import AbstractRecipe, ErrorName, sample_stream
+from edgeprune.methods.edge_pruning_options import AttentionOption, check_attention, check_numbers, optimizer_groups
 from edgeprune.methods.flips import Flips, GatedError, WholeFlips
 from edgeprune.methods.local_expectation import MeasuredEffects, check_estimator, check_one_process, local_expectation
 from edgeprune.methods.pacing import check_pace, paid_units, rate_for, steer, steps_to_close
 from edgeprune.methods.warm_start import Start, WarmStart
 from edgeprune.objectives.pace import Motion, Pace
-from edgeprune.objectives.sparsity import AbstractSparsityTerm
+from edgeprune.objectives.sparsity import AbstractSparsityTerm, NoPrice
 
 RATE = 0.03  # learning rate of runs that are long enough for it
+
+OPEN = 1e4  # log-alpha of a gate that is 1 whatever the noise
 
 PenaltyOn = Literal["expected", "sample"]
 Estimator = Literal["pathwise", "local"]
@@ -71,6 +75,11 @@ class EdgePruning(AbstractRecipe):
         warm_start: Start the edges' log-alphas from a circuit or score file, around `init_mean` or at a sparsity asked
             for in each layer (`layer_sparsity`), and close for good what it ranks low (`keep_below`). Frozen edges have
             gate 0, get no gradient, and count as closed edges.
+        attention_edges: In a graph with roles, also learn which keys and values each head sees from which role: gates
+            on attention edges, with a copy of `sparsity_term`. `"alone"`: these only; edges stay open, but for those
+            that `keep_below` closes.
+        attention_sparsity: Circuits have attention edges as sparse as was asked for, but never sparser than this, where
+            `Pace` ends for them; None: as sparse as the edges.
     """
 
     def __init__(
@@ -95,35 +104,20 @@ class EdgePruning(AbstractRecipe):
         node_sparsity_term: AbstractSparsityTerm | None = None,
         node_learning_rate: float | None = None,
         warm_start: WarmStart | None = None,
+        attention_edges: AttentionOption = False,
+        attention_sparsity: float | None = None,
     ) -> None:
         super().__init__()
         rate = RATE if learning_rate is None else learning_rate
-        if rate <= 0 or not 0 <= learning_rate_warmup < 1 or weight_decay < 0:
-            raise EdgepruneError(
-                f"need learning_rate > 0, learning_rate_warmup in [0, 1) and weight_decay >= 0, got {rate}, "
-                f"{learning_rate_warmup} and {weight_decay}"
-            )
-        if not all(0 <= beta < 1 for beta in betas):
-            raise EdgepruneError(f"both betas must lie in [0, 1), got {tuple(betas)}")
-        if init_std < 0 or (node_learning_rate is not None and node_learning_rate <= 0):
-            raise EdgepruneError(
-                f"need init_std >= 0 and node_learning_rate > 0, got {init_std} and {node_learning_rate}"
-            )
-        if penalty_on not in ("expected", "sample"):
-            raise EdgepruneError(f"penalty_on must be 'expected' or 'sample', got {penalty_on!r}")
-        self.sparsity_term = Pace() if sparsity_term is None else sparsity_term
-        check_pace(self.sparsity_term, node_sparsity_term, penalty_on, node_gates)
-        if node_sparsity_term is not None and not node_gates:
-            raise EdgepruneError("node_sparsity_term has nothing to act on: set node_gates to true")
-        check_estimator(estimator, num_flips, penalty_on, node_gates)
-        if masks_per_batch < 1 or (estimator == "local" and masks_per_batch > 1):
-            raise EdgepruneError(
-                f"masks_per_batch must be at least 1, and 1 with estimator 'local', got {masks_per_batch}"
-            )
-        if antithetic and masks_per_batch % 2:
-            raise EdgepruneError(
-                f"antithetic samples come in pairs, got masks_per_batch={masks_per_batch}: make it even, such as 8"
-            )
+        check_numbers(rate, learning_rate_warmup, weight_decay, betas, init_std, node_learning_rate)
+        term = Pace() if sparsity_term is None else sparsity_term
+        check_pace(term, node_sparsity_term, penalty_on, node_gates)
+        self.attention_edges: AttentionOption = attention_edges
+        self.attention_sparsity = attention_sparsity
+        self.sparsity_term = NoPrice() if self.edges_open else term
+        self._given = {"term": term}  # as the recipe trains only `sparsity_term`
+        check_estimator(estimator, num_flips, penalty_on, node_gates, masks_per_batch, antithetic)
+        check_attention(attention_edges, attention_sparsity, estimator, node_gates, warm_start)
         self.masks_per_batch = masks_per_batch
         self.antithetic = antithetic
         self.node_sparsity_term = node_sparsity_term
@@ -138,12 +132,8 @@ class EdgePruning(AbstractRecipe):
         self.weight_decay = weight_decay
         self.node_gates = node_gates
         self.node_learning_rate = node_learning_rate
-        self._gate_options: dict[str, Any] = {
-            "init_mean": init_mean,
-            "init_std": init_std,
-            "temperature": temperature,
-            "stretch": stretch,
-        }
+        self._gate_options: dict[str, Any] = {"init_mean": init_mean, "init_std": init_std}
+        self._gate_options |= {"temperature": temperature, "stretch": stretch}
         self.nodes: HardConcrete | None = None
         self.warm_start = warm_start
         self.start: Start | None = None
@@ -152,7 +142,11 @@ class EdgePruning(AbstractRecipe):
     def build(self, graph: EdgeGraph) -> None:
         """Make one gate per existing edge, and with `node_gates` one per writer."""
         self.graph = graph
-        self.edges = HardConcrete(graph.num_edges, **self._gate_options)
+        options: dict[str, Any] = self._gate_options | ({"init_mean": OPEN, "init_std": 0.0} if self.edges_open else {})
+        self.edges = HardConcrete(graph.num_edges, **options).requires_grad_(not self.edges_open)
+        if self.attention_edges:
+            term, sampled = self._given["term"], self.penalty_on == "sample"
+            self.attention = AttentionGates(graph, term, self.attention_sparsity, sampled, self._gate_options)
         if self.estimator == "local":
             self.measured = nn.ModuleDict({name: MeasuredEffects(graph.num_edges) for name in get_args(ErrorName)})
         if self.node_gates:
@@ -170,6 +164,11 @@ class EdgePruning(AbstractRecipe):
         """Refuse a warm start whose file is missing."""
         if self.start is not None:
             self.start.check_started()
+
+    @property
+    def edges_open(self) -> bool:
+        """Whether edges stay open, as attention edges alone are learned."""
+        return self.attention_edges == "alone"
 
     @property
     def pace(self) -> Pace | None:
@@ -190,6 +189,8 @@ class EdgePruning(AbstractRecipe):
             self.learning_rate = rate_for(steps, distance, least=RATE)
         if self.pace is not None:
             self.pace.plan(steps, steps_to_close(steps, distance, self.learning_rate))
+        if self.attention is not None:
+            self.attention.plan(steps, self.learning_rate)
 
     @property
     def _frozen(self) -> Tensor | None:
@@ -215,9 +216,12 @@ class EdgePruning(AbstractRecipe):
         return gates * nodes.view(*self.graph.shape[:-2], 1, -1)
 
     def expected_error(
-        self, error_of: Callable[[Tensor], Tensor], seed: int, step: int, name: ErrorName = "error"
+        self, error_of: Callable[..., Tensor], seed: int, step: int, name: ErrorName = "error"
     ) -> tuple[Tensor, Tensor]:
         """Error of the step's samples, with the gradient that `estimator` says; and their mean `[reader, writer]`."""
+        if self.attention is not None:
+            inside = self.attention.samples(seed, step, self.masks_per_batch, self.antithetic)
+            error_of = partial(error_of, attention_gates=inside)
         if self.estimator == "pathwise":
             return super().expected_error(error_of, seed, step, name)
         graph, gates, prob = self.graph, self.edges.num_gates, self._closed(self.edges.prob_above_half())
@@ -242,7 +246,7 @@ class EdgePruning(AbstractRecipe):
         loss = self.sparsity_term(fraction, progress)
         if self.node_sparsity_term is not None and self.nodes is not None:
             loss = loss + self.node_sparsity_term(self.nodes.prob_open().mean(), progress)
-        return loss
+        return loss if self.attention is None else loss + self.attention.penalty(progress)
 
     def _priced(self) -> Tensor:
         """The same as `_prob_open`, for the penalty: what it may push now has a gradient."""
@@ -255,9 +259,10 @@ class EdgePruning(AbstractRecipe):
     @torch.no_grad()
     def after_backward(self, progress: float) -> None:
         """Let `Pace` set the price of the next step."""
-        slopes = self.edges.log_alpha.grad
+        slopes, rate = self.edges.log_alpha.grad, self.learning_rate * self.learning_rate_factor(progress)
+        if self.attention is not None:
+            self.attention.after_backward(rate, progress)
         if self.pace is not None and slopes is not None and self._units is not None:
-            rate = self.learning_rate * self.learning_rate_factor(progress)
             steer(self.pace, Motion(slopes, self._units, self.edges.scores(), rate, self._num_open), progress)
 
     def _num_open(self, locations: Tensor) -> Tensor:
@@ -278,23 +283,14 @@ class EdgePruning(AbstractRecipe):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Gates descend, multipliers ascend without decay."""
-        groups = [self._gate_group(self.edges, self.learning_rate)]
+        rates: list[tuple[HardConcrete, float]] = [] if self.edges_open else [(self.edges, self.learning_rate)]
+        terms = [self.sparsity_term, self.node_sparsity_term]
+        if self.attention is not None:
+            rates.append((self.attention.gates, self.learning_rate))
+            terms.append(self.attention.term)
         if self.nodes is not None:
-            groups.append(self._gate_group(self.nodes, self.node_learning_rate or self.learning_rate))
-        for term in (self.sparsity_term, self.node_sparsity_term):
-            multipliers = [] if term is None else list(term.parameters())
-            if term is not None and multipliers:
-                groups.append({"params": multipliers, "lr": term.learning_rate, "weight_decay": 0.0, "maximize": True})
-        return groups
-
-    def _gate_group(self, gates: HardConcrete, rate: float) -> dict[str, Any]:
-        return {
-            "params": list(gates.parameters()),
-            "lr": rate,
-            "betas": self.betas,
-            "weight_decay": self.weight_decay,
-            "maximize": False,
-        }
+            rates.append((self.nodes, self.node_learning_rate or self.learning_rate))
+        return optimizer_groups(rates, terms, self.betas, self.weight_decay)
 
     def learning_rate_factor(self, progress: float) -> float:
         """Linear warm-up from 0, then constant or linear decay to 0, for every group (as published)."""
@@ -327,22 +323,25 @@ class EdgePruning(AbstractRecipe):
         return int((self._edge_scores() > 0).sum())
 
     def target(self, progress: float) -> float | None:
-        """Sparsity that the edge term aims at, if it aims."""
-        return self.sparsity_term.target(progress)
+        """Sparsity that the edge term aims at, if it aims; of attention edges alone, theirs."""
+        alone = self.attention if self.edges_open else None
+        return (self.sparsity_term if alone is None else alone.term).target(progress)
 
     def state(self, progress: float) -> dict[str, float]:
         """Multipliers or weights, and the share of edges expected to be open."""
         with torch.no_grad():
             expected = self._prob_open().mean().item()
-        return {**self.sparsity_term.state(progress), "expected_open": expected}
+        inside = {} if self.attention is None else self.attention.state(progress)
+        return {**self.sparsity_term.state(progress), "expected_open": expected, **inside}
 
     def describe(self) -> dict[str, Any]:
         """Method and its main settings."""
         return {
             "method": "edge_pruning",
-            "sparsity_term": type(self.sparsity_term).__name__,
+            "sparsity_term": type(self._given["term"]).__name__,
             **self._settings("penalty_on", "estimator", "masks_per_batch", "antithetic", "learning_rate", "betas"),
             **self._settings("weight_decay", "learning_rate_warmup", "learning_rate_decay", "node_gates"),
             **self._gate_options,
+            **(self._settings("attention_edges", "attention_sparsity") if self.attention_edges else {}),
             **({} if self.start is None else {"warm_start": self.start.describe()}),
         }

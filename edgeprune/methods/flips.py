@@ -145,7 +145,7 @@ class GatedError:
     """Error (scalar) of the model with given gates on one batch: a function, with `flips`.
 
     Args:
-        error_of: The function, of gates `[reader, writer]`.
+        error_of: The function, of gates `[reader, writer]`, and as `attention_gates` of gates of attention edges.
         error_of_logits: The error of logits `[batch, positions, vocab]`.
         model: The masked model.
         batch: On the model's device.
@@ -154,7 +154,7 @@ class GatedError:
 
     def __init__(
         self,
-        error_of: Callable[[Tensor], Tensor],
+        error_of: Callable[..., Tensor],
         error_of_logits: Callable[[Tensor], Tensor],
         model: MaskedModel,
         batch: PairBatch,
@@ -163,9 +163,9 @@ class GatedError:
         self.error_of, self.error_of_logits = error_of, error_of_logits
         self.model, self.batch, self.ablated = model, batch, ablated
 
-    def __call__(self, gates: Tensor) -> Tensor:
-        """Error of gates."""
-        return self.error_of(gates)
+    def __call__(self, gates: Tensor, **inside: Tensor) -> Tensor:
+        """Error of gates, with any of attention edges."""
+        return self.error_of(gates, **inside)
 
     def flips(self, gates: Tensor) -> Flips | None:
         """Of 0/1 gates, one per edge `[num_edges]`; None where the model cannot be run in parts, or not in memory."""

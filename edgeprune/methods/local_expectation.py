@@ -112,8 +112,10 @@ def local_expectation(
     return flips.error + slope - slope.detach(), gates
 
 
-def check_estimator(estimator: str, num_flips: int, penalty_on: str, node_gates: bool) -> None:
-    """Refuse an estimator that is none, or that the other settings do not go with."""
+def check_estimator(
+    estimator: str, num_flips: int, penalty_on: str, node_gates: bool, masks_per_batch: int, antithetic: bool
+) -> None:
+    """Refuse an estimator that is none, or that the other settings do not go with, and samples that cannot be."""
     if estimator not in ("pathwise", "local"):
         raise EdgepruneError(f"estimator must be 'pathwise' or 'local', got {estimator!r}")
     if estimator == "local" and (penalty_on == "sample" or node_gates):
@@ -123,6 +125,12 @@ def check_estimator(estimator: str, num_flips: int, penalty_on: str, node_gates:
         )
     if num_flips < 1:
         raise EdgepruneError(f"num_flips must be at least 1, got {num_flips}")
+    if masks_per_batch < 1 or (estimator == "local" and masks_per_batch > 1):
+        raise EdgepruneError(f"masks_per_batch must be at least 1, and 1 with estimator 'local', got {masks_per_batch}")
+    if antithetic and masks_per_batch % 2:
+        raise EdgepruneError(
+            f"antithetic samples come in pairs, got masks_per_batch={masks_per_batch}: make it even, such as 8"
+        )
 
 
 def check_one_process() -> None:

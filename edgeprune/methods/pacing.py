@@ -36,11 +36,15 @@ def steps_to_close(steps: int, distance: float, rate: float) -> float:
 def check_pace(
     edges: AbstractSparsityTerm, nodes: AbstractSparsityTerm | None, penalty_on: str, node_gates: bool
 ) -> None:
-    """Refuse a `Pace` that could not foretell the number of open edges.
+    """Refuse a `Pace` that could not foretell the number of open edges, and a term of node gates without any.
 
     Raises:
         EdgepruneError: It is the nodes' term, there are node gates, or the penalty sees sampled gates.
     """
+    if penalty_on not in ("expected", "sample"):
+        raise EdgepruneError(f"penalty_on must be 'expected' or 'sample', got {penalty_on!r}")
+    if nodes is not None and not node_gates:
+        raise EdgepruneError("node_sparsity_term has nothing to act on: set node_gates to true")
     if isinstance(nodes, Pace):
         raise EdgepruneError("Pace counts edges, so it cannot be node_sparsity_term; use a GeometricPenalty there")
     if isinstance(edges, Pace) and (node_gates or penalty_on == "sample"):

@@ -26,6 +26,7 @@ from edgeprune.evaluation.minimality import marginal_effects
 from edgeprune.evaluation.random_paths import inflated_circuits, useful_edges
 from edgeprune.evaluation.suffix import ablate_suffix
 from edgeprune.metrics.examples import ExampleValues
+from edgeprune.metrics.measure import BothGates, CircuitGates, gates_of, random_like
 from edgeprune.metrics.normalise import normalise
 from edgeprune.metrics.registry import measure_named
 from edgeprune.models.weight_mask import applied_mask
@@ -92,6 +93,7 @@ def evaluate_circuits(
         `schema`, `measures`, `ends`, `circuits`, `pairs`, `seeds` and `runs`, and where a mask lies on the weights
         `weights`; the caller adds `about`.
     """
+    check_tests(circuits, options.tests)
     rows: list[Json] = [{"name": name, **_about(circuit)} for name, circuit in circuits.items()]
     chosen = list(circuits.values())
     found = {name: _run(evaluator, name, chosen, options) for name, evaluator in evaluators.items()}
@@ -143,7 +145,14 @@ def _about(circuit: Circuit) -> Json:
         "layers": {name: _counts(circuit, edges) for name, edges in reader_layers(plain)},
         "kinds": {name: _counts(circuit, edges) for name, edges in edge_kinds(plain)},
         **({"roles": list(circuit.roles), "union": _union(circuit)} if circuit.roles else {}),
+        **({} if circuit.attend is None else {"attention": _attention(circuit)}),
     }
+
+
+def _attention(circuit: Circuit) -> Json:
+    """How many of a circuit's attention edges are open."""
+    edges, existing = len(circuit.attention_edges()), circuit.graph.attention.num_edges
+    return {"edges": edges, "all_edges": existing, "sparsity": 1 - edges / existing}
 
 
 def _union(circuit: Circuit) -> Json:
@@ -201,13 +210,12 @@ class _Found:
 def _run(evaluator: Evaluator, ablation: str, circuits: Sequence[Circuit], options: EvaluationOptions) -> _Found:
     """Run the circuits and their random controls under one ablation."""
     closed = evaluator.graph.without_roles.all_closed()
-    matrices: list[Tensor | None] = [None, closed, *(circuit.keep for circuit in circuits)]
-    places: dict[tuple[bool, int], list[int]] = {}
+    matrices: list[CircuitGates | None] = [None, closed, *map(gates_of, circuits)]
+    places: dict[tuple[bool, int, int | None], list[int]] = {}
     for circuit in circuits:
         if (size := _size(circuit)) not in places:
             places[size] = list(range(len(matrices), len(matrices) + options.seeds))
-            drawn = (Circuit.random(circuit.graph, circuit.num_edges, seed) for seed in range(options.seeds))
-            matrices += [one.keep for one in drawn]
+            matrices += [gates_of(random_like(circuit, seed)) for seed in range(options.seeds)]
     values = evaluator(matrices, f"circuits, {ablation}")
     draws = vars(options.resampling)
     evaluated = values.circuits(slice(len(circuits) + 2))
@@ -216,9 +224,9 @@ def _run(evaluator: Evaluator, ablation: str, circuits: Sequence[Circuit], optio
     return _Found(values, random, bootstrap(evaluated, **draws), normalised)
 
 
-def _size(circuit: Circuit) -> tuple[bool, int]:
-    """What a random circuit has in common with this one: whether edges are at roles, and how many there are."""
-    return bool(circuit.roles), circuit.num_edges
+def _size(circuit: Circuit) -> tuple[bool, int, int | None]:
+    """What a random circuit has in common with this one: whether edges are at roles, and how many of both kinds."""
+    return bool(circuit.roles), circuit.num_edges, None if circuit.attend is None else int(circuit.attend.sum())
 
 
 def _add_labels(rows: list[Json], values: ExampleValues, options: EvaluationOptions) -> None:
@@ -251,6 +259,20 @@ def _pairs(
 
 
 # -------------------------------------------------------------------- tests
+def check_tests(circuits: Mapping[str, Circuit], tests: Sequence[str]) -> None:
+    """Refuse tests of circuits that close attention edges, which all tests would open.
+
+    Raises:
+        EdgepruneError: There are both.
+    """
+    closing = [name for name, circuit in circuits.items() if isinstance(gates_of(circuit), BothGates)]
+    if tests and closing:
+        raise EdgepruneError(
+            f"test {tests[0]!r} is of edges alone, and {closing[0]} closes attention edges: leave --tests out, or "
+            "evaluate the circuit with these open (`Circuit.with_attention`)"
+        )
+
+
 def _completeness(evaluator: Evaluator, circuit: Circuit, options: EvaluationOptions) -> Json:
     roles = {
         role: members

@@ -26,7 +26,7 @@ def frontier_row(
 ) -> Row:
     """One circuit: what was asked for, its size, its measures, and (`random_...`) those of a random one of its size.
 
-    One with roles has also the size of its union.
+    One with roles has also the size of its union, and one with attention edges of its own their number.
     """
     return {
         "asked": requested,
@@ -34,6 +34,7 @@ def frontier_row(
         "edges": circuit.num_edges,
         "dangling": circuit.num_dangling,
         **({"union_edges": circuit.union().num_edges} if circuit.roles else {}),
+        **({} if circuit.attend is None else {"attention_edges": int(circuit.attend.sum())}),
         **{name: measures[name] for name in MEASURES},
         **{f"random_{name}": control[name] for name in MEASURES},
         "num_examples": int(measures["num_examples"]),
@@ -54,7 +55,8 @@ def frontier_table(title: str, rows: Sequence[Row], objective: Objective = "kl",
     hidden = "squared_error" if objective == "kl" else "kl"
     shown = [name for name in MEASURES if name != hidden and not all(math.isnan(row[name]) for row in rows)]
     columns = ["circuit"] if named else []
-    sizes = ["edges", "dangling", *(["union_edges"] if all("union_edges" in row for row in rows) else [])]
+    more = [name for name in ("union_edges", "attention_edges") if all(name in row for row in rows)]
+    sizes = ["edges", "dangling", *more]
     return table(
         f"{title} (random circuit of the same size in brackets)",
         [*columns, *map(Numbers, ("sparsity", *_headings(sizes), *(measure_named(name).heading for name in shown)))],
@@ -84,14 +86,14 @@ def write_frontier(folder: Path, rows: Sequence[Row], objective: Objective = "kl
 def plot_frontier(rows: Sequence[Row], path: Path, objective: Objective = "kl") -> None:
     """Share of edges kept against the error, with the random circuits of the same sizes, to a PNG file.
 
-    Circuits without any edge have no place on the logarithmic axis and are left out.
+    Of circuits that differ in attention edges alone, the number of these. Circuits without any edge have no place on
+    the logarithmic axis and are left out.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    rows = [row for row in rows if row["edges"]]
-    kept = [100 * (1 - row["sparsity"]) for row in rows]
+    rows, kept, kind = _sizes(rows)
     axes.plot(kept, [row[objective] for row in rows], "o-", label="circuit")
     axes.plot(
         kept, [row[f"random_{objective}"] for row in rows], "s--", color="0.6", label="random circuit of the same size"
@@ -100,7 +102,7 @@ def plot_frontier(rows: Sequence[Row], path: Path, objective: Objective = "kl") 
     if knee:
         error = [rows[index][objective] for index in knee]
         axes.plot([kept[index] for index in knee], error, "o", color="C3", fillstyle="none", ms=11, label="knee")
-    axes.set(xlabel="edges kept (%)", ylabel=ERROR_LABELS[objective], ylim=(0, None))
+    axes.set(xlabel=kind, ylabel=ERROR_LABELS[objective], ylim=(0, None))
     if kept:
         axes.set_xscale("log")
         ticks = [value for value in (50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1) if min(kept) <= value <= max(kept)]
@@ -110,3 +112,15 @@ def plot_frontier(rows: Sequence[Row], path: Path, objective: Objective = "kl") 
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     save_figure(figure, path, dpi=130)
+
+
+def _sizes(rows: Sequence[Row]) -> tuple[list[Row], list[float], str]:
+    """The rows that have a place, their sizes, and what these are."""
+    inside = (
+        len(rows) > 1 and len({row["edges"] for row in rows}) == 1 and all("attention_edges" in row for row in rows)
+    )
+    if inside:
+        rows = [row for row in rows if row["attention_edges"]]
+        return [*rows], [row["attention_edges"] for row in rows], "attention edges kept"
+    rows = [row for row in rows if row["edges"]]
+    return [*rows], [100 * (1 - row["sparsity"]) for row in rows], "edges kept (%)"

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from edgeprune.circuit import Circuit
+from edgeprune.circuit_attention import all_open
 from edgeprune.comparison.nested import circuits_of_runs, nestedness
 from edgeprune.evaluation.mib import measured_curve
 from edgeprune.metrics.examples import ExampleValues
@@ -16,7 +17,7 @@ MEASURES = ("logit_difference", "probability_difference", "accuracy", "squared_e
 def sections_of_runs(
     circuits: Sequence[Circuit], values: ExampleValues, about: tuple[str, str], resampling: Resampling
 ) -> Iterator[dict[str, Any]]:
-    """For each run with circuits of several sizes, what these are worth together.
+    """For each run with circuits of several sizes, what these are worth together; not where they close attention edges.
 
     Args:
         circuits: The circuits.
@@ -33,6 +34,8 @@ def sections_of_runs(
     measure = next((name for name in MEASURES if defined.get(name)), None)
     for places in circuits_of_runs(circuits):
         run = [circuits[place] for place in places]
+        if any(not all_open(circuit.graph, circuit.attend) for circuit in run):
+            continue  # an area over the share of edges would not be of their sizes
         taken = values.circuits([0, 1, *(2 + place for place in places)])
         curve = None if measure is None else measured_curve(taken, run, measure, about, resampling).to_dict()
         yield {

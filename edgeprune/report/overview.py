@@ -116,12 +116,16 @@ def _summary_table(result: Result, caption: str, measures: Sequence[str], folded
 
 
 def _sizes(circuit: Json) -> list[Cell]:
-    existing, union = circuit.get("all_edges"), part(circuit, "union")
+    existing, union, inside = circuit.get("all_edges"), part(circuit, "union"), part(circuit, "attention")
     of_roles = f", union {number(union['edges'])} of {number(union['all_edges'])}" if union else ""
+    if inside:
+        of_roles += f", attention edges {number(inside['edges'])} of {number(inside['all_edges'])}"
+    unions = f"union {percent(union['sparsity'])}" if union else ""
+    unions += f", attention edges {percent(inside['sparsity'])}" if inside else ""
     return [
         cell(plain(circuit["method"]) if circuit.get("method") else UNDEFINED),
         cell(circuit.get("edges"), small=f"of {number(existing)}{of_roles}" if existing is not None else ""),
-        cell(circuit.get("sparsity"), percent, small=f"union {percent(union['sparsity'])}" if union else ""),
+        cell(circuit.get("sparsity"), percent, small=unions),
         *(cell(circuit.get(name)) for name in ("dangling", "nodes")),
     ]
 

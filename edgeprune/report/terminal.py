@@ -64,19 +64,22 @@ def circuit_table(result: Json) -> Table:
     faithful = [name for name in ANSWERS if name in result["measures"]][:1]
     ends = result["ends"][about["ablation"]]
     unions = [Numbers("union's sparsity", 4), Numbers("edges")] if about.get("roles") else []
-    blank = [""] * (3 + len(unions))
+    inside = any("attention" in row for row in result["circuits"])
+    attention = [Numbers("attention edges' sparsity", 4), Numbers("edges")] if inside else []
+    blank = [""] * (3 + len(unions) + len(attention))
     rows: list[list[Value]] = []
     for row in result["circuits"]:
         found = row["ablations"][about["ablation"]]
-        union = row.get("union", row)
+        union, open_ones = row.get("union", row), row.get("attention", {"sparsity": 0.0, "edges": "all"})
         sizes = (row["sparsity"], row["edges"], row["dangling"], *(union["sparsity"], union["edges"])[: len(unions)])
+        sizes += (open_ones["sparsity"], open_ones["edges"])[: len(attention)]
         figures = [*(found["measures"][name] for name in shown), *(found["normalised"][name] for name in faithful)]
         rows.append([row["name"], *sizes, *map(_figure, figures)])
         spreads = [dim(_spread(found["random"][name])) for name in shown]
         rows.append([dim("  random"), *blank, *spreads, *[""] * len(faithful)])
     for end, label in ENDS.items():
         rows.append([label, *blank, *(_figure(ends[end][name]) for name in shown), *[""] * len(faithful)])
-    columns = ["circuit", Numbers("sparsity", 4), Numbers("edges"), Numbers("dangling"), *unions]
+    columns = ["circuit", Numbers("sparsity", 4), Numbers("edges"), Numbers("dangling"), *unions, *attention]
     columns += _measures(result, shown)
     columns += [Numbers(f"faithfulness ({column.heading})") for column in _measures(result, faithful)]
     return table(title, columns, rows)

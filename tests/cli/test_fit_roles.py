@@ -20,6 +20,10 @@ HIST = (
     *("--data.task.init_args.lengths", "[2]", "--trainer.val_check_interval", "1"),
 )
 POSITIONS = (*HIST, "--model.roles", "positions")
+ATTENTION = (
+    *("--model.recipe.init_args.attention_edges", "true"),
+    *("--model.recipe.init_args.attention_sparsity", "0.5"),
+)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -53,9 +57,29 @@ def test_a_run_with_positions_and_going_on(tmp_path: Path, capsys: pytest.Captur
     assert saved.edges() == again.edges()
 
 
+def test_a_run_with_attention_edges_and_going_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    options = (*POSITIONS, *ATTENTION, "--checkpoint.every_n_train_steps", "1")
+    assert fit(whole, "quickstart", 4, *options) == 0
+    assert "attention edges" in capsys.readouterr().out
+    found = Circuit.load(only(whole, "circuits/sparsity-0.8000.safetensors"))
+    assert found.attend is not None
+    assert found.header["attention"]["sparsity"] == pytest.approx(0.5, abs=0.1)
+    assert fit(parts, "quickstart", 2, *options) == 0
+    assert fit(parts, "quickstart", 4, *options, "--ckpt_path", "last") == 0
+    again = Circuit.load(only(parts, "circuits/sparsity-0.8000.safetensors"))
+    saved = Circuit.from_checkpoint(only(parts, "checkpoints/last.ckpt"), 0.8)
+    assert again.header["step"] == 4
+    assert saved.attention_edges() == again.attention_edges() != []
+    assert saved.edges() == again.edges()
+    logged = rows(only(whole, "metrics.csv"))
+    assert any(row["val/attention_sparsity"] for row in logged)
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [
+        ((*HIST, *ATTENTION), "set model.roles, or leave attention_edges out"),
         ((*HIST, "--model.roles", "true"), "the task marks no position roles"),
         ((*HIST, "--model.roles", "[S2]"), "no prompt has a role 'S2'"),
         ((*POSITIONS, "--data.task.init_args.lengths", "[1,2]"), "need prompts of one length"),

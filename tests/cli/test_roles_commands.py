@@ -124,25 +124,81 @@ def test_circuits_of_other_roles_are_judged_apart(
         assert what in error_line(capsys)
 
 
-# -------------------------------------------------------------------- attention edges, which no command runs yet
-def test_closed_attention_edges_are_not_taken_for_open(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+# -------------------------------------------------------------------- attention edges
+@pytest.fixture
+def closed(folder: Path, tmp_path: Path) -> Path:
+    """A circuit with every second attention edge closed."""
+    circuit = Circuit.load(folder / "circuits" / "sparsity-0.8000.safetensors")
+    edges = circuit.graph.attention
+    attend = edges.exists.flatten() & (torch.arange(edges.exists.numel()) % 2 == 0)
+    circuit.with_attention(attend.view(edges.shape), {}).save(tmp_path / "closed.safetensors")
+    return tmp_path / "closed.safetensors"
+
+
+def test_closed_attention_edges_are_judged(
+    folder: Path, closed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plain = folder / "circuits" / "sparsity-0.9000.safetensors"
-    circuit = Circuit.load(plain)
-    path, out = str(tmp_path / "closed.safetensors"), str(tmp_path / "out.safetensors")
-    circuit.with_attention(torch.zeros_like(circuit.graph.attention.exists), {}).save(path)
+    plain, out, page = folder / "circuits" / "sparsity-0.8000.safetensors", tmp_path / "o.json", tmp_path / "page.html"
+    config = ["--config", str(folder.parent / "data.yaml"), "--split", "validation", *QUICK]
+    capsys.readouterr()
+    more = ["--json", str(out), "--report", str(page)]
+    assert main(["evaluate", str(plain), str(closed), *config, *more]) == 0
+    assert "attention" in capsys.readouterr().out
+    result = json.loads(out.read_text(), parse_constant=pytest.fail)
+    first, second = result["circuits"]
+    circuit = Circuit.load(closed)
+    number = circuit.graph.attention.num_edges
+    assert "attention" not in first
+    assert second["attention"] == {"edges": number // 2, "all_edges": number, "sparsity": 0.5}
+    name = next(iter(first["ablations"]))
+    rows = [row["ablations"][name]["measures"]["squared_error"]["value"] for row in (first, second)]
+    assert abs(rows[0] - rows[1]) > 1e-3
+    assert f"attention edges {number // 2} of {number}" in page.read_text()
+    (pair,) = result["pairs"]
+    assert (pair["attention"]["both"], pair["attention"]["only_found"]) == (number // 2, number // 2)
+    assert main(["evaluate", str(closed), *config, "--tests", "controls"]) == 2
+    assert "test 'controls' is of edges alone" in error_line(capsys)
+
+
+def test_closed_attention_edges_are_compared_and_listed(
+    folder: Path, closed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, out = folder / "circuits" / "sparsity-0.8000.safetensors", tmp_path / "o.json"
+    capsys.readouterr()
+    assert main(["compare", str(plain), str(closed), "--edges", "--json", str(out)]) == 0
+    assert "Shared attention edges" in capsys.readouterr().out
+    circuit, (pair,) = Circuit.load(closed), json.loads(out.read_text())["pairs"]
+    edges = circuit.graph.attention
+    assert circuit.attend is not None
+    assert pair["edges_only_a"] == edges.names(edges.exists & ~circuit.attend)
+    assert pair["edges_only_b"] == []
+    assert pair["attention"]["jaccard"] == 0.5
+    assert pair["jaccard"] == 1
+
+
+def test_closed_attention_edges_are_drawn(folder: Path, closed: Path, tmp_path: Path) -> None:
+    page, dot = tmp_path / "page.html", tmp_path / "page.dot"
+    assert main(["draw", str(closed), "--out", str(page)]) == 0
+    data = json.loads(page.read_text().split('id="data">')[1].split("</script>")[0])
+    circuit = Circuit.load(closed)
+    (shown,) = data["attention"]
+    assert [f"{head}[{one.replace(chr(92) + 'u003c', '<')}]" for head in shown for one in shown[head]] == (
+        circuit.attention_edges()
+    )
+    number = len(circuit.attention_edges())
+    assert ["attention edges", f"{number} of {circuit.graph.attention.num_edges}"] in data["circuits"][0]["facts"]
+    for role, count in (("union", number), ("p1", number // len(circuit.roles))):
+        assert main(["draw", str(closed), "--out", str(dot), "--role", role]) == 0
+        assert f"without its {count} attention edges" in dot.read_text().splitlines()[0]
+
+
+def test_commands_that_open_attention_edges_refuse_them(
+    folder: Path, closed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = ["--config", str(folder.parent / "data.yaml")]
-    for command in (
-        ["evaluate", path, *config, *QUICK],
-        ["polish", path, *config, "--out", out],
-        ["compare", path, str(plain)],
-        ["compare", str(plain), path],
-        ["draw", path, "--out", str(tmp_path / "page.html")],
-    ):
-        capsys.readouterr()
-        assert main(command) == 2
-        assert "attention edges, which" in error_line(capsys)
+    capsys.readouterr()
+    assert main(["polish", str(closed), *config, "--out", str(tmp_path / "out.safetensors")]) == 2
+    assert "attention edges, which" in error_line(capsys)
 
 
 @pytest.mark.parametrize("more", [[], ["--membership"]])
@@ -156,3 +212,26 @@ def test_convert_keeps_attention_edges_closed(folder: Path, tmp_path: Path, more
     before, after = Circuit.load(path), Circuit.load(out)
     assert after.attention_edges() == before.attention_edges()
     assert (after.attend_scores is None) == bool(more)
+
+
+# -------------------------------------------------------------------- attention edges that `discover` scores
+def test_discover_scores_attention_edges_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    options = ["--roles", "positions", "--attention", "true", "--metric", "nll"]
+    assert main(arguments(out, *options)) == 0
+    everything = Circuit.load(out / "scores.safetensors")
+    assert everything.attend is None
+    assert everything.attend_scores is not None
+    edges = everything.graph.attention
+    for path in (out / "circuits").glob("*.safetensors"):
+        circuit = Circuit.load(path)
+        assert circuit.attend is not None
+        number = round((1 - circuit.sparsity) * edges.num_edges)
+        assert len(circuit.attention_edges()) == number
+        ranks = edges.to_vector(everything.attend_scores.abs())
+        kept = edges.to_vector(circuit.attend)
+        assert 0 < number < edges.num_edges
+        assert ranks[kept].min() >= ranks[~kept].max()
+    capsys.readouterr()
+    assert main(arguments(tmp_path / "other", "--attention", "true")) == 2
+    assert "give --roles, or leave it out" in error_line(capsys)

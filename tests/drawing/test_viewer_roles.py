@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from edgeprune.drawing import NamedCircuit, write_viewer
-from tests.drawing.role_circuits import role_circuit
+from tests.drawing.role_circuits import from_edges, role_circuit
 from tests.drawing.test_viewer import browser as browser  # a fixture
 from tests.drawing.test_viewer import curves, exported, near, shown, slide, until, visible
 
@@ -28,6 +28,31 @@ def view(browser: Any, tmp_path: Path) -> Iterator[Any]:
     yield page
     page.close()
     assert said == []
+
+
+def test_a_head_lists_its_attention_edges_and_paths_follow_them(browser: Any, tmp_path: Path) -> None:
+    """One route from IO to END, by a0.h1; closed by the second circuit, which has another edge for the head."""
+    edges = ["embed->a0.h0.v@IO", "a0.h1->logits@END"]  # h0.v is that of heads 0 and 1
+    circuits = [from_edges(*edges, name) for name in ("a0.h1[END<-IO]", "a0.h1[END<-S2]")]
+    path = tmp_path / "page.html"
+    write_viewer([NamedCircuit("one", circuits[0]), NamedCircuit("two", circuits[1])], path)
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    until(page, "document.documentElement.dataset.interactive")
+    page.fill("#search", "a0.h1@END")
+    page.press("#search", "Enter")
+    listed = "(all) => all.map((one) => [...one.children].map((part) => part.textContent))"
+    assert page.eval_on_selector_all("#detail .attention li", listed) == [["a0.h1[END<-IO]", ""]]
+    assert page.inner_text("#dangling-count") == "0" == str(circuits[0].num_dangling)
+    page.select_option("#compare", label="two")
+    assert page.eval_on_selector_all("#detail .attention li", listed) == [
+        ["a0.h1[END<-IO]", "first"],
+        ["a0.h1[END<-S2]", "second"],
+    ]
+    page.select_option("#compare", label="nothing")
+    slide(page, "circuit", 1)
+    assert page.inner_text("#dangling-count") == "2" == str(circuits[1].num_dangling)
+    page.close()
 
 
 def columns(page: Any) -> list[str]:

@@ -37,9 +37,9 @@ def test_a_gpu_is_not_asked_about_samples(device: str, sampled: bool, expected: 
 def test_training_says_that_gates_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[bool] = []
 
-    def noted(*args: Any, sampled: bool = False) -> Tensor:
+    def noted(*args: Any, sampled: bool = False, **inside: Any) -> Tensor:
         told.append(sampled)
-        return gated_logits(*args, sampled=sampled)
+        return gated_logits(*args, sampled=sampled, **inside)
 
     monkeypatch.setattr("lit_modules.batch_losses.gated_logits", noted)
     learned(edge_pruning(1), 8, 1)
