@@ -162,7 +162,7 @@ def plot(found: Values, path: Path) -> None:
         left.bar(spots, [mean(row) for row in values], width, label=percent(sparsity), color=f"C{number}")
         for spot, row in zip(spots, values, strict=True):
             left.plot([spot] * len(row), row, "k.", markersize=4)
-        left.set_xticks(range(len(values)), [*(LABELS[name] for name in names), "chance"])
+        left.set_xticks(range(len(values)), [*(LABELS[name] for name in names), "chance"], fontsize=8)
         for axes, way in zip(places, WAYS, strict=True):
             rows = {name: row for name, row in part["places"][way].items() if name in SHOWN}
             figures = [row["figures"]["kl"] for row in rows.values()]
