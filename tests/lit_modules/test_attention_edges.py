@@ -244,7 +244,7 @@ def test_snapshots_are_written_and_read_with_them(option: Any, tmp_path: Path) -
     assert circuit.header["attention"]["num_edges"] == round(0.5 * circuit.graph.attention.num_edges)
     assert circuit.header["attention_edges"] == option
     assert circuit.num_edges == (circuit.graph.num_edges if option == "alone" else round(0.5 * circuit.graph.num_edges))
-    assert "attention_edges" in (folder / "frontier.csv").read_text().splitlines()[0]
+    assert "attention_edges,attention_sparsity" in (folder / "frontier.csv").read_text().splitlines()[0]
     header = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"val/attention_sparsity", "snapshot/attention_sparsity", "train/attention_sparsity"} <= set(header)
 
