@@ -91,6 +91,11 @@ def random(graph: EdgeGraph, attend: Tensor | None, seed: int) -> Tensor | None:
     return highest(graph, noise, int(attend.sum()))[0]
 
 
+def num_open(graph: EdgeGraph, attend: Tensor | None) -> int:
+    """How many are open."""
+    return graph.attention.num_edges if attend is None else int(attend.sum())
+
+
 def all_open(graph: EdgeGraph, attend: Tensor | None) -> bool:
     """Whether none is closed."""
     return attend is None or bool(attend.eq(graph.attention.exists).all())
