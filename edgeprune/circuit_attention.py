@@ -1,6 +1,7 @@
 """Attention edges of a circuit, `[layer, head, query role, key role]`: checks, sets and figures. None: all are open."""
 
 from collections.abc import Iterable
+from random import Random
 from typing import Any
 
 import torch
@@ -84,10 +85,11 @@ def of_checkpoint(graph: EdgeGraph, saved: dict[str, Any] | None, sparsity: floa
 
 
 def random(graph: EdgeGraph, attend: Tensor | None, seed: int) -> Tensor | None:
-    """As many open ones as there are in `attend`, drawn uniformly from all."""
+    """As many open ones as in `attend`, drawn uniformly from all, independently of the edges of `Circuit.random`."""
     if attend is None:
         return None
-    noise = torch.rand(graph.attention.num_edges, generator=torch.Generator().manual_seed(seed))
+    own = Random(f"attention edges {seed}").getrandbits(32)
+    noise = torch.rand(graph.attention.num_edges, generator=torch.Generator().manual_seed(own))
     return highest(graph, noise, int(attend.sum()))[0]
 
 
