@@ -84,6 +84,24 @@ def of_checkpoint(graph: EdgeGraph, saved: dict[str, Any] | None, sparsity: floa
     return {"attend": keep, "attend_scores": scores}
 
 
+def cut_of_edges(
+    saved: dict[str, Any], sparsity: float | None, num_edges: int | None
+) -> tuple[float | None, int | None]:
+    """Sparsity or number that the edges of a checkpoint are cut at; of attention edges alone those that stayed open.
+
+    Raises:
+        EdgepruneError: These alone were learned, and a number of edges is asked for.
+    """
+    if saved.get("edges_open") and num_edges is not None:
+        raise EdgepruneError(
+            f"num_edges={num_edges} cannot be cut from a run of attention edges alone, which ranks no edges: give "
+            "sparsity, that of its attention edges"
+        )
+    if saved.get("edges_open") or (sparsity is None and num_edges is None):
+        return None, int(saved["num_open"])
+    return sparsity, num_edges
+
+
 def random(graph: EdgeGraph, attend: Tensor | None, seed: int) -> Tensor | None:
     """As many open ones as in `attend`, drawn uniformly from all, independently of the edges of `Circuit.random`."""
     if attend is None:

@@ -266,6 +266,11 @@ def test_a_resumed_run_is_the_unbroken_one(option: Any, tmp_path: Path) -> None:
         assert saved.edges() == circuit.edges()
         assert saved.attention_edges() == circuit.attention_edges() != []
         assert saved.num_edges == circuit.num_edges
+    if option == "alone":
+        with pytest.raises(EdgepruneError, match="num_edges=100 cannot be cut from a run of attention edges alone"):
+            Circuit.from_checkpoint(path, num_edges=100)
+    else:
+        assert Circuit.from_checkpoint(path, num_edges=100).num_edges == 100
 
 
 def test_a_checkpoint_without_them_is_refused(tmp_path: Path) -> None:
