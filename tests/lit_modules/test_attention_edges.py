@@ -25,6 +25,7 @@ from edgeprune.objectives import OBJECTIVES, Pace
 from edgeprune.objectives.sparsity import GeometricPenalty
 from edgeprune.roles import roles_in
 from lit_modules.batch_losses import BatchLosses
+from lit_modules.compare import CompareToReference
 from lit_modules.polish import Polish
 from lit_modules.pruning import PruningModule
 from lit_modules.signed import SignedScores
@@ -295,9 +296,11 @@ def test_edges_of_a_known_circuit_stay_and_the_others_are_closed(tmp_path: Path)
 def test_a_circuit_that_closes_some_starts_no_run(tmp_path: Path) -> None:
     own = module()
     trained(own, 1)
-    own.circuit(0.5).save(tmp_path / "found.safetensors")
-    with pytest.raises(EdgepruneError, match=r"closes \d+ attention edges, which .* does not take yet"):
-        trained(module(edge_pruning(warm_start=WarmStart(str(tmp_path / "found.safetensors")))), 1)
+    path = own.circuit(0.5).save(tmp_path / "found.safetensors")
+    with pytest.raises(EdgepruneError, match=r"found\.safetensors: .*\d+ attention edges, which a warm start does not"):
+        trained(module(edge_pruning(warm_start=WarmStart(str(path)))), 1)
+    with pytest.raises(EdgepruneError, match="attention edges, which a comparison with a reference does not take yet"):
+        trained(module(), 1, callbacks=[SnapshotCircuits([]), CompareToReference(str(path))])
 
 
 # -------------------------------------------------------------------- what it takes, and what is refused
