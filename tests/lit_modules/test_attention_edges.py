@@ -280,6 +280,13 @@ def test_a_checkpoint_without_them_is_refused(tmp_path: Path) -> None:
         quiet_trainer(2).fit(module(), pairs(), ckpt_path=tmp_path / "saved.ckpt")
 
 
+@pytest.mark.parametrize(("first", "second"), [(True, "alone"), ("alone", True)])
+def test_a_checkpoint_of_the_other_option_is_refused(first: Any, second: Any, tmp_path: Path) -> None:
+    trained(module(edge_pruning(first)), 1).save_checkpoint(tmp_path / "saved.ckpt")
+    with pytest.raises(EdgepruneError, match=f"attention_edges is {second}, .* with {first}: set it back"):
+        quiet_trainer(2).fit(module(edge_pruning(second)), pairs(), ckpt_path=tmp_path / "saved.ckpt")
+
+
 def test_edges_of_a_known_circuit_stay_and_the_others_are_closed(tmp_path: Path) -> None:
     path, plain = tmp_path / "found.safetensors", built(edge_pruning(False), roles=None)
     graph = plain.masked.graph
