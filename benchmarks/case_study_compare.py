@@ -21,6 +21,7 @@ from edgeprune.comparison.overlap import by_chance, compare_every_two, cut_to
 from edgeprune.console import ProgressReporter
 from edgeprune.errors import EdgepruneError
 from edgeprune.evaluation.evaluator import Evaluator
+from edgeprune.metrics.measure import gates_of
 from edgeprune.reading.attention_roles import HeadRoles, head_roles
 from edgeprune.reading.role_effects import role_effects
 from edgeprune.statistics.correlation import spearman
@@ -153,7 +154,7 @@ def places(ways: Sequence[Way], sparsity: float, random_seeds: int) -> dict[str,
     found: dict[str, Figures] = {}
     for way in ways:
         ends = [None, torch.zeros_like(way.evaluator.graph.exists)]
-        gates = [circuit.keep for circuits in made.values() for circuit in circuits]
+        gates = [gates_of(circuit) for circuits in made.values() for circuit in circuits]
         values = way.evaluator([*ends, *gates], f"circuits asked by {way.name}")
         members, start = {"full model": [0], "empty circuit": [1]}, len(ends)
         for name, circuits in made.items():

@@ -42,7 +42,7 @@ from edgeprune.cli.data import read_data_config
 from edgeprune.cli.pairs import pair_batches
 from edgeprune.methods.selection import prune_dangling, top_n
 from edgeprune.metrics.examples import ExampleValues
-from edgeprune.metrics.measure import measure_examples
+from edgeprune.metrics.measure import gates_of, measure_examples
 from edgeprune.models.loading import load_model
 from edgeprune.statistics.paired import paired_difference
 
@@ -197,7 +197,7 @@ class Judge:
                 description=f"{len(new)} circuits on {split} pairs",
                 console=Console(stderr=True),
             )
-            gates = [circuit.gates() for circuit in new.values()]
+            gates = [gates_of(circuit) for circuit in new.values()]
             found = measure_examples(self.model, self.runs, shown, gates, split, KEPT)
             known |= {name: values.clone() for name, values in zip(new, found.values, strict=True)}
             save_file(known, self._path(split))

@@ -1,6 +1,7 @@
-"""Edges at roles against plain edges: how many are needed for the same KL, and do they lie where the literature says?
+r"""Edges at roles against plain edges: how many are needed for the same KL, and do they lie where the literature says?
 
-    edgeprune fit --config configs/ioi_roles_smollm2.yaml --data.task.init_args.num_test 1000
+    edgeprune fit --config configs/ioi_roles_smollm2.yaml --data.task.init_args.num_validation 200 \
+        --data.task.init_args.num_test 1000
     python benchmarks/frontier.py run ioi --only edge_pruning --seeds 0 --folder runs/frontier
     python benchmarks/role_study.py --roles runs/ioi_roles_smollm2/version_0 \
         --plain runs/frontier/ioi/edge_pruning/0-s0/fit/version_0 --json OUT.json --plot OUT.png
@@ -32,6 +33,7 @@ from edgeprune.cli.data import read_data_config
 from edgeprune.cli.pairs import pair_batches
 from edgeprune.console import ProgressReporter
 from edgeprune.evaluation.evaluator import Evaluator
+from edgeprune.metrics.measure import gates_of
 from edgeprune.models.loading import load_model
 from edgeprune.nodes import node_names, nodes_of_readers, reader_kind
 from edgeprune.reading.attention_roles import HeadRoles, head_roles
@@ -118,7 +120,7 @@ def study(options: argparse.Namespace) -> Json:
     with ProgressReporter(stderr=True) as bars:
         runs = ReferenceRuns(model, "interchange", 2.0)
         evaluator = Evaluator(model, runs, batches, "test", MEASURES, bars.report)
-        figures = evaluator([circuit.keep for circuit in circuits]).figures().tolist()
+        figures = evaluator([gates_of(circuit) for circuit in circuits]).figures().tolist()
         attention = head_roles(model, batches, bars.report)
     rows = [row(*each) for each in zip(kinds, circuits, figures, strict=True)]
     frontier = [one for one in rows if one["kind"] == "roles"]

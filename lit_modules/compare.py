@@ -55,8 +55,9 @@ class Compared(NamedTuple):
 class CompareToReference(pl.Callback):
     """Log how every snapshot compares with a reference.
 
-    Where circuits have roles and the reference none, their unions are compared. Attention edges are not: they are open
-    here.
+    Where circuits have roles and the reference none, their unions are compared. Attention edges are not: matched
+    figures are with all of them open; the difference in faithfulness is that of the snapshot with those it closes.
+
     Under `reference/`: precision, recall, Jaccard; `missing` and `extra`, the edges that only one of the two has;
     `log10_p_value` of the overlap; the difference in faithfulness; and, with the snapshot cut to the reference's size
     (or grown to it) by its scores, `matched_jaccard` and the measures of both, `matched_kl` and `kl` among them.

@@ -27,6 +27,7 @@ from edgeprune.cli.strict_parser import StrictParser, check_numbers
 from edgeprune.console import Progress, ProgressReporter, counted, print_report
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods.attention_effects import attention_scores, with_best_attention
+from edgeprune.methods.attribution import require_slope
 from edgeprune.methods.bootstrap import Samples, discover_by_batch
 from edgeprune.methods.discovery import AbstractDiscovery, DiscoveryResult
 from edgeprune.methods.problem import Metric, Problem
@@ -149,6 +150,8 @@ class DiscoverCommand:
         model.use_roles(roles_of_option(self.roles, [*batches, *validation]))
         runs = ReferenceRuns(model, self.model.ablation, self.model.cache_gb)
         problem = Problem(model, batches, runs, self.metric, self.split)
+        if self.attention:
+            require_slope(problem, "scoring attention edges")
         with self._prepared(), ProgressReporter(stderr=True) as bars:
             report = bars.report
             self._prepare_runs(runs, (*batches, *validation), report)

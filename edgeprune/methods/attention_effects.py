@@ -46,18 +46,25 @@ def closing_attention_effects(
 
 
 def with_best_attention(circuit: Circuit, scores: Tensor) -> Circuit:
-    """A circuit with the best attention edges open, as sparse as its edges, and ranked as these are.
+    """A circuit with the best attention edges open, as sparse as its edges; both kinds by size, or by signed score.
+
+    Where the circuit was cut so that nothing dangles (`prune_dangling`, rule `connected`), edges and attention edges
+    that dangle now are dropped, so that fewer stay.
 
     Args:
         circuit: Whose graph has roles.
         scores: Of attention edges, `[layer, head, query role, key role]`.
     """
     edges, selection = circuit.graph.attention, circuit.header.get("selection")
-    absolute = isinstance(selection, dict) and selection.get("absolute") is True
-    values = edges.to_vector(scores.abs() if absolute else scores)
+    by_size = circuit.ranking is not circuit.scores
+    values = edges.to_vector(scores.abs() if by_size else scores)
     count = circuit_attention.num_at(edges.num_edges, circuit.sparsity, None)
     keep, _ = circuit_attention.highest(circuit.graph, values, count)
-    return replace(circuit, attend=keep, attend_scores=scores.float().cpu().where(edges.exists, 0.0))
+    made = replace(circuit, attend=keep, attend_scores=scores.float().cpu().where(edges.exists, 0.0))
+    if not (isinstance(selection, dict) and (selection["prune_dangling"] or selection["rule"] == "connected")):
+        return made
+    whole = made.without_dangling()
+    return replace(whole, header={**circuit.header, "selection": {**selection, "edges": whole.num_edges}})
 
 
 def attention_scores(problem: Problem, report: Progress = no_progress) -> Tensor:

@@ -19,7 +19,8 @@ from edgeprune.methods.local_expectation import MeasuredEffects, check_estimator
 from edgeprune.methods.pacing import check_pace, paid_units, rate_for, steer, steps_to_close
 from edgeprune.methods.warm_start import Start, WarmStart
 from edgeprune.objectives.pace import Motion, Pace
-from edgeprune.objectives.sparsity import AbstractSparsityTerm, NoPrice
+from edgeprune.objectives.ramp import RampPenalty
+from edgeprune.objectives.sparsity import AbstractSparsityTerm
 
 RATE = 0.03  # learning rate of runs that are long enough for it
 
@@ -114,7 +115,7 @@ class EdgePruning(AbstractRecipe):
         check_pace(term, node_sparsity_term, penalty_on, node_gates)
         self.attention_edges: AttentionOption = attention_edges
         self.attention_sparsity = attention_sparsity
-        self.sparsity_term = NoPrice() if self.edges_open else term
+        self.sparsity_term = RampPenalty(0, 0, 0) if self.edges_open else term  # open edges cost nothing
         self._given = {"term": term}  # as the recipe trains only `sparsity_term`
         check_estimator(estimator, num_flips, penalty_on, node_gates, masks_per_batch, antithetic)
         check_attention(attention_edges, attention_sparsity, estimator, node_gates, warm_start)

@@ -55,6 +55,10 @@ def check_attention(
         if sparsity is not None:
             raise EdgepruneError("attention_sparsity has nothing to act on: set attention_edges to true")
         return
+    if option == "alone" and sparsity is not None:
+        raise EdgepruneError(
+            "attention_edges 'alone' is cut at the sparsities that are asked for: leave attention_sparsity out"
+        )
     if estimator == "local":
         raise EdgepruneError("estimator 'local' flips edges alone: set it to pathwise, or leave attention_edges out")
     if option == "alone" and node_gates:

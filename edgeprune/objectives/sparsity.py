@@ -126,19 +126,3 @@ class Lagrangian(AbstractSparsityTerm):
         """Both multipliers."""
         linear, square = self.multipliers.tolist()
         return {"lambda_1": linear, "lambda_2": square}
-
-
-@final
-class NoPrice(AbstractSparsityTerm):
-    """Nothing is pushed shut, for gates that stay open."""
-
-    def forward(self, open_fraction: Tensor, progress: float) -> Tensor:
-        """0 (scalar)."""
-        return open_fraction.new_zeros(())
-
-    def target(self, progress: float) -> None:
-        """Nothing is aimed at."""
-
-    def state(self, progress: float) -> dict[str, float]:
-        """Nothing."""
-        return {}

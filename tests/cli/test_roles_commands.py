@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from edgeprune.circuit import ROLE_FORMAT, Circuit
+from edgeprune.circuit_attention import num_at
 from edgeprune.cli import main
 from edgeprune.comparison.nested import circuits_of_runs
 from edgeprune.sealed import says
@@ -174,6 +175,8 @@ def test_closed_attention_edges_are_compared_and_listed(
     assert pair["edges_only_b"] == []
     assert pair["attention"]["jaccard"] == 0.5
     assert pair["jaccard"] == 1
+    assert main(["compare", str(plain), str(closed), "--union"]) == 0
+    assert "attention edges that they close are open there" in " ".join(capsys.readouterr().out.split())
 
 
 def test_closed_attention_edges_are_drawn(folder: Path, closed: Path, tmp_path: Path) -> None:
@@ -222,16 +225,21 @@ def test_discover_scores_attention_edges_too(tmp_path: Path, capsys: pytest.Capt
     everything = Circuit.load(out / "scores.safetensors")
     assert everything.attend is None
     assert everything.attend_scores is not None
-    edges = everything.graph.attention
+    edges, existing = everything.graph.attention, everything.graph.num_edges
     for path in (out / "circuits").glob("*.safetensors"):
         circuit = Circuit.load(path)
         assert circuit.attend is not None
-        number = round((1 - circuit.sparsity) * edges.num_edges)
-        assert len(circuit.attention_edges()) == number
         ranks = edges.to_vector(everything.attend_scores.abs())
         kept = edges.to_vector(circuit.attend)
-        assert 0 < number < edges.num_edges
-        assert ranks[kept].min() >= ranks[~kept].max()
+        before = num_at(edges.num_edges, 1 - circuit.header["selection"]["edges_before_pruning"] / existing, None)
+        assert 0 < len(circuit.attention_edges()) <= before < edges.num_edges
+        assert ranks[kept].min() >= ranks.sort(descending=True).values[before - 1]
+        assert circuit.num_dangling == 0  # the config drops those
+        assert circuit.header["selection"]["edges"] == circuit.num_edges
     capsys.readouterr()
     assert main(arguments(tmp_path / "other", "--attention", "true")) == 2
     assert "give --roles, or leave it out" in error_line(capsys)
+    flat = ["--roles", "positions", "--attention", "true", "--metric", "kl", "--method", "RandomScores"]
+    assert main(arguments(tmp_path / "flat", *flat)) == 2
+    assert "scoring attention edges takes the gradient at the full model" in error_line(capsys)
+    assert not (tmp_path / "flat").exists()

@@ -77,9 +77,10 @@ def built(recipe: EdgePruning, **options: Any) -> PruningModule:
 def test_those_that_a_program_computes_along_are_found(option: Any, tmp_path: Path) -> None:
     """Reversing three tokens. Closing attention edges one by one says which these are; and no edge is kept too many."""
     data = PairDataModule(CompiledTask("reverse", lengths=(3,)), batch_size=8, cache=False)
-    recipe = EdgePruning(
-        Pace(0.99, worth=0.01), attention_edges=option, masks_per_batch=4, learning_rate=0.2, attention_sparsity=0.98
-    )
+    ends: dict[str, Any] = {"sparsity_term": Pace(0.98, worth=0.01)}  # of the attention edges
+    if option is True:
+        ends = {"sparsity_term": Pace(0.99, worth=0.01), "attention_sparsity": 0.98}
+    recipe = EdgePruning(**ends, attention_edges=option, masks_per_batch=4, learning_rate=0.2)
     own = PruningModule("compiled:reverse", recipe, objective="squared_error", roles="positions")
     quiet_trainer(60, callbacks=[SnapshotCircuits([])], default_root_dir=tmp_path).fit(own, data)
     model, edges = own.masked, own.masked.graph.attention

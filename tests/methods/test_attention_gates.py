@@ -125,6 +125,7 @@ def test_a_graph_without_roles_is_refused() -> None:
         ({"attention_sparsity": 1.0}, r"attention_sparsity must lie in \(0, 1\)"),
         ({"option": False, "attention_sparsity": 0.5}, "attention_sparsity has nothing to act on"),
         ({"estimator": "local", "masks_per_batch": 1}, "estimator 'local' flips edges alone"),
+        ({"option": "alone", "attention_sparsity": 0.5}, "'alone' is cut at the sparsities that are asked for"),
         ({"option": "alone", "node_gates": True}, "'alone' leaves edges open"),
         ({"option": "alone", "warm_start": WarmStart("a")}, "trains no edges, of which a warm start can only close"),
     ],
