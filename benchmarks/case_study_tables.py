@@ -1,7 +1,7 @@
 """Tables and plot of the result files of `case_study.py`.
 
 Tables go into a page between `<!-- NAME -->` and `<!-- end -->`; names: `accuracies`, and for every sparsity
-`overlap`, `transfer` and `heads`, one after another.
+`overlap`, `transfer`, `heads` and `counts`, one after another.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,8 @@ from typing import Any
 
 from case_study_compare import WAYS, kind
 from markdown_tables import markdown
+
+from edgeprune.errors import EdgepruneError
 
 Values = Mapping[str, Any]
 ASKED = {"instruction": "by instruction", "few_shot": "by examples"}
@@ -133,12 +135,21 @@ def counts_table(found: Values) -> str:
 
 
 def fill(page: Path, tables: Mapping[str, str]) -> None:
-    """Put tables into a page."""
+    """Put tables into a page.
+
+    Raises:
+        EdgepruneError: A table has no place in it; the page is as it was.
+    """
     text = page.read_text()
     for name, content in tables.items():
         begin, end = f"<!-- {name} -->\n", "<!-- end -->"
-        before, rest = text.split(begin, 1)
-        text = f"{before}{begin}{content}\n{end}{rest.split(end, 1)[1]}"
+        before, found, rest = text.partition(begin)
+        _, ended, after = rest.partition(end)
+        if not (found and ended):
+            raise EdgepruneError(
+                f"{page} has no place for the table {name}: write <!-- {name} --> and {end}, each on a line"
+            )
+        text = f"{before}{begin}{content}\n{end}{after}"
     page.write_text(text)
 
 

@@ -95,14 +95,13 @@ class Circuit:
         Args:
             path: A `.ckpt` file that `edgeprune fit` wrote.
             sparsity: Closed edges / existing edges of the circuit, and of attention edges if they were learned.
-            num_edges: Or the number of edges to keep. With neither, the gates that are more open than closed.
+            num_edges: Or the number of edges to keep, if they were learned. With neither, gates more open than closed.
         """
         saved = read_checkpoint(path)
         graph = EdgeGraph.from_dict(saved["graph"])
         scores = graph.to_matrix(saved["scores"])
         inside = circuit_attention.of_checkpoint(graph, saved.get("attention"), sparsity)
-        if (sparsity is None and num_edges is None) or saved.get("edges_open"):
-            sparsity, num_edges = None, int(saved["num_open"])
+        sparsity, num_edges = circuit_attention.cut_of_edges(saved, sparsity, num_edges)
         made = cls.from_scores(graph, scores, sparsity=sparsity, num_edges=num_edges, header=saved["header"])
         return replace(made, **inside)
 

@@ -1,6 +1,7 @@
 """Attention edges of a circuit, `[layer, head, query role, key role]`: checks, sets and figures. None: all are open."""
 
 from collections.abc import Iterable
+from random import Random
 from typing import Any
 
 import torch
@@ -83,12 +84,36 @@ def of_checkpoint(graph: EdgeGraph, saved: dict[str, Any] | None, sparsity: floa
     return {"attend": keep, "attend_scores": scores}
 
 
+def cut_of_edges(
+    saved: dict[str, Any], sparsity: float | None, num_edges: int | None
+) -> tuple[float | None, int | None]:
+    """Sparsity or number that the edges of a checkpoint are cut at; of attention edges alone those that stayed open.
+
+    Raises:
+        EdgepruneError: These alone were learned, and a number of edges is asked for.
+    """
+    if saved.get("edges_open") and num_edges is not None:
+        raise EdgepruneError(
+            f"num_edges={num_edges} cannot be cut from a run of attention edges alone, which ranks no edges: give "
+            "sparsity, that of its attention edges"
+        )
+    if saved.get("edges_open") or (sparsity is None and num_edges is None):
+        return None, int(saved["num_open"])
+    return sparsity, num_edges
+
+
 def random(graph: EdgeGraph, attend: Tensor | None, seed: int) -> Tensor | None:
-    """As many open ones as there are in `attend`, drawn uniformly from all."""
+    """As many open ones as in `attend`, drawn uniformly from all, independently of the edges of `Circuit.random`."""
     if attend is None:
         return None
-    noise = torch.rand(graph.attention.num_edges, generator=torch.Generator().manual_seed(seed))
+    own = Random(f"attention edges {seed}").getrandbits(32)
+    noise = torch.rand(graph.attention.num_edges, generator=torch.Generator().manual_seed(own))
     return highest(graph, noise, int(attend.sum()))[0]
+
+
+def num_open(graph: EdgeGraph, attend: Tensor | None) -> int:
+    """How many are open."""
+    return graph.attention.num_edges if attend is None else int(attend.sum())
 
 
 def all_open(graph: EdgeGraph, attend: Tensor | None) -> bool:

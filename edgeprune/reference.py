@@ -4,13 +4,16 @@ from pathlib import Path
 
 from edgeprune.ablations import Ablation
 from edgeprune.circuit import Circuit
+from edgeprune.errors import EdgepruneError
 from edgeprune.formats import Holds, read_circuit
 from edgeprune.formats.eap_ig import EAP_IG_FORMATS
 from edgeprune.graph import EdgeGraph
 from edgeprune.models.masked import MaskedModel
 
 
-def read_reference(path: str | Path, graph: EdgeGraph, holds: Holds | None = None) -> Circuit:
+def read_reference(
+    path: str | Path, graph: EdgeGraph, holds: Holds | None = None, what: str = "a comparison with a reference"
+) -> Circuit:
     """Read a circuit to compare with, as a circuit of `graph`.
 
     Where the graph has one embedding writer, token and position embedding are merged into it. Where query heads share a
@@ -21,11 +24,18 @@ def read_reference(path: str | Path, graph: EdgeGraph, holds: Holds | None = Non
         path: A file of any format that `edgeprune convert --list` names, recognised by its content.
         graph: The graph that the edges must belong to; for our own files the very same.
         holds: As in `read_circuit`, for a file that does not say whether it holds scores or a circuit.
+        what: What it is read for, for the message about attention edges.
 
     Raises:
-        EdgepruneError: The file is missing, damaged or of another kind, or has an edge that the graph lacks.
+        EdgepruneError: The file is missing, damaged or of another kind, has an edge that the graph lacks, or closes
+            attention edges.
     """
-    return read_circuit(path, graph, holds=holds).circuit
+    circuit = read_circuit(path, graph, holds=holds).circuit
+    try:
+        circuit.check_fits(circuit.graph, what)
+    except EdgepruneError as error:
+        raise EdgepruneError(f"{path}: {error}") from None
+    return circuit
 
 
 def ablated_positions(circuit: Circuit, model: MaskedModel, ablation: str) -> str | None:

@@ -67,7 +67,11 @@ class RunFolder:
 
     @cached_property
     def snapshots(self) -> dict[float, Circuit]:
-        """Circuits by sparsity, from dense to sparse: that asked for, else their own to six decimals."""
+        """Circuits by sparsity, the lowest first: that asked for, else their own to six decimals.
+
+        From dense to sparse, but for the final circuit of a run of attention edges `alone`: its edges' own sparsity is
+        0.0 where all are open, whatever attention edges it closes.
+        """
         found = {_sparsity(name, circuit): circuit for name, circuit in self.circuits.items()}
         return dict(sorted(found.items()))
 

@@ -40,6 +40,9 @@ def check_checkpoint(checkpoint: dict[str, Any], recipe: AbstractRecipe, model: 
         raise EdgepruneError(
             f"the checkpoint does not fit this recipe: missing {sorted(want - have)}, unknown {sorted(have - want)}"
         )
+    theirs, ours = (about.get("attention_edges") for about in (saved["header"], recipe.describe()))
+    if theirs != ours:  # the same keys, but not all of them are trained
+        raise EdgepruneError(f"attention_edges is {ours}, the checkpoint is of a run with {theirs}: set it back")
 
 
 def check_start(checkpoint: dict[str, Any], recipe: AbstractRecipe) -> None:

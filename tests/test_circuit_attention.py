@@ -9,8 +9,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from edgeprune import circuit_attention
 from edgeprune.circuit import ROLE_FORMAT, Circuit
 from edgeprune.errors import EdgepruneError
+from edgeprune.gates.base import top_k
 from edgeprune.roles import observed_roles, role_of
 from tests.methods.small_problems import tiny
 from tests.reading.small import evaluator
@@ -28,6 +30,24 @@ def circuit() -> Circuit:
     plain = Circuit.from_scores(GRAPH, scores(), sparsity=0.8, header={"metrics": {"kl": 0.25}, "attention": {}})
     noise = torch.randn(EDGES.shape, generator=torch.Generator().manual_seed(2))
     return plain.with_attention(some(), {"attention": "at random"}, noise)
+
+
+def test_random_ones_are_drawn_independently_of_the_edges() -> None:
+    """The noise that ranks attention edges is not that which ranks edges, of which there are more."""
+    attend = torch.zeros(EDGES.shape, dtype=torch.bool)
+    attend[EDGES.exists] = top_k(torch.arange(EDGES.num_edges), 5)
+    drawn = [circuit_attention.random(GRAPH, attend, seed) for seed in (0, 0, 1)]
+    for seed, found in zip((0, 1), drawn[1:], strict=True):
+        assert found is not None
+        assert int(found.sum()) == 5
+        of_edges = torch.rand(GRAPH.shape, generator=torch.Generator().manual_seed(seed)).flatten()[: EDGES.num_edges]
+        assert not torch.equal(found, circuit_attention.highest(GRAPH, of_edges, 5)[0])
+    first, again, other = drawn
+    assert first is not None
+    assert again is not None
+    assert other is not None
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 # -------------------------------------------------------------------- names and gates

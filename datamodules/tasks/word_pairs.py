@@ -74,7 +74,7 @@ class WordPairs(GeneratedTask[Words]):
         prompting: `"instruction"`: a sentence says what is wanted. `"few_shot"`: examples show it.
         num_examples: Examples of a few-shot prompt, the same in every prompt.
         instruction: A sentence of your own with the slot `{subject}` after a space, such as one with a chat model's
-            marks; None for ours.
+            marks; None for ours. With `prompting="instruction"` only, and not with the slot first.
     """
 
     sources: ClassVar[tuple[ModuleType, ...]] = (*GeneratedTask.sources, capitals, word_lists)
@@ -93,12 +93,21 @@ class WordPairs(GeneratedTask[Words]):
         check_choice("prompting", self.prompting, get_args(Prompting))
         if not 1 <= self.num_examples <= MAX_EXAMPLES:
             raise EdgepruneError(f"num_examples must be 1..{MAX_EXAMPLES}, got {self.num_examples}")
-        given = self.instruction
-        if given is not None and (
-            given.count(SLOT) != 1 or f" {SLOT}" not in given or set("{}") & set(given.replace(SLOT, ""))
-        ):
+        if self.instruction is not None:
+            self._check_instruction(self.instruction)
+
+    def _check_instruction(self, given: str) -> None:
+        if self.prompting == "few_shot":
+            raise EdgepruneError(
+                f"prompting 'few_shot' uses no instruction, got {given!r}: leave it out, or prompt by instruction"
+            )
+        if given.count(SLOT) != 1 or f" {SLOT}" not in given or set("{}") & set(given.replace(SLOT, "")):
             raise EdgepruneError(
                 f"instruction must have the slot {SLOT} once, after a space, and no other braces, got {given!r}"
+            )
+        if given.startswith(f" {SLOT}"):
+            raise EdgepruneError(
+                f"instruction must have words before the slot {SLOT}, which are the role 'instruction', got {given!r}"
             )
 
     def vocabulary(self, tokenizer: "PreTrainedTokenizerBase") -> Words:

@@ -22,10 +22,10 @@ class NativeFile(AbstractFormat):
         return loaded.kind == "circuit"
 
     def read(self, loaded: Loaded, graph: EdgeGraph | None) -> Imported:
-        """The circuit; its graph must be the one that is wanted."""
+        """The circuit, with its attention edges; its graph must be the one that is wanted."""
         circuit = Circuit.load(loaded.path)
         if graph is not None:
-            circuit.check_fits(graph, "the one it is compared on")
+            circuit.check_fits(graph, "the one it is wanted on", attention=True)
         return Imported(circuit)
 
     def write(self, circuit: Circuit, path: Path, options: ExportOptions) -> list[str]:

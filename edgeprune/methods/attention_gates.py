@@ -13,7 +13,7 @@ from edgeprune.circuit import Circuit
 from edgeprune.errors import EdgepruneError
 from edgeprune.gates import HardConcrete, uniform_noise
 from edgeprune.graph import EdgeGraph
-from edgeprune.methods.pacing import paid_units, steer
+from edgeprune.methods.pacing import paid_units, steer, steps_to_close
 from edgeprune.objectives.pace import Motion, Pace
 from edgeprune.objectives.sparsity import AbstractSparsityTerm
 
@@ -89,9 +89,9 @@ class AttentionGates(nn.Module):
             self.pace.aim([each if self.most is None else min(each, self.most) for each in sparsities])
 
     def plan(self, steps: int, rate: float) -> None:
-        """Be told how many steps the run has, and its learning rate."""
+        """Be told how many steps the run has, and its learning rate; warns if gates are slow to close."""
         if self.pace is not None:
-            self.pace.plan(steps, max(0.0, self._begin) / rate)
+            self.pace.plan(steps, steps_to_close(steps, self._begin, rate, "a gate on an attention edge"))
 
     def state(self, progress: float) -> dict[str, float]:
         """What to log: sparsity, multipliers or weights, and the share of edges expected to be open."""

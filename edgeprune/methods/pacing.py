@@ -22,12 +22,19 @@ def rate_for(steps: int, distance: float, *, least: float) -> float:
     return min(1.0, max(least, round(distance / (CLOSES_WITHIN * steps), 4)))
 
 
-def steps_to_close(steps: int, distance: float, rate: float) -> float:
-    """Steps in which a gate that starts `distance` above 0 gets there; warns if that is much of the run."""
+def steps_to_close(steps: int, distance: float, rate: float, gate: str = "a gate") -> float:
+    """Steps in which a gate that starts `distance` above 0 gets there; warns if that is much of the run.
+
+    Args:
+        steps: Of the run.
+        distance: Log-alpha at the start.
+        rate: Learning rate.
+        gate: What the warning calls it.
+    """
     closing = max(0.0, distance) / rate
     if closing > steps / 3:
         warn(
-            f"a gate takes {math.ceil(closing)} steps to close at learning rate {rate:g}, and the run has {steps}, so "
+            f"{gate} takes {math.ceil(closing)} steps to close at learning rate {rate:g}, and the run has {steps}, so "
             "that few will: leave learning_rate out, or take more steps"
         )
     return closing

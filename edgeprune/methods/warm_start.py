@@ -204,7 +204,8 @@ def _on_graph(path: Path, graph: EdgeGraph) -> Circuit:
     """A file's circuit on the graph; one without roles has the same scores at every role of the graph."""
     roles = None if is_native(path) and Circuit.load(path).roles else graph.roles
     own = graph if roles is None else graph.without_roles
-    circuit = read_reference(path, own, holds="scores")  # edges rank alike in an empty circuit with scores
+    # edges rank alike in an empty circuit with scores
+    circuit = read_reference(path, own, holds="scores", what="a warm start")
     return circuit if roles is None else circuit.with_roles(roles)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from edgeprune import circuit_attention
 from edgeprune.circuit import Circuit
 from edgeprune.metrics.registry import STANDARD as MEASURES
 from edgeprune.metrics.registry import measure_named
@@ -26,7 +27,7 @@ def frontier_row(
 ) -> Row:
     """One circuit: what was asked for, its size, its measures, and (`random_...`) those of a random one of its size.
 
-    One with roles has also the size of its union, and one with attention edges of its own their number.
+    One with roles has also the size of its union, and one with attention edges of its own their number and sparsity.
     """
     return {
         "asked": requested,
@@ -34,11 +35,18 @@ def frontier_row(
         "edges": circuit.num_edges,
         "dangling": circuit.num_dangling,
         **({"union_edges": circuit.union().num_edges} if circuit.roles else {}),
-        **({} if circuit.attend is None else {"attention_edges": int(circuit.attend.sum())}),
+        **_attention(circuit),
         **{name: measures[name] for name in MEASURES},
         **{f"random_{name}": control[name] for name in MEASURES},
         "num_examples": int(measures["num_examples"]),
     }
+
+
+def _attention(circuit: Circuit) -> dict[str, int | float]:
+    if circuit.attend is None:
+        return {}
+    size = circuit_attention.size(circuit.graph, circuit.attend)["attention"]
+    return {"attention_edges": size["num_edges"], "attention_sparsity": round(size["sparsity"], 6)}
 
 
 def frontier_table(title: str, rows: Sequence[Row], objective: Objective = "kl", *, named: bool = False) -> Table:

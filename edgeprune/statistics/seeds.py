@@ -1,7 +1,8 @@
 """Circuits that differ in little but the seed that they were found with: how far their figures lie apart.
 
 A group has circuits of one method, objective and ablation, each of another seed, whose numbers of edges are within 10 %
-of the smallest: a method that trains keeps not quite as many edges with every seed.
+of the smallest, and those of open attention edges likewise: a method that trains keeps not quite as many edges with
+every seed.
 """
 
 import math
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, final
 
+from edgeprune import circuit_attention
 from edgeprune.circuit import Circuit
 from edgeprune.json_numbers import json_fields
 
@@ -22,7 +24,7 @@ Section = dict[str, Any]
 
 def seed_groups(circuits: Sequence[Circuit]) -> list[list[int]]:
     """Places of the circuits of each group, by their number of edges; circuits without seed or company are in none."""
-    order = sorted(range(len(circuits)), key=lambda place: circuits[place].num_edges)
+    order = sorted(range(len(circuits)), key=lambda place: (circuits[place].num_edges, _num_attention(circuits[place])))
     groups: list[list[int]] = []
     for place in order:
         circuit = circuits[place]
@@ -39,7 +41,14 @@ def seed_groups(circuits: Sequence[Circuit]) -> list[list[int]]:
 def _belongs(circuit: Circuit, group: Sequence[Circuit]) -> bool:
     first, seeds = group[0], [other.header["seed"] for other in group]
     same = circuit.graph == first.graph and all(circuit.header.get(name) == first.header.get(name) for name in SETTINGS)
-    return same and circuit.num_edges <= ALIKE * first.num_edges and circuit.header["seed"] not in seeds
+    inside = [_num_attention(one) for one in (circuit, *group)]
+    alike = circuit.num_edges <= ALIKE * first.num_edges and max(inside) <= ALIKE * min(inside)
+    return same and alike and circuit.header["seed"] not in seeds
+
+
+def _num_attention(circuit: Circuit) -> int:
+    """Open attention edges; 0 in a graph without roles, which has none."""
+    return circuit_attention.num_open(circuit.graph, circuit.attend) if circuit.roles else 0
 
 
 def spread_of_seeds(circuits: Sequence[Circuit], rows: Sequence[Mapping[str, Any]]) -> Iterator[Section]:

@@ -2,11 +2,11 @@
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from rich.console import Console
 from rich.table import Table
@@ -25,6 +25,7 @@ from edgeprune.tables import Numbers, Value, table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+T = TypeVar("T")
 SEED = "seed_everything"
 MOST_SETTINGS = 8  # that have a colour each in the plot
 FAR = 2.0  # times the greatest error: random circuits from there on are named, not drawn
@@ -50,6 +51,8 @@ class Found:
     error: float  # on the validation pairs
     random_error: float  # of a random circuit of its size
     file: str  # path from the folder of the sweep
+    attention_edges: int | None = None  # open ones; None: all are
+    attention_sparsity: float | None = None  # actual
 
 
 def summarise(folder: Path, console: Console) -> None:
@@ -82,6 +85,8 @@ def circuits_of(store: Store, trial: Trial) -> list[Found]:
     config = parse_yaml(read_text(file), str(file))
     objective = error_measure(config["model"]["objective"])
     settings = {name: value for name, value in trial.values.items() if name != SEED}
+    alone = (config["model"]["recipe"].get("init_args") or {}).get("attention_edges") == "alone"
+    sized = "attention_sparsity" if alone and "attention_sparsity" in rows[0] else "sparsity"
     return [
         Found(
             trial=trial.number,
@@ -89,7 +94,7 @@ def circuits_of(store: Store, trial: Trial) -> list[Found]:
             method=_class(config["model"]["recipe"]),
             settings=", ".join(f"{name}={value}" for name, value in settings.items()),
             seed=config[SEED],
-            level=_level(row),
+            level=_level(row, sized),
             sparsity=float(row["sparsity"]),
             edges=int(row["edges"]),
             reached=row["reached"] == "True",
@@ -97,15 +102,25 @@ def circuits_of(store: Store, trial: Trial) -> list[Found]:
             error=float(row[objective]),
             random_error=float(row[f"random_{objective}"]),
             file=str(_circuit_file(folder, row["asked"]).relative_to(store.folder)),
+            attention_edges=_number(row, "attention_edges", int),
+            attention_sparsity=_number(row, "attention_sparsity", float),
         )
         for row in rows
     ]
 
 
 def best(found: Iterable[Found]) -> list[Found]:
-    """The circuit with the least error at each problem and level; of equals one that was reached, then the sparser."""
+    """The circuit with the least error at each problem and level; of equals one that was reached, then the sparser.
+
+    Sparser is one with fewer edges, then with fewer attention edges. Of circuits that differ in these alone, those with
+    more are likely to win: look at the column.
+    """
+
+    def order(item: Found) -> tuple[float, bool, float, float, int]:
+        return _finite(item.error), not item.reached, -item.sparsity, -(item.attention_sparsity or 0.0), item.trial
+
     winners: dict[tuple[str, float], Found] = {}
-    for item in sorted(found, key=lambda item: (_finite(item.error), not item.reached, -item.sparsity, item.trial)):
+    for item in sorted(found, key=order):
         winners.setdefault((item.problem, item.level), item)
     return [winners[key] for key in sorted(winners)]
 
@@ -130,8 +145,12 @@ def series(found: Iterable[Found]) -> dict[tuple[str, str, str], list[Found]]:
 
 
 def summary_table(title: str, found: Sequence[Found]) -> Table:
-    """A row for each problem and level: the best circuit, and the errors of its settings over seeds."""
+    """A row for each problem and level: the best circuit, and the errors of its settings over seeds.
+
+    Where some circuit has attention edges, their number too, and their sparsity.
+    """
     grouped, winners = series(found), best(found)
+    inside = _has_attention(found)
     problems = {item.problem for item in found}
     several = len(problems) > 1
     rows: list[list[Value]] = []
@@ -143,10 +162,12 @@ def summary_table(title: str, found: Sequence[Found]) -> Table:
             [
                 *([item.problem] if several else []),
                 *(item.method, f"{item.level:g}{'' if item.reached else ' *'}", item.edges),
+                *([_attention(item)] if inside else []),
                 *(item.error, item.random_error, f"{seeds}: {mean:.4f} ({least:.4f} to {most:.4f})", item.trial),
             ]
         )
-    headings = ("sparsity", "edges", "error", "random", "seeds: mean (range)", "trial")
+    more = ["attention edges (sparsity)"] if inside else []
+    headings = ("sparsity", "edges", *more, "error", "random", "seeds: mean (range)", "trial")
     return table(
         title if several else f"{title}, {problems.pop()}",
         [*(["problem"] if several else []), "method", *(Numbers(heading, 4) for heading in headings)],
@@ -157,15 +178,18 @@ def summary_table(title: str, found: Sequence[Found]) -> Table:
 
 def write_summary(folder: Path, found: Sequence[Found]) -> None:
     """Write `summary.csv`, a row for each circuit, and `summary.png`."""
-    write_table(folder / "summary.csv", [asdict(item) for item in found])
+    left_out = () if _has_attention(found) else ("attention_edges", "attention_sparsity")
+    rows = [{name: value for name, value in asdict(item).items() if name not in left_out} for item in found]
+    write_table(folder / "summary.csv", rows)
     save_figure(frontier_figure(found), folder / "summary.png", dpi=130)
 
 
 def frontier_figure(found: Sequence[Found]) -> "Figure":
     """One panel for each problem: share of edges kept against error, bars over seeds.
 
-    Colours tell settings apart where there is one method with few of them, else methods. Circuits without any edge have
-    no place on the logarithmic axis and are left out.
+    Where a problem's circuits differ in attention edges alone, the number of these. Colours tell settings apart where
+    there is one method with few of them, else methods. Circuits without any edge have no place on the logarithmic axis
+    and are left out.
     """
     from matplotlib.figure import Figure
 
@@ -174,7 +198,7 @@ def frontier_figure(found: Sequence[Found]) -> "Figure":
     figure = Figure(figsize=(6.4 * len(problems), 5.2), layout="constrained")
     panels = figure.subplots(1, len(problems), squeeze=False)[0]
     for axes, problem in zip(panels, problems, strict=True):
-        _panel(axes, [item for item in found if item.problem == problem and item.edges], colours)
+        _panel(axes, [item for item in found if item.problem == problem], colours)
         axes.set_title(problem)
     return figure
 
@@ -191,14 +215,16 @@ def _colours(found: Sequence[Found]) -> dict[tuple[str, str], tuple[str, str]]:
 
 
 def _panel(axes: Any, found: Sequence[Found], colours: dict[tuple[str, str], tuple[str, str]]) -> None:
+    size, kind = _axis(found)
+    found = [item for item in found if size(item)]
     grouped = series(found)
     named: dict[str, Any] = {}
-    for place, ((_, *kind), alike) in enumerate(grouped.items()):
-        colour, name = colours[kind[0], kind[1]]
+    for place, ((_, method, settings), alike) in enumerate(grouped.items()):
+        colour, name = colours[method, settings]
         aside = 1.012 ** (place - (len(grouped) - 1) / 2)  # bars of several series beside each other
-        named.setdefault(name, _series(axes, alike, colour, aside))
+        named.setdefault(name, _series(axes, alike, size, colour, aside))
     winners = best(found)
-    kept = [100 * (1 - item.sparsity) for item in winners]
+    kept = [size(item) for item in winners]
     lines = dict(named)
     (lines["best of each sparsity"],) = axes.plot(
         kept, [item.error for item in winners], "k*", markersize=8, zorder=5, markerfacecolor="none"
@@ -208,9 +234,9 @@ def _panel(axes: Any, found: Sequence[Found], colours: dict[tuple[str, str], tup
     name, line = _random(axes, found, kept, winners)
     lines[name] = line
     labels = sorted({ERROR_LABELS[item.objective] for item in found})
-    axes.set(xlabel="edges kept (%)", ylabel=" or ".join(labels))
+    axes.set(xlabel=kind, ylabel=" or ".join(labels))
     axes.set_xscale("log")
-    axes.set_xticks(kept, [f"{value:.3g}" for value in kept])
+    axes.set_xticks(kept, [f"{value:.3g}" if value < 1000 else f"{value:,.0f}" for value in kept])
     axes.minorticks_off()
     axes.invert_xaxis()
     axes.grid(alpha=0.3)
@@ -228,11 +254,19 @@ def _panel(axes: Any, found: Sequence[Found], colours: dict[tuple[str, str], tup
     )
 
 
-def _series(axes: Any, alike: Sequence[Found], colour: str, aside: float) -> Any:
+def _axis(found: Sequence[Found]) -> tuple[Callable[[Found], float], str]:
+    """Size of a circuit on the axis of a panel with these, and what it is."""
+    inside = len(found) > 1 and len({item.edges for item in found}) == 1
+    if inside and all(item.attention_edges is not None for item in found):
+        return lambda item: item.attention_edges or 0, "attention edges kept"
+    return lambda item: 100 * (1 - item.sparsity) if item.edges else 0, "edges kept (%)"
+
+
+def _series(axes: Any, alike: Sequence[Found], size: Callable[[Found], float], colour: str, aside: float) -> Any:
     """Means and ranges over seeds; hollow where any seed's gates were never that sparse."""
     seeds = spread(alike)
     at = {level: [item for item in alike if item.level == level] for level in seeds}
-    kept = [100 * aside * (1 - fmean(item.sparsity for item in items)) for items in at.values()]
+    kept = [aside * fmean(size(item) for item in items) for items in at.values()]
     means = [mean for _, mean, _ in seeds.values()]
     bars = [[mean - least for least, mean, _ in seeds.values()], [most - mean for _, mean, most in seeds.values()]]
     drawn = axes.errorbar(kept, means, bars, fmt="o-", markersize=4, capsize=3, color=colour, alpha=0.8)
@@ -256,6 +290,16 @@ def _random(axes: Any, found: Sequence[Found], kept: Sequence[float], winners: S
     return "random, of its size", line
 
 
+def _has_attention(found: Iterable[Found]) -> bool:
+    return any(item.attention_edges is not None for item in found)
+
+
+def _attention(item: Found) -> str:
+    """Attention edges of a circuit, in a table."""
+    sparsity = "" if item.attention_sparsity is None else f" ({item.attention_sparsity:.4f})"
+    return "all" if item.attention_edges is None else f"{item.attention_edges:,}{sparsity}"
+
+
 def _finite(error: float) -> float:
     return error if math.isfinite(error) else math.inf
 
@@ -264,11 +308,16 @@ def _class(section: dict[str, Any]) -> str:
     return str(section["class_path"]).rpartition(".")[2]
 
 
-def _level(row: dict[str, str]) -> float:
+def _level(row: dict[str, str], sized: str) -> float:
+    """`sized`: the column that has the sparsity of what was trained."""
     try:
         return float(row["asked"])
     except ValueError:  # "final gates"
-        return round(float(row["sparsity"]), NEAR)
+        return round(float(row[sized]), NEAR)
+
+
+def _number(row: dict[str, str], name: str, kind: Callable[[str], T]) -> T | None:
+    return kind(row[name]) if row.get(name) else None
 
 
 def _circuit_file(folder: Path, asked: str) -> Path:

@@ -204,17 +204,17 @@ def test_commands_that_open_attention_edges_refuse_them(
     assert "attention edges, which" in error_line(capsys)
 
 
-@pytest.mark.parametrize("more", [[], ["--membership"]])
+@pytest.mark.parametrize("more", [[], ["--membership"], ["--like"]])
 def test_convert_keeps_attention_edges_closed(folder: Path, tmp_path: Path, more: list[str]) -> None:
     circuit = Circuit.load(folder / "circuits" / "sparsity-0.9000.safetensors")
     edges = circuit.graph.attention
     scores = torch.rand(edges.shape)
     path, out = tmp_path / "closed.safetensors", tmp_path / "out.safetensors"
     circuit.with_attention(edges.exists & (scores > 0.5), {}, scores).save(path)
-    assert main(["convert", str(path), str(out), *more]) == 0
+    assert main(["convert", str(path), str(out), *more, *([str(path)] if more == ["--like"] else [])]) == 0
     before, after = Circuit.load(path), Circuit.load(out)
     assert after.attention_edges() == before.attention_edges()
-    assert (after.attend_scores is None) == bool(more)
+    assert (after.attend_scores is None) == (more == ["--membership"])
 
 
 # -------------------------------------------------------------------- attention edges that `discover` scores

@@ -25,6 +25,7 @@ from edgeprune.objectives import OBJECTIVES, Pace
 from edgeprune.objectives.sparsity import GeometricPenalty
 from edgeprune.roles import roles_in
 from lit_modules.batch_losses import BatchLosses
+from lit_modules.compare import CompareToReference
 from lit_modules.polish import Polish
 from lit_modules.pruning import PruningModule
 from lit_modules.signed import SignedScores
@@ -245,7 +246,7 @@ def test_snapshots_are_written_and_read_with_them(option: Any, tmp_path: Path) -
     assert circuit.header["attention"]["num_edges"] == round(0.5 * circuit.graph.attention.num_edges)
     assert circuit.header["attention_edges"] == option
     assert circuit.num_edges == (circuit.graph.num_edges if option == "alone" else round(0.5 * circuit.graph.num_edges))
-    assert "attention_edges" in (folder / "frontier.csv").read_text().splitlines()[0]
+    assert "attention_edges,attention_sparsity" in (folder / "frontier.csv").read_text().splitlines()[0]
     header = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"val/attention_sparsity", "snapshot/attention_sparsity", "train/attention_sparsity"} <= set(header)
 
@@ -267,12 +268,24 @@ def test_a_resumed_run_is_the_unbroken_one(option: Any, tmp_path: Path) -> None:
         assert saved.edges() == circuit.edges()
         assert saved.attention_edges() == circuit.attention_edges() != []
         assert saved.num_edges == circuit.num_edges
+    if option == "alone":
+        with pytest.raises(EdgepruneError, match="num_edges=100 cannot be cut from a run of attention edges alone"):
+            Circuit.from_checkpoint(path, num_edges=100)
+    else:
+        assert Circuit.from_checkpoint(path, num_edges=100).num_edges == 100
 
 
 def test_a_checkpoint_without_them_is_refused(tmp_path: Path) -> None:
     trained(module(edge_pruning(False)), 1).save_checkpoint(tmp_path / "saved.ckpt")
     with pytest.raises(EdgepruneError, match=r"does not fit this recipe: missing .*attention\.gates"):
         quiet_trainer(2).fit(module(), pairs(), ckpt_path=tmp_path / "saved.ckpt")
+
+
+@pytest.mark.parametrize(("first", "second"), [(True, "alone"), ("alone", True)])
+def test_a_checkpoint_of_the_other_option_is_refused(first: Any, second: Any, tmp_path: Path) -> None:
+    trained(module(edge_pruning(first)), 1).save_checkpoint(tmp_path / "saved.ckpt")
+    with pytest.raises(EdgepruneError, match=f"attention_edges is {second}, .* with {first}: set it back"):
+        quiet_trainer(2).fit(module(edge_pruning(second)), pairs(), ckpt_path=tmp_path / "saved.ckpt")
 
 
 def test_edges_of_a_known_circuit_stay_and_the_others_are_closed(tmp_path: Path) -> None:
@@ -291,9 +304,11 @@ def test_edges_of_a_known_circuit_stay_and_the_others_are_closed(tmp_path: Path)
 def test_a_circuit_that_closes_some_starts_no_run(tmp_path: Path) -> None:
     own = module()
     trained(own, 1)
-    own.circuit(0.5).save(tmp_path / "found.safetensors")
-    with pytest.raises(EdgepruneError, match=r"closes \d+ attention edges, which .* does not take yet"):
-        trained(module(edge_pruning(warm_start=WarmStart(str(tmp_path / "found.safetensors")))), 1)
+    path = own.circuit(0.5).save(tmp_path / "found.safetensors")
+    with pytest.raises(EdgepruneError, match=r"found\.safetensors: .*\d+ attention edges, which a warm start does not"):
+        trained(module(edge_pruning(warm_start=WarmStart(str(path)))), 1)
+    with pytest.raises(EdgepruneError, match="attention edges, which a comparison with a reference does not take yet"):
+        trained(module(), 1, callbacks=[SnapshotCircuits([]), CompareToReference(str(path))])
 
 
 # -------------------------------------------------------------------- what it takes, and what is refused

@@ -85,6 +85,14 @@ def test_pace_ends_where_it_was_asked_to() -> None:
     assert [round(pace.target(1.0) or 0, 3) for pace in recipe.paces] == [0.9, 0.8]
 
 
+def test_a_run_in_which_gates_are_slow_to_close_warns(capsys: pytest.CaptureFixture[str]) -> None:
+    for rate, said in ((0.02, True), (0.1, False)):
+        recipe = built("alone", sparsity_term=Pace(0.9), learning_rate=rate)
+        recipe.plan(60)
+        line = "a gate on an attention edge takes 25 steps to close at learning rate 0.02, and the run has 60"
+        assert (line in capsys.readouterr().err) == said
+
+
 def test_a_sparsity_is_passed_when_both_kinds_are_that_sparse() -> None:
     recipe: Any = built(attention_sparsity=0.5)
     assert recipe.passed == 0

@@ -4,9 +4,11 @@ import statistics
 from typing import Any
 
 import pytest
+import torch
 
 from edgeprune.circuit import Circuit
-from edgeprune.graph import ArchSpec, EdgeGraph
+from edgeprune.circuit_attention import highest
+from edgeprune.graph import ArchSpec, EdgeGraph, RoleSpec
 from edgeprune.statistics.seeds import seed_groups, spread_of_seeds
 
 GRAPH = EdgeGraph(ArchSpec(num_layers=2, num_heads=4, num_kv_heads=4))
@@ -26,6 +28,23 @@ def test_sizes_within_a_tenth_and_other_seeds_go_together() -> None:
 def test_what_else_differs_keeps_them_apart(other: dict[str, Any]) -> None:
     assert seed_groups([circuit(20, 0), circuit(20, 1, **other), circuit(20, None)]) == []
     assert seed_groups([circuit(20, 0, **other), circuit(20, 1, **other)]) == [[0, 1]]
+
+
+def test_numbers_of_open_attention_edges_are_alike_too() -> None:
+    graph = GRAPH.with_roles(RoleSpec(("first", "second")))
+    edges, keep = graph.attention, Circuit.random(graph, 60).keep
+
+    def attending(num_open: int | None, seed: int) -> Circuit:
+        noise = torch.rand(edges.num_edges, generator=torch.Generator().manual_seed(seed))
+        attend = None if num_open is None else highest(graph, noise, num_open)[0]
+        return Circuit(graph, keep, None, {"method": "edge_pruning", "seed": seed}, attend)
+
+    assert edges.num_edges > 22
+    assert seed_groups([attending(number, seed) for seed, number in enumerate((20, 5, 22, 23, None))]) == [[0, 2]]
+    assert seed_groups([attending(None, 0), attending(edges.num_edges, 1), attending(0, 2), attending(0, 3)]) == [
+        [2, 3],
+        [0, 1],
+    ]
 
 
 def test_spread_over_the_seeds_that_have_a_figure() -> None:

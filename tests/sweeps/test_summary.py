@@ -1,16 +1,28 @@
 """The frontier over trials, from hand-made trials whose best circuits are known."""
 
 import csv
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.paths import save_figure
-from edgeprune.sweeps.summary import Found, best, frontier_figure, series, spread, summarise
+from edgeprune.sweeps.summary import (
+    Found,
+    best,
+    circuits_of,
+    frontier_figure,
+    series,
+    spread,
+    summarise,
+    summary_table,
+    write_summary,
+)
 from edgeprune.sweeps.worker import work
 from tests.sweeps.test_store import NEVER
 from tests.sweeps.trials import make_store
@@ -109,3 +121,49 @@ def test_random_circuits_are_drawn_where_they_do_not_dwarf_the_others() -> None:
 
 def test_circuits_that_were_never_reached_are_hollow() -> None:
     assert "hollow: never reached, cut from the final gates" in legend([ONE, replace(ONE, level=0.95, reached=False)])
+
+
+# -------------------------------------------------------------------- attention edges
+def inside(found: Found, number: int, **more: Any) -> Found:
+    return replace(found, attention_edges=number, attention_sparsity=1 - number / 208, **more)
+
+
+def test_of_equal_errors_and_edges_the_one_with_fewer_attention_edges_wins() -> None:
+    fewer = inside(ONE, 10, trial=5)
+    assert best([ONE, inside(ONE, 100, trial=1), fewer]) == [fewer]
+
+
+def test_table_and_csv_have_attention_edges_where_some_circuit_has(tmp_path: Path) -> None:
+    found = [ONE, inside(ONE, 100, level=0.95, trial=1)]
+    for circuits, cells in (([ONE], []), (found, ["all", "100 (0.5192)"])):
+        table = summary_table("a", circuits)
+        columns = {str(column.header): list(column.cells) for column in table.columns}
+        assert columns.get("attention edges (sparsity)", []) == cells
+        write_summary(tmp_path, circuits)
+        rows = list(csv.DictReader((tmp_path / "summary.csv").read_text().splitlines()))
+        assert [row.get("attention_edges") for row in rows] == ([None] if not cells else ["", "100"])
+
+
+def test_where_edges_tie_attention_edges_are_plotted() -> None:
+    found = [inside(ONE, number, level=level, trial=0) for level, number in ((0.5, 104), (0.9, 21), (1.0, 0))]
+    axes = frontier_figure(found).axes[0]
+    assert axes.get_xlabel() == "attention edges kept"
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["104", "21"]
+    assert frontier_figure([*found, replace(ONE, edges=11)]).axes[0].get_xlabel() == "edges kept (%)"
+
+
+def test_final_gates_of_attention_edges_alone_have_their_level(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    work(store, NEVER)
+    trial = store.trials()[0]
+    run = store.trial_folder(trial.number) / "run"
+    head = "asked,sparsity,edges,attention_edges,attention_sparsity,kl,random_kl,reached"
+    rows = ["0.5,0.0,80,104,0.5,0.1,1.0,True", "final gates,0.0,80,23,0.889423,0.2,1.0,True"]
+    (run / "frontier.csv").write_text("\n".join([head, *rows]) + "\n")
+    config = json.loads((run / "config.yaml").read_text())
+    for option, level in (("alone", 0.89), (True, 0.0)):
+        config["model"]["recipe"]["init_args"] = {"attention_edges": option}
+        (run / "config.yaml").write_text(json.dumps(config))
+        found = circuits_of(store, trial)
+        assert [item.level for item in found] == [0.5, level]
+        assert [(item.attention_edges, item.attention_sparsity) for item in found] == [(104, 0.5), (23, 0.889423)]

@@ -175,6 +175,11 @@ def test_too_few_words_are_refused() -> None:
         ({"instruction": "The plural of {subject} or {subject} is"}, "once"),
         ({"instruction": "{subject} or {subject} has the plural"}, "once"),
         ({"instruction": "The {relation} of {subject} is"}, "no other braces"),
+        ({"instruction": " {subject} has the plural"}, "must have words before the slot {subject}"),
+        (
+            {"instruction": "Plural of {subject}:", "prompting": "few_shot"},
+            "'few_shot' uses no instruction, got 'Plural",
+        ),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
