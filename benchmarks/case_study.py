@@ -75,7 +75,13 @@ def ways_to_ask(model: str, tokenizer: Any, most: int) -> Iterator[Asked]:
         except EdgepruneError as error:
             report_console().print(f"{relation}: {error}", highlight=False, markup=False)
             continue
-        sizes = {"num_train": 1, "num_validation": 1, "num_test": number, "entities": "shared", "relation": relation}
+        sizes: dict[str, Any] = {
+            "num_train": 1,
+            "num_validation": 1,
+            "num_test": number,
+            "entities": "shared",
+            "relation": relation,
+        }
         for prompting in PROMPTINGS:
             yield Asked(relation, prompting, WordPairs(**sizes, prompting=prompting))
         if model in CHAT:

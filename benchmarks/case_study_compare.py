@@ -150,7 +150,8 @@ def places(ways: Sequence[Way], sparsity: float, random_seeds: int) -> dict[str,
 
     `minus_own`: the group's figure minus that of the circuits found for this way.
     """
-    made = groups(*(way.circuits(sparsity) for way in ways), random_seeds)
+    own, other = (way.circuits(sparsity) for way in ways)
+    made = groups(own, other, random_seeds)
     found: dict[str, Figures] = {}
     for way in ways:
         ends = [None, torch.zeros_like(way.evaluator.graph.exists)]
@@ -196,14 +197,14 @@ def heads(ways: Sequence[Way], sparsity: float, attention: Mapping[str, HeadRole
     matter = {way: (rows >= MATTERS).sum(0).tolist() for way, rows in weights.items()}
     seeds = len(ways[0].folders)
     most = {name: [2 * number > seeds for number in numbers] for name, numbers in matter.items()}
-    sizes = [sum(most[way]) for way in WAYS]
+    sizes = sum(most[WAYS[0]]), sum(most[WAYS[1]])
     shared = sum(all(both) for both in zip(*most.values(), strict=True))
     first, second = (weights[way] for way in WAYS)
     correlations = {
         **{way: [spearman(weights[way][a], weights[way][b]) for a, b in combinations(range(seeds), 2)] for way in WAYS},
         "between": [spearman(row, other) for row in first for other in second],
     }
-    rows = [
+    rows: list[Figures] = [
         {
             "head": name,
             "circuits": {way: matter[way][place] for way in WAYS},

@@ -27,6 +27,11 @@ class TrainedGates(nn.Module, ABC):
         """The term whose price is steered, if that is how gates are pushed shut."""
         return None
 
+    def aim(self, sparsities: Sequence[float]) -> None:
+        """Be told which sparsities the run is asked for."""
+        if self.pace is not None:
+            self.pace.aim(sparsities)
+
     def plan(self, steps: int) -> None:
         """Be told how many steps the run has, before `parameter_groups` is called."""
 
@@ -151,9 +156,9 @@ class AbstractRecipe(TrainedGates):
 
     def aim(self, sparsities: Sequence[float]) -> None:
         """Be told which sparsities the run is asked for."""
-        for own in (self.pace, self.attention):
-            if own is not None:
-                own.aim(sparsities)
+        super().aim(sparsities)
+        if self.attention is not None:
+            self.attention.aim(sparsities)
 
     @property
     def edges_open(self) -> bool:
