@@ -204,7 +204,7 @@ def heads(ways: Sequence[Way], sparsity: float, attention: Mapping[str, HeadRole
         **{way: [spearman(weights[way][a], weights[way][b]) for a, b in combinations(range(seeds), 2)] for way in WAYS},
         "between": [spearman(row, other) for row in first for other in second],
     }
-    rows: list[Figures] = [
+    lines: list[Figures] = [
         {
             "head": name,
             "circuits": {way: matter[way][place] for way in WAYS},
@@ -220,9 +220,9 @@ def heads(ways: Sequence[Way], sparsity: float, attention: Mapping[str, HeadRole
         **by_chance(shared, *sizes, len(names)),
         "spearman": correlations,
         "weight_of_shared": {
-            way: sum(row["weight"][way] for row in rows if kind(row["circuits"], seeds) == "shared") for way in WAYS
+            way: sum(row["weight"][way] for row in lines if kind(row["circuits"], seeds) == "shared") for way in WAYS
         },
-        "rows": rows,
+        "rows": lines,
     }
 
 

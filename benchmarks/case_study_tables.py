@@ -73,7 +73,8 @@ def transfer_table(found: Values) -> str:
     lines: list[list[str]] = []
     for sparsity, part in found["sparsities"].items():
         for name, row in part["places"][WAYS[0]].items():
-            cells = [percent(sparsity), ASKED.get(name, name), f"{mean(row['edges']):,.0f}" if row["edges"] else "-"]
+            size = f"{mean(row['edges']):,.0f}" if row["edges"] else "-"
+            cells: list[str] = [percent(sparsity), ASKED.get(name) or name, size]
             for way in WAYS:
                 figures = part["places"][way][name]["figures"]
                 cells += [interval(figures["kl"]), *(f"{figures[key]['value']:.2f}" for key in SHARES)]
