@@ -111,7 +111,7 @@ def test_mistakes_are_found_before_training(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_an_objective_that_needs_another_run_is_refused_before_training() -> None:
-    trainer, module = SimpleNamespace(world_size=1, callbacks=[]), SimpleNamespace(objective="cmd")
+    trainer, module = SimpleNamespace(world_size=1, callbacks=[]), SimpleNamespace(objective="cmd", recipe=None)
     with pytest.raises(EdgepruneError, match="objective 'cmd': leave it out"):
         Polish().setup(cast("Any", trainer), cast("Any", module), "fit")
 
