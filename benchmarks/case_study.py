@@ -31,7 +31,8 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 from case_study_compare import compare, open_ways
-from case_study_tables import accuracies_table, counts_table, fill, heads_table, overlap_table, plot, transfer_table
+from case_study_tables import accuracies_table, counts_table, heads_table, overlap_table, plot, transfer_table
+from markdown_tables import fill
 
 from datamodules import BooleanExpressions, PairDataModule, WordPairs
 from datamodules.tasks.base import AbstractTask

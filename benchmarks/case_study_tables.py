@@ -12,8 +12,6 @@ from typing import Any
 from case_study_compare import WAYS, kind
 from markdown_tables import markdown
 
-from edgeprune.errors import EdgepruneError
-
 Values = Mapping[str, Any]
 ASKED = {"instruction": "by instruction", "few_shot": "by examples"}
 TOP_HEADS = 8
@@ -133,25 +131,6 @@ def counts_table(found: Values) -> str:
     heads = ["sparsity", *(f"heads, {ASKED[way]}" for way in WAYS), "shared", "by chance", "p"]
     ranks = [f"rank correlation, {name}" for name in (*ASKED.values(), "one of each")]
     return markdown([*heads, *ranks, *(f"effects of shared heads, {ASKED[way]}" for way in WAYS)], lines)
-
-
-def fill(page: Path, tables: Mapping[str, str]) -> None:
-    """Put tables into a page.
-
-    Raises:
-        EdgepruneError: A table has no place in it; the page is as it was.
-    """
-    text = page.read_text()
-    for name, content in tables.items():
-        begin, end = f"<!-- {name} -->\n", "<!-- end -->"
-        before, found, rest = text.partition(begin)
-        _, ended, after = rest.partition(end)
-        if not (found and ended):
-            raise EdgepruneError(
-                f"{page} has no place for the table {name}: write <!-- {name} --> and {end}, each on a line"
-            )
-        text = f"{before}{begin}{content}\n{end}{after}"
-    page.write_text(text)
 
 
 # -------------------------------------------------------------------- plot

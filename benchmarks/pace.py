@@ -13,13 +13,12 @@ from those of the schedule: the largest over sparsities and seeds, in hundredths
 import argparse
 import json
 import math
-import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from markdown_tables import markdown
+from markdown_tables import fill, markdown
 from schedule_settings import PROBLEMS
 from schedule_tables import at, merged, read
 
@@ -71,10 +70,7 @@ def main() -> None:
     keys = [(problem, setting) for problem in PROBLEMS for setting in SETTINGS if (problem, setting) in by_name]
     heads = ("task", "setting", "seeds", "steps", "sparsity", "KL", "at step", "off, %")
     table = markdown(heads, [line(*key, by_name[key]) for key in keys])
-    text = options.out.read_text()
-    options.out.write_text(
-        re.sub(r"(<!-- runs -->\n).*?(<!-- end -->)", rf"\g<1>{table}\n\g<2>", text, flags=re.DOTALL)
-    )
+    fill(options.out, {"runs": table})
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from markdown_tables import markdown
+from markdown_tables import fill, markdown
 from torch import Tensor
 
 from datamodules import PairDataModule
@@ -178,9 +178,7 @@ def main() -> None:
     elif options.out is None:
         print(table(options))
     else:
-        text = options.out.read_text()
-        pattern = r"(<!-- runs -->\n).*?(<!-- end -->)"
-        options.out.write_text(re.sub(pattern, rf"\g<1>{table(options)}\n\g<2>", text, flags=re.DOTALL))
+        fill(options.out, {"runs": table(options)})
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def test_a_head_is_one_ways_if_it_matters_in_none_of_the_others_circuits(first: 
 def test_tables_go_between_their_marks(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- one -->\nold\n<!-- end -->\nb\n<!-- two -->\n<!-- end -->\n")
-    of("fill", "case_study_tables")(page, {"two": "| 2 |", "one": "| 1 |"})
+    of("fill", "markdown_tables")(page, {"two": "| 2 |", "one": "| 1 |"})
     assert page.read_text() == "a\n<!-- one -->\n| 1 |\n<!-- end -->\nb\n<!-- two -->\n| 2 |\n<!-- end -->\n"
 
 
@@ -92,5 +92,5 @@ def test_a_page_without_a_mark_is_refused_and_stays(text: str, tmp_path: Path) -
     page = tmp_path / "page.md"
     page.write_text(text)
     with pytest.raises(EdgepruneError, match=r"page\.md has no place for the table one: write <!-- one -->"):
-        of("fill", "case_study_tables")(page, {"one": "| 1 |"})
+        of("fill", "markdown_tables")(page, {"one": "| 1 |"})
     assert page.read_text() == text

@@ -104,10 +104,10 @@ def _comparable(paths: list[str], circuits: "list[Circuit]", *, union: bool) -> 
     plain = [path for path in paths if path not in known]
     if not known or not (plain or union):
         return circuits, None
-    from edgeprune.metrics.measure import BothGates, gates_of
+    from edgeprune.circuit_attention import all_open
 
     why = "as asked" if union else f"for {plain[0]} has no roles"
-    closed = any(isinstance(gates_of(one), BothGates) for one in circuits)
+    closed = not all(all_open(one.graph, one.attend) for one in circuits)
     opened = "; attention edges that they close are open there" if closed else ""
     return [one.union() for one in circuits], f"of circuits with roles, unions are compared, {why}{opened}"
 

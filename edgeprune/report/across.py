@@ -8,7 +8,7 @@ from edgeprune.pages import page_template
 from edgeprune.paths import write_whole_text
 from edgeprune.report.blocks import Cell, Column, Facts, Row, Section, Table
 from edgeprune.report.result import cell, entries, items, numbers, part
-from edgeprune.report.text import UNDEFINED, chance, counted, finite, number, percent, words
+from edgeprune.report.text import chance, counted, finite, number, percent, words
 
 Json = Mapping[str, Any]
 SIDES = "AB"
@@ -109,10 +109,9 @@ def _matches(result: Json) -> Section | None:
         for match in entries(part(found, "one_to_one"), "matches")
         for first, second in [(str(match.get("first")), str(match.get("second")))]
     ]
-    random = numbers(found, "random_one_to_one")
     facts = [
         ("mean similarity", number(part(found, "one_to_one").get("mean_similarity"))),
-        ("of random heads", _over_seeds(random).text + f" ({_over_seeds(random).small})" if random else UNDEFINED),
+        ("of random heads", _range(numbers(found, "random_one_to_one"))),
     ]
     columns = [Column.words("head of A"), Column.words("attends to"), Column.words("head of B")]
     columns += [Column.words("attends to"), Column("similarity")]
