@@ -66,11 +66,11 @@ def run(options: argparse.Namespace) -> None:
             count = len(tries(problem, name))
             if seed == options.seeds[0]:
                 for number in range(count):
-                    run_one(problem, place, name, number, seed, options.threads)
+                    run_one(problem, place, name, number, seed, options)
                 choose(place, name, seed, count)
             elif ENTRIES[name].seeds and (place / name / CHOSEN).exists():
                 number = json.loads((place / name / CHOSEN).read_text())["number"]
-                run_one(problem, place, name, number, seed, options.threads)
+                run_one(problem, place, name, number, seed, options)
 
 
 def tries(problem: Problem, name: str) -> Tries:
@@ -78,21 +78,37 @@ def tries(problem: Problem, name: str) -> Tries:
     return problem.tries.get(name, ENTRIES[name].tries)
 
 
-def run_one(problem: Problem, place: Path, name: str, number: int, seed: int, threads: int) -> None:
-    """One setting with one seed."""
+def run_one(problem: Problem, place: Path, name: str, number: int, seed: int, options: argparse.Namespace) -> None:
+    """What is missing of one setting with one seed; of polished circuits, those of the sparsities asked for."""
     own = place / name / f"{number}-s{seed}"
-    if (own / DONE).exists():
-        return
-    shutil.rmtree(own, ignore_errors=True)
-    entry = ENTRIES[name]
-    (own / "circuits" if entry.of else own).mkdir(parents=True)
-    print(f"{time.strftime('%H:%M')} {name}, setting {number}, seed {seed} ...", flush=True)
     record = {"minutes": 0.0, "processor_minutes": 0.0, "peak_gb": 0.0}
-    for line in lines(problem, place, name, number, seed, own):
-        took = timed(line, own.parent / f"{own.name}.log", threads)
+    asked = lines(problem, place, name, number, seed, own)
+    if ENTRIES[name].of:
+        if (own / DONE).exists():
+            record = json.loads((own / DONE).read_text())
+        (own / "circuits").mkdir(parents=True, exist_ok=True)
+        asked = [line for line in asked if wanted(written(line), options.sparsities)]
+    elif (own / DONE).exists():
+        return
+    else:
+        shutil.rmtree(own, ignore_errors=True)
+        own.mkdir(parents=True)
+    for line in asked:
+        print(f"{time.strftime('%H:%M')} {name}, setting {number}, seed {seed} ...", flush=True)
+        took = timed(line, own.parent / f"{own.name}.log", options.threads)
         record = {key: (max if key == "peak_gb" else sum)((record[key], took[key])) for key in record}
+        print(f"    {took['processor_minutes']:.1f} minutes of one core", flush=True)
     (own / DONE).write_text(json.dumps({key: round(value, 2) for key, value in record.items()}, indent=1) + "\n")
-    print(f"    {record['processor_minutes']:.1f} minutes of one core", flush=True)
+
+
+def written(line: Sequence[str]) -> Path:
+    """The file that a command of `polish` writes."""
+    return Path(next(part for part in line if part.startswith("--out=")).removeprefix("--out="))
+
+
+def wanted(path: Path, sparsities: Sequence[float]) -> bool:
+    """Whether a circuit is among those asked for and not there yet."""
+    return not path.exists() and path.stem in {f"sparsity-{sparsity:.4f}" for sparsity in sparsities}
 
 
 def lines(problem: Problem, place: Path, name: str, number: int, seed: int, own: Path) -> Iterator[list[str]]:
@@ -175,8 +191,8 @@ def circuits_of(own: Path, entry: Entry) -> Iterator[tuple[str, Circuit]]:
 class Judge:
     """The model and pairs of a problem; what was measured is kept in a file, by the circuit's edges."""
 
-    def __init__(self, problem: Problem, place: Path) -> None:
-        self.place, self.measured = place, dict[str, dict[str, torch.Tensor]]()
+    def __init__(self, problem: Problem, place: Path, pairs: int | None) -> None:
+        self.place, self.pairs, self.measured = place, pairs, dict[str, dict[str, torch.Tensor]]()
         self.model = load_model(problem.model, kv_readers="group")
         self.data = read_data_config(str(place / CONFIG))
         self.runs = ReferenceRuns(self.model, "interchange")
@@ -185,7 +201,10 @@ class Judge:
             self.measured[split] = load_file(path) if path.exists() else {}
 
     def _path(self, split: str) -> Path:
-        return self.place / f"{split}.safetensors"
+        return self.place / f"{split}{'' if self._limit(split) is None else f'-{self.pairs}'}.safetensors"
+
+    def _limit(self, split: str) -> int | None:
+        return self.pairs if split == "test" else None
 
     def values(self, circuits: Sequence[Circuit], split: str) -> list[torch.Tensor]:
         """Measures of each pair, `[measure, pair]`, for every circuit."""
@@ -193,7 +212,7 @@ class Judge:
         new = {digest(circuit): circuit for circuit in circuits if digest(circuit) not in known}
         if new:
             shown = track(
-                pair_batches(self.data, split, None, 25),
+                pair_batches(self.data, split, self._limit(split), 25),
                 description=f"{len(new)} circuits on {split} pairs",
                 console=Console(stderr=True),
             )
@@ -208,7 +227,7 @@ def judge(options: argparse.Namespace) -> None:
     """Measure the circuits of every chosen run that is done."""
     place: Path = options.folder.resolve() / options.problem
     problem = PROBLEMS[options.problem].placed(place, options.model)
-    measured = Judge(problem, place)
+    measured = Judge(problem, place, options.pairs)
     methods: dict[str, Any] = {}
     runs: dict[str, list[Found]] = {}  # of each method, those of its seeds
     pairs: dict[tuple[str, str], list[torch.Tensor]] = {}  # by method and sparsity: of each seed, KL of each pair
@@ -319,6 +338,9 @@ def main() -> None:
     part.add_argument("--model", help="model of `stories`, such as stories260K of karpathy/tinyllamas as a folder")
     part.add_argument("--only", nargs="+", choices=ENTRIES, help="default: all")
     part.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    part.add_argument(
+        "--sparsities", nargs="+", type=float, choices=SPARSITIES, default=SPARSITIES, help="of circuits to be polished"
+    )
     part.add_argument("--threads", type=int, default=1)
     part.set_defaults(work=run)
     part = parts.add_parser("judge", help="measure them on the test pairs")
@@ -327,6 +349,7 @@ def main() -> None:
     part.add_argument("--model", help="model of `stories`, such as stories260K of karpathy/tinyllamas as a folder")
     part.add_argument("--out", type=Path, required=True)
     part.add_argument("--only", nargs="+", choices=ENTRIES, help="default: all that were run")
+    part.add_argument("--pairs", type=int, help="the first so many test pairs; default: all")
     part.add_argument("--against", choices=ENTRIES, default="edge_pruning", help="method that others are compared with")
     part.set_defaults(work=judge)
     part = parts.add_parser("print", help="tables and plot of a result file")

@@ -193,19 +193,23 @@ SCORED: dict[str, Entry] = {
     "acdc": _scored("ACDC", "ACDC", "kl", "--method.taus=[0.1,0.03,0.01]", *FEW),
     "acdc_fine": _scored("ACDC, fine", "ACDC", "kl", "--method.taus=[0.002]", *FEW),
 }
-# For each circuit as many passes again as training has for all sparsities.
-POLISH = ("--limit=160", "--held-out=200", f"--max-passes={STEPS * BATCH // 160}", "--probes=1")
+ENTRIES = SCORED | TRAINED
+POLISH = ("--limit=160", "--held-out=200", "--probes=1", "--batch-size=16", "--overshoot=0")
+
+
+def _polished(name: str, passes: int) -> Entry:
+    """The circuits of a method, each with as many passes again as all of them have had."""
+    entry, settings = ENTRIES[name], (*POLISH, f"--max-passes={passes // 160}")
+    total = (1 + len(SPARSITIES)) * passes
+    return Entry(f"{entry.label}, polished", "polish", (settings,), seeds=entry.seeds, of=name, passes=total)
+
+
 POLISHED = {
-    f"{name}_polished": Entry(
-        *(f"{entry.label}, polished", "polish", ((*POLISH, "--batch-size=16", "--overshoot=0"),)),
-        seeds=entry.seeds,
-        of=name,
-        passes=(entry.passes or 0) + len(SPARSITIES) * STEPS * BATCH,
-    )
-    for name, entry in (SCORED | TRAINED).items()
-    if name in ("edge_pruning", "edge_pruning_long", "matryoshka", "eap_ig_inputs", "eap_ig_local")
+    f"{name}_polished": _polished(name, entry.passes)
+    for name, entry in ENTRIES.items()
+    if name in ("edge_pruning", "edge_pruning_long", "matryoshka", "eap_ig_inputs", "eap_ig_local") and entry.passes
 }
-ENTRIES: dict[str, Entry] = {**SCORED, **TRAINED, **POLISHED}
+ENTRIES |= POLISHED
 STRONGEST = (
     *("random", "eap_ig_inputs", "eap_ig_local", "edge_pruning", "edge_pruning_long", "sp_edges", "ugs", "matryoshka"),
     *POLISHED,
