@@ -174,7 +174,7 @@ class UploadCircuits(pl.Callback):
         for run in _runs(trainer):
             for number, (path, circuit) in enumerate(circuits.items()):
                 aliases = [_alias(path), *(["best"] if number == best else [])]
-                _log_files(run, f"circuit-{run.id}", "circuit", [path], aliases, _about(circuit))
+                _log_files(run, f"circuit-{run.id}", "circuit", [path], aliases, figures(circuit))
             _log_files(run, f"frontier-{run.id}", "frontier", sorted(folder.glob("frontier.*")), [], {})
             if circuits and self.max_edges:
                 _log_table(run, edge_table({path.stem: item for path, item in circuits.items()}, self.max_edges))
@@ -261,8 +261,10 @@ def _alias(path: Path) -> str:
     return f"{word}-{float(number)!r}" if word == "sparsity" else path.stem
 
 
-def _about(circuit: Circuit) -> dict[str, Any]:
-    return {"sparsity": circuit.sparsity, "edges": circuit.num_edges, **circuit.header.get("metrics", {})}
+def figures(circuit: Circuit) -> dict[str, Any]:
+    """What an artifact says of its circuit: size, and the measures of validation."""
+    inside = {} if circuit.attend is None else {"attention_edges": len(circuit.attention_edges())}
+    return {"sparsity": circuit.sparsity, "edges": circuit.num_edges, **inside, **circuit.header.get("metrics", {})}
 
 
 def _score(circuit: Circuit, edge: str) -> float:

@@ -13,10 +13,13 @@ _NUM_GRIDS = 3
 # -------------------------------------------------------------------- seeds
 def seeds(result: Result) -> Section | None:
     """Circuits of one method that differ in their seed."""
-    columns = [CIRCUIT, Column.words("method"), Column("seeds"), Column("edges"), *map(result.column, result.main)]
+    groups = entries(result.data, "seeds")
+    counts = ["edges", *(["attention_edges"] if any("attention_edges" in group for group in groups) else [])]
+    sizes = [Column(words(name)) for name in counts]
+    columns = [CIRCUIT, Column.words("method"), Column("seeds"), *sizes, *map(result.column, result.main)]
     rows = [
-        Row(", ".join(result.name_at(place) for place in items(group, "circuits")), _seed_cells(result, group))
-        for group in entries(result.data, "seeds")
+        Row(", ".join(result.name_at(place) for place in items(group, "circuits")), _seed_cells(result, group, counts))
+        for group in groups
     ]
     intro = (
         "Circuits that one method found with different seeds, none with 10 % more edges than the smallest: the mean of "
@@ -25,16 +28,21 @@ def seeds(result: Result) -> Section | None:
     return Section.of("seeds", "Seeds", intro, [Table(f"Over seeds, {result.ablation} ablation", columns, rows)])
 
 
-def _seed_cells(result: Result, group: Json) -> list[Cell]:
-    names, edges = [str(seed) for seed in items(group, "seeds")], numbers(group, "edges")
-    sizes = " to ".join(number(int(size)) for size in sorted({min(edges), max(edges)})) if edges else UNDEFINED
+def _seed_cells(result: Result, group: Json, counts: list[str]) -> list[Cell]:
+    names = [str(seed) for seed in items(group, "seeds")]
     found = part(group, "ablations", result.ablation, "measures")
     return [
         cell(plain(group["method"]) if group.get("method") else UNDEFINED),
         cell(len(names), title=f"seeds {', '.join(names)}"),
-        Cell(sizes, sort=mean(edges) if edges else None),
+        *(_range_cell(numbers(group, name)) for name in counts),
         *(result.spread(found, measure) for measure in result.main),
     ]
+
+
+def _range_cell(sizes: list[float]) -> Cell:
+    if not sizes:
+        return Cell(UNDEFINED, sort=None)
+    return Cell(" to ".join(number(int(size)) for size in sorted({min(sizes), max(sizes)})), sort=mean(sizes))
 
 
 # -------------------------------------------------------------------- ablations

@@ -59,16 +59,19 @@ def spread_of_seeds(circuits: Sequence[Circuit], rows: Sequence[Mapping[str, Any
         rows: Of each circuit, `ablations`: by name `measures` and `normalised`, figures by measure.
 
     Yields:
-        `method`, `objective`, `ablation` (from the headers); `circuits` (places), `seeds` and `edges` of each;
-        `ablations`: by name `measures` and `normalised`, by measure as `Spread.to_dict`.
+        `method`, `objective`, `ablation` (from the headers); `circuits` (places), `seeds` and `edges` of each, and where
+        some close attention edges the `attention_edges` that are open; `ablations`: by name `measures` and
+        `normalised`, by measure as `Spread.to_dict`.
     """
     for group in seed_groups(circuits):
-        header = circuits[group[0]].header
+        header, chosen = circuits[group[0]].header, [circuits[place] for place in group]
+        inside = any(circuit.attend is not None for circuit in chosen)
         yield {
             **{name: header.get(name) for name in SETTINGS},
             "circuits": group,
-            "seeds": [circuits[place].header["seed"] for place in group],
-            "edges": [circuits[place].num_edges for place in group],
+            "seeds": [circuit.header["seed"] for circuit in chosen],
+            "edges": [circuit.num_edges for circuit in chosen],
+            **({"attention_edges": [_num_attention(circuit) for circuit in chosen]} if inside else {}),
             "ablations": {
                 name: {kind: _spread([rows[place]["ablations"][name][kind] for place in group]) for kind in KINDS}
                 for name in rows[group[0]]["ablations"]

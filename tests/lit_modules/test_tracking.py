@@ -22,7 +22,7 @@ import edgeprune
 from edgeprune.circuit import Circuit
 from edgeprune.cli import main
 from edgeprune.errors import EdgepruneError
-from edgeprune.graph import ArchSpec, EdgeGraph
+from edgeprune.graph import ArchSpec, EdgeGraph, RoleSpec
 from lit_modules.tracking import (
     UploadCircuits,
     WandbTracker,
@@ -30,6 +30,7 @@ from lit_modules.tracking import (
     best_circuit,
     code_version,
     edge_table,
+    figures,
     has_wandb_key,
     silence_of,
 )
@@ -226,6 +227,14 @@ def test_the_best_circuit_beats_chance_by_most() -> None:
     unjudged = replace(dense, header={})
     assert best_circuit([unjudged, sparse], "kl") == 1
     assert best_circuit([unjudged], "kl") is None
+
+
+def test_artifacts_say_how_many_attention_edges_are_open() -> None:
+    circuit = judged(0.25, 0.1)
+    assert figures(circuit) == {"sparsity": 0, "edges": circuit.num_edges, "kl": 0.25}
+    graph = circuit.graph.with_roles(RoleSpec(("first", "second")))
+    closed = torch.zeros_like(graph.attention.exists)
+    assert figures(Circuit(graph, graph.exists, None, {}, closed))["attention_edges"] == 0
 
 
 def test_a_table_of_edges_is_cut_to_the_best() -> None:

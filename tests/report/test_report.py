@@ -288,6 +288,15 @@ def test_seeds_have_their_mean_and_deviation(page: Node) -> None:
     assert cells[place].attributes["title"] == "mean KL (nats) 0.55, from 0.350 to 0.750, 2 seeds"
 
 
+def test_seeds_with_attention_edges_say_how_many_are_open() -> None:
+    data = example()
+    data["seeds"][0]["attention_edges"] = [7, 7]
+    found = table(read(report_html(data)), "seeds")
+    (cells,) = rows(found).values()
+    assert headings(found)[3:5] == ["edges", "attention edges"]
+    assert [cell.text for cell in cells[2:4]] == ["40 to 42", "7"]
+
+
 def test_scores_of_two_circuits_are_correlated_where_they_have_some(page: Node) -> None:
     (found,) = (one for one in page.one("section", id="overlap").all("table") if "Scores" in one.one("caption").text)
     assert headings(found)[2:] == ["Ružička of weights", "Spearman all edges", "Spearman kept edges"]

@@ -45,6 +45,10 @@ def test_numbers_of_open_attention_edges_are_alike_too() -> None:
         [2, 3],
         [0, 1],
     ]
+    (found,) = spread_of_seeds([attending(22, 0), attending(20, 1)], [{"ablations": {}}] * 2)
+    assert found["attention_edges"] == [20, 22]
+    (found,) = spread_of_seeds([attending(None, 0), attending(None, 1)], [{"ablations": {}}] * 2)
+    assert "attention_edges" not in found
 
 
 def test_spread_over_the_seeds_that_have_a_figure() -> None:
