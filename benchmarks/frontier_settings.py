@@ -131,11 +131,16 @@ EDGES, NODES = (_recipe("SubnetworkProbing", granularity=kind, learning_rate=0.1
 SAMPLES = _recipe("UGS", learning_rate=0.05, samples_per_step=1, masks_per_batch=8)
 RANKING = _recipe("Matryoshka", draw="log", shares=[0.005, 1.0], masks_per_batch=8, stratified=True)
 WARM = {"path": "{place}/eap_ig_inputs/0-s0/scores.safetensors", "magnitude": "true", "keep_below": 0.3}
+HELD = tuple(f"{RECIPE}.init_args.sparsity_term{part}" for part in ("=Pace", ".end=0.99", ".hold=0.25"))
 ANSWERS = ("--model.objective=nll_answers", "--model.complement_weight=1")
 TRAINED: dict[str, Entry] = {
     "edge_pruning": _trained("Edge Pruning", ()),
     "edge_pruning_long": _trained(
         "Edge Pruning, twice the steps", (f"--trainer.max_steps={2 * STEPS}",), passes=2 * STEPS * BATCH
+    ),
+    "edge_pruning_held": _trained(
+        *("Edge Pruning, twice the steps, a quarter of them at 99 %", (f"--trainer.max_steps={2 * STEPS}", *HELD)),
+        passes=2 * STEPS * BATCH,
     ),
     "sp_edges": _trained("SP, edges", *_each(EDGES, "penalty_weight", 100, 300, 1000)),
     "ugs": _trained("UGS", *_each(SAMPLES, "edge_weight", 0.005, 0.014, 0.04)),
@@ -207,11 +212,12 @@ def _polished(name: str, passes: int) -> Entry:
 POLISHED = {
     f"{name}_polished": _polished(name, entry.passes)
     for name, entry in ENTRIES.items()
-    if name in ("edge_pruning", "edge_pruning_long", "matryoshka", "eap_ig_inputs", "eap_ig_local") and entry.passes
+    if entry.passes and (name.startswith(("edge_pruning", "matryoshka")) or name in ("eap_ig_inputs", "eap_ig_local"))
 }
 ENTRIES |= POLISHED
 STRONGEST = (
-    *("random", "eap_ig_inputs", "eap_ig_local", "edge_pruning", "edge_pruning_long", "sp_edges", "ugs", "matryoshka"),
+    *("random", "eap_ig_inputs", "eap_ig_local", "edge_pruning", "edge_pruning_long", "edge_pruning_held", "sp_edges"),
+    *("ugs", "matryoshka"),
     *POLISHED,
 )
 

@@ -59,8 +59,8 @@ def spread_of_seeds(circuits: Sequence[Circuit], rows: Sequence[Mapping[str, Any
         rows: Of each circuit, `ablations`: by name `measures` and `normalised`, figures by measure.
 
     Yields:
-        `method`, `objective`, `ablation` (from the headers); `circuits` (places), `seeds` and `edges` of each, and where
-        some close attention edges the `attention_edges` that are open; `ablations`: by name `measures` and
+        `method`, `objective`, `ablation` (from the headers); `circuits` (places), `seeds` and `edges` of each, and
+        where some close attention edges the `attention_edges` that are open; `ablations`: by name `measures` and
         `normalised`, by measure as `Spread.to_dict`.
     """
     for group in seed_groups(circuits):
