@@ -37,10 +37,11 @@ class Polish(pl.Callback):
     Args:
         limit: Training pairs to polish on, the first ones.
         sparsities: Of the snapshots to polish; None: all of those that were asked for by their sparsity.
-        max_passes: Stop after so many forward and backward passes over these pairs.
+        max_passes: Stop after so many forward and backward passes over these pairs, with `parts` over those of a part.
         probes: Backward passes per pair for the curvature of the loss.
         overshoot: The most edges to open before as many are closed by measured effects.
         seed: Of the curvature's random functions.
+        parts: Of the pairs to polish on, one in turn after each swap that stays, so that swaps cannot fit a few pairs.
     """
 
     def __init__(
@@ -51,12 +52,13 @@ class Polish(pl.Callback):
         probes: int = 2,
         overshoot: int = 32,
         seed: int = 0,
+        parts: int = 1,
     ) -> None:
         super().__init__()
         if limit < 1:
             raise EdgepruneError(f"limit must be at least 1, got {limit}: circuits are polished on training pairs")
         self.limit, self.sparsities = limit, sparsities
-        self.settings = Polishing(max_passes, probes, overshoot=overshoot, seed=seed)
+        self.settings = Polishing(max_passes, probes, overshoot=overshoot, seed=seed, parts=parts)
         self.circuits: dict[float, Circuit] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -53,9 +53,15 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--device", default="cpu")
     add("--cache-gb", type=float, default=2.0, help="memory for runs that are kept (default: 2)")
     add_reading_options(parser)
-    add("--max-passes", type=float, default=100.0, help="forward and backward passes over the pairs (default: 100)")
+    add(
+        "--max-passes",
+        type=float,
+        default=100.0,
+        help="forward and backward passes over the pairs of a part (default: 100)",
+    )
     add("--probes", type=int, default=2, help="backward passes per pair for the curvature of the loss (default: 2)")
     add("--step", type=int, help="edges to swap at once at first; default: one in 64")
+    add("--parts", type=int, default=1, help="of the pairs, one in turn after each swap that stays (default: 1)")
     add("--overshoot", type=int, default=32, help="most edges opened before as many close, measured (default: 32)")
     add("--seed", type=int, default=0, help="of the curvature's random functions (default: 0)")
     options = parser.parse_args(arguments)
@@ -138,7 +144,7 @@ def _polish(options: argparse.Namespace, state: Path) -> "tuple[Circuit, Polishe
 def _settings(options: argparse.Namespace) -> "Polishing":
     from edgeprune.methods.polish import Polishing
 
-    names = ("max_passes", "probes", "step", "overshoot", "seed")
+    names = ("max_passes", "probes", "step", "overshoot", "seed", "parts")
     return Polishing(**{name: getattr(options, name) for name in names})
 
 

@@ -3,7 +3,8 @@
 A round looks around the circuit (`LossModel`), lines up swaps, each the best given those before it, and runs the
 circuit after the first m of them, the first m/2, ...: those that lower the loss over all training pairs are run on
 held-out pairs too, and the one that is best there stays if it is lower there as well. The model was made from the
-training pairs, so that long lines of swaps fit these and no others. m grows where the longest step was the best, and
+training pairs, so that long lines of swaps fit these and no others; with several `parts` of them a round sees one part,
+and the next begins with each swap that stayed. m grows where the longest step was the best, and
 shrinks where none helped. A first swap that alone does not help is left out, and the line goes on from the next one,
 eight times at most. After that effects are measured instead: open the n edges that promise most, then close n, one
 after the other, each the one that costs least. Costs are kept in a heap, those of the model to begin with, and only the
@@ -28,7 +29,7 @@ from edgeprune.circuit import Circuit
 from edgeprune.console import Progress, no_progress
 from edgeprune.errors import EdgepruneError
 from edgeprune.methods.loss_model import LossModel, Swap
-from edgeprune.methods.polish_state import State
+from edgeprune.methods.polish_state import Better, State
 from edgeprune.methods.problem import Problem
 
 WHAT = "polishing, passes"
@@ -49,13 +50,15 @@ class Polishing:
     """How a circuit is polished.
 
     Attributes:
-        max_passes: Stop after so many forward and backward passes over the training pairs; a circuit that is run
-            counts a third of one.
+        max_passes: Stop after so many forward and backward passes over the training pairs, with `parts` over those of a
+            part; a circuit that is run counts a third of one.
         probes: Random functions of the logits for each pair, from which the model of the loss has its curvature.
         step: Edges to swap at once at first; None: one in 64.
         overshoot: The most edges to open before as many are closed by exact effects; 0: none.
         seed: Of the random functions.
         memory_gb: For the model of the loss, in 1e9 bytes.
+        parts: Of the training pairs, nearly equal; a round sees one, and after each swap that stays it is the next
+            one's turn, so that swaps cannot fit a few pairs.
     """
 
     max_passes: float = 100.0
@@ -64,9 +67,10 @@ class Polishing:
     overshoot: int = 32
     seed: int = 0
     memory_gb: float = 1.0
+    parts: int = 1
 
     def __post_init__(self) -> None:
-        least = {"probes": 0, "step": 1, "overshoot": 0}
+        least = {"probes": 0, "step": 1, "overshoot": 0, "parts": 1}
         for name, lowest in least.items():
             value = getattr(self, name)
             if value is not None and value < lowest:
@@ -78,21 +82,6 @@ class Polishing:
     def describe(self) -> dict[str, Any]:
         """The settings, plain values for a circuit's header."""
         return asdict(self)
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Better:
-    """A circuit, bool `[..., reader, writer]`, its loss over the training pairs, and over the held-out pairs if any."""
-
-    keep: Tensor
-    loss: float
-    held_out: float | None
-
-    @property
-    def deciding(self) -> float:
-        """The loss by which one of several is chosen."""
-        return self.loss if self.held_out is None else self.held_out
 
 
 @final
@@ -111,7 +100,8 @@ class Polisher:
         state: How far it is.
 
     Raises:
-        EdgepruneError: The circuit has no edge or all edges, its loss is not finite, or the folder holds another state.
+        EdgepruneError: The circuit has no edge or all edges, its loss is not finite, there are fewer batches than
+            parts, or the folder holds another state.
     """
 
     def __init__(
@@ -124,6 +114,7 @@ class Polisher:
     ) -> None:
         self.problem, self.held_out, self.folder = problem, held_out, folder
         self.settings = Polishing() if settings is None else settings
+        self.parts = problem.cut(self.settings.parts)
         self.graph = problem.model.graph
         self.start = keep.cpu().bool() & self.graph.exists
         num_open = int(self.start.sum())
@@ -166,6 +157,8 @@ class Polisher:
         while not self.state.stopped:
             self._round()
             self._save()
+        if len(self.parts) > 1:
+            self.state.loss = self._overall(self.state.keep)
         total = math.ceil(self.settings.max_passes)
         report(WHAT, total, total)
         return self.state
@@ -178,8 +171,9 @@ class Polisher:
 
     def _begin(self) -> None:
         state = self.state
-        (state.start,) = self._losses([self.start])
-        state.loss = state.start
+        state.start = self._overall(self.start) if len(self.parts) > 1 else 0.0
+        (state.loss,) = self._losses([self.start])
+        state.start = state.start or state.loss
         if self.held_out is not None:
             state.held_out = state.held_out_start = self._held_out_loss(self.held_out, self.start)
         for loss, pairs in ((state.start, "pairs to polish on"), (state.held_out, "held-out pairs")):
@@ -197,6 +191,8 @@ class Polisher:
             state.keep, state.loss, state.held_out = better.keep, better.loss, better.held_out
             state.accepted += 1
             state.overshoot, state.skipped, self._model = 0, 0, None
+            if len(self.parts) > 1:
+                (state.loss,) = self._losses([state.keep])
         elif not state.overshoot and state.skipped < SKIPPED and state.swaps_left:
             state.skipped, state.step = state.skipped + 1, 2 ** (LENGTHS - 1)
         elif state.overshoot < self.most_opened:
@@ -217,7 +213,7 @@ class Polisher:
         state, settings = self.state, self.settings
         if self._model is None:
             self._model = LossModel.around(
-                self.problem,
+                self._part,
                 state.keep,
                 probes=settings.probes,
                 seed=settings.seed,
@@ -290,10 +286,20 @@ class Polisher:
     def _is_lower(self, loss: float, than: float) -> bool:
         return loss < than - self.margin * max(1.0, abs(than))
 
+    @property
+    def _part(self) -> Problem:
+        """The training pairs of this round."""
+        return self.parts[self.state.accepted % len(self.parts)]
+
+    def _overall(self, circuit: Tensor) -> float:
+        """Mean loss over all training pairs."""
+        self._spend(FORWARD * len(self.parts))
+        return self.problem.mean_loss(circuit)
+
     def _losses(self, circuits: Sequence[Tensor]) -> list[float]:
-        """Mean losses over the training pairs of circuits, bool `[..., reader, writer]`."""
+        """Mean losses over the training pairs of this round of circuits, bool `[..., reader, writer]`."""
         self.state.evaluated += len(circuits)
-        found = self.problem.mean_losses(circuits)
+        found = self._part.mean_losses(circuits)
         self._spend(FORWARD * len(circuits))
         return found
 
@@ -309,7 +315,7 @@ class Polisher:
 
     def _held_out_loss(self, held_out: Problem, circuit: Tensor) -> float:
         loss = held_out.mean_loss(circuit)
-        self._spend(FORWARD * held_out.num_examples / self.problem.num_examples)
+        self._spend(FORWARD * held_out.num_examples / self._part.num_examples)
         return loss
 
     def _spend(self, passes: float) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor
@@ -13,6 +13,21 @@ from edgeprune.sealed import SealedFile, check_identity
 FILE = "polish.safetensors"
 _TENSORS = {"keep": torch.bool}
 _FILE = SealedFile("edgeprune-polish-state/2", "state of polishing", _TENSORS, "remove it to begin anew")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Better:
+    """A circuit, bool `[..., reader, writer]`, its loss over the training pairs, and over the held-out pairs if any."""
+
+    keep: Tensor
+    loss: float
+    held_out: float | None
+
+    @property
+    def deciding(self) -> float:
+        """The loss by which one of several is chosen."""
+        return self.loss if self.held_out is None else self.held_out
 
 
 @dataclass
@@ -26,7 +41,7 @@ class State:
         swaps_left: Whether the model had as many swaps as it was asked for.
         overshoot: Edges to open in the next round before as many are closed, by exact effects; 0: swap by the model.
         start: Loss of the circuit to begin with, over the training pairs.
-        loss: Of `keep`, likewise.
+        loss: Of `keep`, likewise; while it goes on, over those of the round.
         held_out_start: Loss of the circuit to begin with over the held-out pairs; None without any.
         held_out: Of `keep`, likewise.
         rounds: Rounds so far.

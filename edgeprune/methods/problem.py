@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any, final, get_args
 
 import torch
@@ -58,6 +59,20 @@ class Problem:
     def num_examples(self) -> int:
         """Pairs in all batches."""
         return sum(len(batch) for batch in self.batches)
+
+    def cut(self, parts: int) -> "list[Problem]":
+        """The problem on each of so many nearly equal parts of its batches.
+
+        Raises:
+            EdgepruneError: There are fewer batches.
+        """
+        count = len(self.batches)
+        if parts > count:
+            raise EdgepruneError(
+                f"{count} batches of pairs cannot be cut into {parts} parts: give more pairs, or fewer parts"
+            )
+        ends = [count * number // parts for number in range(parts + 1)]
+        return [replace(self, batches=self.batches[begin:end]) for begin, end in pairwise(ends)]
 
     def identity(self) -> dict[str, Any]:
         """What a saved state must agree with: metric, ablation, model, dtype and pairs, as plain values."""

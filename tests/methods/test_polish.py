@@ -168,14 +168,50 @@ def test_a_swap_that_does_not_help_is_left_out_of_the_line(monkeypatch: pytest.M
     assert (polisher.state.accepted, polisher.state.skipped, polisher.state.loss) == (1, 0, 0.5)
 
 
+# -------------------------------------------------------------------- parts
+def test_each_swap_that_stays_is_followed_by_the_next_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    question = problem(tiny(), random_pairs(12), metric="kl", cuts=range(2, 12, 2))
+    parts = question.cut(3)
+    assert [part.num_examples for part in parts] == [4, 4, 4]
+    polisher = Polisher(question, start(question), Polishing(max_passes=60, parts=3))
+    seen: list[tuple[int, Tensor, float]] = []
+
+    def note() -> None:
+        seen.append((polisher.state.accepted, polisher.state.keep, polisher.state.loss))
+
+    monkeypatch.setattr(polisher, "_save", note)
+    found = polisher.run()
+    assert len({accepted for accepted, _, _ in seen}) > 3
+    for accepted, keep, loss in seen:
+        assert loss == pytest.approx(parts[accepted % 3].mean_loss(keep))
+    assert found.start == pytest.approx(question.mean_loss(polisher.start))
+    assert found.loss == pytest.approx(question.mean_loss(found.keep))
+    assert found.loss < found.start
+
+
+def test_passes_are_over_the_pairs_of_a_part() -> None:
+    question = problem(tiny(), random_pairs(12), metric="kl", cuts=range(2, 12, 2))
+    found = polish(question, start(question), max_passes=20, parts=3)
+    looks = found.looks * (1 + 2 * 2 / 3)
+    assert found.passes == pytest.approx(looks + found.evaluated / 3 + 2 * 3 / 3)  # all pairs, before and after
+
+
+def test_fewer_batches_than_parts_are_refused() -> None:
+    question = tiny_problem()
+    count = len(question.batches)
+    with pytest.raises(EdgepruneError, match=f"{count} batches of pairs cannot be cut into {count + 1} parts"):
+        Polisher(question, start(question), Polishing(parts=count + 1))
+
+
 # -------------------------------------------------------------------- interruptions
 class Killed(Exception):
     """What ends a run."""
 
 
-def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path: Path, parts: int) -> None:
     question = tiny_problem()
-    keep, settings = start(question), Polishing(max_passes=25, overshoot=4)
+    keep, settings = start(question), Polishing(max_passes=25, overshoot=4, parts=parts)
     whole = Polisher(question, keep, settings).run()
     left = 0
 
@@ -258,6 +294,7 @@ def test_circuits_without_a_swap_are_refused() -> None:
         {"probes": -1},
         {"step": 0},
         {"overshoot": -1},
+        {"parts": 0},
         {"max_passes": 0.0},
         {"memory_gb": math.nan},
         {"max_passes": math.inf},
