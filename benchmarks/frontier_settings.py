@@ -198,23 +198,23 @@ SCORED: dict[str, Entry] = {
     "acdc": _scored("ACDC", "ACDC", "kl", "--method.taus=[0.1,0.03,0.01]", *FEW),
     "acdc_fine": _scored("ACDC, fine", "ACDC", "kl", "--method.taus=[0.002]", *FEW),
 }
-ENTRIES = SCORED | TRAINED
+FOUND = SCORED | TRAINED
 POLISH = ("--limit=160", "--held-out=200", "--probes=1", "--batch-size=16", "--overshoot=0")
 
 
 def _polished(name: str, passes: int) -> Entry:
     """The circuits of a method, each with as many passes again as all of them have had."""
-    entry, settings = ENTRIES[name], (*POLISH, f"--max-passes={passes // 160}")
+    entry, settings = FOUND[name], (*POLISH, f"--max-passes={passes // 160}")
     total = (1 + len(SPARSITIES)) * passes
     return Entry(f"{entry.label}, polished", "polish", (settings,), seeds=entry.seeds, of=name, passes=total)
 
 
 POLISHED = {
     f"{name}_polished": _polished(name, entry.passes)
-    for name, entry in ENTRIES.items()
+    for name, entry in FOUND.items()
     if entry.passes and (name.startswith(("edge_pruning", "matryoshka")) or name in ("eap_ig_inputs", "eap_ig_local"))
 }
-ENTRIES |= POLISHED
+ENTRIES = FOUND | POLISHED
 STRONGEST = (
     *("random", "eap_ig_inputs", "eap_ig_local", "edge_pruning", "edge_pruning_long", "edge_pruning_held", "sp_edges"),
     *("ugs", "matryoshka"),
