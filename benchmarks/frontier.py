@@ -281,15 +281,17 @@ def judge(options: argparse.Namespace) -> None:
 
 
 def picked_circuits(own: Path, entry: Entry, measured: Judge) -> dict[str, Circuit]:
-    """By asked sparsity the circuit with the lowest KL on the validation pairs."""
-    found = list(circuits_of(own, entry))
-    values = measured.values([circuit for _, circuit in found], "validation")
-    best: dict[str, tuple[float, Circuit]] = {}
-    for (sparsity, circuit), validated in zip(found, values, strict=True):
-        kl = float(validated[KEPT.index("kl")].mean())
-        if sparsity not in best or kl < best[sparsity][0]:
-            best[sparsity] = kl, circuit
-    return {sparsity: circuit for sparsity, (_, circuit) in sorted(best.items())}
+    """By asked sparsity the circuit, or of several the one with the lowest KL on the validation pairs."""
+    found: dict[str, list[Circuit]] = {}
+    for sparsity, circuit in circuits_of(own, entry):
+        found.setdefault(sparsity, []).append(circuit)
+    several = [circuit for circuits in found.values() if len(circuits) > 1 for circuit in circuits]
+    kl = [float(values[KEPT.index("kl")].mean()) for values in measured.values(several, "validation")]
+    by_circuit = {id(circuit): value for circuit, value in zip(several, kl, strict=True)}
+    return {
+        sparsity: min(circuits, key=lambda circuit: by_circuit.get(id(circuit), 0.0))
+        for sparsity, circuits in sorted(found.items())
+    }
 
 
 def row(circuit: Circuit, values: torch.Tensor) -> dict[str, Any]:
