@@ -199,12 +199,13 @@ SCORED: dict[str, Entry] = {
     "acdc_fine": _scored("ACDC, fine", "ACDC", "kl", "--method.taus=[0.002]", *FEW),
 }
 FOUND = SCORED | TRAINED
-POLISH = ("--limit=160", "--held-out=200", "--probes=1", "--batch-size=16", "--overshoot=0")
+POLISH = ("--held-out=200", "--probes=1", "--batch-size=16", "--overshoot=0")
+SEEN = 160  # pairs of a round of polishing
 
 
 def _polished(name: str, passes: int) -> Entry:
     """The circuits of a method, each with as many passes again as all of them have had."""
-    entry, settings = FOUND[name], (*POLISH, f"--max-passes={passes // 160}")
+    entry, settings = FOUND[name], ("--limit=1600", "--parts=10", *POLISH, f"--max-passes={passes // SEEN}")
     total = (1 + len(SPARSITIES)) * passes
     return Entry(f"{entry.label}, polished", "polish", (settings,), seeds=entry.seeds, of=name, passes=total)
 
@@ -247,6 +248,7 @@ PROBLEMS: dict[str, Problem] = {
             "ugs": _each(SAMPLES, "edge_weight", 0.0014, 0.004, 0.0125),
             "eap_ig_inputs": (_method("EAPIG", "kl", *ALL_PAIRS),),
             "eap_ig_local": (_method("EAPIG", "kl", *ALL_PAIRS, "--method.variant=local"),),
+            **dict.fromkeys(POLISHED, ((f"--limit={SEEN}", *POLISH, f"--max-passes={STEPS * BATCH // SEEN}"),)),
         },
     ),
 }
