@@ -285,11 +285,14 @@ def picked_circuits(own: Path, entry: Entry, measured: Judge) -> dict[str, Circu
     found: dict[str, list[Circuit]] = {}
     for sparsity, circuit in circuits_of(own, entry):
         found.setdefault(sparsity, []).append(circuit)
-    several = [circuit for circuits in found.values() if len(circuits) > 1 for circuit in circuits]
-    kl = [float(values[KEPT.index("kl")].mean()) for values in measured.values(several, "validation")]
-    by_circuit = {id(circuit): value for circuit, value in zip(several, kl, strict=True)}
+    measured.values([one for circuits in found.values() if len(circuits) > 1 for one in circuits], "validation")
+
+    def kl(circuit: Circuit) -> float:
+        (values,) = measured.values([circuit], "validation")  # known by now
+        return float(values[KEPT.index("kl")].mean())
+
     return {
-        sparsity: min(circuits, key=lambda circuit: by_circuit.get(id(circuit), 0.0))
+        sparsity: min(circuits, key=kl) if len(circuits) > 1 else circuits[0]
         for sparsity, circuits in sorted(found.items())
     }
 

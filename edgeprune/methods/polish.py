@@ -171,9 +171,8 @@ class Polisher:
 
     def _begin(self) -> None:
         state = self.state
-        state.start = self._overall(self.start) if len(self.parts) > 1 else 0.0
         (state.loss,) = self._losses([self.start])
-        state.start = state.start or state.loss
+        state.start = self._overall(self.start) if len(self.parts) > 1 else state.loss
         if self.held_out is not None:
             state.held_out = state.held_out_start = self._held_out_loss(self.held_out, self.start)
         for loss, pairs in ((state.start, "pairs to polish on"), (state.held_out, "held-out pairs")):
