@@ -5,10 +5,10 @@
     python benchmarks/frontier.py judge ioi --folder runs/frontier --out docs/results/frontier_ioi.json
     python benchmarks/frontier.py print --out docs/results/frontier_ioi.json --plot docs/results/frontier_ioi.png
 
-Each run is one command, `edgeprune fit`, `discover` or `polish`, in a process of its own (`frontier_settings.py`). A
-method with settings to choose from tries all of them with the first seed and keeps the one whose circuits have the
-lowest mean KL on the validation pairs. Time is that of the whole process: model, pairs, search, validation;
-`core-minutes` is its processor time, which says what it takes where nothing else uses the machine. `judge` runs every
+Each run is one command, `edgeprune fit`, `discover` or `polish`, in a process of its own, or one for each circuit
+(`frontier_settings.py`). A method with settings to choose from tries all of them with the first seed and keeps the one
+whose circuits have the lowest mean KL on the validation pairs. Time is that of the whole process: model, pairs, search,
+validation; `core-minutes` is its processor time, which says what it takes where nothing else uses the machine. `judge` runs every
 circuit on the test pairs, which no method saw, and compares methods pair by pair; areas over all sizes of a method, and
 nestedness, are in `frontier_merits.py`.
 """
@@ -48,6 +48,7 @@ from edgeprune.statistics.paired import paired_difference
 
 DONE, CHOSEN = "done.json", "chosen.json"
 CONFIG, BARE = "fit.yaml", "bare.yaml"  # with the shipped recipe, and without: others would inherit its settings
+LOGGER = "--trainer.logger.init_args"
 WRITTEN = "circuits/*-*.safetensors"  # sparsity-0.9500, tau-0.01; not the final gates'
 KEPT = ("kl", "logit_difference", "accuracy", "exact_match")
 SHOWN = [KEPT.index(name) for name in MEASURES]  # over sizes
@@ -86,7 +87,7 @@ def run_one(problem: Problem, place: Path, name: str, number: int, seed: int, op
     if ENTRIES[name].of:
         if (own / DONE).exists():
             record = json.loads((own / DONE).read_text())
-        (own / "circuits").mkdir(parents=True, exist_ok=True)
+        (own / "circuits").mkdir(parents=True, exist_ok=True)  # of those that polish
         asked = [line for line in asked if wanted(written(line), options.sparsities)]
     elif (own / DONE).exists():
         return
@@ -102,8 +103,12 @@ def run_one(problem: Problem, place: Path, name: str, number: int, seed: int, op
 
 
 def written(line: Sequence[str]) -> Path:
-    """The file that a command of `polish` writes."""
-    return Path(next(part for part in line if part.startswith("--out=")).removeprefix("--out="))
+    """The file that a command of `polish` writes, or one that stays at the size of a circuit."""
+    given = dict(part.split("=", 1) for part in line if "=" in part)
+    if "--out" in given:
+        return Path(given["--out"])
+    folder = Path(given[f"{LOGGER}.save_dir"]) / given[f"{LOGGER}.name"] / f"version_{given[f'{LOGGER}.version']}"
+    return folder / "circuits" / f"{given[f'{LOGGER}.name']}.safetensors"
 
 
 def wanted(path: Path, sparsities: Sequence[float]) -> bool:
@@ -118,9 +123,7 @@ def lines(problem: Problem, place: Path, name: str, number: int, seed: int, own:
     own_recipe = any(part.startswith(f"{RECIPE}=") for part in more)
     config = str(place / (BARE if own_recipe else CONFIG))
     if entry.command == "fit":
-        logger = "--trainer.logger.init_args"
-        folder = [f"{logger}.save_dir={own}", f"{logger}.name=fit", f"{logger}.version=0"]
-        yield ["fit", "--config", config, *more, f"--seed_everything={seed}", *folder]
+        yield ["fit", "--config", config, *more, f"--seed_everything={seed}", *logged(own, "fit")]
     elif entry.command == "discover":
         sizes = [] if "--selection=null" in more else [f"--selection.sparsities={list(SPARSITIES)}"]
         model = f"--model.name={problem.model}"
@@ -136,7 +139,21 @@ def lines(problem: Problem, place: Path, name: str, number: int, seed: int, own:
             if not Circuit.load(path).num_edges:  # nothing to swap
                 shutil.copy(path, out)
                 continue
+            if entry.command == "regrow":
+                sparsity = path.stem.removeprefix("sparsity-")
+                yield [
+                    *("fit", "--config", config, *more, f"{RECIPE}.init_args.warm_start.path={path}"),
+                    f"{RECIPE}.init_args.sparsity_term.init_args.end={sparsity}",
+                    *(f"--trainer.callbacks.init_args.sparsities=[{sparsity}]", f"--seed_everything={seed}"),
+                    *logged(own, path.stem),
+                ]
+                continue
             yield ["polish", str(path), "--config", config, *more, f"--seed={seed}", f"--out={out}"]
+
+
+def logged(folder: Path, name: str) -> list[str]:
+    """Options for where a run's files go."""
+    return [f"{LOGGER}.save_dir={folder}", f"{LOGGER}.name={name}", f"{LOGGER}.version=0"]
 
 
 def best(place: Path, name: str, seed: int) -> Path:

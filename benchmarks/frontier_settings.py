@@ -88,12 +88,12 @@ class Entry:
 
     Attributes:
         label: As the tables say it.
-        command: `fit`, `discover`, or `polish`.
+        command: `fit`, `discover`, `polish`, or `regrow`: a `fit` that starts from a circuit and stays at its size.
         tries: Arguments beside the problem's; `{seed}` is the seed. All are run with the first seed, and the one whose
             circuits have the lowest mean KL on the validation pairs with the others.
         seeds: Whether other seeds give other circuits.
         cut: Judge also the circuits cut from the final gates, and take the better one by the validation pairs.
-        of: Of `polish`: the entry whose circuits are polished.
+        of: Of `polish` and `regrow`: the entry whose circuits are made better.
         passes: Forward and backward passes of one pair, where they can be told beforehand.
     """
 
@@ -201,6 +201,16 @@ SCORED: dict[str, Entry] = {
 FOUND = SCORED | TRAINED
 POLISH = ("--held-out=200", "--probes=1", "--batch-size=16", "--overshoot=0")
 SEEN = 160  # pairs of a round of polishing
+REGROW_STEPS = 300
+REGROW = (
+    *(
+        f"--trainer.max_steps={REGROW_STEPS}",
+        f"{RECIPE}.init_args.init_mean=3",
+        f"{RECIPE}.init_args.learning_rate=0.06",
+    ),
+    *(f"{RECIPE}.init_args.warm_start.closed_at=-6", f"{RECIPE}.init_args.regrow.share=0.03"),
+    *(f"{RECIPE}.init_args.sparsity_term=Pace", f"{RECIPE}.init_args.sparsity_term.init_args.hold=0.9"),
+)
 
 
 def _polished(name: str, passes: int) -> Entry:
@@ -215,11 +225,20 @@ POLISHED = {
     for name, entry in FOUND.items()
     if entry.passes and (name.startswith(("edge_pruning", "matryoshka")) or name in ("eap_ig_inputs", "eap_ig_local"))
 }
-ENTRIES = FOUND | POLISHED
+REGROWN = {
+    f"{name}_regrown": Entry(
+        *(f"{FOUND[name].label}, regrown", "regrow", (REGROW,)),
+        of=name,
+        passes=(FOUND[name].passes or 0) + len(SPARSITIES) * REGROW_STEPS * BATCH,
+    )
+    for name in ("edge_pruning", "eap_ig_inputs")
+}
+ENTRIES = FOUND | POLISHED | REGROWN
 STRONGEST = (
     *("random", "eap_ig_inputs", "eap_ig_local", "edge_pruning", "edge_pruning_long", "edge_pruning_held", "sp_edges"),
     *("ugs", "matryoshka"),
     *POLISHED,
+    *REGROWN,
 )
 
 

@@ -122,6 +122,8 @@ class SnapshotCircuits(pl.Callback):
     `final.safetensors`. Of a recipe that ranks edges for every size (`Matryoshka`) all circuits are cut from the
     final scores.
 
+    Where gates are opened again at the last sparsity (`EdgePruning.regrow`), its circuit is that of the end.
+
     Where attention edges are learned too, a sparsity is passed when both kinds are that sparse, attention edges at most
     as sparse as their recipe says.
 
@@ -205,7 +207,8 @@ class SnapshotCircuits(pl.Callback):
         now = module.recipe.passed if target is None else min(module.recipe.passed, target)
         with suppress(EvaluationStoppedError):  # the run stops after this step
             for sparsity in self.sparsities:
-                if sparsity <= now and sparsity not in self._done:
+                late = module.recipe.settles(sparsity) and trainer.global_step < module.total_steps
+                if sparsity <= now and sparsity not in self._done and not late:
                     self._take(trainer, module, sparsity, reached=True)
 
     def finish(self, trainer: pl.Trainer, module: PruningModule) -> None:

@@ -21,6 +21,7 @@ from edgeprune.methods.node_pruning import NodePruning as NodePruning
 from edgeprune.methods.polish import Polisher as Polisher
 from edgeprune.methods.polish import Polishing as Polishing
 from edgeprune.methods.problem import Problem as Problem
+from edgeprune.methods.regrow import Regrow as Regrow
 from edgeprune.methods.selection import Selection as Selection
 from edgeprune.methods.subnetwork_probing import SubnetworkProbing as SubnetworkProbing
 from edgeprune.methods.ugs import UGS as UGS

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from edgeprune.circuit import Circuit
 from edgeprune.graph import EdgeGraph
 from edgeprune.methods.attention_gates import AttentionGates
+from edgeprune.methods.regrow import Regrowth
 from edgeprune.objectives.pace import Pace
 
 ErrorName = Literal["error", "complement"]
@@ -77,6 +78,7 @@ class AbstractRecipe(TrainedGates):
     Attributes:
         graph: The graph, after `build`.
         attention: Gates on its attention edges, after `build`; None: these are all open.
+        regrowth: What opens closed gates again, after `build`; None: nothing does.
         samples_per_step: Samples of the gates that each example's error is averaged over. Each costs a run.
         masks_per_batch: Groups of equal size that the batch falls into, each with samples of its own. It costs nothing.
         ranks_every_size: Gates are of no size on the way: circuits of all sizes are cut from the scores of the end.
@@ -90,6 +92,7 @@ class AbstractRecipe(TrainedGates):
     def __init__(self) -> None:
         super().__init__()
         self.attention: AttentionGates | None = None
+        self.regrowth: Regrowth | None = None
 
     @abstractmethod
     def build(self, graph: EdgeGraph) -> None:
@@ -159,6 +162,10 @@ class AbstractRecipe(TrainedGates):
         super().aim(sparsities)
         if self.attention is not None:
             self.attention.aim(sparsities)
+
+    def settles(self, sparsity: float) -> bool:
+        """Whether gates stay at that sparsity and are opened again there: the circuit is that of the run's end."""
+        return self.regrowth is not None and self.pace is not None and sparsity >= (self.pace.last or 1)
 
     @property
     def edges_open(self) -> bool:

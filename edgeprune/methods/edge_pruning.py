@@ -16,7 +16,9 @@ from edgeprune.methods.base import AbstractRecipe, ErrorName, sample_stream
 from edgeprune.methods.edge_pruning_options import AttentionOption, check_attention, check_numbers, optimizer_groups
 from edgeprune.methods.flips import Flips, GatedError, WholeFlips
 from edgeprune.methods.local_expectation import MeasuredEffects, check_estimator, check_one_process, local_expectation
+from edgeprune.methods.node_gates import writer_of_edge
 from edgeprune.methods.pacing import check_pace, paid_units, rate_for, steer, steps_to_close
+from edgeprune.methods.regrow import Regrow, Regrowth, check_regrow
 from edgeprune.methods.warm_start import Start, WarmStart
 from edgeprune.objectives.pace import Motion, Pace
 from edgeprune.objectives.ramp import RampPenalty
@@ -81,6 +83,8 @@ class EdgePruning(AbstractRecipe):
             that `keep_below` closes.
         attention_sparsity: Circuits have attention edges as sparse as was asked for, but never sparser than this, where
             `Pace` ends for them; None: as sparse as the edges.
+        regrow: Open closed gates again while `Pace` stays at its last sparsity, for which it needs a `hold` well above
+            the default. None: a gate that has closed stays closed.
     """
 
     def __init__(
@@ -107,6 +111,7 @@ class EdgePruning(AbstractRecipe):
         warm_start: WarmStart | None = None,
         attention_edges: AttentionOption = False,
         attention_sparsity: float | None = None,
+        regrow: Regrow | None = None,
     ) -> None:
         super().__init__()
         rate = RATE if learning_rate is None else learning_rate
@@ -119,6 +124,8 @@ class EdgePruning(AbstractRecipe):
         self._given = {"term": term}  # as the recipe trains only `sparsity_term`
         check_estimator(estimator, num_flips, penalty_on, node_gates, masks_per_batch, antithetic)
         check_attention(attention_edges, attention_sparsity, estimator, node_gates, warm_start)
+        check_regrow(regrow, term, estimator, self.edges_open)
+        self.regrow = regrow
         self.masks_per_batch = masks_per_batch
         self.antithetic = antithetic
         self.node_sparsity_term = node_sparsity_term
@@ -154,12 +161,11 @@ class EdgePruning(AbstractRecipe):
             self.nodes = HardConcrete(math.prod((*graph.shape[:-2], graph.shape[-1])), **self._gate_options)
         if self.warm_start is not None:
             self.start = Start(self.warm_start, graph, self.edges.temperature, self.edges.stretch)
-            if self.start.locations is not None:
-                self.edges.log_alpha.data.copy_(self.start.locations)
-            elif self.start.offsets is not None:
-                self.edges.log_alpha.data += self.start.offsets
+            self.start.move(self.edges.log_alpha.data)
         if self.pace is not None:
             self.pace.build(graph.num_edges, graph.num_edges)
+        if self.regrow is not None:
+            self.regrowth = Regrowth(self.regrow, graph.num_edges)
 
     def check_started(self) -> None:
         """Refuse a warm start whose file is missing."""
@@ -223,6 +229,8 @@ class EdgePruning(AbstractRecipe):
         if self.attention is not None:
             inside = self.attention.samples(seed, step, self.masks_per_batch, self.antithetic)
             error_of = partial(error_of, attention_gates=inside)
+        if self.regrowth is not None:
+            error_of = self.regrowth.probed(error_of, self.graph)
         if self.estimator == "pathwise":
             return super().expected_error(error_of, seed, step, name)
         graph, gates, prob = self.graph, self.edges.num_gates, self._closed(self.edges.prob_above_half())
@@ -265,6 +273,8 @@ class EdgePruning(AbstractRecipe):
             self.attention.after_backward(rate, progress)
         if self.pace is not None and slopes is not None and self._units is not None:
             steer(self.pace, Motion(slopes, self._units, self.edges.scores(), rate, self._num_open), progress)
+            if self.regrowth is not None:
+                self.regrowth.step(self.edges.log_alpha, self.pace, progress, self._frozen)
 
     def _num_open(self, locations: Tensor) -> Tensor:
         """Edges (scalar) that are open where their log-alphas are `locations` `[num_edges]`."""
@@ -275,12 +285,7 @@ class EdgePruning(AbstractRecipe):
         if self.estimator == "local":
             return self._closed(self.edges.prob_above_half())
         edges = self._closed(self.edges.prob_open())
-        return edges if self.nodes is None else edges * self.nodes.prob_open()[self._writer_of_edge()]
-
-    def _writer_of_edge(self) -> Tensor:
-        *role, _, writer = self.graph.exists.nonzero().unbind(1)
-        of_role = role[0] * len(self.graph.writers) if role else 0
-        return (of_role + writer).to(self.edges.log_alpha.device)
+        return edges if self.nodes is None else edges * self.nodes.prob_open()[writer_of_edge(self.graph, edges.device)]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Gates descend, multipliers ascend without decay."""
@@ -311,13 +316,8 @@ class EdgePruning(AbstractRecipe):
         """The same, `[num_edges]`."""
         scores = self.edges.scores()
         if self.nodes is not None:
-            scores = torch.minimum(scores, self.nodes.scores()[self._writer_of_edge()])
-        frozen = self._frozen
-        if frozen is None or not frozen.any():
-            return scores
-        below = scores[~frozen].min().clamp(max=0) - 1
-        own = self.edges.scores()
-        return torch.where(frozen, below + (own - own[frozen].max()), scores)
+            scores = torch.minimum(scores, self.nodes.scores()[writer_of_edge(self.graph, scores.device)])
+        return scores if self.start is None else self.start.ranked_last(scores, self.edges.scores())
 
     def num_open(self) -> int:
         """Edges whose own gate without noise, and their writer's if there are node gates, is above one half."""
@@ -345,4 +345,5 @@ class EdgePruning(AbstractRecipe):
             **self._gate_options,
             **(self._settings("attention_edges", "attention_sparsity") if self.attention_edges else {}),
             **({} if self.start is None else {"warm_start": self.start.describe()}),
+            **({} if self.regrowth is None else {"regrow": self.regrowth.describe()}),
         }

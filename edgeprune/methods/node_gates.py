@@ -74,3 +74,10 @@ class NodeMap:
         out = padded[self.behind.to(values.device)].amax(1)
         matrix = torch.minimum(padded[:, None], out[None, :])
         return torch.where(self.graph.exists.to(values.device), matrix, 0.0)
+
+
+def writer_of_edge(graph: EdgeGraph, device: torch.device) -> Tensor:
+    """Place of each edge's writer among all writers, at its role, long `[num_edges]`."""
+    *role, _, writer = graph.exists.nonzero().unbind(1)
+    of_role = role[0] * len(graph.writers) if role else 0
+    return (of_role + writer).to(device)

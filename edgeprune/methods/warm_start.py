@@ -45,6 +45,8 @@ class WarmStart:
         keep_below: Train only this best share of all edges, in (0, 1], and close the others for good; null: train all.
         magnitude: True: rank by the absolute value of the scores, as circuits of attribution patching are often cut.
             False: by the scores. Null: as the file was made, kept edges before the others, both by `Circuit.ranking`.
+        closed_at: Start as the circuit is: edges that it leaves out have this log-alpha, below 0, and `spread` is among
+            those that it keeps. Null: all edges start around `init_mean`.
         layer_sparsity: Share of the edges of each layer that starts closed, in (0, 1), so that no layer starts empty
             because another one has larger scores. Gates then start as (1) says, near one half, and neither `spread`
             nor the recipe's `init_mean` and `init_std` count; of tied edges the earlier one is the better. Null: ranks
@@ -59,6 +61,7 @@ class WarmStart:
     spread: float = 1.0
     keep_below: float | None = None
     magnitude: bool | None = None
+    closed_at: float | None = None
     layer_sparsity: float | None = None
     softness: float = 0.25
     calibrated: Calibration = "open"
@@ -69,6 +72,14 @@ class WarmStart:
         if self.keep_below is not None and not 0 < self.keep_below <= 1:
             raise EdgepruneError(
                 f"warm_start.keep_below must lie in (0, 1], got {self.keep_below}; 0.2 trains the best 20 % of edges"
+            )
+        if self.closed_at is not None and not -math.inf < self.closed_at < 0:
+            raise EdgepruneError(
+                f"warm_start.closed_at must be a log-alpha below 0, where gates are closed, got {self.closed_at}"
+            )
+        if self.closed_at is not None and self.layer_sparsity is not None:
+            raise EdgepruneError(
+                "warm_start.closed_at starts as the circuit is, layer_sparsity does not: leave one of them out"
             )
         if self.layer_sparsity is not None and not 0 < self.layer_sparsity < 1:
             raise EdgepruneError(
@@ -114,6 +125,7 @@ class Start(nn.Module):
         offsets: Float `[num_edges]` to add to the initial log-alphas; None where the file is missing, or the start is
             calibrated in each layer.
         locations: Float `[num_edges]`, the log-alphas of a start that is; None likewise.
+        closed: Bool `[num_edges]`, True for edges that start closed at `closed_at`; None likewise, and without it.
         highest: The highest of these, whatever the file says; None for other starts.
 
     Raises:
@@ -139,6 +151,7 @@ class Start(nn.Module):
         self.offsets: Tensor | None = None
         self.locations: Tensor | None = None
         self.highest: float | None = None
+        self.closed: Tensor | None = None
         self._levels: list[tuple[Tensor, Tensor]] = []  # places of each layer's edges; log-alphas from the best
         if settings.layer_sparsity is not None:
             self._levels = [(edges, settings.levels(len(edges), temperature, stretch)) for edges in layers(graph)]
@@ -160,10 +173,36 @@ class Start(nn.Module):
             self.locations = torch.zeros(graph.num_edges)
             for edges, levels in self._levels:
                 self.locations[edges[values[edges].argsort(descending=True, stable=True)]] = levels
+        elif self.settings.closed_at is not None:
+            keep = graph.to_vector(circuit.keep)
+            if not 0 < int(keep.sum()) < graph.num_edges:
+                raise EdgepruneError(
+                    f"warm_start.closed_at starts as the circuit is, and that of {path} has {int(keep.sum()):,} of "
+                    f"{graph.num_edges:,} edges; give one with some edges open and some closed"
+                )
+            self.closed = ~keep
+            self.offsets = torch.zeros(graph.num_edges)
+            self.offsets[keep] = self.settings.spread * ranks(values[keep])
         else:
             self.offsets = self.settings.spread * (_binary(values) if circuit.scores is None else ranks(values))
         if self.frozen is not None and self.settings.keep_below is not None:
             self.frozen.copy_(~top_k(values, num_trained(graph, self.settings.keep_below)))
+
+    def move(self, log_alpha: Tensor) -> None:
+        """Put initial log-alphas `[num_edges]` where the start has them."""
+        if self.locations is not None:
+            log_alpha.copy_(self.locations)
+        elif self.offsets is not None:
+            log_alpha += self.offsets
+        if self.closed is not None and self.settings.closed_at is not None:
+            log_alpha[self.closed] = self.settings.closed_at
+
+    def ranked_last(self, scores: Tensor, own: Tensor) -> Tensor:
+        """Scores `[num_edges]`, of frozen edges below 0 and all others', in the order of their `own` `[num_edges]`."""
+        if self.frozen is None or not self.frozen.any():
+            return scores
+        below = scores[~self.frozen].min().clamp(max=0) - 1
+        return torch.where(self.frozen, below + (own - own[self.frozen].max()), scores)
 
     def check_started(self) -> None:
         """Refuse a missing file; a run that goes on from a checkpoint does not ask."""

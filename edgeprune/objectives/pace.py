@@ -26,6 +26,7 @@ MARGIN = 0.03  # aims at that share fewer edges than asked for, and half an edge
 FULL_SPEED = 3.0  # a price that outweighs the slopes of open gates so many times closes them as fast as any higher one
 SOONER = 0.6  # power of time by which the logarithm of the open share falls: fast while edges are worth nothing
 HALVINGS = 12  # of the search for a price
+STARTS_THERE = 1.05  # a share of open edges that is not above this of the last one is there already
 TINY = 1e-30
 
 
@@ -86,8 +87,8 @@ class Pace(AbstractSparsityTerm):
         self.end, self.hold, self.worth, self.power = end, hold, worth, power
         self.register_buffer("begin", torch.ones(()))  # share of the edges that is open before the first step
         self.empty_error: float | None = None
-        self._end = end
-        self._steps = 0
+        self.last = end  # the sparsity to arrive at, once it is known
+        self.steps = 0
         self._closing = 0.0
 
     # ---------------------------------------------------------------- before the run
@@ -110,11 +111,11 @@ class Pace(AbstractSparsityTerm):
                 "Pace knows no sparsity to arrive at: name those that you want in the callback SnapshotCircuits "
                 "(sparsities: [0.9, 0.95, 0.99]), or the last one in Pace (end: 0.99)"
             )
-        self._end = max(sparsities) if self.end is None else self.end
+        self.last = max(sparsities) if self.end is None else self.end
 
     def plan(self, steps: int, closing: float) -> None:
         """Be told how many steps the run has, and how many of them a gate takes to close."""
-        self._steps, self._closing = steps, closing
+        self.steps, self._closing = steps, closing
 
     def calibrate(self, empty_error: float) -> None:
         """Be told the error of the circuit without edges."""
@@ -128,14 +129,29 @@ class Pace(AbstractSparsityTerm):
         >>> [round(term.target(progress), 3) for progress in (0, 0.5, 1)]
         [0.0, 0.952, 0.99]
         """
-        return None if self._end is None else 1 - self._open_share(progress)
+        return None if self.last is None else 1 - self._open_share(progress)
 
     def _open_share(self, progress: float) -> float:
         """Share of the edges that should be open."""
-        if self._end is None:
+        if self.last is None:
             raise EdgepruneError("Pace was not told where to arrive: name its end, or call aim() before the run")
-        begin = max(float(self.begin), 1 - self._end)
-        return begin * ((1 - self._end) / begin) ** (min(1.0, progress / (1 - self.hold)) ** self.power)
+        begin = max(float(self.begin), 1 - self.last)
+        return begin * ((1 - self.last) / begin) ** (min(1.0, progress / (1 - self.hold)) ** self.power)
+
+    @property
+    def stays(self) -> float:
+        """Share of the run, at its end, that stays at the last sparsity: all of it where gates start there."""
+        there = float(self.begin) <= STARTS_THERE * (1 - (self.last or 0))
+        return 1.0 if there else self.hold
+
+    def stay(self, progress: float) -> float | None:
+        """Share of the stay that is over, in [0, 1]; None before it."""
+        begin = 1 - self.stays
+        return None if progress < begin or begin == 1 else (progress - begin) / (1 - begin)
+
+    def num_wanted(self, progress: float) -> int:
+        """Edges that should be open."""
+        return round(self._open_share(progress) * self.num_edges)
 
     # ---------------------------------------------------------------- price
     def forward(self, open_fraction: Tensor, progress: float) -> Tensor:
@@ -145,14 +161,14 @@ class Pace(AbstractSparsityTerm):
     @torch.no_grad()
     def steer(self, motion: Motion, progress: float) -> None:
         """Set the price of the next step."""
-        if not self._steps:
+        if not self.steps:
             raise EdgepruneError("Pace was not told how long the run is: call plan() before it")
         first = bool(self.seen == 0)
         if first:
             self.begin.copy_(motion.num_open(motion.locations) / self.num_edges)
         mean, variance = self._observe(motion.slopes)
         units = motion.units / self.num_edges
-        horizon = max(HORIZON * self._steps, LEAD * self._closing)
+        horizon = max(HORIZON * self.steps, LEAD * self._closing)
         aim = self._aim(motion, progress, horizon)
         floor, ceiling = self._bounds(motion, mean, variance)
 
@@ -162,7 +178,7 @@ class Pace(AbstractSparsityTerm):
             speed = motion.rate * slope * (variance + slope.square()).clamp(min=TINY).rsqrt()
             return motion.num_open(motion.locations - horizon * speed) > aim
 
-        step = SWING / self._steps
+        step = SWING / self.steps
         low, high = (floor, floor) if first else (self.price.log() - step, self.price.log() + step)
         low, high = (bound.clamp(min=floor).clamp(max=ceiling) for bound in (low, high))
         for _ in range(HALVINGS):
@@ -173,7 +189,7 @@ class Pace(AbstractSparsityTerm):
 
     def _observe(self, slopes: Tensor) -> tuple[Tensor, Tensor]:
         """Running mean and variance of each gate's slope, `[num_gates]`, with the newest."""
-        new = 1 / max(2.0, MEMORY * self._steps)
+        new = 1 / max(2.0, MEMORY * self.steps)
         self.seen.lerp_(torch.ones_like(self.seen), new)
         self.mean.lerp_(slopes, new)
         self.square.lerp_(slopes.square(), new)
@@ -182,7 +198,7 @@ class Pace(AbstractSparsityTerm):
 
     def _aim(self, motion: Motion, progress: float, horizon: float) -> Tensor:
         """Open edges (scalar) to have at the horizon."""
-        then = progress + horizon / max(1, self._steps - 1)
+        then = progress + horizon / max(1, self.steps - 1)
         scheduled, now = self._open_share(progress) * self.num_edges, motion.num_open(motion.locations)
         behind = (scheduled / now.clamp(min=1)).clamp(1 / CATCH_UP, CATCH_UP)
         behind = torch.minimum(behind, behind**LATE)
