@@ -8,9 +8,9 @@
 Each run is one command, `edgeprune fit`, `discover` or `polish`, in a process of its own, or one for each circuit
 (`frontier_settings.py`). A method with settings to choose from tries all of them with the first seed and keeps the one
 whose circuits have the lowest mean KL on the validation pairs. Time is that of the whole process: model, pairs, search,
-validation; `core-minutes` is its processor time, which says what it takes where nothing else uses the machine. `judge` runs every
-circuit on the test pairs, which no method saw, and compares methods pair by pair; areas over all sizes of a method, and
-nestedness, are in `frontier_merits.py`.
+validation; `core-minutes` is its processor time, which says what it takes where nothing else uses the machine. `judge`
+runs every circuit on the test pairs, which no method saw, and compares methods pair by pair; areas over all sizes of a
+method, and nestedness, are in `frontier_merits.py`.
 """
 
 import argparse

@@ -215,7 +215,8 @@ class Start(nn.Module):
     def describe(self) -> dict[str, Any]:
         """Settings, and the SHA-256 of the file's bytes."""
         unused = () if self.settings.layer_sparsity is not None else ("layer_sparsity", "softness", "calibrated")
-        settings = {name: value for name, value in asdict(self.settings).items() if name not in unused}
+        given = {name: value for name, value in asdict(self.settings).items() if name not in unused}
+        settings = {name: value for name, value in given.items() if name != "closed_at" or value is not None}
         return {**settings, "sha256": bytes(self.sha256.tolist()).hex()}
 
 
