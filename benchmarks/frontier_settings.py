@@ -231,7 +231,7 @@ REGROWN = {
         of=name,
         passes=(FOUND[name].passes or 0) + len(SPARSITIES) * REGROW_STEPS * BATCH,
     )
-    for name in ("edge_pruning", "eap_ig_inputs")
+    for name in ("edge_pruning", "matryoshka", "eap_ig_inputs")
 }
 ENTRIES = FOUND | POLISHED | REGROWN
 STRONGEST = (
