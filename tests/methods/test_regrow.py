@@ -48,7 +48,8 @@ def wrong(tmp_path: Path) -> Path:
 def recipe_from(path: Path, **options: Any) -> EdgePruning:
     term = Pace(1 - OPEN / GRAPH.num_edges, hold=0.5)
     start = WarmStart(str(path), closed_at=-12.0)
-    recipe = EdgePruning(term, **{"regrow": Regrow(share=0.1), "warm_start": start, "masks_per_batch": 4} | options)
+    given: dict[str, Any] = {"regrow": Regrow(share=0.1), "warm_start": start, "masks_per_batch": 4, **options}
+    recipe = EdgePruning(term, **given)
     recipe.build(GRAPH)
     recipe.aim([])
     recipe.plan(STEPS)
@@ -63,9 +64,13 @@ class Run:
 
     def go(self, first: int, last: int) -> "Run":
         values = GRAPH.to_matrix(worths())
+
+        def error_of(gates: Tensor) -> Tensor:
+            return ((1 - gates) * values).sum((-2, -1)).mean()
+
         for step in range(first, last):
             self.optimizer.zero_grad()
-            error, gates = self.recipe.expected_error(lambda z: ((1 - z) * values).sum((-2, -1)).mean(), 0, step)
+            error, gates = self.recipe.expected_error(error_of, 0, step)
             (error + self.recipe.penalty(gates, step / (STEPS - 1))).backward()
             self.recipe.after_backward(step / (STEPS - 1))
             self.optimizer.step()
