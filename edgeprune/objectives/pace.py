@@ -64,6 +64,10 @@ class Pace(AbstractSparsityTerm):
         worth: No edge is closed that is worth more than this share of the empty circuit's error, so that the run ends
             early where all that is left is needed, as in programs; null: the number asked for is arrived at.
         power: Of time, by which the logarithm of the open share falls; 1: geometrically, for programs.
+
+    Attributes:
+        last: The sparsity to arrive at; None until it is known.
+        steps: Of the run; 0 until they are known.
     """
 
     price: Tensor
@@ -87,7 +91,7 @@ class Pace(AbstractSparsityTerm):
         self.end, self.hold, self.worth, self.power = end, hold, worth, power
         self.register_buffer("begin", torch.ones(()))  # share of the edges that is open before the first step
         self.empty_error: float | None = None
-        self.last = end  # the sparsity to arrive at, once it is known
+        self.last = end
         self.steps = 0
         self._closing = 0.0
 
