@@ -87,7 +87,7 @@ def run_one(problem: Problem, place: Path, name: str, number: int, seed: int, op
     if ENTRIES[name].of:
         if (own / DONE).exists():
             record = json.loads((own / DONE).read_text())
-        (own / "circuits").mkdir(parents=True, exist_ok=True)  # of those that polish
+        (own / "circuits").mkdir(parents=True, exist_ok=True)
         asked = [line for line in asked if wanted(written(line), options.sparsities)]
     elif (own / DONE).exists():
         return
@@ -138,8 +138,7 @@ def lines(problem: Problem, place: Path, name: str, number: int, seed: int, own:
             out = own / "circuits" / path.name
             if not Circuit.load(path).num_edges:  # nothing to swap
                 shutil.copy(path, out)
-                continue
-            if entry.command == "regrow":
+            elif entry.command == "regrow":
                 sparsity = path.stem.removeprefix("sparsity-")
                 yield [
                     *("fit", "--config", config, *more, f"{RECIPE}.init_args.warm_start.path={path}"),
@@ -147,8 +146,8 @@ def lines(problem: Problem, place: Path, name: str, number: int, seed: int, own:
                     *(f"--trainer.callbacks.init_args.sparsities=[{sparsity}]", f"--seed_everything={seed}"),
                     *logged(own, path.stem),
                 ]
-                continue
-            yield ["polish", str(path), "--config", config, *more, f"--seed={seed}", f"--out={out}"]
+            else:
+                yield ["polish", str(path), "--config", config, *more, f"--seed={seed}", f"--out={out}"]
 
 
 def logged(folder: Path, name: str) -> list[str]:

@@ -203,13 +203,13 @@ POLISH = ("--held-out=200", "--probes=1", "--batch-size=16", "--overshoot=0")
 SEEN = 160  # pairs of a round of polishing
 REGROW_STEPS = 300
 REGROW = (
-    *(
-        f"--trainer.max_steps={REGROW_STEPS}",
-        f"{RECIPE}.init_args.init_mean=3",
-        f"{RECIPE}.init_args.learning_rate=0.06",
-    ),
-    *(f"{RECIPE}.init_args.warm_start.closed_at=-6", f"{RECIPE}.init_args.regrow.share=0.03"),
-    *(f"{RECIPE}.init_args.sparsity_term=Pace", f"{RECIPE}.init_args.sparsity_term.init_args.hold=0.9"),
+    f"--trainer.max_steps={REGROW_STEPS}",
+    f"{RECIPE}.init_args.init_mean=3",
+    f"{RECIPE}.init_args.learning_rate=0.06",
+    f"{RECIPE}.init_args.warm_start.closed_at=-6",
+    f"{RECIPE}.init_args.regrow.share=0.03",
+    f"{RECIPE}.init_args.sparsity_term=Pace",
+    f"{RECIPE}.init_args.sparsity_term.init_args.hold=0.9",
 )
 
 

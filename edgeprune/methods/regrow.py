@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from edgeprune.errors import EdgepruneError
 from edgeprune.graph import EdgeGraph
-from edgeprune.objectives.pace import MEMORY, Pace
+from edgeprune.objectives.pace import Pace
 
 ROUNDS = 30  # while the run stays at its sparsity
 LEAST_STEPS = 10  # between rounds: a mean of fewer slopes says little
@@ -100,14 +100,13 @@ class Regrowth(nn.Module):
         is_open = locations > 0
         if slopes is None:
             return
-        newest = 1 / max(2.0, MEMORY * pace.steps)
-        self._observe(slopes, is_open, newest)
+        self._observe(slopes, is_open, pace.newest)
         place = pace.stay(progress)
         if place is None or place > SETTLED or not self._is_round(pace, progress):
             return
         missing = max(0, pace.num_wanted(progress) - int(is_open.sum()))
         most = missing + round(self.settings.share * (1 - place / SETTLED) * int(is_open.sum()))
-        gains = self._gains(newest).masked_fill(is_open if frozen is None else is_open | frozen, 0)
+        gains = self._gains(pace.newest).masked_fill(is_open if frozen is None else is_open | frozen, 0)
         best = gains.topk(min(most, len(gains)))
         chosen = best.indices[best.values > 0]
         locations[chosen] = self.settings.location

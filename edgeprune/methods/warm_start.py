@@ -215,8 +215,8 @@ class Start(nn.Module):
     def describe(self) -> dict[str, Any]:
         """Settings, and the SHA-256 of the file's bytes."""
         unused = () if self.settings.layer_sparsity is not None else ("layer_sparsity", "softness", "calibrated")
-        given = {name: value for name, value in asdict(self.settings).items() if name not in unused}
-        settings = {name: value for name, value in given.items() if name != "closed_at" or value is not None}
+        unused += () if self.settings.closed_at is not None else ("closed_at",)
+        settings = {name: value for name, value in asdict(self.settings).items() if name not in unused}
         return {**settings, "sha256": bytes(self.sha256.tolist()).hex()}
 
 

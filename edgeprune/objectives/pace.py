@@ -191,9 +191,14 @@ class Pace(AbstractSparsityTerm):
             low, high = torch.where(closer, middle, low), torch.where(closer, high, middle)
         self.price.copy_(((low + high) / 2).exp())
 
+    @property
+    def newest(self) -> float:
+        """Weight of a step's value in running moments."""
+        return 1 / max(2.0, MEMORY * self.steps)
+
     def _observe(self, slopes: Tensor) -> tuple[Tensor, Tensor]:
         """Running mean and variance of each gate's slope, `[num_gates]`, with the newest."""
-        new = 1 / max(2.0, MEMORY * self.steps)
+        new = self.newest
         self.seen.lerp_(torch.ones_like(self.seen), new)
         self.mean.lerp_(slopes, new)
         self.square.lerp_(slopes.square(), new)
