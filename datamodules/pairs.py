@@ -137,7 +137,7 @@ class PairDataModule(pl.LightningDataModule):
 
     def settle(self, **sizes: int) -> None:
         """Set `batch_size` or `eval_batch_size`."""
-        self._sizes |= sizes
+        self._sizes = self._sizes | sizes
 
     def extent(self, split: str) -> tuple[int, int]:
         """Tokens of the longest clean prompt of a split, and scored positions of the pair that has most."""
