@@ -11,7 +11,7 @@ from schedule_settings import write_stories
 ROOT = Path(__file__).resolve().parents[1]
 SPARSITIES = (0.90, 0.95, 0.98, 0.99, 0.995)
 Tries = tuple[tuple[str, ...], ...]
-RECIPE = "--model.recipe"
+RECIPE, CIRCUITS = "--model.recipe", "--trainer.callbacks.init_args.sparsities"
 STEPS, BATCH = 600, 8  # of methods that train: 4,800 passes, forward and backward, of one pair
 
 
@@ -138,6 +138,11 @@ TRAINED: dict[str, Entry] = {
     "edge_pruning_long": _trained(
         "Edge Pruning, twice the steps", (f"--trainer.max_steps={2 * STEPS}",), passes=2 * STEPS * BATCH
     ),
+    "small_steps": _trained(
+        "Edge Pruning, 1,200 steps of 4 pairs",
+        ("--data.batch_size=4", f"--trainer.max_steps={2 * STEPS}", f"{CIRCUITS}=[0.95,0.98,0.99]"),
+        cut=False,
+    ),
     "edge_pruning_held": _trained(
         *("Edge Pruning, twice the steps, a quarter of them at 99 %", (f"--trainer.max_steps={2 * STEPS}", *HELD)),
         passes=2 * STEPS * BATCH,
@@ -229,14 +234,14 @@ REGROWN = {
     f"{name}_regrown": Entry(
         *(f"{FOUND[name].label}, regrown", "regrow", (REGROW,)),
         of=name,
-        passes=(FOUND[name].passes or 0) + len(SPARSITIES) * REGROW_STEPS * BATCH,
+        passes=(FOUND[name].passes or 0) + count * REGROW_STEPS * BATCH,
     )
-    for name in ("edge_pruning", "matryoshka", "eap_ig_inputs")
+    for name, count in {**dict.fromkeys(("edge_pruning", "matryoshka", "eap_ig_inputs"), 5), "small_steps": 3}.items()
 }
 ENTRIES = FOUND | POLISHED | REGROWN
 STRONGEST = (
     *("random", "eap_ig_inputs", "eap_ig_local", "edge_pruning", "edge_pruning_long", "edge_pruning_held", "sp_edges"),
-    *("ugs", "matryoshka"),
+    *("ugs", "matryoshka", "small_steps"),
     *POLISHED,
     *REGROWN,
 )
