@@ -69,7 +69,8 @@ class Problem:
         count = len(self.batches)
         if parts > count:
             raise EdgepruneError(
-                f"{count} batches of pairs cannot be cut into {parts} parts: give more pairs, or fewer parts"
+                f"the pairs are in {count} {'batch' if count == 1 else 'batches'}, which cannot be cut into {parts} "
+                "parts: give more pairs, or fewer parts"
             )
         ends = [count * number // parts for number in range(parts + 1)]
         return [replace(self, batches=self.batches[begin:end]) for begin, end in pairwise(ends)]

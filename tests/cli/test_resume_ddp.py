@@ -124,3 +124,19 @@ def test_a_steered_price_is_the_same_on_every_rank(tmp_path: Path) -> None:
     theirs, ours = (rows(folder, "train/price") for folder in (one, two))
     assert ours == pytest.approx(theirs, rel=0.01)  # the mean over ranks: equal only if both have that of one process
     assert (gates(two / LAST) - gates(one / LAST)).abs().max() < 0.02
+
+
+def test_gates_that_open_again_are_the_same_on_every_rank(tmp_path: Path) -> None:
+    """Slopes are averaged over ranks before any gate is chosen by them."""
+    recipe, found = "--model.recipe.init_args", list[dict[str, Any]]()
+    more = [f"{recipe}.sparsity_term=Pace", f"{recipe}.sparsity_term.init_args.hold=0.7", f"{recipe}.regrow.share=1"]
+    for number in (1, 2):
+        folder = tmp_path / str(number)
+        write_config(folder, [], paced=True)
+        run = fit if number == 1 else fit_on_two
+        assert run(folder, "--trainer.max_steps=120", *more) == 0, printed(folder)
+        found.append(load_checkpoint(folder / LAST)["state_dict"])
+    one, two = found
+    assert int(two["recipe.regrowth.opened"]) == int(one["recipe.regrowth.opened"]) > 0
+    for name in ("edges.log_alpha", "regrowth.mean"):
+        torch.testing.assert_close(two[f"recipe.{name}"], one[f"recipe.{name}"], atol=0.02, rtol=0.02)
